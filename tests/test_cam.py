@@ -1,0 +1,150 @@
+"""CAMs and labels by hand: known grids, mirror images, thresholds, boxes, crops."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from toco_lab import cam as cams
+from toco_lab.cam import LocalCrops
+from toco_lab.config import Config
+from toco_lab.model import ToCo
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return ToCo(Config.preset("smoke")).eval()
+
+
+def slow_multi_scale(model, image, scales):
+    """The definition, one image and one pass at a time."""
+    maps = []
+    for x in image:
+        total = 0
+        for s in scales:
+            size = int(x.shape[1] * s), int(x.shape[2] * s)
+            scaled = F.interpolate(x[None], size=size, mode="bilinear", align_corners=False)
+            pair = []
+            for flip in (False, True):
+                cam = model(scaled.flip(3) if flip else scaled).cam
+                cam = F.interpolate(cam, size=tuple(x.shape[1:]), mode="bilinear", align_corners=False)
+                pair.append(cam.flip(3) if flip else cam)
+            total = total + torch.maximum(*pair).clamp(min=0)
+        for channel in total[0]:
+            channel -= channel.min()
+            channel /= channel.max() + 1e-5
+        maps.append(total[0])
+    return torch.stack(maps)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (40, 56)])
+def test_multi_scale_cam_is_its_definition(model, size):
+    image = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        expected = slow_multi_scale(model, image, (1.0, 0.5, 1.5))
+        plain = model.encode(image)
+    for given in (None, plain):
+        maps = cams.multi_scale_cam(model, image, (1.0, 0.5, 1.5), plain=given)
+        torch.testing.assert_close(maps.cam, expected, atol=2e-5, rtol=0)
+    assert not torch.allclose(maps.cam, maps.cam_aux)
+
+
+def test_multi_scale_cam_of_a_mirror_image_is_the_mirror_image(model):
+    image = torch.randn(1, 3, 32, 48)
+    straight = cams.multi_scale_cam(model, image, (1.0, 0.5)).cam
+    mirrored = cams.multi_scale_cam(model, image.flip(-1), (1.0, 0.5)).cam
+    torch.testing.assert_close(mirrored.flip(-1), straight, atol=1e-5, rtol=0)
+
+
+def test_labels_of_a_hand_made_map():
+    cam = torch.tensor([[[[0.9, 0.6], [0.3, 0.2]], [[1.0, 0.1], [0.5, 0.0]]]])  # two classes on 2 x 2
+    only_first, both = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]])
+    box = torch.tensor([[0, 2, 0, 2]])
+    assert cams.cam_to_label(cam, only_first, threshold=0.5).tolist() == [[[1, 1], [0, 0]]]
+    assert cams.cam_to_label(cam, both, threshold=0.5).tolist() == [[[2, 1], [0, 0]]]  # 0.5 is not above 0.5
+    confident = cams.confident_label(cam, both, low=0.25, high=0.7, valid_box=box)
+    assert confident.tolist() == [[[2, 255], [255, 0]]]
+    assert cams.region_mask(cam, both, low=0.25, high=0.7).tolist() == [[[2, 1], [1, 0]]]
+    assert cams.cam_to_label(cam, both * 0, threshold=0.5).tolist() == [[[0, 0], [0, 0]]]
+    half = torch.tensor([[0, 1, 0, 2]])
+    assert cams.cam_to_label(cam, both, threshold=0.5, valid_box=half).tolist() == [[[2, 1], [255, 255]]]
+
+
+def test_wrong_label_shape_is_named():
+    with pytest.raises(ValueError, match=r"\(1, 3\).*\(1, 2, 2, 2\)"):
+        cams.mask_by_label(torch.zeros(1, 2, 2, 2), torch.zeros(1, 3))
+
+
+def test_token_labels_divide_the_box_by_the_patch_only_when_sound():
+    cam = torch.ones(1, 1, 32, 32)
+    settings = {"low": 0.2, "high": 0.7, "patch_size": 8}
+    box = torch.tensor([[0, 20, 4, 32]])  # rows 0..1 are whole; the first column is cut by the box
+    sound = cams.token_labels(cam, torch.ones(1, 1), (4, 4), box, **settings)
+    assert sound[0].tolist() == [[255, 1, 1, 1], [255, 1, 1, 1], [255] * 4, [255] * 4]
+    released = cams.token_labels(cam, torch.ones(1, 1), (4, 4), box, **settings, box_units="pixels")
+    assert released[0].tolist() == [[255] * 4] * 4  # column 4 in pixels lies outside the grid: everything is ignored
+
+
+def region_with(uncertain=(), foreground=(), size=(32, 40)):
+    region = torch.zeros(1, *size, dtype=torch.int64)
+    for rows, columns in uncertain:
+        region[0, rows, columns] = cams.UNCERTAIN
+    for rows, columns in foreground:
+        region[0, rows, columns] = cams.FOREGROUND
+    return region
+
+
+def test_crops_are_centred_on_uncertain_pixels():
+    region = region_with(uncertain=[(slice(10, 14), slice(20, 24))])
+    crops = cams.sample_local_crops(region, crop_size=8, num_crops=6, generator=torch.Generator().manual_seed(0))
+    centres = crops.top + 4, crops.left + 4
+    assert ((centres[0] >= 10) & (centres[0] < 14) & (centres[1] >= 20) & (centres[1] < 24)).all()
+    assert len(set(zip(crops.top[0].tolist(), crops.left[0].tolist(), strict=True))) == 6  # without replacement
+    assert (crops.positive == 1).all()  # at least 9 of 64 pixels ... see the next test for the limit
+
+
+def test_content_counts_foreground_once_or_twice():
+    region = region_with(foreground=[(slice(0, 32), slice(0, 4))])  # crop columns 0..7 hold 4/8 foreground
+    crops = LocalCrops(torch.tensor([[0]]), torch.tensor([[0]]), torch.zeros(1, 1), 8)
+    for content, minimum, flag in [("area", 0.49, 1.0), ("area", 0.5, 0.0), ("double_foreground", 0.99, 1.0)]:
+        where = cams.sample_local_crops(region, crop_size=8, num_crops=400, candidates="not_foreground", content=content,
+                                        min_content=minimum, generator=torch.Generator().manual_seed(1))  # fmt: skip
+        at_left_edge = where.left[0] == crops.left[0, 0]
+        if at_left_edge.any():
+            assert (where.positive[0, at_left_edge] == flag).all()
+    # the crop that starts at column 0 has its centre in column 4, which is background: it is drawn
+    assert (where.left == 0).any()
+
+
+def test_crops_stay_inside_the_valid_box_when_sound():
+    region = torch.full((2, 32, 40), cams.UNCERTAIN)
+    box = torch.tensor([[4, 20, 10, 30], [0, 6, 0, 40]])  # the second is lower than a crop: anywhere
+    crops = cams.sample_local_crops(region, crop_size=8, num_crops=50, valid_box=box, generator=torch.Generator().manual_seed(0))
+    assert crops.top[0].min() >= 4 and crops.top[0].max() + 8 <= 20
+    assert crops.left[0].min() >= 10 and crops.left[0].max() + 8 <= 30
+    assert crops.top[1].max() > 10
+    free = cams.sample_local_crops(region, crop_size=8, num_crops=50, generator=torch.Generator().manual_seed(0))
+    assert free.top[0].min() < 4
+
+
+def test_without_candidates_any_position_will_do():
+    region = torch.full((1, 32, 40), cams.FOREGROUND)
+    crops = cams.sample_local_crops(region, crop_size=8, num_crops=4, generator=torch.Generator().manual_seed(0))
+    assert crops.top.shape == (1, 4) and crops.flags.tolist() == [[1.0] * 6]
+
+
+@pytest.mark.parametrize("size", [7, 32, 34])
+def test_crops_that_cannot_move_are_refused(size):
+    with pytest.raises(ValueError, match=f"crop_size {size}"):
+        cams.sample_local_crops(torch.zeros(1, 32, 40), crop_size=size, num_crops=1)
+
+
+def test_cut_local_views_are_view_major_copies_of_the_right_pixels():
+    image = torch.arange(2 * 3 * 16 * 20, dtype=torch.float32).view(2, 3, 16, 20)
+    crops = LocalCrops(torch.tensor([[0, 3], [5, 7]]), torch.tensor([[1, 2], [0, 11]]), torch.ones(2, 2), 6)
+    views = cams.cut_local_views(image, crops)
+    assert views.shape == (4, 3, 6, 6)
+    for view in range(2):
+        for i in range(2):
+            top, left = crops.top[i, view], crops.left[i, view]
+            assert torch.equal(views[view * 2 + i], image[i, :, top : top + 6, left : left + 6])

@@ -1,0 +1,80 @@
+"""Config: presets, strict overrides, JSON, digest, released behaviour."""
+
+import dataclasses
+
+import pytest
+
+from toco_lab.config import PRESETS, Config, config_differences
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_survives_json(name):
+    cfg = Config.preset(name)
+    assert Config.from_json(cfg.to_json()) == cfg
+    assert Config.from_json(cfg.to_json()).digest() == cfg.digest()
+
+
+def test_presets_carry_the_published_numbers():
+    voc, coco = Config.preset("voc_vit_b"), Config.preset("coco_deit_b")
+    assert (voc.steps, voc.batch_size, voc.high_threshold, voc.low_threshold, voc.background_threshold) == (
+        20000, 4, 0.7, 0.25, 0.5)  # fmt: skip
+    assert (coco.steps, coco.batch_size, coco.high_threshold, coco.low_threshold, coco.background_threshold) == (
+        80000, 8, 0.65, 0.25, 0.45)  # fmt: skip
+    assert (voc.seg_start_step, coco.seg_start_step, coco.contrast_start_step) == (2000, 8000, 12000)
+    assert (voc.ctc_temperature, coco.ctc_temperature) == (0.5, 1.0)
+    assert (voc.learning_rate, voc.warmup_steps, voc.w_ptc, voc.w_ctc, voc.w_seg, voc.w_reg) == (
+        6e-5, 1500, 0.2, 0.5, 0.1, 0.05)  # fmt: skip
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"w_ptcc": 0.1}, ["w_ptcc", "did you mean 'w_ptc'"]),
+    ({"w_ptc": "0.1"}, ["w_ptc", "float", "'0.1'"]),
+    ({"steps": 1.5}, ["steps", "int", "1.5"]),
+    ({"steps": True}, ["steps", "bool"]),
+    ({"cam_scales": "(1.0, 0.5)"}, ["cam_scales", "str"]),
+    ({"dataset": "pascal"}, ["dataset", "pascal"]),
+    ({"low_threshold": 0.9}, ["0.9", "0.7"]),
+    ({"cam_scales": [0.5, 1.0]}, ["cam_scales", "begin with 1.0"]),
+    ({"accumulate": 3}, ["accumulate 3", "batch_size 4"]),
+    ({"steps": 0}, ["steps"]),
+    ({"local_crop_size": 95}, ["even", "95"]),
+])  # fmt: skip
+def test_bad_overrides_stop_with_both_values_in_the_message(changes, words):
+    with pytest.raises(ValueError) as error:
+        Config.preset("voc_vit_b").replace(**changes)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_only_ints_and_lists_are_converted():
+    cfg = Config.preset("smoke").replace(w_ptc=1, cam_scales=[1, 0.5])
+    assert cfg.w_ptc == 1.0 and isinstance(cfg.w_ptc, float)
+    assert cfg.cam_scales == (1.0, 0.5)
+
+
+def test_unknown_preset_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'smoke'"):
+        Config.preset("smok")
+
+
+def test_digest_ignores_seed_and_bookkeeping_only():
+    cfg = Config.preset("toy")
+    assert cfg.digest() == cfg.replace(seed=5, num_workers=1, log_every=7, device="cpu").digest()
+    for change in ({"w_ptc": 0.0}, {"steps": cfg.steps + 1}, {"flip_valid_box": False}):
+        assert cfg.digest() != cfg.replace(**change).digest()
+    assert cfg.replace(seed=3).run_name() == f"toy-{cfg.digest()}-s3"
+
+
+def test_released_switches_every_quirk_on():
+    sound = Config.preset("voc_vit_b")
+    differing = config_differences({"sound": sound, "released": sound.released()})
+    quirks = {f.name for f in dataclasses.fields(Config) if f.metadata["quirk"] is not None}
+    assert set(differing) == quirks | {"seg_start_step"}
+    assert {"flip_views_independently", "flip_valid_box", "ptc_box_units", "crops_in_valid_box"} <= quirks
+    assert sound.released().seg_start_step == 2001  # `n_iter <= 2000` has weight 0 for 2,001 steps
+
+
+def test_every_field_is_explained():
+    frame = Config.preset("toy").to_frame()
+    assert (frame["meaning"].str.len() > 10).all()
+    assert frame.loc["w_ptc", "default"] == 0.2

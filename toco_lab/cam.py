@@ -1,0 +1,221 @@
+"""Class activation maps: multi-scale CAM, thresholds to labels, uncertain regions and the local crops of CTC."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from toco_lab.config import IGNORE_INDEX
+from toco_lab.model import ToCo, TokenFeatures
+
+BACKGROUND, UNCERTAIN, FOREGROUND = 0, 1, 2  # values of a region mask
+
+
+@dataclass(frozen=True)
+class Cams:
+    """Multi-scale CAMs, (B, C, H, W), each map min-max normalised to [0, 1).
+
+    Attributes:
+        cam: From the final patch tokens.
+        cam_aux: From the auxiliary patch tokens.
+    """
+
+    cam: Tensor
+    cam_aux: Tensor
+
+
+@dataclass(frozen=True)
+class LocalCrops:
+    """Where local crops lie and what they show.
+
+    Attributes:
+        top, left: First row and column of each crop, (B, n) int64, in pixels.
+        positive: (B, n) float: 1 where the crop shows enough of an object, 0 where it is a negative.
+        size: Side in pixels.
+    """
+
+    top: Tensor
+    left: Tensor
+    positive: Tensor
+    size: int
+
+    @property
+    def flags(self) -> Tensor:
+        """(B, 2 + n): `positive` behind a column of ones for each global view (always positives in the method)."""
+        return torch.cat([self.positive.new_ones(len(self.positive), 2), self.positive], dim=1)
+
+
+@torch.no_grad()
+def multi_scale_cam(
+    model: ToCo, image: Tensor, scales: tuple[float, ...] = (1.0, 0.5, 1.5), *, plain: TokenFeatures | None = None
+) -> Cams:
+    """Multi-scale CAM of the final and of the auxiliary tokens (method: training step, 1).
+
+    Each scale: raw CAMs of the image and of its mirror image, resized to H x W, their maximum, ReLU. Summed over scales,
+    then min-max normalised per map.
+
+    Args:
+        image: Normalised images, (B, 3, H, W).
+        scales: Image scales; each runs once as it is and once mirrored.
+        plain: Tokens of `image` where a pass at scale 1 was already made: that pass is not repeated.
+    """
+    size = image.shape[-2:]
+    total = 0
+    for scale in scales:
+        scaled = image if scale == 1 else F.interpolate(
+            image, (int(size[0] * scale), int(size[1] * scale)), mode="bilinear", align_corners=False
+        )
+        if scale == 1 and plain is not None:
+            straight, mirrored = model.cams(plain), model.cams(model.encode(scaled.flip(-1)))
+        else:
+            both = model.cams(model.encode(torch.cat([scaled, scaled.flip(-1)])))
+            straight, mirrored = zip(*(maps.chunk(2) for maps in both), strict=True)
+        straight, mirrored = (_resize(torch.stack(maps), size) for maps in (straight, mirrored))  # (2, B, C, H, W)
+        total = total + torch.maximum(straight, mirrored.flip(-1)).relu_()
+    return Cams(*min_max(total))
+
+
+def min_max(cam: Tensor) -> Tensor:
+    """Shift and scale each map (..., H, W) to [0, 1): minus its minimum, over its maximum + 1e-5."""
+    cam = cam - cam.amin((-2, -1), keepdim=True)
+    return cam / (cam.amax((-2, -1), keepdim=True) + 1e-5)
+
+
+def _resize(maps: Tensor, size: torch.Size) -> Tensor:
+    return F.interpolate(maps.flatten(0, -4), size, mode="bilinear", align_corners=False).unflatten(0, maps.shape[:-3])
+
+
+def mask_by_label(cam: Tensor, image_label: Tensor) -> Tensor:
+    """`cam` (B, C, H, W) with the maps of absent classes set to 0. `image_label` is (B, C) in {0, 1}."""
+    if image_label.shape != cam.shape[:2]:
+        raise ValueError(f"image_label {tuple(image_label.shape)} does not fit the CAM {tuple(cam.shape)}")
+    return cam * image_label[:, :, None, None].to(cam.dtype)
+
+
+def cam_to_label(cam: Tensor, image_label: Tensor, *, threshold: float, valid_box: Tensor | None = None) -> Tensor:
+    """The label a CAM stands for: its strongest present class, background where that is at or below the threshold.
+
+    Args:
+        cam: (B, C, H, W) in [0, 1].
+        image_label: (B, C) in {0, 1}.
+        threshold: Background score in [0, 1]; a negative one gives the strongest class everywhere.
+        valid_box: (B, 4) top, bottom, left, right; outside it the label is 255.
+
+    Returns:
+        (B, H, W) int64: 0 background, 1..C classes, 255 outside the box.
+    """
+    score, label = mask_by_label(cam, image_label).max(dim=1)
+    label = torch.where(score <= threshold, 0, label + 1)
+    return label if valid_box is None else outside_to_ignore(label, valid_box)
+
+
+def confident_label(cam: Tensor, image_label: Tensor, *, low: float, high: float, valid_box: Tensor) -> Tensor:
+    """Class above `high`, background at or below `low`, 255 between them and outside the valid box; as `cam_to_label`."""
+    score, label = mask_by_label(cam, image_label).max(dim=1)
+    label = torch.where(score <= high, IGNORE_INDEX, label + 1)
+    return outside_to_ignore(torch.where(score <= low, 0, label), valid_box)
+
+
+def region_mask(cam: Tensor, image_label: Tensor, *, low: float, high: float) -> Tensor:
+    """BACKGROUND at or below `low`, FOREGROUND at or above `high`, UNCERTAIN between: (B, H, W) int64."""
+    score = mask_by_label(cam, image_label).amax(dim=1)
+    region = torch.where(score <= low, BACKGROUND, torch.full_like(score, UNCERTAIN, dtype=torch.int64))
+    return torch.where(score >= high, FOREGROUND, region)
+
+
+def inside_box(valid_box: Tensor, height: int, width: int) -> Tensor:
+    """(B, H, W) bool: True inside each half-open box (top, bottom, left, right)."""
+    top, bottom, left, right = (edge[:, None, None] for edge in valid_box.long().unbind(1))
+    row = torch.arange(height, device=valid_box.device)[:, None]
+    column = torch.arange(width, device=valid_box.device)
+    return (row >= top) & (row < bottom) & (column >= left) & (column < right)
+
+
+def outside_to_ignore(label: Tensor, valid_box: Tensor) -> Tensor:
+    """`label` (B, H, W) with 255 outside each image's box."""
+    return label.where(inside_box(valid_box, *label.shape[-2:]), IGNORE_INDEX)
+
+
+def token_labels(cam_aux: Tensor, image_label: Tensor, grid: tuple[int, int], valid_box: Tensor, *, low: float,
+                 high: float, patch_size: int, box_units: str = "tokens") -> Tensor:
+    """The label of every token position, from the auxiliary CAM: what PTC contrasts (method: training step, 4).
+
+    Args:
+        cam_aux: Multi-scale auxiliary CAM, (B, C, H, W) in [0, 1].
+        image_label: (B, C) in {0, 1}.
+        grid: Token rows and columns (h, w).
+        valid_box: (B, 4) in pixels.
+        low, high: Thresholds in [0, 1].
+        patch_size: Side of a token in pixels.
+        box_units: `tokens` divides the box by the patch size, keeping only tokens wholly inside; `pixels` uses it as it is,
+            as the released code does, which ignores many images altogether.
+
+    Returns:
+        (B, h, w) int64 with 0 background, 1..C classes, 255 ignored.
+    """
+    small = F.interpolate(cam_aux, grid, mode="bilinear", align_corners=False)
+    if box_units == "tokens":
+        top, bottom, left, right = valid_box.unbind(1)
+        up = patch_size - 1
+        valid_box = torch.stack([(top + up) // patch_size, bottom // patch_size, (left + up) // patch_size,
+                                 right // patch_size], dim=1)
+    return confident_label(small, image_label, low=low, high=high, valid_box=valid_box)
+
+
+def sample_local_crops(region: Tensor, *, crop_size: int, num_crops: int, candidates: str = "uncertain",
+                       content: str = "area", min_content: float = 0.2, valid_box: Tensor | None = None,
+                       generator: torch.Generator | None = None) -> LocalCrops:
+    """Draw local crops around random positions that are not confident foreground (method: training step, 2).
+
+    Args:
+        region: Region mask, (B, H, W) with 0 background, 1 uncertain, 2 foreground.
+        crop_size: Side c, even, smaller than H and W. The last start row H - c is never drawn, as in the reference.
+        num_crops: Crops n per image. Where fewer candidates exist, any position will do.
+        candidates: `uncertain`, or `not_foreground` as the released code (background as well).
+        content: A crop's content is its share of non-background pixels (`area`); the released code counts foreground
+            twice (`double_foreground`).
+        min_content: A crop with this content or less is a negative.
+        valid_box: (B, 4): keep crops inside it where it is large enough; None does not (released).
+        generator: CPU generator; None uses torch's global one.
+
+    Raises:
+        ValueError: If the crop is odd or does not leave room to move.
+    """
+    height, width = region.shape[-2:]
+    if crop_size % 2 or crop_size >= min(height, width):
+        raise ValueError(f"crop_size {crop_size} must be even and smaller than the region mask {height} x {width}")
+    half = crop_size // 2
+    window = region[:, half : height - half, half : width - half].cpu()  # a crop's centre; its index is the crop's corner
+    wanted = window == UNCERTAIN if candidates == "uncertain" else window < FOREGROUND
+    allowed = torch.ones_like(wanted)
+    if valid_box is not None:
+        top, bottom, left, right = valid_box.cpu().unbind(1)
+        corners = torch.stack([top, bottom - crop_size + 1, left, right - crop_size + 1], dim=1)
+        allowed = inside_box(corners, *window.shape[-2:])
+        allowed |= ~allowed.flatten(1).any(1)[:, None, None]  # box smaller than a crop: anywhere
+    starts = []
+    for image_wanted, image_allowed in zip(wanted & allowed, allowed, strict=True):
+        places = image_wanted.flatten().nonzero().flatten()
+        if len(places) < num_crops:
+            places = image_allowed.flatten().nonzero().flatten()
+        chosen = torch.randperm(len(places), generator=generator)[:num_crops]
+        starts.append(places[chosen[torch.arange(num_crops) % len(chosen)]])
+    corner = torch.stack(starts).to(region.device)
+    top, left = corner // window.shape[-1], corner % window.shape[-1]
+    weight = (region if content == "double_foreground" else region.clamp(max=1)).float()
+    shown = _cut(weight[:, None], top, left, crop_size).mean((-3, -2, -1))  # (B, n)
+    return LocalCrops(top, left, (shown > min_content).float(), crop_size)
+
+
+def cut_local_views(image: Tensor, crops: LocalCrops) -> Tensor:
+    """The crops of each image, view-major: (n*B, 3, c, c), row v*B + i is crop v of image i."""
+    return _cut(image, crops.top, crops.left, crops.size).transpose(0, 1).flatten(0, 1)
+
+
+def _cut(image: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
+    """(B, K, H, W) and corners (B, n) -> (B, n, K, size, size), by indexing alone: no host synchronisation."""
+    step = torch.arange(size, device=image.device)
+    rows, columns = top[:, :, None, None] + step[:, None], left[:, :, None, None] + step  # (B, n, size, 1), (B, n, 1, size)
+    which = torch.arange(len(image), device=image.device)[:, None, None, None]
+    return image.permute(0, 2, 3, 1)[which, rows, columns].permute(0, 1, 4, 2, 3)

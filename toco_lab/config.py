@@ -1,0 +1,308 @@
+"""The one Config: every number a run depends on, the presets, and strict overrides.
+
+A field name is also the command-line option, the notebook override, the ablation axis and the column of the runs table.
+Fields marked "quirk" have a `released` value (what the authors' code does) and a sound one (the default); see `Config.released`.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+from dataclasses import dataclass
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+
+IGNORE_INDEX: int = 255  # label value that no loss and no metric counts (VOC's border, unsure pseudo labels)
+DATASETS = ("toy", "voc", "coco", "folder")
+
+
+def opt(default: Any, help: str, *, result: bool = True, quirk: Any = None) -> Any:
+    """A documented dataclass field.
+
+    Args:
+        default: The sound value; presets may replace it.
+        help: One sentence, shown by `--help`, `Config.to_frame` and the notebooks.
+        result: False where the value cannot change a number (log interval, workers): left out of the digest.
+        quirk: The value that reproduces the authors' released code, where it differs from the sound reading.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "result": result, "quirk": quirk})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything a run depends on. Flat on purpose; made by `Config.preset(name).replace(field=value)`."""
+
+    # --- data ---------------------------------------------------------------------------------------------------
+    preset_name: str = opt("", "preset this config started from (a label for folders and tables)", result=False)
+    dataset: Literal["toy", "voc", "coco", "folder"] = opt("voc", "which reader reads the images and masks")
+    data_root: str = opt("data/VOC2012", "folder of the data set (VOC: the one that holds JPEGImages)", result=False)
+    train_split: str = opt("train_aug", "name of the training list (toy: a stream of scenes)")
+    val_split: str = opt("val", "name of the list that is evaluated")
+    label_source: str = opt("masks", "image labels from `masks`, from `xml`, or from a CSV, JSON or .npy label file")
+    num_classes: int = opt(20, "foreground classes C; background is class 0 and not counted")
+    train_images: int = opt(0, "use only the first n training images (toy: size of the stream); 0 = all")
+    val_images: int = opt(0, "evaluate only the first n images; 0 = all")
+    crop_size: int = opt(448, "side of the square training crop, in pixels")
+    scale_range: tuple[float, ...] = opt((0.5, 2.0), "random resize before the crop: smallest and largest factor")
+    flip_probability: float = opt(0.5, "probability of a horizontal flip of each view")
+    jitter: tuple[float, ...] = opt((0.4, 0.4, 0.2, 0.1), "brightness, contrast, saturation, hue jitter of the views")
+    jitter_probability: float = opt(0.8, "probability of the colour jitter")
+    grey_probability: float = opt(0.2, "probability that a view is turned grey")
+    blur_probability: tuple[float, ...] = opt((1.0, 0.1, 0.5), "Gaussian blur of global view 1, view 2, local view")
+    solarise_probability: float = opt(0.2, "probability that global view 2 is solarised")
+    view2_scale: tuple[float, ...] = opt((0.4, 1.0), "area of the second global view as a share of the image")
+    view2_size: int = opt(224, "side of the second global view, in pixels")
+    normalisation: Literal["backbone", "imagenet"] = opt(
+        "backbone", "image mean and standard deviation: of the backbone's own weights, or ImageNet's", quirk="imagenet"
+    )
+    flip_views_independently: bool = opt(
+        False, "main and local view flip apart, so the region mask is mirrored against the crops", quirk=True
+    )
+    flip_valid_box: bool = opt(True, "the valid box is mirrored together with its image", quirk=False)
+    num_workers: int = opt(2, "loader processes; 0 loads in the training process", result=False)
+
+    # --- model --------------------------------------------------------------------------------------------------
+    backbone: str = opt("deit_base_patch16_224", "timm model name of a plain ViT or DeiT")
+    pretrained: bool = opt(True, "start from pretrained weights (downloaded by timm unless `weights` names a file)")
+    weights: str = opt("", "local weights file (.safetensors, .pth) for the backbone; empty = timm downloads them")
+    image_size: int | None = opt(None, "side the position grid was made for; None = the backbone's own")
+    patch_size: int | None = opt(None, "patch side in pixels; None = the backbone's own")
+    embed_dim: int | None = opt(None, "token width D; None = the backbone's own")
+    depth: int | None = opt(None, "number of blocks; None = the backbone's own")
+    num_heads: int | None = opt(None, "attention heads; None = the backbone's own")
+    mlp_ratio: float | None = opt(None, "hidden width of a block's MLP over D; None = the backbone's own")
+    pos_embed_antialias: bool = opt(False, "antialias when the frozen position grid is resampled")
+    aux_layer: int = opt(-3, "block whose raw output feeds the auxiliary classifier (python index)")
+    decoder_width: int = opt(512, "channels of the LargeFOV decoder")
+    decoder_dilation: int = opt(5, "dilation of its 3x3 convolutions")
+    head_hidden: int = opt(2048, "hidden width of the projection head of CTC")
+    head_bottleneck: int = opt(256, "bottleneck width of the projection head")
+    head_out: int = opt(1024, "output width of the projection head")
+    teacher_momentum: float = opt(0.9, "EMA momentum m of the teacher head: t <- m t + (1 - m) s")
+
+    # --- CAM, pseudo labels, crops ------------------------------------------------------------------------------
+    cam_scales: tuple[float, ...] = opt((1.0, 0.5, 1.5), "scales of the multi-scale CAM; 1 always runs, and first")
+    low_threshold: float = opt(0.25, "CAM score at or below this is background")
+    high_threshold: float = opt(0.70, "CAM score above this is foreground")
+    background_threshold: float = opt(0.50, "CAM score at or below this is background when a CAM is evaluated")
+    par_dilations: tuple[int, ...] = opt((1, 2, 4, 8, 12, 24), "neighbour distances of PAR, in half-size pixels")
+    par_iterations: int = opt(10, "iterations of PAR")
+    refine: bool = opt(True, "refine the pseudo label by PAR (False: thresholds only)")
+    aux_label_steps: int = opt(0, "the segmentation pseudo label comes from the auxiliary CAM before this step")
+    num_local_crops: int = opt(8, "local crops per image")
+    local_crop_size: int = opt(96, "side of a local crop, in pixels (even)")
+    crop_min_content: float = opt(0.2, "a local crop with this share of content or less is a negative")
+    crop_candidates: Literal["uncertain", "not_foreground"] = opt(
+        "uncertain", "where centres of local crops may lie", quirk="not_foreground"
+    )
+    crop_content: Literal["area", "double_foreground"] = opt(
+        "area", "content of a crop: share of non-background pixels, or the same with foreground counted twice",
+        quirk="double_foreground",
+    )
+    crops_in_valid_box: bool = opt(True, "keep local crops inside the valid box", quirk=False)
+
+    # --- losses -------------------------------------------------------------------------------------------------
+    w_cls: float = opt(1.0, "weight of the classification loss on the final tokens")
+    w_cls_aux: float = opt(1.0, "weight of the classification loss on the auxiliary tokens")
+    w_ptc: float = opt(0.2, "weight of patch token contrast")
+    w_ctc: float = opt(0.5, "weight of class token contrast")
+    w_seg: float = opt(0.1, "weight of the segmentation loss")
+    w_reg: float = opt(0.05, "weight of the regularised (dense CRF energy) loss")
+    contrast_start_step: int = opt(0, "first step with PTC and CTC")
+    seg_start_step: int = opt(2000, "first step with the segmentation and regularised losses")
+    ptc_similarity: Literal["absolute", "raw"] = opt("absolute", "cosine similarity of PTC: |cos| or cos")
+    ptc_box_units: Literal["tokens", "pixels"] = opt(
+        "tokens", "units of the valid box on the token grid (pixels: most padded images drop out)", quirk="pixels"
+    )
+    ctc_temperature: float = opt(0.5, "temperature of class token contrast")
+    ctc_negative_only_term: bool = opt(
+        False, "add the term without positives once per image, as the released loop does", quirk=True
+    )
+    reg_scale_factor: float = opt(1e-7, "the energy's own factor, inside w_reg")
+    reg_sigma_rgb: float = opt(15.0, "colour width of the energy, in grey levels 0..255")
+    reg_sigma_xy: float = opt(100.0, "spatial width of the energy, in full-size pixels")
+
+    # --- optimisation -------------------------------------------------------------------------------------------
+    steps: int = opt(20000, "optimiser steps T")
+    batch_size: int = opt(4, "effective batch, in images")
+    accumulate: int = opt(1, "micro-batches the batch is split into (gradient accumulation)")
+    learning_rate: float = opt(6e-5, "peak learning rate of the encoder")
+    head_lr_factor: float = opt(10.0, "factor on it for classifiers, projection head and decoder")
+    weight_decay: float = opt(0.01, "decoupled weight decay of AdamW, all parameters")
+    betas: tuple[float, ...] = opt((0.9, 0.999), "AdamW betas")
+    warmup_steps: int = opt(1500, "linear warm-up steps W")
+    warmup_ratio: float = opt(1e-6, "first learning rate as a share of the peak (the released code calls it an lr)")
+    poly_power: float = opt(0.9, "power of the polynomial decay")
+    schedule: Literal["continuous", "drop"] = opt(
+        "continuous", "decay counted from the end of warm-up, or from step 0 (a drop when warm-up ends)", quirk="drop"
+    )
+    seed: int = opt(0, "seed of the initial weights, data order, augmentation and crops")
+    precision: Literal["fp32", "bf16"] = opt("fp32", "arithmetic of the encoder; losses stay in fp32")
+    device: str = opt("auto", "auto (cuda if there is one), cpu, cuda, cuda:1 ...", result=False)
+
+    # --- evaluation and bookkeeping -----------------------------------------------------------------------------
+    eval_cam_size: int = opt(448, "side images are resized to for CAM evaluation; 0 = native size")
+    eval_seg_scales: tuple[float, ...] = opt((1.0, 1.25, 1.5), "scales of multi-scale segmentation inference")
+    eval_fusion: Literal["voc", "coco"] = opt("voc", "voc: sum over flip, max over scales; coco: the other way round")
+    miou_over: Literal["present", "all"] = opt("present", "mIoU over classes in the ground truth, or over all classes")
+    eval_crf: bool = opt(False, "also evaluate segmentation after the dense CRF")
+    log_every: int = opt(20, "steps between rows of metrics.csv", result=False)
+    val_every: int = opt(0, "steps between validations during training; 0 = only at the end", result=False)
+    checkpoint_every: int = opt(500, "steps between checkpoints", result=False)
+
+    def __post_init__(self) -> None:
+        """Check each type and the relations between fields; every message names the values."""
+        hints = get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            object.__setattr__(self, field.name, _coerce(field.name, getattr(self, field.name), hints[field.name]))
+        _require(0 <= self.low_threshold < self.high_threshold <= 1,
+                 f"need 0 <= low_threshold < high_threshold <= 1, got {self.low_threshold} and {self.high_threshold}")
+        _require(self.cam_scales[:1] == (1.0,), f"cam_scales must begin with 1.0, got {self.cam_scales}")
+        _require(self.local_crop_size % 2 == 0, f"local_crop_size must be even, got {self.local_crop_size}")
+        _require(self.local_crop_size < self.crop_size,
+                 f"local_crop_size {self.local_crop_size} must be smaller than crop_size {self.crop_size}")
+        _require(self.batch_size % self.accumulate == 0,
+                 f"accumulate {self.accumulate} must divide batch_size {self.batch_size}")
+        _require(self.warmup_steps < self.steps, f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
+        _require(0 <= self.teacher_momentum <= 1, f"teacher_momentum must lie in [0, 1], got {self.teacher_momentum}")
+        for name in ("num_classes", "steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for size, patch in ((self.crop_size, self.patch_size), (self.local_crop_size, self.patch_size)):
+            _require(patch is None or size % patch == 0, f"crop of {size} pixels is not a multiple of patch_size {patch}")
+
+    @classmethod
+    def preset(cls, name: str) -> Self:
+        """The named preset, see `PRESETS`. Raises ValueError with the nearest name for an unknown one."""
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}{_nearest(name, PRESETS)}; there are: {', '.join(PRESETS)}")
+        return cls(preset_name=name, **PRESETS[name])
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed.
+
+        Raises:
+            ValueError: For an unknown field (the closest name is in the message) or a value of the wrong type. Only int to
+                float and list to tuple are converted.
+        """
+        names = [field.name for field in dataclasses.fields(self)]
+        for key in changes:
+            if key not in names:
+                raise ValueError(f"unknown config field {key!r}{_nearest(key, names)}")
+        return dataclasses.replace(self, **changes)
+
+    def released(self) -> Self:
+        """This config with every quirk of the authors' released code switched on (method: traps)."""
+        quirks = {f.name: f.metadata["quirk"] for f in dataclasses.fields(self) if f.metadata["quirk"] is not None}
+        return self.replace(**quirks, seg_start_step=self.seg_start_step + 1)  # `n_iter <= 2000` is one step more
+
+    def to_json(self) -> str:
+        """All fields as indented JSON; `from_json` gives an equal Config."""
+        return json.dumps(dataclasses.asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Inverse of `to_json`. Unknown fields raise, missing ones take their default."""
+        return cls().replace(**json.loads(text))
+
+    def digest(self) -> str:
+        """Eight hex digits over every field that can change a number, seed left out: runs of one digest are repeats."""
+        skip = {f.name for f in dataclasses.fields(self) if not f.metadata["result"]} | {"seed"}
+        kept = {key: value for key, value in dataclasses.asdict(self).items() if key not in skip}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+
+    def run_name(self) -> str:
+        """Folder name of this run: `<preset>-<digest>-s<seed>`."""
+        return f"{self.preset_name or 'custom'}-{self.digest()}-s{self.seed}"
+
+    def to_frame(self):
+        """A pandas DataFrame (value, default, meaning) indexed by field name, for display in a notebook."""
+        import pandas as pd
+
+        rows = [(f.name, getattr(self, f.name), f.default, f.metadata["help"]) for f in dataclasses.fields(self)]
+        return pd.DataFrame(rows, columns=["field", "value", "default", "meaning"]).set_index("field")
+
+
+def field_help() -> dict[str, str]:
+    """Help text of every field, in order."""
+    return {field.name: field.metadata["help"] for field in dataclasses.fields(Config)}
+
+
+def config_differences(configs: dict[str, Config]) -> dict[str, dict[str, Any]]:
+    """Fields in which the named configs differ: field -> {name: value}. Labels and seeds count, `preset_name` does not."""
+    table = {}
+    for field in dataclasses.fields(Config):
+        values = {name: getattr(cfg, field.name) for name, cfg in configs.items()}
+        if field.name != "preset_name" and len(set(values.values())) > 1:
+            table[field.name] = values
+    return table
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(f"config: {message}")
+
+
+def _nearest(name: str, known) -> str:
+    match = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean {match[0]!r}?" if match else ""
+
+
+def _coerce(name: str, value: Any, hint: Any) -> Any:
+    """`value` as the type `hint`, converting only int -> float and list -> tuple; anything else raises ValueError."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value in args:
+            return value
+    elif origin in (Union, types.UnionType):  # int | None
+        return None if value is None else _coerce(name, value, args[0])
+    elif origin is tuple:
+        if isinstance(value, list | tuple) and len(value) > 0:
+            return tuple(_coerce(name, item, args[0]) for item in value)
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    wanted = getattr(hint, "__name__", hint) if origin is None else str(hint).replace("typing.", "")
+    raise ValueError(f"config field {name!r} must be {wanted}, got {value!r} ({type(value).__name__})")
+
+
+_VOC = {
+    "dataset": "voc", "data_root": "data/VOC2012", "num_classes": 20, "steps": 20000, "batch_size": 4,
+}
+_COCO = {
+    "dataset": "coco", "data_root": "data/COCO2014", "train_split": "train", "num_classes": 80, "steps": 80000,
+    "batch_size": 8, "high_threshold": 0.65, "background_threshold": 0.45, "seg_start_step": 8000,
+    "contrast_start_step": 12000, "aux_label_steps": 12000, "ctc_temperature": 1.0, "eval_fusion": "coco",
+}
+_TOY = {
+    "dataset": "toy", "data_root": "", "train_split": "train", "num_classes": 6,
+    "train_images": 2000, "val_images": 100,
+    "crop_size": 96, "scale_range": (1.0, 1.0), "jitter_probability": 0.0, "grey_probability": 0.0,
+    "blur_probability": (0.0, 0.0, 0.0), "solarise_probability": 0.0, "view2_size": 96, "num_workers": 0,
+    "normalisation": "imagenet", "backbone": "vit_tiny_patch16_224", "weights": "data/toy/vit_toy.safetensors",
+    "image_size": 96, "patch_size": 8, "embed_dim": 96, "depth": 12, "num_heads": 3,
+    "decoder_width": 64, "head_hidden": 128, "head_bottleneck": 64, "head_out": 128,
+    "cam_scales": (1.0, 0.5, 1.5), "num_local_crops": 4, "local_crop_size": 32,
+    "steps": 300, "batch_size": 8, "learning_rate": 3e-4, "warmup_steps": 20, "seg_start_step": 50,
+    "aux_label_steps": 300, "w_ptc": 1.0, "eval_cam_size": 0, "log_every": 10, "checkpoint_every": 100,
+    "eval_seg_scales": (1.0,),
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    # toy scenes, two CPU cores, about a minute: `make demo`
+    "toy": _TOY,
+    # the toy preset in seconds, random weights: tests and a first look at the machinery
+    "smoke": _TOY | {
+        "pretrained": False, "weights": "", "embed_dim": 24, "depth": 4, "num_heads": 2, "decoder_width": 16,
+        "head_hidden": 32, "head_bottleneck": 16, "head_out": 32, "num_local_crops": 2, "par_iterations": 2,
+        "train_images": 16, "val_images": 4, "steps": 4, "batch_size": 2, "warmup_steps": 1, "seg_start_step": 1,
+        "aux_label_steps": 2, "log_every": 1, "checkpoint_every": 2,
+    },
+    # PASCAL VOC 2012, `python -m toco_lab train voc_deit_b`: 3.6 h on two A100 in the paper; 68.1 val, 69.8 with MS + CRF
+    "voc_deit_b": _VOC | {"backbone": "deit_base_patch16_224"},
+    # ImageNet-21k weights; published 69.2 val, 71.1 with MS + CRF; training log: CAM 72.3, auxiliary CAM 68.4
+    "voc_vit_b": _VOC | {"backbone": "vit_base_patch16_224"},
+    # MS COCO 2014: 27 h on four A100 in the paper; 41.3 val
+    "coco_deit_b": _COCO | {"backbone": "deit_base_patch16_224"},
+    # published 42.2 val
+    "coco_vit_b": _COCO | {"backbone": "vit_base_patch16_224"},
+}

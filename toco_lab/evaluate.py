@@ -1,0 +1,242 @@
+"""Evaluation: mIoU of CAMs, refined CAMs and segmentation, F1 of the image labels, and the protocol beside each number."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix, multilabel_f1_score
+from tqdm import tqdm
+
+from toco_lab.cam import cam_to_label, mask_by_label, multi_scale_cam
+from toco_lab.checkpoints import load_run_model, weights_hash
+from toco_lab.config import IGNORE_INDEX, Config
+from toco_lab.data import EvalSample, class_names, eval_samples
+from toco_lab.model import ToCo
+from toco_lab.refine import dense_crf, refine_cam
+from toco_lab.runs import RunDir
+from toco_lab.transforms import denormalise
+
+TARGETS = ("cam", "cam_aux", "cam_refined", "seg")  # `seg_crf` joins where the config asks for it
+BATCH = 8  # images of one size that are evaluated together
+
+
+@dataclass(frozen=True)
+class IouScores:
+    """Scores of a confusion matrix: iou (K,) (NaN where a class is in neither), and three means in [0, 1]."""
+
+    iou: Tensor
+    miou: Tensor
+    pixel_accuracy: Tensor
+    mean_accuracy: Tensor
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of one model on one split.
+
+    Attributes:
+        table: Tidy: target, class, iou. Rows with class `mIoU` (and `F1` for target `labels`) are the means.
+        protocol: For each target, everything that defines its number.
+    """
+
+    table: pd.DataFrame
+    protocol: dict[str, dict[str, Any]]
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Mean score of each target: {"cam": 0.52, ...}, in [0, 1]."""
+        means = self.table[self.table["class"].isin(["mIoU", "F1"])]
+        return dict(zip(means["target"], means["iou"], strict=True))
+
+
+def confusion_matrix(prediction: Tensor, truth: Tensor, num_classes: int) -> Tensor:
+    """Pixel counts (K, K), truth in rows, over the pixels whose truth is one of the K classes.
+
+    Raises:
+        ValueError: If a prediction that counts is not a class (an ignored pixel of a pseudo label, say).
+    """
+    counted = (truth >= 0) & (truth < num_classes)
+    prediction, truth = prediction[counted], truth[counted].long()
+    if prediction.numel() == 0:
+        return torch.zeros(num_classes, num_classes, dtype=torch.int64, device=truth.device)
+    if prediction.max() >= num_classes or prediction.min() < 0:
+        raise ValueError(f"predictions must lie in 0..{num_classes - 1}, got {prediction.min()}..{prediction.max()}")
+    return multiclass_confusion_matrix(prediction, truth, num_classes, validate_args=False)
+
+
+def iou_scores(matrix: Tensor, *, over: str = "present") -> IouScores:
+    """Scores of a confusion matrix (truth in rows).
+
+    Args:
+        matrix: (K, K) counts.
+        over: mIoU over the classes `present` in the truth, or over `all` K, which is NaN if one is in neither truth nor
+            prediction (what the reference's printed tables do).
+    """
+    matrix = matrix.double()
+    hits, in_truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    iou = hits / (in_truth + predicted - hits)
+    return IouScores(
+        iou=iou,
+        miou=(iou[in_truth > 0] if over == "present" else iou).mean(),
+        pixel_accuracy=hits.sum() / matrix.sum(),
+        mean_accuracy=(hits / in_truth).nanmean(),
+    )
+
+
+def label_f1(truth: Tensor, prediction: Tensor) -> Tensor:
+    """F1 of each image's label set, (B,) from two (B, C) in {0, 1}; 0 where undefined."""
+    return multilabel_f1_score(prediction.T.int(), truth.T.int(), num_labels=len(truth), average="none")
+
+
+@torch.no_grad()
+def multi_scale_segmentation(model: ToCo, image: Tensor, scales: Sequence[float] = (1.0,), *, fusion: str = "voc") -> Tensor:
+    """Segmentation logits (B, C + 1, H, W) fused over scales and flip.
+
+    Args:
+        image: Normalised, (B, 3, H, W).
+        scales: Each runs as it is and mirrored.
+        fusion: `voc` sums the flip pair and takes the maximum over scales; `coco` does it the other way round.
+    """
+    height, width = image.shape[-2:]
+    per_scale = []
+    for scale in scales:
+        scaled = image if scale == 1 else F.interpolate(
+            image, (int(scale * height), int(scale * width)), mode="bilinear", align_corners=False
+        )
+        logits = model.decoder(model.encode(torch.cat([scaled, scaled.flip(-1)])).patch_tokens)
+        logits = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
+        straight, mirrored = logits.chunk(2)
+        pair = torch.stack([straight, mirrored.flip(-1)])
+        per_scale.append(pair.sum(0) if fusion == "voc" else pair.amax(0))
+    stacked = torch.stack(per_scale)
+    return stacked.amax(0) if fusion == "voc" else stacked.sum(0)
+
+
+def predict(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor, size: tuple[int, int],
+            targets: Iterable[str]) -> dict[str, Tensor]:
+    """Label maps (B, H, W) of the asked targets for images of one size, and `labels`: (B, C) predicted image labels.
+
+    Args:
+        image: Normalised, native size, (B, 3, H, W).
+        image_label: TRUE image labels, which mask the CAMs (not the segmentation).
+        size: (H, W) of the ground truth.
+        targets: Names of `TARGETS` or `seg_crf`.
+    """
+    targets, out = set(targets), {}
+    if targets & {"cam", "cam_aux", "cam_refined", "labels"}:
+        edge = cfg.eval_cam_size
+        resized = F.interpolate(image, (edge, edge), mode="bilinear", align_corners=False) if edge else image
+        plain = model(resized, segment=False)
+        out["labels"] = (plain.logits > 0).int()
+        maps = multi_scale_cam(model, resized, cfg.cam_scales, plain=plain.features)
+        cam, cam_aux = (F.interpolate(m, size, mode="bilinear", align_corners=False) for m in (maps.cam, maps.cam_aux))
+        out["cam"] = cam_to_label(cam, image_label, threshold=cfg.background_threshold)
+        out["cam_aux"] = cam_to_label(cam_aux, image_label, threshold=cfg.background_threshold)
+    if "cam_refined" in targets:
+        pixels = denormalise(image, model.mean, model.std).clamp(0, 255)
+        box = torch.tensor([[0, size[0], 0, size[1]]], device=image.device).expand(len(image), -1)
+        one = cfg.background_threshold  # one threshold: nothing is left uncertain
+        out["cam_refined"] = refine_cam(pixels / 255, mask_by_label(cam, image_label), image_label, box, low_threshold=one,
+                                        high_threshold=one, dilations=cfg.par_dilations, num_iter=cfg.par_iterations)
+    if targets & {"seg", "seg_crf"}:
+        logits = multi_scale_segmentation(model, image, cfg.eval_seg_scales, fusion=cfg.eval_fusion)
+        out["seg"] = logits.argmax(1)
+        if "seg_crf" in targets:
+            pixels = denormalise(image, model.mean, model.std).clamp(0, 255).round()
+            out["seg_crf"] = dense_crf(pixels, logits.softmax(1)).argmax(1)
+    return out
+
+
+@torch.no_grad()
+def evaluate_model(model: ToCo, cfg: Config, *, targets: Sequence[str] | None = None, split: str | None = None,
+                   checkpoint: str = "", progress: bool = True) -> Evaluation:
+    """Score a model on a split, image by image, keeping confusion matrices only.
+
+    Args:
+        model: Its mode is restored afterwards.
+        cfg: Protocol: sizes, scales, thresholds, fusion, which classes the mean is over.
+        targets: Names of `TARGETS`, `seg_crf`; None takes all the config asks for.
+        split: None takes `cfg.val_split`.
+        checkpoint: Hash of the weights, for the protocol record.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: For an unknown target, or a split whose images have no masks.
+    """
+    split = split or cfg.val_split
+    targets = tuple(targets or (TARGETS + (("seg_crf",) if cfg.eval_crf else ())))
+    unknown = set(targets) - {*TARGETS, "seg_crf"}
+    if unknown:
+        raise ValueError(f"unknown target {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}, seg_crf")
+    device, was_training = next(model.parameters()).device, model.training
+    model.eval()
+    matrices = {target: 0 for target in targets}
+    f1, count = [], 0
+    samples = eval_samples(cfg, model.mean, model.std, split)
+    with tqdm(total=len(samples), unit="image", desc=f"evaluate {split}", disable=not progress) as bar:
+        for group in grouped_by_size(samples, BATCH):
+            if any(sample.mask is None for sample in group):
+                raise ValueError(f"{group[0].name} of split {split!r} has no mask: there is nothing to evaluate against")
+            image = torch.stack([sample.image for sample in group]).to(device)
+            label = torch.stack([sample.image_label for sample in group]).to(device)
+            truth = torch.stack([sample.mask for sample in group]).to(device)
+            predicted = predict(model, cfg, image, label, tuple(truth.shape[-2:]), targets)
+            for target in targets:
+                matrices[target] = matrices[target] + confusion_matrix(predicted[target], truth, cfg.num_classes + 1)
+            if "labels" in predicted:
+                f1.append(label_f1(label, predicted["labels"]))
+            count += len(group)
+            bar.update(len(group))
+    model.train(was_training)
+    names = ("background", *class_names(cfg))
+    rows = []
+    for target in targets:
+        scores = iou_scores(matrices[target].cpu(), over=cfg.miou_over)
+        rows += [(target, name, value) for name, value in zip(names, scores.iou.tolist(), strict=True)]
+        rows.append((target, "mIoU", scores.miou.item()))
+    protocol = {target: protocol_record(cfg, target, split, count, checkpoint) for target in targets}
+    if f1:
+        rows.append(("labels", "F1", torch.cat(f1).mean().item()))
+        protocol["labels"] = protocol_record(cfg, "labels", split, count, checkpoint)
+    return Evaluation(pd.DataFrame(rows, columns=["target", "class", "iou"]), protocol)
+
+
+def evaluate_run(run: RunDir, *, targets: Sequence[str] | None = None, split: str | None = None, device: str = "cpu",
+                 progress: bool = True) -> Evaluation:
+    """Evaluate a run's last checkpoint; writes evaluation.csv and protocol.json into its folder."""
+    model, cfg = load_run_model(run, device)
+    evaluation = evaluate_model(model, cfg, targets=targets, split=split, progress=progress,
+                                checkpoint=weights_hash(run.checkpoints()[-1]))
+    run.write_table("evaluation", evaluation.table)
+    run.write_json("protocol", evaluation.protocol)
+    return evaluation
+
+
+def protocol_record(cfg: Config, target: str, split: str, images: int, checkpoint: str) -> dict[str, Any]:
+    """What defines a number: a reader can tell the seed from the mask, masked by true labels or not, CRF or not."""
+    is_cam = target.startswith("cam")
+    size = f"{cfg.eval_cam_size} x {cfg.eval_cam_size}" if is_cam and cfg.eval_cam_size else "native"
+    return {
+        "target": target, "dataset": cfg.dataset, "split": split, "images": images, "image_size": size,
+        "scales": list(cfg.cam_scales if is_cam else cfg.eval_seg_scales if target.startswith("seg") else [1.0]),
+        "flip": target != "labels", "background_threshold": cfg.background_threshold if is_cam else None,
+        "true_labels_mask_cam": is_cam, "par": target == "cam_refined", "crf": target == "seg_crf",
+        "fusion": cfg.eval_fusion if target.startswith("seg") else "maximum over flip, sum over scales",
+        "miou_over": cfg.miou_over, "ignored_label": IGNORE_INDEX, "checkpoint": checkpoint, "seed": cfg.seed,
+    }
+
+
+def grouped_by_size(samples: Iterable[EvalSample], most: int) -> Iterator[list[EvalSample]]:
+    """Neighbours of equal size together, at most `most` of them: batches for the encoder without padding."""
+    group: list[EvalSample] = []
+    for sample in samples:
+        if group and (len(group) == most or sample.image.shape != group[0].image.shape):
+            yield group
+            group = []
+        group.append(sample)
+    if group:
+        yield group

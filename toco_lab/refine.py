@@ -1,0 +1,223 @@
+"""Refinement of masks by the image: pixel-adaptive refinement (PAR), the pseudo label it gives, dense CRF.
+
+PAR comes from Ru et al., "Learning affinity from attention" (CVPR 2022), and ToCo uses it unchanged (CVPR 2023,
+section on the segmentation decoder). The dense CRF is Kraehenbuehl and Koltun's mean field (NeurIPS 2011).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from toco_lab.cam import outside_to_ignore
+from toco_lab.config import IGNORE_INDEX
+from toco_lab.lattice import Lattice, bilateral_features, spatial_features
+
+DILATIONS = (1, 2, 4, 8, 12, 24)
+PAR_SIGMA = 0.3  # width of the affinity, in local standard deviations
+PAR_POSITION_WEIGHT = 0.01  # share of the position term; the weights of a pixel sum to 1.01
+
+
+@torch.no_grad()
+def par_weights(image: Tensor, dilations: Sequence[int] = DILATIONS) -> Tensor:
+    """Weight of each pixel's neighbours: similar colour and, slightly, short distance.
+
+    With n = 8 * len(dilations) neighbours: softmax over them of -(|I_k - I| / std / 0.3)^2, averaged over RGB, plus
+    0.01 times the same of the distance in place of the colour difference; std is over the n neighbours.
+
+    Args:
+        image: (B, 3, h, w) float, values in [0, 1].
+        dilations: Distances of the eight neighbours, in pixels; beyond the border the border pixel counts.
+
+    Returns:
+        (B, n, h, w), dilation-major; sums to 1.01 over n.
+    """
+    image = image.float()
+    difference = torch.stack([near - image for near in _neighbours(image, dilations)], dim=1)  # (B, n, 3, h, w)
+    # std by hand: torch's own over a strided dimension takes longer than all of the rest.
+    centred = difference - difference.mean(1, keepdim=True)
+    std = (centred.square_().sum(1, keepdim=True) / (difference.shape[1] - 1)).sqrt_()
+    colour_term = -difference.div_((std + 1e-8) * PAR_SIGMA).square_().mean(2)  # (B, n, h, w)
+    distance = torch.tensor([math.hypot(*offset) for offset in _offsets(dilations)])
+    position_term = -(distance / (distance.std() + 1e-8) / PAR_SIGMA).square()  # (n,)
+    position = (PAR_POSITION_WEIGHT * position_term.softmax(0)).to(image.device, non_blocking=True)
+    return colour_term.softmax(1) + position[:, None, None]
+
+
+@torch.no_grad()
+def par_filter(weights: Tensor, masks: Tensor, dilations: Sequence[int] = DILATIONS, num_iter: int = 10) -> Tensor:
+    """Replace every pixel by the weighted sum of its neighbours, again and again.
+
+    Args:
+        weights: (B, n, h, w) from ``par_weights`` with the same ``dilations``.
+        masks: (B, C, h, w); channels do not influence each other.
+        dilations: Distances of the eight neighbours, in pixels.
+        num_iter: Number of repetitions.
+
+    Returns:
+        (B, C, h, w), 1.01 ** num_iter times the range of ``masks``.
+
+    Raises:
+        ValueError: If weights and masks do not fit each other or the dilations.
+    """
+    expected = (masks.shape[0], 8 * len(dilations), *masks.shape[2:])
+    if weights.shape != expected:
+        raise ValueError(f"weights {tuple(weights.shape)} do not fit masks {tuple(masks.shape)}: need {expected}")
+    for _ in range(num_iter):
+        refined = torch.zeros_like(masks)
+        for weight, neighbour in zip(weights.split(1, dim=1), _neighbours(masks, dilations), strict=True):
+            refined.addcmul_(weight, neighbour)
+        masks = refined
+    return masks
+
+
+def par(image: Tensor, masks: Tensor, *, dilations: Sequence[int] = DILATIONS, num_iter: int = 10) -> Tensor:
+    """Pixel-adaptive refinement of masks of any size at the size of the image.
+
+    Args:
+        image: (B, 3, h, w), values in [0, 1].
+        masks: (B, C, any, any), resized to (h, w) bilinearly with aligned corners.
+        dilations: Distances of the eight neighbours, in pixels.
+        num_iter: Number of repetitions.
+
+    Returns:
+        (B, C, h, w) float32.
+    """
+    masks = F.interpolate(masks.float(), size=image.shape[2:], mode="bilinear", align_corners=True)
+    return par_filter(par_weights(image, dilations), masks, dilations, num_iter)
+
+
+@torch.no_grad()
+def refine_cam(
+    image01: Tensor,
+    valid_cam: Tensor,
+    image_label: Tensor,
+    valid_box: Tensor,
+    *,
+    low_threshold: float,
+    high_threshold: float,
+    scale: float = 0.5,
+    dilations: Sequence[int] = DILATIONS,
+    num_iter: int = 10,
+    max_present: int | None = None,
+) -> Tensor:
+    """Pseudo label from a CAM: certain only where a strict and a loose background agree after PAR.
+
+    The CAM is refined beside a constant background of ``high_threshold`` and of ``low_threshold``. A pixel gets a class
+    where the first run shows one, background where both show background, and is ignored in between.
+
+    Args:
+        image01: (B, 3, H, W), values in [0, 1].
+        valid_cam: (B, C, H, W), values in [0, 1], zero for absent classes.
+        image_label: (B, C) in {0, 1}.
+        valid_box: (B, 4) top, bottom, left, right in pixels, half-open.
+        low_threshold: Background score of the loose run.
+        high_threshold: Background score of the strict run.
+        scale: Size at which PAR works, relative to the image.
+        dilations: Of PAR, in pixels of the scaled image.
+        num_iter: Of PAR.
+        max_present: A bound the caller knows on the classes of one image; more than that would be dropped. None:
+            counted here on a CPU; all C on a GPU, where counting would wait for the device. PAR's cost grows with it.
+
+    Returns:
+        (B, H, W) int64: 0 background, 1..C classes, 255 ignored, also outside the box.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    batch, num_classes, height, width = valid_cam.shape
+    fits = image01.shape == (batch, 3, height, width) and image_label.shape == (batch, num_classes)
+    if not fits or valid_box.shape != (batch, 4):
+        raise ValueError(f"valid_cam {tuple(valid_cam.shape)} does not fit image01 {tuple(image01.shape)}, image_label "
+                         f"{tuple(image_label.shape)} and valid_box {tuple(valid_box.shape)}")
+    if max_present is None:
+        max_present = num_classes if image_label.is_cuda else max(1, int(image_label.count_nonzero(1).max()))
+
+    # Only background and present classes take part: sort the present ones into the first slots, in order of their ids.
+    slots = image_label.bool().int().argsort(dim=1, descending=True, stable=True)[:, :max_present]  # (B, S)
+    absent = F.pad(image_label.gather(1, slots) == 0, (1, 0))[:, :, None, None]  # (B, 1 + S, 1, 1)
+    class_ids = F.pad(slots + 1, (1, 0))  # (B, 1 + S)
+
+    size = int(height * scale), int(width * scale)
+    foreground = valid_cam.float().gather(1, slots[:, :, None, None].expand(-1, -1, height, width))
+    foreground = F.interpolate(foreground, size=size, mode="bilinear", align_corners=False)
+    scores = [
+        F.pad(foreground, (0, 0, 0, 0, 1, 0), value=background).masked_fill(absent, -torch.inf).softmax(1)
+        for background in (high_threshold, low_threshold)
+    ]
+    image = F.interpolate(image01.float(), size=size, mode="bilinear", align_corners=False)
+    refined = par_filter(par_weights(image, dilations), torch.cat(scores, 1), dilations, num_iter)
+    refined = F.interpolate(refined, size=(height, width), mode="bilinear", align_corners=False)
+    winners = (run.argmax(1).flatten(1) for run in refined.chunk(2, dim=1))  # (B, H W) slots
+    high, low = (class_ids.gather(1, winner).view(batch, height, width) for winner in winners)
+    return outside_to_ignore(high.masked_fill((high == 0) & (low != 0), IGNORE_INDEX), valid_box)
+
+
+@torch.no_grad()
+def dense_crf(
+    image: Tensor,
+    prob: Tensor,
+    *,
+    iterations: int = 10,
+    gaussian_sigma_xy: float = 1,
+    gaussian_weight: float = 1,
+    bilateral_sigma_xy: float = 121,
+    bilateral_sigma_rgb: float = 5,
+    bilateral_weight: float = 4,
+) -> Tensor:
+    """Mean field of a fully connected CRF with a Gaussian and a bilateral Potts term, on the lattice.
+
+    Q <- softmax(log(prob) + sum_m weight_m n_m F_m(n_m Q)), n_m = 1 / sqrt(F_m(1)), F_m the lattice filter.
+
+    Args:
+        image: (3, H, W) or (B, 3, H, W), any dtype, values in [0, 255].
+        prob: (B, K, H, W) in [0, 1]; clipped below at 1e-5.
+        iterations: Mean-field steps.
+        gaussian_sigma_xy: Standard deviation of the Gaussian term, pixels.
+        gaussian_weight: Its weight.
+        bilateral_sigma_xy: Standard deviation of the bilateral term, pixels.
+        bilateral_sigma_rgb: The same in grey levels.
+        bilateral_weight: Its weight.
+
+    Returns:
+        (B, K, H, W) float32, sums to 1 over K.
+
+    Raises:
+        ValueError: If image and probabilities differ in size.
+    """
+    image = image[None] if image.ndim == 3 else image
+    batch, num_classes, height, width = prob.shape
+    if image.shape != (batch, 3, height, width):
+        raise ValueError(f"image {tuple(image.shape)} does not fit prob {tuple(prob.shape)}")
+    position = spatial_features(height, width, gaussian_sigma_xy, prob.device).expand(batch, -1, -1)
+    terms = [
+        (gaussian_weight, Lattice(position)),
+        (bilateral_weight, Lattice(bilateral_features(image, bilateral_sigma_xy, bilateral_sigma_rgb))),
+    ]
+    for _, lattice in terms:
+        lattice.normalise()
+    # One pixel per row throughout, the lattice's own layout: no transposition inside the loop.
+    log_prob = prob.float().clamp(1e-5, 1).log_().permute(0, 2, 3, 1).reshape(-1, num_classes).contiguous()  # (B N, K)
+    q = log_prob.softmax(1)
+    for _ in range(iterations):
+        logits = log_prob.clone()
+        for weight, lattice in terms:
+            logits.add_(lattice.filter_rows(q), alpha=weight)
+        q = logits.softmax(1)
+    return q.view(batch, height, width, num_classes).permute(0, 3, 1, 2)
+
+
+def _offsets(dilations: Sequence[int]) -> list[tuple[int, int]]:
+    """(dy, dx) of the eight neighbours at each dilation, row-major."""
+    return [(dy * d, dx * d) for d in dilations for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
+
+
+def _neighbours(maps: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
+    """Shifted views of (B, C, h, w), one per offset; the border is repeated outwards."""
+    reach = max(dilations)
+    height, width = maps.shape[2:]
+    padded = F.pad(maps, (reach,) * 4, mode="replicate")
+    for dy, dx in _offsets(dilations):
+        yield padded[:, :, reach + dy : reach + dy + height, reach + dx : reach + dx + width]

@@ -1,0 +1,325 @@
+"""The run directory: the only code that knows which file of a run has which name.
+
+A process killed at any moment leaves only readable files: whole files are written through a temporary name
+and `os.replace`, rows are appended, and half a last row is dropped when the table is read or continued.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import platform
+import re
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any, Self
+
+import pandas as pd
+
+from toco_lab.config import Config, config_differences
+
+STATES = ("new", "running", "done", "failed")
+SCORES = ("mIoU", "F1")  # `class` values of evaluation.csv that are a mean, not a class
+_PACKAGES = ("torch", "torchvision", "timm", "torchmetrics", "numpy", "pandas")
+_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+_STALE_SECONDS = 3600  # a temporary file this old was left by a killed process: nobody is writing it
+
+
+@contextmanager
+def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
+    """A file that takes the name `path` only once it is complete and on disk; an error leaves nothing behind.
+
+    Args:
+        path: Final name; its folder is made if needed.
+        mode: "wb" for bytes, "w" for UTF-8 text.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
+    try:
+        text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+        with temporary.open(mode.replace("w", "x"), **text) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class RunDir:
+    """One run on disk: `RunDir.create(cfg)` makes or continues it, `RunDir(path)` opens it.
+
+    Attributes:
+        path: Folder of the run.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        """Open an existing run.
+
+        Raises:
+            FileNotFoundError: If the folder holds no config.json.
+        """
+        self.path = Path(path)
+        if not (self.path / "config.json").is_file():
+            raise FileNotFoundError(f"{self.path} is not a run folder: it has no config.json")
+
+    @classmethod
+    def create(cls, cfg: Config, root: Path | str = "results", *, name: str | None = None) -> Self:
+        """Make the folder of a run, or continue the one that is there; each call adds a record to env.json.
+
+        Fields that cannot change a number (device, workers, log interval, ...) may differ from the ones on
+        disk: the new ones are kept, so that a run can be continued on another machine.
+
+        Args:
+            cfg: The run's config.
+            root: Folder that holds the runs.
+            name: Folder name below `root`; None takes `cfg.run_name()`.
+
+        Raises:
+            ValueError: If the folder holds a run whose config differs in a field that matters.
+        """
+        path = Path(root) / (name or cfg.run_name())
+        if (path / "config.json").is_file():
+            run = cls(path)
+            differing = config_differences({"there": run.config(), "wanted": cfg})
+            fatal = [f"{key} ({values['there']!r} there, {values['wanted']!r} wanted)"
+                     for key, values in differing.items() if _FIELDS[key].metadata["result"]]
+            if fatal:
+                raise ValueError(f"{path} holds a run with another config: {', '.join(fatal)}")
+            for temporary in path.rglob(".*.tmp"):
+                if time.time() - temporary.stat().st_mtime > _STALE_SECONDS:
+                    temporary.unlink(missing_ok=True)
+        with atomic_write(path / "config.json", "w") as file:
+            file.write(cfg.to_json())
+        run = cls(path)
+        records = run.read_json("env") if (path / "env.json").is_file() else []
+        run.write_json("env", [*records, environment(cfg.device)])
+        if not (path / "status.json").is_file():
+            run.set_status("new", step=0, steps=cfg.steps, seconds=0.0)
+        return run
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
+    @property
+    def name(self) -> str:
+        """Folder name, which names the run in tables and figures."""
+        return self.path.resolve().name
+
+    def config(self) -> Config:
+        """The run's Config."""
+        return Config.from_json((self.path / "config.json").read_text(encoding="utf-8"))
+
+    # --- state ------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """State of the run: state (one of `STATES`), step, steps, seconds, and error if it failed."""
+        if not (self.path / "status.json").is_file():
+            return {"state": "new", "step": 0}
+        return self.read_json("status")
+
+    def set_status(self, state: str, **fields: Any) -> None:
+        """Write a new state. Fields not given keep their value, except `error`: it belongs to one state."""
+        if state not in STATES:
+            raise ValueError(f"state must be one of {', '.join(STATES)}, got {state!r}")
+        kept = {key: value for key, value in self.status().items() if key != "error"}
+        self.write_json("status", kept | {"state": state} | fields)
+
+    def log(self, message: str) -> None:
+        """Append a time-stamped line to log.txt."""
+        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {message}\n")
+
+    # --- metrics.csv ------------------------------------------------------------------------------
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Append one row to metrics.csv. The first row fixes the columns; a missing value stays empty.
+
+        Raises:
+            ValueError: If the row has a column that the file lacks.
+        """
+        path = self.path / "metrics.csv"
+        text = _complete_lines(path)
+        row = {key: _plain(value) for key, value in row.items()}
+        columns = next(csv.reader([text.partition("\n")[0]])) if text else list(row)
+        unknown = [key for key in row if key not in columns]
+        if unknown:
+            raise ValueError(f"{path} has no column {', '.join(map(repr, unknown))}; it has {columns}")
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
+        if not text:
+            writer.writeheader()
+        writer.writerow(row)
+        if path.is_file() and path.stat().st_size != len(text.encode()):  # a killed process left half a line
+            with atomic_write(path, "w") as file:
+                file.write(text)
+        with path.open("a", encoding="utf-8", newline="") as file:
+            file.write(buffer.getvalue())
+
+    def metrics(self) -> pd.DataFrame:
+        """Rows of metrics.csv, one per logged step; empty before the first. Half a last line is left out."""
+        text = _complete_lines(self.path / "metrics.csv") or "step\n"
+        return pd.read_csv(io.StringIO(text))
+
+    def truncate_metrics(self, last_step: int) -> None:
+        """Drop the rows after `last_step` and half a last line, before a run continues from a checkpoint."""
+        path = self.path / "metrics.csv"
+        rows = list(csv.DictReader(io.StringIO(_complete_lines(path))))
+        kept = [row for row in rows if float(row["step"]) <= last_step]
+        if not kept:
+            path.unlink(missing_ok=True)  # the next row may bring its own columns
+            return
+        with atomic_write(path, "w") as file:
+            writer = csv.DictWriter(file, list(kept[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(kept)
+
+    # --- other files ------------------------------------------------------------------------------
+
+    def write_table(self, name: str, frame: pd.DataFrame) -> None:
+        """Write `<name>.csv` (evaluation, similarity, ...) without its index."""
+        with atomic_write(self.path / f"{name}.csv", "w") as file:
+            frame.to_csv(file, index=False, lineterminator="\n")
+
+    def read_table(self, name: str) -> pd.DataFrame:
+        """Read `<name>.csv`. Raises FileNotFoundError if the run has none."""
+        # only an empty cell is missing: a class called "None" or "NA" stays a word
+        path = self.path / f"{name}.csv"
+        return pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+    def write_json(self, name: str, obj: Any) -> None:
+        """Write `<name>.json`; NumPy and torch values become numbers and lists, paths become text."""
+        with atomic_write(self.path / f"{name}.json", "w") as file:
+            json.dump(obj, file, indent=1, default=_plain)
+
+    def read_json(self, name: str) -> Any:
+        """Read `<name>.json`. Raises FileNotFoundError if the run has none."""
+        return json.loads((self.path / f"{name}.json").read_text(encoding="utf-8"))
+
+    def save_figure(self, name: str, figure: Any) -> Path:
+        """Save a matplotlib figure as figures/<name>.png, a plotly one as figures/<name>.json."""
+        raster = hasattr(figure, "savefig")
+        path = self.path / "figures" / f"{name}.{'png' if raster else 'json'}"
+        with atomic_write(path, "wb") as file:
+            if raster:
+                figure.savefig(file, format="png", dpi=110)
+            else:
+                file.write(figure.to_json().encode())
+        return path
+
+    def figures(self) -> list[Path]:
+        """Saved figures, by name."""
+        found = (self.path / "figures").glob("[!.]*")
+        return sorted(path for path in found if path.suffix in (".png", ".json"))
+
+    def checkpoint_path(self, step: int) -> Path:
+        """Name of the checkpoint after `step` optimiser steps."""
+        return self.path / "checkpoints" / f"step_{step:08d}.pt"
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        found = (self.path / "checkpoints").glob("step_*.pt")
+        return sorted(found, key=lambda path: int(path.stem.removeprefix("step_")))
+
+
+def list_runs(root: Path | str = "results") -> pd.DataFrame:
+    """One row per run in `root`: run, state, step, seed, config fields that differ, scores like `cam_mIoU`.
+
+    A folder whose config cannot be read (written by another version) is listed with the state "unreadable".
+    """
+    rows, configs = {}, {}
+    for path in sorted(Path(root).glob("*/config.json")):
+        run = RunDir(path.parent)
+        try:
+            configs[run.name], status = run.config(), run.status()
+            rows[run.name] = {"run": run.name, "state": status["state"], "step": status.get("step", 0)}
+        except (ValueError, KeyError, TypeError):
+            configs.pop(run.name, None)
+            rows[run.name] = {"run": run.name, "state": "unreadable"}
+    differing = config_differences(configs)
+    for name, cfg in configs.items():
+        rows[name]["seed"] = cfg.seed
+        rows[name] |= {key: values[name] for key, values in differing.items() if key != "seed"}
+        rows[name] |= final_scores(RunDir(Path(root) / name))
+    return pd.DataFrame(list(rows.values()), columns=None if rows else ["run", "state", "step", "seed"])
+
+
+def final_scores(run: RunDir) -> dict[str, float]:
+    """Mean scores of evaluation.csv as {"cam_mIoU": ..., "labels_F1": ...}; empty without an evaluation."""
+    if not (run.path / "evaluation.csv").is_file():
+        return {}
+    table = run.read_table("evaluation")
+    table = table[table["class"].isin(SCORES)]
+    rows = zip(table["target"], table["class"], table["iou"], strict=True)
+    return {f"{target}_{score}": float(value) for target, score, value in rows}
+
+
+def environment(device: str = "auto") -> dict[str, Any]:
+    """What a number may depend on besides the config: versions, device, code revision, command line."""
+    return {
+        "start": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "device": _device_name(device),
+        "git": _git_revision(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _device_name(device: str) -> str:
+    """Name of the accelerator that `device` means, or of the processor."""
+    import torch
+
+    if torch.cuda.is_available() and device != "cpu":
+        return torch.cuda.get_device_name(None if device == "auto" else device)
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.is_file() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _git_revision() -> dict[str, Any] | None:
+    """Commit of this package and whether its folder has changes; None outside a checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # a copy may lie in another checkout
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "."))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _complete_lines(path: Path) -> str:
+    """Text of a file up to its last line end; empty if there is no file."""
+    if not path.is_file():
+        return ""
+    raw = path.read_bytes()
+    return raw[: raw.rfind(b"\n") + 1].decode("utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """NumPy and torch scalars and arrays as Python numbers and lists; paths as text; the rest unchanged."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return str(value) if isinstance(value, Path) else value

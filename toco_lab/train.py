@@ -1,0 +1,335 @@
+"""Training: one step's losses, optimiser and schedule, and `fit`, which can be killed and continued at any moment."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from toco_lab import cam as cams
+from toco_lab.cam import Cams, multi_scale_cam
+from toco_lab.checkpoints import initial_model, load_checkpoint, save_checkpoint
+from toco_lab.config import Config
+from toco_lab.data import Batch, train_loader
+from toco_lab.losses import affinity_mask, classification_loss, ctc_loss, ptc_terms, reg_loss, seg_loss
+from toco_lab.model import ToCo
+from toco_lab.refine import refine_cam
+from toco_lab.runs import RunDir
+from toco_lab.transforms import denormalise
+
+KEPT_CHECKPOINTS = 2
+
+
+class TrainingError(RuntimeError):
+    """Training can not go on; the message names the step, the cause and the last good checkpoint."""
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The terms of one step, unweighted scalars, and their weighted total. Terms of weight 0 are 0: not computed.
+
+    `positive_cosine` and `negative_cosine` are the mean |cos| of PTC's pairs, NaN where PTC is off: PTC itself is 0.5 both when all tokens are equal and when all are orthogonal, so it must never be read without them.
+    """
+
+    cls: Tensor
+    cls_aux: Tensor
+    ptc: Tensor
+    ctc: Tensor
+    seg: Tensor
+    reg: Tensor
+    total: Tensor
+    positive_cosine: Tensor
+    negative_cosine: Tensor
+
+
+@dataclass(frozen=True)
+class LocalViews:
+    """The local views of a batch: image (n*B, 3, c, c) view-major, flags (B, 2 + n), 1 = positive, global views first."""
+
+    image: Tensor
+    flags: Tensor
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """Losses of a step and what they were made from (to look at, and to test).
+
+    Attributes:
+        terms: The losses.
+        cams: Multi-scale CAMs; None where no term needs them.
+        pseudo_label: (B, H, W) for the segmentation loss; None while that is off.
+        token_label: (B, h, w) for PTC; None while that is off.
+        region: (B, H, W) region mask the local crops come from; None while CTC is off.
+        views: The local views; None while CTC is off.
+    """
+
+    terms: LossTerms
+    cams: Cams | None = None
+    pseudo_label: Tensor | None = None
+    token_label: Tensor | None = None
+    region: Tensor | None = None
+    views: LocalViews | None = None
+
+
+def loss_weights(cfg: Config, step: int) -> dict[str, float]:
+    """Weight of each term at a step (0-based): CTC and PTC, and segmentation, join at their start steps."""
+    contrast, segment = step >= cfg.contrast_start_step, step >= cfg.seg_start_step
+    return {"cls": cfg.w_cls, "cls_aux": cfg.w_cls_aux, "ptc": cfg.w_ptc * contrast, "ctc": cfg.w_ctc * contrast,
+            "seg": cfg.w_seg * segment, "reg": cfg.w_reg * segment}
+
+
+def compute_losses(model: ToCo, batch: Batch, cfg: Config, step: int, *, views: LocalViews | None = None,
+                   generator: torch.Generator | None = None) -> StepOutput:
+    """All losses of one training step (method: one training step, 1 to 7), with each encoder pass made once.
+
+    The pass over the main view serves the classifiers, both heads of CTC, PTC, the decoder and the CAM at scale 1. The
+    teacher must have been moved before (`ToCo.update_teacher`): here nothing of the model changes.
+
+    Args:
+        model: In training mode.
+        batch: Normalised views, labels, boxes.
+        cfg: Thresholds, weights and quirks.
+        step: 0-based; decides which terms are on and where the pseudo label comes from.
+        views: Local views to use; None cuts them from `batch.local_source` around uncertain regions.
+        generator: For the positions of the local crops.
+    """
+    weights = loss_weights(cfg, step)
+    label, box = batch.image_label, batch.valid_box
+    contrast, segment = weights["ptc"] > 0 or weights["ctc"] > 0, weights["seg"] > 0 or weights["reg"] > 0
+    output = model(batch.image, segment=segment)
+    zero = output.logits.new_zeros(())
+    terms = dict.fromkeys(("ptc", "ctc", "seg", "reg"), zero) | {
+        "cls": classification_loss(output.logits, label),
+        "cls_aux": classification_loss(output.aux_logits, label),
+    }
+    maps, made, cosines = None, {}, (zero * torch.nan, zero * torch.nan)
+    if contrast or segment:
+        maps = multi_scale_cam(model, batch.image, cfg.cam_scales, plain=output.features.detach())
+    thresholds = {"low": cfg.low_threshold, "high": cfg.high_threshold}
+
+    if weights["ptc"] > 0:
+        tokens = output.features.patch_tokens
+        made["token_label"] = cams.token_labels(maps.cam_aux, label, tokens.shape[-2:], box, patch_size=model.patch_size,
+                                                box_units=cfg.ptc_box_units, **thresholds)
+        pairs = ptc_terms(tokens, affinity_mask(made["token_label"]), similarity=cfg.ptc_similarity)
+        terms["ptc"], cosines = pairs.loss, (pairs.positive_cosine, pairs.negative_cosine)
+
+    if weights["ctc"] > 0:
+        made["region"] = cams.region_mask(maps.cam_aux, label, **thresholds)
+        if views is None:
+            crops = cams.sample_local_crops(
+                made["region"], crop_size=cfg.local_crop_size, num_crops=cfg.num_local_crops,
+                candidates=cfg.crop_candidates, content=cfg.crop_content, min_content=cfg.crop_min_content,
+                valid_box=box if cfg.crops_in_valid_box else None, generator=generator,
+            )
+            views = LocalViews(cams.cut_local_views(batch.local_source, crops), crops.flags)
+        made["views"] = views
+        second = model.encode(batch.view2).class_token
+        local = model.encode(views.image).class_token
+        global_tokens = torch.cat([output.features.class_token, second])
+        with torch.no_grad():
+            teacher = model.teacher_head(global_tokens)
+        student = model.projection_head(torch.cat([global_tokens, local]))
+        terms["ctc"] = ctc_loss(student, teacher, views.flags, temperature=cfg.ctc_temperature,
+                                negative_only_term=cfg.ctc_negative_only_term)
+
+    if segment:
+        pixels = denormalise(batch.image, model.mean, model.std)
+        source = maps.cam_aux if step < cfg.aux_label_steps else maps.cam
+        if cfg.refine:
+            made["pseudo_label"] = refine_cam(
+                pixels.clamp(0, 255).byte().float() / 255, cams.mask_by_label(source, label), label, box,
+                low_threshold=cfg.low_threshold, high_threshold=cfg.high_threshold, dilations=cfg.par_dilations,
+                num_iter=cfg.par_iterations,
+            )
+        else:
+            made["pseudo_label"] = cams.confident_label(source, label, valid_box=box, **thresholds)
+        logits = F.interpolate(output.seg_logits, pixels.shape[-2:], mode="bilinear", align_corners=False)
+        if weights["seg"] > 0:
+            terms["seg"] = seg_loss(logits, made["pseudo_label"])
+        if weights["reg"] > 0:
+            terms["reg"] = reg_loss(logits, pixels, made["pseudo_label"], box, weight=cfg.reg_scale_factor,
+                                    sigma_rgb=cfg.reg_sigma_rgb, sigma_xy=cfg.reg_sigma_xy)
+
+    total = sum(weights[name] * terms[name] for name in weights)
+    losses = LossTerms(**terms, total=total, positive_cosine=cosines[0], negative_cosine=cosines[1])
+    return StepOutput(losses, maps, **made)
+
+
+# --- optimiser and schedule -------------------------------------------------------------------------------------------
+
+
+def build_optimizer(model: ToCo, cfg: Config) -> torch.optim.AdamW:
+    """AdamW with weight decay on everything and four groups: encoder, its norms, classifiers and head, decoder (x10)."""
+    norms = {id(p) for m in model.encoder.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
+    heads = [*model.projection_head.parameters(), *model.classifier.parameters(), *model.aux_classifier.parameters()]
+    encoder = [p for p in model.encoder.parameters() if p.requires_grad]
+    groups = [
+        ("encoder", [p for p in encoder if id(p) not in norms], 1.0),
+        ("encoder norms", [p for p in encoder if id(p) in norms], 1.0),
+        ("heads", heads, cfg.head_lr_factor),
+        ("decoder", list(model.decoder.parameters()), cfg.head_lr_factor),
+    ]
+    return torch.optim.AdamW(
+        [{"name": name, "params": params, "lr_factor": factor} for name, params, factor in groups],
+        lr=cfg.learning_rate, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True,
+    )
+
+
+def learning_rate(cfg: Config, step: int) -> float:
+    """Learning rate of the encoder at a 0-based step k, set before the update.
+
+    1) k < W: linear from warmup_ratio * peak. 2) then polynomial: `continuous` decays over T - W steps from the peak; `drop`
+    (released) over T steps from step 0, so that the rate falls by a step where warm-up ends. 3) k >= T: the last value.
+    """
+    step = min(step, cfg.steps - 1)
+    if step < cfg.warmup_steps:
+        return cfg.learning_rate * (1 - (1 - step / cfg.warmup_steps) * (1 - cfg.warmup_ratio))
+    begin = 0 if cfg.schedule == "drop" else cfg.warmup_steps
+    return cfg.learning_rate * (1 - (step - begin) / (cfg.steps - begin)) ** cfg.poly_power
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, cfg: Config, step: int) -> None:
+    """Give each group its rate for this step."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(cfg, step) * group["lr_factor"]
+
+
+def train_step(model: ToCo, optimizer: torch.optim.Optimizer, batch: Batch, cfg: Config, step: int, *,
+               views: LocalViews | None = None) -> StepOutput:
+    """One optimiser step; the batch is split into `cfg.accumulate` micro-batches whose gradients are averaged.
+
+    The teacher moves first, as in the released code. Means over a batch (PTC's pairs, segmentation pixels) are then means
+    over micro-batches.
+
+    Returns:
+        The last micro-batch's `StepOutput`, its terms replaced by the averages over micro-batches.
+    """
+    set_learning_rate(optimizer, cfg, step)
+    model.update_teacher()
+    optimizer.zero_grad(set_to_none=True)
+    size = len(batch.image) // cfg.accumulate
+    outputs = []
+    for part in range(cfg.accumulate):
+        generator = torch.Generator().manual_seed(hash((cfg.seed, step, part)) % 2**63)
+        output = compute_losses(model, batch[part * size : (part + 1) * size], cfg, step, views=views, generator=generator)
+        (output.terms.total / cfg.accumulate).backward()
+        outputs.append(output)
+    optimizer.step()
+    means = {f.name: torch.stack([getattr(o.terms, f.name).detach() for o in outputs]).mean() for f in fields(LossTerms)}
+    return StepOutput(**{f.name: getattr(outputs[-1], f.name) for f in fields(StepOutput)} | {"terms": LossTerms(**means)})
+
+
+# --- the loop ---------------------------------------------------------------------------------------------------------
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the first CUDA device if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+
+
+def fit(cfg: Config, run: RunDir, *, validate: Callable[[ToCo, int], dict[str, float]] | None = None,
+        progress: bool = True) -> ToCo:
+    """Train, or continue a run from its last checkpoint; a finished run is loaded and returned as it is.
+
+    Killed at any moment and called again it ends with the same numbers (bit-equal on a CPU): batches, augmentation and
+    crops depend on (seed, step) alone.
+
+    Args:
+        cfg: The run's config.
+        run: Folder for metrics and checkpoints.
+        validate: Called as validate(model, step) every `cfg.val_every` steps; its numbers join metrics.csv.
+        progress: Show a progress bar.
+
+    Returns:
+        The trained model, in evaluation mode.
+
+    Raises:
+        TrainingError: At a NaN or infinite loss: the step, the term and the last good checkpoint are named.
+        CheckpointError: If the last checkpoint is damaged; the one before is named.
+    """
+    device = resolve_device(cfg.device)
+    torch.manual_seed(cfg.seed)
+    checkpoints = run.checkpoints()
+    model = (initial_model(cfg) if not checkpoints else ToCo(cfg)).to(device).train()
+    optimizer = build_optimizer(model, cfg)
+    start, spent = 0, 0.0
+    if checkpoints:
+        state = load_checkpoint(checkpoints[-1])
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start, spent = state["step"], run.status().get("seconds", 0.0)
+        run.log(f"continue from {checkpoints[-1].name}")
+    if start >= cfg.steps:
+        run.set_status("done", step=start)
+        return model.eval()
+    run.truncate_metrics(start)
+    run.set_status("running", step=start, steps=cfg.steps)
+    try:
+        _loop(model, optimizer, cfg, run, start, spent, device, validate, progress)
+    except BaseException as error:
+        run.set_status("failed", error=f"{type(error).__name__}: {error}")
+        run.log(f"failed: {type(error).__name__}: {error}")
+        raise
+    return model.eval()
+
+
+def _loop(model, optimizer, cfg, run, start, spent, device, validate, progress) -> None:
+    """Steps `start` to the end. Losses stay on the device between log rows: no step waits for them."""
+    began, window = time.perf_counter(), []
+    bar = tqdm(train_loader(cfg, model.mean, model.std, start_step=start), initial=start, total=cfg.steps, unit="step",
+               desc=run.name, disable=not progress)
+    for step, batch in enumerate(bar, start):
+        output = train_step(model, optimizer, batch.to(device), cfg, step)
+        window.append(torch.stack([value.double() for value in vars(output.terms).values()]))
+        done, last = step + 1, step + 1 == cfg.steps
+        save = last or done % cfg.checkpoint_every == 0
+        validating = validate is not None and cfg.val_every > 0 and (last or done % cfg.val_every == 0)
+        if save or validating or done % cfg.log_every == 0:
+            means = _checked_means(torch.stack(window).cpu(), done - len(window), run)
+            window = []
+            row = {"step": done, "lr": learning_rate(cfg, step), "images": done * cfg.batch_size} | means
+            if validate is not None and cfg.val_every > 0:
+                row |= {f"val_{name}": math.nan for name in VALIDATED}
+            if validating:
+                scores = validate(model.eval(), done)
+                model.train()
+                row |= {f"val_{name}": value for name, value in scores.items()}
+            run.append_metrics(row)
+            bar.set_postfix(loss=f"{means['total_loss']:.3f}", ptc_pos=f"{means['positive_cosine']:.2f}",
+                            ptc_neg=f"{means['negative_cosine']:.2f}")
+        if save:
+            save_checkpoint(run.checkpoint_path(done), model, optimizer, done, cfg)
+            for old in run.checkpoints()[:-KEPT_CHECKPOINTS]:
+                old.unlink()
+            seconds = spent + time.perf_counter() - began
+            run.set_status("done" if last else "running", step=done, seconds=round(seconds, 2))
+
+
+VALIDATED = ("cam", "cam_aux", "seg")  # mIoU columns that validation adds to metrics.csv
+
+
+def _checked_means(window: Tensor, first_step: int, run: RunDir) -> dict[str, float]:
+    """Means of the logged terms (steps, terms) as columns of metrics.csv.
+
+    Raises:
+        TrainingError: If a loss was not finite at one of these steps.
+    """
+    names = [field.name for field in fields(LossTerms)]
+    num_losses = names.index("total") + 1
+    bad = ~window[:, :num_losses].isfinite()
+    if bad.any():
+        row = int(bad.any(1).nonzero()[0])
+        terms = [name for name, is_bad in zip(names[:num_losses], bad[row].tolist(), strict=True) if is_bad]
+        saved = run.checkpoints()
+        good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+        raise TrainingError(
+            f"loss {', '.join(terms)} is not finite at step {first_step + row}; {good}. Training from it again will meet the "
+            f"same step: lower learning_rate, look at the images of that step, or set the weight of the term to 0"
+        )
+    return {f"{name}_loss" if i < num_losses else name: value
+            for i, (name, value) in enumerate(zip(names, window.nanmean(0).tolist(), strict=True))}

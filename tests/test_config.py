@@ -35,6 +35,7 @@ def test_presets_carry_the_published_numbers():
     ({"dataset": "pascal"}, ["dataset", "pascal"]),
     ({"low_threshold": 0.9}, ["0.9", "0.7"]),
     ({"cam_scales": [0.5, 1.0]}, ["cam_scales", "begin with 1.0"]),
+    ({"blur_probability": [0.5]}, ["blur_probability needs 3 numbers"]),
     ({"accumulate": 3}, ["accumulate 3", "batch_size 4"]),
     ({"steps": 0}, ["steps"]),
     ({"local_crop_size": 95}, ["even", "95"]),

@@ -15,8 +15,9 @@ import torch
 from toco_lab import cam as cams
 from toco_lab.checkpoints import export_released, import_released, released_name
 from toco_lab.config import IGNORE_INDEX, Config
-from toco_lab.data import PALETTE, Batch
+from toco_lab.data import Batch
 from toco_lab.evaluate import confusion_matrix, iou_scores, label_f1, multi_scale_segmentation
+from toco_lab.labels import PALETTE
 from toco_lab.lattice import bilateral_filter
 from toco_lab.losses import affinity_mask, ctc_loss, ptc_loss, reg_loss, seg_loss
 from toco_lab.model import ToCo

@@ -48,6 +48,7 @@ def test_atomic_write_leaves_nothing_after_an_error(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 def test_kill_leaves_readable_files(run):
     """A writer of tables, states and rows is killed again and again; every file it leaves can be read."""

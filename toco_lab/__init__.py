@@ -1,0 +1,49 @@
+"""A workbench around ToCo (token contrast for weakly-supervised segmentation, CVPR 2023): train, measure, look.
+
+    config    one flat Config per run; presets; strict overrides
+       |
+    toy, data ---> Batch: two global views, a source of local crops, image labels; never a mask
+       |
+    model     ViT -> class and patch tokens -> classifiers (CAM, auxiliary CAM), decoder, projection heads
+       |
+    cam, refine, losses ---> train.fit: CAM -> pseudo labels and crops -> PTC, CTC, segmentation
+       |
+    evaluate, smoothing ---> mIoU with its protocol; similarity of tokens per layer
+       |
+    runs      everything above lies in one folder per run ---> figures, notebooks (batch), report
+
+The public names below are imported when they are first used: `import toco_lab` itself costs nothing.
+"""
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+_HOMES = {
+    "Config": "config", "RunDir": "runs", "list_runs": "runs", "make_scene": "toy", "open_dataset": "readers",
+    "eval_samples": "data", "ToCo": "model", "initial_model": "checkpoints", "load_run_model": "checkpoints",
+    "multi_scale_cam": "cam", "fit": "train", "evaluate_run": "evaluate", "similarity_per_layer": "smoothing",
+    "smoothing_of_run": "smoothing", "build_report": "report",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]
+
+
+def enter_project() -> Path:
+    """Make the project's folder the current one, for relative paths: a notebook may start in notebooks/.
+
+    Outside a checkout nothing changes.
+    """
+    here = Path.cwd()
+    found = (folder for folder in (here, *here.parents) if (folder / "notebooks" / "00_start_here.ipynb").is_file())
+    os.chdir(project := next(found, here))
+    return project

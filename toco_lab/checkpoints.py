@@ -60,6 +60,8 @@ def read_weights(path: Path | str) -> dict[str, Any]:
         CheckpointError: If the file is missing, truncated, or holds anything but tensors and plain values.
     """
     path = Path(path)
+    if not path.is_file() and not path.is_absolute():
+        path = Path(__file__).parents[1] / path  # `data/toy/...` of the project, from whatever folder one works in
     if not path.is_file():
         raise CheckpointError(f"no weights file {path}; check the path")
     try:

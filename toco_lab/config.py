@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 IGNORE_INDEX: int = 255  # label value that no loss and no metric counts (VOC's border, unsure pseudo labels)
-DATASETS = ("toy", "voc", "coco", "folder")
 
 
 def opt(default: Any, help: str, *, result: bool = True, quirk: Any = None) -> Any:
@@ -34,7 +33,7 @@ class Config:
 
     # --- data ---------------------------------------------------------------------------------------------------
     preset_name: str = opt("", "preset this config started from (a label for folders and tables)", result=False)
-    dataset: Literal["toy", "voc", "coco", "folder"] = opt("voc", "which reader reads the images and masks")
+    dataset: Literal["toy", "voc", "coco"] = opt("voc", "which reader reads the images and masks")
     data_root: str = opt("data/VOC2012", "folder of the data set (VOC: the one that holds JPEGImages)", result=False)
     train_split: str = opt("train_aug", "name of the training list (toy: a stream of scenes)")
     val_split: str = opt("val", "name of the list that is evaluated")
@@ -121,6 +120,9 @@ class Config:
     reg_scale_factor: float = opt(1e-7, "the energy's own factor, inside w_reg")
     reg_sigma_rgb: float = opt(15.0, "colour width of the energy, in grey levels 0..255")
     reg_sigma_xy: float = opt(100.0, "spatial width of the energy, in full-size pixels")
+    reg_gate: Literal["released", "exact"] = opt(
+        "released", "gradient of the energy: its confidence gate held constant (as in gated-CRF losses), or the exact one"
+    )
 
     # --- optimisation -------------------------------------------------------------------------------------------
     steps: int = opt(20000, "optimiser steps T")
@@ -157,6 +159,8 @@ class Config:
             object.__setattr__(self, field.name, _coerce(field.name, getattr(self, field.name), hints[field.name]))
         _require(0 <= self.low_threshold < self.high_threshold <= 1,
                  f"need 0 <= low_threshold < high_threshold <= 1, got {self.low_threshold} and {self.high_threshold}")
+        for name, length in {"scale_range": 2, "jitter": 4, "blur_probability": 3, "view2_scale": 2, "betas": 2}.items():
+            _require(len(getattr(self, name)) == length, f"{name} needs {length} numbers, got {getattr(self, name)}")
         _require(self.cam_scales[:1] == (1.0,), f"cam_scales must begin with 1.0, got {self.cam_scales}")
         _require(self.local_crop_size % 2 == 0, f"local_crop_size must be even, got {self.local_crop_size}")
         _require(self.local_crop_size < self.crop_size,
@@ -266,9 +270,7 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
     raise ValueError(f"config field {name!r} must be {wanted}, got {value!r} ({type(value).__name__})")
 
 
-_VOC = {
-    "dataset": "voc", "data_root": "data/VOC2012", "num_classes": 20, "steps": 20000, "batch_size": 4,
-}
+_VOC = {"dataset": "voc", "data_root": "data/VOC2012", "num_classes": 20, "steps": 20000, "batch_size": 4}
 _COCO = {
     "dataset": "coco", "data_root": "data/COCO2014", "train_split": "train", "num_classes": 80, "steps": 80000,
     "batch_size": 8, "high_threshold": 0.65, "background_threshold": 0.45, "seg_start_step": 8000,
@@ -276,17 +278,19 @@ _COCO = {
 }
 _TOY = {
     "dataset": "toy", "data_root": "", "train_split": "train", "num_classes": 6,
-    "train_images": 2000, "val_images": 100,
+    "train_images": 1000, "val_images": 100,
     "crop_size": 96, "scale_range": (1.0, 1.0), "jitter_probability": 0.0, "grey_probability": 0.0,
-    "blur_probability": (0.0, 0.0, 0.0), "solarise_probability": 0.0, "view2_size": 96, "num_workers": 0,
+    "blur_probability": (0.0, 0.0, 0.0), "solarise_probability": 0.0, "view2_size": 64, "num_workers": 0,
     "normalisation": "imagenet", "backbone": "vit_tiny_patch16_224", "weights": "data/toy/vit_toy.safetensors",
-    "image_size": 96, "patch_size": 8, "embed_dim": 96, "depth": 12, "num_heads": 3,
+    "image_size": 96, "patch_size": 8, "embed_dim": 64, "depth": 8, "num_heads": 2,
     "decoder_width": 64, "head_hidden": 128, "head_bottleneck": 64, "head_out": 128,
-    "cam_scales": (1.0, 0.5, 1.5), "num_local_crops": 4, "local_crop_size": 32,
-    "steps": 300, "batch_size": 8, "learning_rate": 3e-4, "warmup_steps": 20, "seg_start_step": 50,
-    "aux_label_steps": 300, "w_ptc": 1.0, "eval_cam_size": 0, "log_every": 10, "checkpoint_every": 100,
-    "eval_seg_scales": (1.0,),
-}
+    "cam_scales": (1.0, 0.5), "num_local_crops": 4, "local_crop_size": 32, "crop_min_content": 0.5,
+    "par_dilations": (1, 2, 4, 8), "par_iterations": 5,
+    # PTC and the segmentation loss weigh more than on VOC: a run has 150 steps, not 20,000
+    "w_ptc": 2.0, "w_ctc": 0.5, "w_seg": 1.0, "w_reg": 0.05, "seg_start_step": 20, "aux_label_steps": 150,
+    "steps": 150, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 20,
+    "eval_cam_size": 0, "eval_seg_scales": (1.0,), "log_every": 10, "checkpoint_every": 50,
+}  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     # toy scenes, two CPU cores, about a minute: `make demo`
     "toy": _TOY,

@@ -1,7 +1,8 @@
 """Evaluation: mIoU of CAMs, refined CAMs and segmentation, F1 of the image labels, and the protocol beside each number."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import pandas as pd
@@ -14,13 +15,16 @@ from tqdm import tqdm
 from toco_lab.cam import cam_to_label, mask_by_label, multi_scale_cam
 from toco_lab.checkpoints import load_run_model, weights_hash
 from toco_lab.config import IGNORE_INDEX, Config
-from toco_lab.data import EvalSample, class_names, eval_samples
+from toco_lab.data import EvalSample, eval_samples
+from toco_lab.labels import class_names
 from toco_lab.model import ToCo
 from toco_lab.refine import dense_crf, refine_cam
-from toco_lab.runs import RunDir
+from toco_lab.runs import SCORES, RunDir
+from toco_lab.train import VALIDATED, resolve_device
 from toco_lab.transforms import denormalise
 
 TARGETS = ("cam", "cam_aux", "cam_refined", "seg")  # `seg_crf` joins where the config asks for it
+FUSIONS = {"voc": "sum over flip, maximum over scales", "coco": "maximum over flip, sum over scales"}
 BATCH = 8  # images of one size that are evaluated together
 
 
@@ -49,8 +53,13 @@ class Evaluation:
     @property
     def scores(self) -> dict[str, float]:
         """Mean score of each target: {"cam": 0.52, ...}, in [0, 1]."""
-        means = self.table[self.table["class"].isin(["mIoU", "F1"])]
+        means = self.table[self.table["class"].isin(SCORES)]
         return dict(zip(means["target"], means["iou"], strict=True))
+
+    @property
+    def summary(self) -> pd.DataFrame:
+        """One row per target: the mean score in per cent, and its protocol record."""
+        return pd.DataFrame([{"target": t, "score": 100 * v, **self.protocol[t]} for t, v in self.scores.items()])
 
 
 def confusion_matrix(prediction: Tensor, truth: Tensor, num_classes: int) -> Tensor:
@@ -205,10 +214,10 @@ def evaluate_model(model: ToCo, cfg: Config, *, targets: Sequence[str] | None = 
     return Evaluation(pd.DataFrame(rows, columns=["target", "class", "iou"]), protocol)
 
 
-def evaluate_run(run: RunDir, *, targets: Sequence[str] | None = None, split: str | None = None, device: str = "cpu",
+def evaluate_run(run: RunDir, *, targets: Sequence[str] | None = None, split: str | None = None, device: str = "auto",
                  progress: bool = True) -> Evaluation:
     """Evaluate a run's last checkpoint; writes evaluation.csv and protocol.json into its folder."""
-    model, cfg = load_run_model(run, device)
+    model, cfg = load_run_model(run, resolve_device(device))
     evaluation = evaluate_model(model, cfg, targets=targets, split=split, progress=progress,
                                 checkpoint=weights_hash(run.checkpoints()[-1]))
     run.write_table("evaluation", evaluation.table)
@@ -225,9 +234,10 @@ def protocol_record(cfg: Config, target: str, split: str, images: int, checkpoin
         "scales": list(cfg.cam_scales if is_cam else cfg.eval_seg_scales if target.startswith("seg") else [1.0]),
         "flip": target != "labels", "background_threshold": cfg.background_threshold if is_cam else None,
         "true_labels_mask_cam": is_cam, "par": target == "cam_refined", "crf": target == "seg_crf",
-        "fusion": cfg.eval_fusion if target.startswith("seg") else "maximum over flip, sum over scales",
-        "miou_over": cfg.miou_over, "ignored_label": IGNORE_INDEX, "checkpoint": checkpoint, "seed": cfg.seed,
-    }
+        "fusion": FUSIONS[cfg.eval_fusion] if target.startswith("seg") else FUSIONS["coco"] if is_cam else None,
+        "miou_over": cfg.miou_over if target != "labels" else None, "ignored_label": IGNORE_INDEX,
+        "checkpoint": checkpoint, "seed": cfg.seed,
+    }  # fmt: skip
 
 
 def grouped_by_size(samples: Iterable[EvalSample], most: int) -> Iterator[list[EvalSample]]:
@@ -240,3 +250,36 @@ def grouped_by_size(samples: Iterable[EvalSample], most: int) -> Iterator[list[E
         group.append(sample)
     if group:
         yield group
+
+
+def validator(cfg: Config, targets: Sequence[str] = VALIDATED) -> Callable[[ToCo, int], dict[str, float]]:
+    """What `train.fit` calls every `cfg.val_every` steps: mIoU of the targets on the validation split."""
+
+    def validate(model: ToCo, step: int) -> dict[str, float]:
+        scores = evaluate_model(model, cfg, targets=targets, progress=False).scores
+        return {target: scores[target] for target in targets}
+
+    return validate
+
+
+@torch.no_grad()
+def gallery_rows(model: ToCo, cfg: Config, num_images: int = 6, split: str | None = None) -> list[dict[str, Any]]:
+    """Rows for `figures.cam_gallery`: image, truth, CAMs (strongest present class), label of the CAM, segmentation.
+
+    Arrays of native size: uint8 image (H, W, 3), float CAMs (H, W) in [0, 1], integer label maps (H, W).
+    """
+    device, rows = next(model.parameters()).device, []
+    for sample in islice(eval_samples(cfg, model.mean, model.std, split), num_images):
+        image, label, size = sample.image[None].to(device), sample.image_label[None].to(device), sample.raw.shape[:2]
+        edge = (cfg.eval_cam_size,) * 2 if cfg.eval_cam_size else size
+        resized = F.interpolate(image, edge, mode="bilinear", align_corners=False)
+        maps = multi_scale_cam(model, resized, cfg.cam_scales)
+        cams = {"CAM": maps.cam, "auxiliary CAM": maps.cam_aux}
+        strongest = {name: F.interpolate(mask_by_label(cam, label), size, mode="bilinear", align_corners=False).amax(1)
+                     for name, cam in cams.items()}
+        predicted = predict(model, cfg, image, label, size, ("cam", "seg"))
+        labels = {"truth": sample.mask[None], "CAM as label": predicted["cam"], "segmentation": predicted["seg"]}
+        shown = {name: value[0].cpu().numpy() for name, value in (strongest | labels).items()}
+        order = ("truth", "CAM", "auxiliary CAM", "CAM as label", "segmentation")
+        rows.append({"image": sample.raw} | {name: shown[name] for name in order})
+    return rows

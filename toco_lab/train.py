@@ -22,6 +22,7 @@ from toco_lab.runs import RunDir
 from toco_lab.transforms import denormalise
 
 KEPT_CHECKPOINTS = 2
+VALIDATED = ("cam", "cam_aux", "seg")  # mIoU columns that validation adds to metrics.csv
 
 
 class TrainingError(RuntimeError):
@@ -153,7 +154,7 @@ def compute_losses(model: ToCo, batch: Batch, cfg: Config, step: int, *, views: 
             terms["seg"] = seg_loss(logits, made["pseudo_label"])
         if weights["reg"] > 0:
             terms["reg"] = reg_loss(logits, pixels, made["pseudo_label"], box, weight=cfg.reg_scale_factor,
-                                    sigma_rgb=cfg.reg_sigma_rgb, sigma_xy=cfg.reg_sigma_xy)
+                                    sigma_rgb=cfg.reg_sigma_rgb, sigma_xy=cfg.reg_sigma_xy, gate=cfg.reg_gate)
 
     total = sum(weights[name] * terms[name] for name in weights)
     losses = LossTerms(**terms, total=total, positive_cosine=cosines[0], negative_cosine=cosines[1])
@@ -308,9 +309,6 @@ def _loop(model, optimizer, cfg, run, start, spent, device, validate, progress) 
                 old.unlink()
             seconds = spent + time.perf_counter() - began
             run.set_status("done" if last else "running", step=done, seconds=round(seconds, 2))
-
-
-VALIDATED = ("cam", "cam_aux", "seg")  # mIoU columns that validation adds to metrics.csv
 
 
 def _checked_means(window: Tensor, first_step: int, run: RunDir) -> dict[str, float]:

@@ -1,0 +1,54 @@
+# The index of commands. Each target sets up what it needs in $(VENV); nothing is installed twice.
+VENV ?= .venv
+SYSTEM_PYTHON ?= python3
+PYTHON := $(VENV)/bin/python
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+
+.PHONY: demo test check lab notebooks strip bench clean
+
+demo: $(VENV)/.installed  ## train a baseline and ToCo on toy scenes, execute their notebooks, write one report
+	$(PYTHON) -m toco_lab demo
+
+test: $(VENV)/.installed-test  ## the whole suite, notebooks included
+	$(PYTHON) -m pytest
+
+check: $(VENV)/.installed-test  ## what to run before a commit: lint and the quick tests
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m pytest -m "not slow and not browser"
+
+lab: $(VENV)/.installed  ## Jupyter on this machine only; the token is in the address it prints
+	$(PYTHON) -m jupyter lab --ServerApp.ip=127.0.0.1 notebooks/00_start_here.ipynb
+
+notebooks: $(VENV)/.installed  ## execute every notebook on the smoke preset
+	$(PYTHON) -m toco_lab run $(NOTEBOOKS) --parameters preset=smoke run_dir=results/notebooks
+
+strip: $(VENV)/.installed  ## take outputs and stray metadata out of the notebooks
+	$(PYTHON) -c "import sys; from toco_lab.batch import strip_notebook; list(map(strip_notebook, sys.argv[1:]))" $(NOTEBOOKS)
+
+bench: $(VENV)/.installed  ## every script behind the README's speed table
+	set -e; for script in benchmarks/*.py; do $(PYTHON) $$script; done
+
+clean:  ## caches and the results of `demo` and `notebooks`; other runs and $(VENV) stay
+	rm -rf build *.egg-info .ruff_cache results/demo results/notebooks
+	find toco_lab tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# uv where there is one, or can be had; plain pip otherwise
+define install
+	@if command -v uv >/dev/null; then uv pip install --python $(PYTHON) -e '$(1)'; \
+	elif [ -x $(VENV)/bin/uv ] || $(PYTHON) -m pip install --quiet uv; then $(VENV)/bin/uv pip install --python $(PYTHON) -e '$(1)'; \
+	else $(PYTHON) -m pip install -e '$(1)'; fi
+	@touch $@
+endef
+
+$(PYTHON):
+	@$(SYSTEM_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	echo "error: Python 3.11 or newer is needed, $(SYSTEM_PYTHON) is not; try make SYSTEM_PYTHON=python3.12" >&2; exit 1; }
+	@$(SYSTEM_PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	echo "error: $(SYSTEM_PYTHON) can not make a virtual environment (on Debian: apt install python3-venv)" >&2; exit 1; }
+
+$(VENV)/.installed: pyproject.toml | $(PYTHON)
+	$(call install,.)
+
+# after the plain installation, so that `make -j demo test` never runs two installers at once
+$(VENV)/.installed-test: pyproject.toml $(VENV)/.installed
+	$(call install,.[test])

@@ -1,0 +1,154 @@
+"""The README's toy table: seven rows, five seeds, one schedule and one threshold, with the paper's findings checked.
+
+    python benchmarks/toy_table.py            # about 35 minutes on two cores; killed, it continues where it was
+
+Writes every run below results/toy_table, one CSV row per run to benchmarks/results/toy_table.csv, and the table with its
+findings to benchmarks/results/toy_table.md.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from toco_lab.config import Config
+from toco_lab.evaluate import evaluate_run
+from toco_lab.runs import RunDir, atomic_write
+from toco_lab.smoothing import smoothing_of_run
+from toco_lab.train import fit
+
+HERE = Path(__file__).parent / "results"
+NO_CONTRAST, NO_CTC, NO_SEG = {"w_ptc": 0.0, "w_ctc": 0.0}, {"w_ctc": 0.0}, {"w_seg": 0.0, "w_reg": 0.0}
+ROWS = {
+    "baseline": NO_CONTRAST | NO_SEG,
+    "+ PTC": NO_CTC | NO_SEG,
+    "+ PTC + CTC": NO_SEG,
+    "baseline + seg + reg": NO_CONTRAST,
+    "+ PTC + seg + reg": NO_CTC,
+    "full ToCo": {},
+    "full ToCo, released oddities": {},
+}
+SCORES = {"cam": "final CAM", "cam_aux": "auxiliary CAM", "seg": "segmentation"}
+SIMILARITIES = {"first": "similarity, first block", "last": "similarity, last block", "positive": "positive |cos|",
+                "negative": "negative |cos|"}  # fmt: skip
+
+
+def config_of(row: str, seed: int, preset: str) -> Config:
+    """The preset with one row's switches."""
+    cfg = Config.preset(preset).replace(**ROWS[row], seed=seed)
+    return cfg.released() if "released" in row else cfg
+
+
+def finish(row: str, seed: int, preset: str, root: Path, images: int) -> dict[str, float | str | int]:
+    """Train, evaluate and measure one run where that is not done yet; its numbers as one CSV row (mIoU in points)."""
+    run = RunDir.create(config_of(row, seed, preset), root)
+    if run.status()["state"] != "done":
+        fit(run.config(), run)
+    if not (run.path / "evaluation.csv").is_file():
+        evaluate_run(run)
+    if not (run.path / "similarity.csv").is_file():
+        smoothing_of_run(run, num_images=images)
+    table = run.read_table("evaluation")
+    means = table[table["class"] == "mIoU"].set_index("target")["iou"]
+    return {"row": row, "seed": seed, "run": run.name, "seconds": run.status()["seconds"]} | {
+        SCORES[target]: 100 * means[target] for target in SCORES} | similarities(run.read_table("similarity"))  # fmt: skip
+
+
+def similarities(frame: pd.DataFrame) -> dict[str, float]:
+    """Mean |cos| after the first and the last block (metric 1a), and of positive and negative pairs after the last."""
+    frame = frame[frame["site"] == "after block"]
+    means = frame.groupby(["metric", "layer"])["value"].mean()
+    layers = frame["layer"]
+    name = {"first": ("pairwise cosine", layers.min()), "last": ("pairwise cosine", layers.max()),
+            "positive": ("positive cosine", layers.max()), "negative": ("negative cosine", layers.max())}  # fmt: skip
+    return {SIMILARITIES[key]: means[name[key]] for key in name}
+
+
+def findings(frame: pd.DataFrame) -> list[str]:
+    """The four findings, each with its figures and whether it holds."""
+    column = {row: group.set_index("seed") for row, group in frame.groupby("row")}
+    base, final, aux = column["baseline"], SCORES["cam"], SCORES["cam_aux"]
+    first, last = SIMILARITIES["first"], SIMILARITIES["last"]
+    rise = base[last].mean() - base[first].mean()
+    gap = base[aux].mean() - base[final].mean()
+    lines = [
+        verdict(rise >= 0.15, f"(a) baseline: the last block's similarity is {rise:+.2f} above the first's (wanted 0.15)"),
+        verdict(gap >= 5, f"(b) baseline: the final CAM is {gap:.1f} points below the auxiliary CAM (wanted 5)"),
+    ]
+    for plain, ptc in (("baseline", "+ PTC"), ("baseline + seg + reg", "+ PTC + seg + reg")):
+        fewer = (column[ptc][last] < column[plain][last]).sum()
+        gain = column[ptc][final] - column[plain][final]
+        error = np.hypot(sem(column[ptc][final]), sem(column[plain][final]))
+        holds = fewer == len(gain) and gain.mean() > 2 * error
+        lines.append(verdict(holds, f"(c) {ptc} against {plain}: similarity of the last block lower in {fewer} of {len(gain)} "
+                                    f"seeds; final CAM {gain.mean():+.1f} points, standard error of the difference {error:.1f}"))
+    for score in (final, SCORES["seg"]):
+        full, rest = column["full ToCo"], {r: c for r, c in column.items() if not r.startswith("full")}
+        second = max(rest, key=lambda r: rest[r][score].mean())
+        lead = full[score].mean() - rest[second][score].mean()
+        error = np.hypot(sem(full[score]), sem(rest[second][score]))
+        lines.append(verdict(lead > error, f"(d) full ToCo in {score}: {lead:+.1f} points against the best other row ({second}), "
+                                           f"standard error of the difference {error:.1f}"))
+    return lines
+
+
+def verdict(holds: bool, text: str) -> str:
+    """A Markdown list item that says whether a finding holds."""
+    return f"- {'**holds**' if holds else '**does not hold**'}: {text}."
+
+
+def sem(values: pd.Series) -> float:
+    """Standard error of the mean."""
+    return values.std(ddof=1) / np.sqrt(len(values))
+
+
+def markdown(frame: pd.DataFrame, preset: str) -> str:
+    """Mean and standard error per row, with the protocol above and the findings below."""
+    cfg, columns = Config.preset(preset), [*SCORES.values(), *SIMILARITIES.values()]
+    seeds = frame["seed"].nunique()
+    lines = [
+        f"Toy world, preset `{preset}` ({cfg.steps} steps of {cfg.batch_size}), {seeds} seeds, mean ± standard error; mIoU in "
+        f"points over {cfg.val_images} validation scenes, CAM scales {cfg.cam_scales} with flip, background threshold "
+        f"{cfg.background_threshold}, CAMs masked by the true image labels, no CRF; similarities are metric 1a (mean |cos|, "
+        f"off-diagonal) of the raw residual stream after a block; pairs by the true mask, after the last block. "
+        f"Weights: PTC {cfg.w_ptc}, CTC {cfg.w_ctc}, seg {cfg.w_seg}, reg {cfg.w_reg}.",
+        "",
+        "| | " + " | ".join(columns) + " |",
+        "|---|" + "---|" * len(columns),
+    ]
+    for row in (r for r in ROWS if r in set(frame["row"])):
+        part = frame[frame["row"] == row]
+        cells = [f"{part[c].mean():.{1 if c in SCORES.values() else 2}f} ± {sem(part[c]):.{1 if c in SCORES.values() else 3}f}"
+                 for c in columns]  # fmt: skip
+        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", *findings(frame), ""])
+
+
+def main() -> None:
+    """Make what is missing of the table, then write it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="toy")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--root", type=Path, default=Path("results/toy_table"))
+    parser.add_argument("--images", type=int, default=50, help="validation scenes for the similarities")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder for toy_table.csv and toy_table.md")
+    args = parser.parse_args()
+    rows = []
+    jobs = [(row, seed) for seed in range(args.seeds) for row in args.rows]
+    for row, seed in tqdm(jobs, unit="run", desc="toy table"):
+        rows.append(finish(row, seed, args.preset, args.root, args.images))
+        frame = pd.DataFrame(rows)
+        with atomic_write(args.out / "toy_table.csv", "w") as file:
+            frame.round(4).to_csv(file, index=False)
+    if set(args.rows) == set(ROWS) and args.seeds > 1:
+        text = markdown(frame, args.preset)
+        with atomic_write(args.out / "toy_table.md", "w") as file:
+            file.write(text)
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Fixtures that several test files share. No test uses the network."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+import torch
+
+from toco_lab.config import Config
+from toco_lab.evaluate import evaluate_run
+from toco_lab.runs import RunDir
+from toco_lab.smoothing import smoothing_of_run
+from toco_lab.train import fit
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))  # small tensors: more threads only wait for each other
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """A generator with a fixed seed; torch's global one is seeded as well."""
+    torch.manual_seed(0)
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A trained and evaluated run of the smoke preset. Shared: read only."""
+    cfg = Config.preset("smoke")
+    run = RunDir.create(cfg, tmp_path_factory.mktemp("runs"), name="smoke")
+    fit(cfg, run, progress=False)
+    evaluate_run(run, progress=False)
+    smoothing_of_run(run, 4, progress=False)
+    return run

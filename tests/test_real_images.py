@@ -1,0 +1,67 @@
+"""The whole way on real photographs: VOC samples that lie beside the project (skipped where they do not)."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from toco_lab.cam import multi_scale_cam
+from toco_lab.config import Config
+from toco_lab.data import eval_samples
+from toco_lab.evaluate import evaluate_run
+from toco_lab.runs import RunDir
+from toco_lab.smoothing import smoothing_of_run
+from toco_lab.train import fit
+
+SAMPLES = Path(os.environ.get("TOCO_LAB_SAMPLES", Path(__file__).parents[2] / "shared" / "data"))
+pytestmark = [
+    pytest.mark.data,
+    pytest.mark.slow,
+    pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"no real sample images: {SAMPLES} is not there"),
+]
+
+
+def small(**changes) -> Config:
+    """The VOC preset with a small backbone, small crops and few images: seconds on a CPU."""
+    return Config.preset("voc_deit_b").replace(**{
+        "data_root": str(SAMPLES / "voc_sample"), "backbone": "deit_tiny_patch16_224", "depth": 4, "embed_dim": 48,
+        "pretrained": False, "crop_size": 128, "local_crop_size": 32, "num_local_crops": 4, "view2_size": 64,
+        "decoder_width": 32, "head_hidden": 64, "head_bottleneck": 32, "head_out": 64, "steps": 4, "batch_size": 2,
+        "warmup_steps": 1, "seg_start_step": 1, "checkpoint_every": 2, "log_every": 1, "num_workers": 0, "val_images": 4,
+        "eval_cam_size": 128, "eval_seg_scales": (1.0,), "eval_crf": True,
+    } | changes)  # fmt: skip
+
+
+def test_train_cams_evaluation_and_similarity_on_voc(tmp_path):
+    cfg = small()
+    run = RunDir.create(cfg, tmp_path)
+    model = fit(cfg, run, progress=False)
+    metrics = run.metrics()
+    assert (metrics["seg_loss"].iloc[1:] > 0).all() and metrics["total_loss"].notna().all()
+    sample = eval_samples(cfg, model.mean, model.std)[0]
+    maps = multi_scale_cam(model, sample.image[None], cfg.cam_scales)
+    assert maps.cam.shape == (1, 20, *sample.raw.shape[:2])
+    assert maps.cam.min() >= 0 and maps.cam.max() <= 1
+    evaluation = evaluate_run(run, progress=False)
+    assert set(evaluation.scores) == {"cam", "cam_aux", "cam_refined", "seg", "seg_crf", "labels"}
+    assert all(0 <= score <= 1 for score in evaluation.scores.values())
+    assert evaluation.protocol["seg_crf"]["crf"] and evaluation.protocol["cam"]["images"] == 4
+    curve = smoothing_of_run(run, 2, progress=False)
+    assert curve["value"].between(0, 1).all() and curve["layer"].max() == 4
+
+
+def test_image_labels_alone_separate_real_photographs():
+    """A few steps on eight photographs: the classification loss of those very photographs must fall."""
+    cfg = small(train_images=8, batch_size=8, steps=12, learning_rate=1e-3, jitter_probability=0.0, blur_probability=(0.0, 0.0, 0.0),
+                scale_range=(0.5, 0.5), w_ptc=0.0, w_ctc=0.0, w_seg=0.0, w_reg=0.0)  # fmt: skip
+    from toco_lab.data import train_loader
+    from toco_lab.model import ToCo
+    from toco_lab.train import build_optimizer, train_step
+
+    torch.manual_seed(0)
+    model = ToCo(cfg).train()
+    optimizer = build_optimizer(model, cfg)
+    losses = [train_step(model, optimizer, batch, cfg, step).terms.cls.item()
+              for step, batch in enumerate(train_loader(cfg, model.mean, model.std))]  # fmt: skip
+    assert losses[-1] < 0.6 * losses[0]

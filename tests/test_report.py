@@ -1,0 +1,225 @@
+"""The report: read back as HTML, from complete, broken and hostile run folders, and once in a real browser."""
+
+import re
+import shutil
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from toco_lab.config import Config
+from toco_lab.report import WARNINGS, build_report, train_command
+from toco_lab.runs import RunDir
+
+
+def make_run(root, *, level=0.6, **changes):
+    """A finished run with every file, written from formulas; `level` is its CAM's mIoU."""
+    run = RunDir.create(Config.preset("toy").replace(**changes), root)
+    for step in range(10, 301, 10):
+        losses = {"total_loss": 3 / step**0.3, "cls_loss": 1 / step**0.5, "ptc_loss": 0.5 * level, "seg_loss": 0.0}
+        run.append_metrics({"step": step, "lr": 1e-4, **losses, "positive_cosine": 0.8, "negative_cosine": level / 2})
+    run.set_status("done", step=300, seconds=75.0)
+    rows, protocol = [], {}
+    for target, score in (("cam", level), ("cam_aux", 0.7), ("seg", level - 0.1)):
+        classes = ["background", "disc", "ring", "star"]
+        rows += [(target, name, score + i / 20) for i, name in enumerate(classes)] + [(target, "mIoU", score)]
+        protocol[target] = {"target": target, "split": "val", "images": 100, "scales": [1.0, 0.5, 1.5], "flip": True,
+                            "true_labels_mask_cam": target != "seg", "crf": False, "miou_over": "present",
+                            "background_threshold": None, "checkpoint": "0123456789ab"}
+    run.write_table("evaluation", pd.DataFrame([*rows, ("labels", "F1", 0.9)], columns=["target", "class", "iou"]))
+    run.write_json("protocol", protocol)
+    places = [("after block", "none", layer) for layer in range(1, 13)] + [("final norm", "LayerNorm", 12)]
+    rows = [
+        (run.name, "step_00000300", *place, "patch tokens", 144, image, metric, "absolute",
+         np.clip(place[2] / 15 * factor + image / 100, 0, 1))
+        for place in places for image in range(5)
+        for metric, factor in (("pairwise cosine", 1 - level / 2), ("positive cosine", 1), ("negative cosine", 0.5))
+    ]
+    columns = "model weights site norm layer token_set tokens image metric variant value".split()
+    run.write_table("similarity", pd.DataFrame(rows, columns=columns))
+    run.save_figure("cam_gallery", Figure(figsize=(1, 1)))
+    return run
+
+
+class Page(HTMLParser):
+    """Tags with attributes, and the text outside of scripts and styles."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.words, self.inside = [], [], None
+        self.feed(path.read_text(encoding="utf-8"))
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag if tag in ("script", "style") else self.inside
+
+    def handle_endtag(self, tag):
+        self.inside = None if tag == self.inside else self.inside
+
+    def handle_data(self, data):
+        if self.inside is None:
+            self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("results")
+    return [make_run(root, level=0.6), make_run(root, level=0.45, w_ptc=0.0, seed=3)]
+
+
+@pytest.fixture(scope="module")
+def page(runs):
+    return Page(build_report(runs, runs[0].path.parent / "report.html", title="With & without PTC"))
+
+
+# --- content ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_section_is_there_and_in_the_contents(page):
+    headings = ["What was asked", "Results", "Differences between the runs", "Training", "IoU per class", "Pictures",
+                "Similarity of tokens per layer", "Environment", "How to repeat this"]
+    for heading in headings:
+        assert page.text.count(heading) == 2, heading  # heading and table of contents
+    links = {attrs["href"] for tag, attrs in page.tags if tag == "a"}
+    assert links == {f"#{attrs['id']}" for tag, attrs in page.tags if tag == "section"}
+
+
+def test_numbers_stand_with_their_protocol(page, runs):
+    row = re.search(r"CAM, mIoU (.*?) auxiliary CAM, mIoU", page.text)[1]
+    assert "60.0" in row and "45.0" in row
+    for words in ("split val", "images 100", "scales 1, 0.5, 1.5", "flip", "true labels mask cam", "no crf",
+                  "miou over present", "checkpoint 0123456789ab", "seed 0", "seed 3"):
+        assert words in row, words
+    assert row.count("split val") == 1  # said once where all runs agree
+    assert row.count("checkpoint 0123456789ab") == 2  # said for each number
+    assert "background threshold" not in row  # does not apply
+    assert re.search(r"image labels, F1 .*? 90\.0", page.text)
+    first = 1 / 15 * 0.7 + 0.02  # mean over images 0..4 in the run of level 0.6
+    assert "Similarity, first block" in page.text and f"{first:.3f} ±" in page.text
+    assert re.search(r"\|cos\| of negative pairs, in training .*? 0\.300 0\.225 ", page.text)
+    assert "Not measured in the same way" not in page.text
+
+
+def test_differences_commands_and_warnings(page, runs):
+    assert re.search(r"w_ptc 1\.0 0\.0", page.text)
+    assert "python -m toco_lab train toy --w-ptc 0.0 --seed 3" in page.text
+    assert f"python -m toco_lab evaluate {runs[1].path}" in page.text
+    for warning in WARNINGS:
+        assert warning in page.text
+    assert page.text.count("With & without PTC") == 2
+
+
+def test_nothing_is_requested_and_plotly_is_there_once(page, runs):
+    for tag, attrs in page.tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base") or attrs.get("href") == "data:,"
+        for key in ("src", "href", "srcset", "action"):
+            assert not re.match(r"(?:https?:)?//", attrs.get(key) or ""), (tag, attrs)
+    source = (runs[0].path.parent / "report.html").read_text(encoding="utf-8")
+    assert source.count("plotly.js v") == 1
+    images = [attrs for tag, attrs in page.tags if tag == "img"]
+    assert len(images) == 2 and all(attrs["src"].startswith("data:image/png;base64,") for attrs in images)
+
+
+def test_different_protocols_are_pointed_out(runs, tmp_path):
+    copy = RunDir(shutil.copytree(runs[0].path, tmp_path / "copy"))
+    protocol = copy.read_json("protocol")
+    protocol["cam"]["true_labels_mask_cam"] = False
+    copy.write_json("protocol", protocol)
+    text = Page(build_report([runs[0], copy], tmp_path / "r.html")).text
+    assert "Not measured in the same way in all runs: CAM, mIoU." in text
+    assert "no true labels mask cam" in text
+
+
+# --- missing and hostile parts ----------------------------------------------------------------------------------------
+
+
+def test_failed_run_says_what_is_not_there_and_why(tmp_path):
+    run = RunDir.create(Config.preset("smoke"), tmp_path)
+    run.set_status("failed", step=2, error="TrainingError: loss ptc is not finite at step 3")
+    text = Page(build_report([run], tmp_path / "report.html")).text
+    for what, name in (("scores", "evaluation.csv"), ("training curves", "metrics.csv"), ("pictures", "figures"),
+                       ("similarity per layer", "similarity.csv"), ("scores per class", "evaluation.csv")):
+        assert f": {what} not there because its folder has no {name}" in text, what
+    assert text.count("failed: TrainingError: loss ptc is not finite at step 3, at step 2") == 5
+    assert "There is one run only" in text
+    assert "1 run, 0 finished; 1 unfinished or failed" in text
+
+
+def test_damaged_files_do_not_stop_the_report(runs, tmp_path):
+    run = RunDir(shutil.copytree(runs[0].path, tmp_path / "damaged"))
+    for name in ("protocol.json", "env.json", "status.json"):
+        (run.path / name).write_text("{")
+    (run.path / "similarity.csv").write_text("")
+    (run.path / "figures" / "cam_gallery.png").write_text("no picture")
+    (run.path / "figures" / "curve.json").write_text("[1")
+    text = Page(build_report([run], tmp_path / "report.html")).text
+    assert "similarity.csv is empty or cannot be read" in text
+    assert "cam_gallery.png cannot be shown" in text and "curve.json cannot be shown" in text
+    assert "60.0" in text
+
+
+def test_text_from_files_is_escaped(tmp_path):
+    evil = "<script>alert(1)</script>"
+    run = make_run(tmp_path)
+    run = RunDir(run.path.rename(tmp_path / "<script>alert(1)"))
+    run.set_status("failed", error=evil)
+    table = run.read_table("evaluation").replace("disc", evil)
+    run.write_table("evaluation", table)
+    run.write_json("protocol", {"cam": {"split": evil, "note": [evil]}})
+    run.write_table("similarity", run.read_table("similarity").assign(weights=evil, variant=evil, token_set=evil))
+    (run.path / "figures" / "cam_gallery.png").rename(run.path / "figures" / "<script>.png")
+    out = build_report([run], tmp_path / "report.html", title=evil)
+    page, source = Page(out), out.read_text(encoding="utf-8")
+    assert "<script>alert" not in source and "</script>alert" not in source
+    assert "alert(1)</script>" not in source
+    assert page.text.count(evil) >= 4  # title, heading, error, protocol, as text
+    assert sum(tag == "script" for tag, _ in page.tags) == source.count("</script>")
+
+
+def test_runs_must_be_told_apart(runs, tmp_path):
+    with pytest.raises(ValueError, match="at least one run"):
+        build_report([], tmp_path / "r.html")
+    with pytest.raises(ValueError, match="different folder names"):
+        build_report([runs[0], runs[0]], tmp_path / "r.html")
+
+
+def test_train_command():
+    cfg = Config.preset("smoke").replace(refine=False, cam_scales=(1.0, 0.5), weights="my file", embed_dim=None)
+    assert train_command(cfg) == ("python -m toco_lab train smoke --weights 'my file' --embed-dim None "
+                                  "--cam-scales 1.0 0.5 --no-refine")
+    assert train_command(Config()).startswith("python -m toco_lab train voc_deit_b")
+
+
+# --- browser ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_report_draws_in_a_browser_without_a_network(page, runs, scheme):
+    sync = pytest.importorskip("playwright.sync_api")
+    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser_path is None:
+        pytest.skip("no chromium on this machine")
+    with sync.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        context = browser.new_context(offline=True, color_scheme=scheme)
+        tab, requests, errors = context.new_page(), [], []
+        tab.on("request", lambda request: requests.append(request.url))
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.goto((runs[0].path.parent / "report.html").as_uri())
+        tab.wait_for_selector(".bars path", state="attached")
+        counts = [tab.locator(name).count() for name in (".plotly-graph-div", "img")]
+        curves = tab.locator(".scatterlayer .trace").count()
+        background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        overflow = tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        browser.close()
+    assert errors == []
+    assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+    assert counts == [4, 2]
+    assert curves > 10
+    assert (background == "rgb(255, 255, 255)") == (scheme == "light")
+    assert overflow == 0

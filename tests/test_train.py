@@ -1,0 +1,232 @@
+"""Training: terms and weights, schedule, accumulation, resume to the same numbers, kill -9, NaN."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from toco_lab import train
+from toco_lab.checkpoints import CheckpointError, load_checkpoint
+from toco_lab.config import Config
+from toco_lab.data import train_loader
+from toco_lab.model import ToCo
+from toco_lab.runs import RunDir
+from toco_lab.train import TrainingError, build_optimizer, compute_losses, fit, learning_rate, loss_weights, train_step
+
+CFG = Config.preset("smoke")
+
+
+def first_batch(cfg=CFG):
+    model = ToCo(cfg)
+    return next(iter(train_loader(cfg, model.mean, model.std)))
+
+
+def fresh(cfg=CFG):
+    torch.manual_seed(0)
+    return ToCo(cfg).train()
+
+
+def test_weights_start_at_their_steps():
+    cfg = CFG.replace(contrast_start_step=2, seg_start_step=3, steps=10)
+    on = [{name for name, weight in loss_weights(cfg, step).items() if weight} for step in range(4)]
+    assert on == [{"cls", "cls_aux"}] * 2 + [{"cls", "cls_aux", "ptc", "ctc"}] + [
+        {"cls", "cls_aux", "ptc", "ctc", "seg", "reg"}]  # fmt: skip
+
+
+def test_total_is_the_weighted_sum_and_every_term_reaches_its_parameters():
+    cfg = CFG.replace(seg_start_step=0, low_threshold=0.4, high_threshold=0.6)
+    model = fresh(cfg)
+    output = compute_losses(model, first_batch(cfg), cfg, 1, generator=torch.Generator().manual_seed(0))
+    terms, weights = output.terms, loss_weights(cfg, 1)
+    expected = sum(weights[name] * getattr(terms, name) for name in weights)
+    torch.testing.assert_close(terms.total, expected)
+    terms.total.backward()
+    for name, parameter in model.named_parameters():
+        trained = not name.startswith("teacher_head") and name != "encoder.pos_embed"
+        assert (parameter.grad is not None) == trained, name
+    assert 0 < terms.positive_cosine <= 1 and 0 <= terms.negative_cosine <= 1
+
+
+def test_terms_of_weight_zero_are_not_computed():
+    cfg = CFG.replace(w_ptc=0.0, w_ctc=0.0, w_seg=0.0, w_reg=0.0)
+    model, passes = fresh(cfg), []
+    model.encoder.register_forward_pre_hook(lambda *_: passes.append(1))
+    encode = model.encode
+    model.encode = lambda image: passes.append(1) or encode(image)
+    output = compute_losses(model, first_batch(cfg), cfg, 1)
+    assert len(passes) == 1 and output.cams is None
+    assert output.terms.ptc == output.terms.seg == 0 and output.terms.positive_cosine.isnan()
+
+
+def test_one_encoder_pass_per_view():
+    cfg, images = CFG.replace(seg_start_step=0), []
+    model = fresh(cfg)
+    encode = model.encode
+    model.encode = lambda image: images.append(len(image) * image.shape[-1] ** 2) or encode(image)
+    compute_losses(model, first_batch(cfg), cfg, 1, generator=torch.Generator().manual_seed(0))
+    batch, size = cfg.batch_size, cfg.crop_size**2
+    main, flip, half, large, second = 1, 1, 2 * 0.5**2, 2 * 1.5**2, 1
+    local = cfg.num_local_crops * cfg.local_crop_size**2 / size
+    assert sum(images) == pytest.approx(batch * size * (main + flip + half + large + second + local))
+
+
+def test_the_pseudo_label_changes_its_source():
+    cfg = CFG.replace(seg_start_step=0, aux_label_steps=2, refine=False)
+    model, batch = fresh(cfg), first_batch(cfg)
+    labels = [compute_losses(model, batch, cfg, step, generator=torch.Generator().manual_seed(0)) for step in (1, 2)]
+    for output, source in zip(labels, ("cam_aux", "cam"), strict=True):
+        expected = train.cams.confident_label(getattr(output.cams, source), batch.image_label, low=cfg.low_threshold,
+                                              high=cfg.high_threshold, valid_box=batch.valid_box)  # fmt: skip
+        assert torch.equal(output.pseudo_label, expected)
+
+
+@pytest.mark.parametrize("schedule", ["continuous", "drop"])
+def test_schedule(schedule):
+    cfg = Config(steps=100, warmup_steps=10, learning_rate=1.0, warmup_ratio=0.1, poly_power=2.0, schedule=schedule)
+    assert learning_rate(cfg, 0) == pytest.approx(0.1)
+    assert learning_rate(cfg, 5) == pytest.approx(0.55)
+    assert learning_rate(cfg, 10) == pytest.approx(1.0 if schedule == "continuous" else 0.81)
+    assert learning_rate(cfg, 55) == pytest.approx(0.25 if schedule == "continuous" else 0.45**2)
+    assert learning_rate(cfg, 500) == learning_rate(cfg, 99) > 0
+
+
+def test_optimizer_groups_hold_every_trained_parameter_once():
+    model = ToCo(CFG)
+    groups = build_optimizer(model, CFG).param_groups
+    held = [id(p) for group in groups for p in group["params"]]
+    trained = {id(p) for name, p in model.named_parameters() if p.requires_grad}
+    assert len(held) == len(set(held)) and set(held) == trained
+    assert [group["lr_factor"] for group in groups] == [1, 1, 10, 10]
+    assert {group["weight_decay"] for group in groups} == {CFG.weight_decay}
+
+
+def test_accumulation_averages_the_gradients_of_micro_batches():
+    cfg = CFG.replace(batch_size=4, w_ptc=0.0, w_ctc=0.0, w_seg=0.0, w_reg=0.0)
+    results = []
+    for accumulate in (1, 4):
+        c = cfg.replace(accumulate=accumulate)
+        model = fresh(c)
+        terms = train_step(model, build_optimizer(model, c), first_batch(c), c, 1).terms
+        results.append((terms.total, model.classifier.weight.grad))
+    torch.testing.assert_close(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1])
+
+
+def test_loss_falls(tmp_path):
+    cfg = CFG.replace(steps=30, train_images=2, w_ptc=0.0, w_ctc=0.0, w_seg=0.0, w_reg=0.0, learning_rate=2e-3)
+    fit(cfg, RunDir.create(cfg, tmp_path), progress=False)
+    losses = RunDir(tmp_path / cfg.run_name()).metrics()["cls_loss"]
+    assert losses.iloc[-5:].mean() < 0.8 * losses.iloc[:5].mean()
+
+
+def weights(path):
+    return load_checkpoint(path)["model"]
+
+
+def same_weights(one, other):
+    one, other = weights(one), weights(other)
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_two_runs_with_one_seed_are_equal_and_another_seed_is_not(tmp_path):
+    runs = []
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        cfg = CFG.replace(seed=seed)
+        runs.append(RunDir.create(cfg, tmp_path / folder))
+        fit(cfg, runs[-1], progress=False)
+    last = [run.checkpoints()[-1] for run in runs]
+    assert same_weights(last[0], last[1]) and not same_weights(last[0], last[2])
+    assert runs[0].metrics().equals(runs[1].metrics())
+    assert runs[0].status()["state"] == "done"
+
+
+@pytest.mark.slow
+def test_killed_training_ends_with_the_same_numbers(tmp_path):
+    """kill -9 a real process twice, at moments of its own choosing; the third call finishes."""
+    cfg = CFG.replace(steps=14, checkpoint_every=3)
+    straight = RunDir.create(cfg, tmp_path / "straight")
+    fit(cfg, straight, progress=False)
+    code = (
+        "import sys, torch; from pathlib import Path; torch.set_num_threads(int(sys.argv[2]))\n"
+        "from toco_lab.config import Config; from toco_lab.runs import RunDir; from toco_lab.train import fit\n"
+        "cfg = Config.from_json(Path(sys.argv[1] + '.json').read_text())\n"
+        "fit(cfg, RunDir.create(cfg, sys.argv[1]), progress=False)\n"
+    )
+    root = tmp_path / "killed"
+    (tmp_path / "killed.json").write_text(cfg.to_json())
+    command = [sys.executable, "-c", code, str(root), str(torch.get_num_threads())]
+    folder = root / cfg.run_name()
+    for wanted in ("step_00000003.pt", "step_00000009.pt"):
+        process = subprocess.Popen(command)
+        deadline = time.monotonic() + 120
+        while not (folder / "checkpoints" / wanted).exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    assert RunDir(folder).status()["state"] == "running"
+    subprocess.run(command, check=True, timeout=120)
+    again = RunDir(folder)
+    assert again.status()["state"] == "done"
+    assert same_weights(again.checkpoints()[-1], straight.checkpoints()[-1])
+    assert again.metrics().equals(straight.metrics())
+    assert len(again.checkpoints()) == train.KEPT_CHECKPOINTS
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, monkeypatch):
+    run = RunDir.create(CFG, tmp_path)
+    model = fit(CFG, run, progress=False)
+    monkeypatch.setattr(train, "train_step", None)
+    again = fit(CFG, run, progress=False)
+    assert torch.equal(again.classifier.weight, model.classifier.weight)
+
+
+def test_damaged_last_checkpoint_stops_and_the_older_one_continues(tmp_path):
+    run = RunDir.create(CFG, tmp_path)
+    fit(CFG, run, progress=False)
+    older, last = run.checkpoints()
+    good = weights(last)
+    last.write_bytes(last.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=f"{last.name}.*{older.name}"):
+        fit(CFG, run, progress=False)
+    last.unlink()
+    fit(CFG, run, progress=False)
+    assert all(torch.equal(good[name], value) for name, value in weights(run.checkpoints()[-1]).items())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run_with_step_term_and_checkpoint(tmp_path, monkeypatch, value):
+    cfg = CFG.replace(steps=8, checkpoint_every=2, log_every=4)
+    real, run = train.compute_losses, RunDir.create(cfg, tmp_path)
+
+    def poisoned(model, batch, cfg, step, **kwargs):
+        output = real(model, batch, cfg, step, **kwargs)
+        if step == 5:
+            return replace(output, terms=replace(output.terms, ctc=output.terms.ctc + value))
+        return output
+
+    monkeypatch.setattr(train, "compute_losses", poisoned)
+    with pytest.raises(TrainingError) as error:
+        fit(cfg, run, progress=False)
+    assert "loss ctc is not finite at step 5" in str(error.value) and "step_00000004.pt" in str(error.value)
+    assert run.status()["state"] == "failed" and "step 5" in run.status()["error"]
+    assert [path.name for path in run.checkpoints()] == ["step_00000002.pt", "step_00000004.pt"]
+
+
+def test_validation_joins_the_metrics(tmp_path):
+    cfg, seen = CFG.replace(steps=6, val_every=3), []
+
+    def validate(model, step):
+        assert not model.training
+        seen.append(step)
+        return {"cam": 0.5, "cam_aux": 0.25, "seg": 0.125}
+
+    fit(cfg, RunDir.create(cfg, tmp_path), validate=validate, progress=False)
+    rows = RunDir(tmp_path / cfg.run_name()).metrics().set_index("step")
+    assert seen == [3, 6] and rows.loc[3, "val_cam_aux"] == 0.25 and math.isnan(rows.loc[2, "val_cam"])
+    assert {f"{field.name}_loss" for field in fields(train.LossTerms)} >= {"cls_loss", "total_loss"} <= set(rows.columns)

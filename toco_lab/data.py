@@ -1,0 +1,140 @@
+"""Batches of training views and whole images for evaluation, from any reader."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from toco_lab.config import Config
+from toco_lab.readers import open_dataset, training_label
+from toco_lab.transforms import TrainViews, normalise
+
+# --- training batches -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training step; B images, S is `crop_size`, s is `view2_size`. See `transforms.Views`."""
+
+    names: list[str]
+    image: Tensor  # (B, 3, S, S) normalised; it IS the first global view
+    view2: Tensor  # (B, 3, s, s) second global view
+    local_source: Tensor  # (B, 3, S, S) the image in other colours; the training step cuts local crops from it
+    image_label: Tensor  # (B, C) float in {0, 1}
+    valid_box: Tensor  # (B, 4) int64 top, bottom, left, right, half-open
+
+    def __getitem__(self, part: slice) -> "Batch":
+        """The images of a slice, for gradient accumulation."""
+        return replace(self._map(lambda tensor: tensor[part]), names=self.names[part])
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """A copy on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """A copy in page-locked memory; the loader calls this."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(self.names, *(change(getattr(self, item.name)) for item in fields(self)[1:]))
+
+
+class TrainSamples(Dataset):
+    """Training samples by position: sample p depends on (cfg.seed, p) alone, epochs are permutations of the images."""
+
+    def __init__(self, cfg: Config, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Opens the training split."""
+        self.seed, self.reader, self.views = cfg.seed, open_dataset(cfg, cfg.train_split), TrainViews(cfg, mean, std)
+
+    def __getitem__(self, position: int) -> Batch:
+        """A batch of one without its batch axis; DataError if the image has no class."""
+        epoch, place = divmod(position, len(self.reader))
+        index = int(_permutation(self.seed, epoch, len(self.reader))[place])
+        label = training_label(self.reader, index)
+        seed = int(np.random.SeedSequence([self.seed, 1, position]).generate_state(1)[0])
+        views = self.views(self.reader.image(index), seed)
+        name = self.reader.names[index]
+        return Batch(name, views.image, views.view2, views.local_source, torch.from_numpy(label), views.valid_box)
+
+
+def train_loader(
+    cfg: Config, mean: Sequence[float], std: Sequence[float], *, start_step: int = 0
+) -> "DataLoader[Batch]":
+    """The batches of steps `start_step` .. `cfg.steps - 1`.
+
+    Stateless: sample j of step k depends only on (seed, k * batch_size + j), so a resumed run sees the batches it would
+    have seen, whatever `num_workers`, and no random number of the training process is used.
+
+    Raises:
+        DataError: See `open_dataset`; while iterating, for a file that cannot be read or an image without a class.
+    """
+    return DataLoader(
+        TrainSamples(cfg, mean, std),
+        batch_size=cfg.batch_size,
+        sampler=range(start_step * cfg.batch_size, cfg.steps * cfg.batch_size),
+        num_workers=cfg.num_workers,
+        collate_fn=_collate,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(cfg.seed),  # otherwise each epoch draws from the global one
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
+    return np.random.default_rng([seed, 0, epoch]).permutation(length)
+
+
+def _collate(samples: list[Batch]) -> Batch:
+    stacked = (torch.stack([getattr(sample, item.name) for sample in samples]) for item in fields(Batch)[1:])
+    return Batch([sample.names for sample in samples], *stacked)
+
+
+# --- evaluation ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EvalSample:
+    """One whole image at native size."""
+
+    name: str
+    image: Tensor  # (3, H, W) normalised
+    raw: np.ndarray  # (H, W, 3) uint8
+    mask: Tensor | None  # (H, W) int64 labels; None if the split has none
+    image_label: Tensor | None  # (C,) float in {0, 1}; None if it would come from a mask that is not there
+
+
+class EvalSamples(Dataset):
+    """The samples of a split in list order; iterate over it, or hand it to a DataLoader with `batch_size=None`."""
+
+    def __init__(self, cfg: Config, mean: Sequence[float], std: Sequence[float], split: str) -> None:
+        """Opens the split; see `eval_samples`."""
+        self.reader, self.mean, self.std = open_dataset(cfg, split), mean, std
+        self.label_from_mask = cfg.label_source == "masks"
+        self.length = min(len(self.reader), cfg.val_images or len(self.reader))
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return self.length
+
+    def __getitem__(self, index: int) -> EvalSample:
+        """Sample `index`; IndexError at the end, so that `for sample in samples` works."""
+        if not 0 <= index < self.length:
+            raise IndexError(index)
+        raw, mask = self.reader.image(index), self.reader.mask(index)
+        known = mask is not None or not self.label_from_mask
+        return EvalSample(
+            name=self.reader.names[index],
+            image=normalise(torch.from_numpy(raw).permute(2, 0, 1).contiguous(), self.mean, self.std),
+            raw=raw,
+            mask=None if mask is None else torch.from_numpy(mask).long(),
+            image_label=torch.from_numpy(self.reader.image_label(index)) if known else None,
+        )
+
+
+def eval_samples(cfg: Config, mean: Sequence[float], std: Sequence[float], split: str | None = None) -> EvalSamples:
+    """The first `cfg.val_images` (0 = all) samples of `split` (None: `cfg.val_split`)."""
+    return EvalSamples(cfg, mean, std, split or cfg.val_split)

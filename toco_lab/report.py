@@ -1,0 +1,452 @@
+"""One offline HTML file about some runs: numbers with their protocol, curves, pictures, and how to repeat it all.
+
+The report is made from the run folders alone: no model, no data, no network. Everything a browser needs is inside the
+file. What a run does not have is said in its place, with the reason.
+"""
+
+import base64
+import html
+import json
+import re
+import shlex
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from toco_lab import figures
+from toco_lab.config import PRESETS, Config, config_differences
+from toco_lab.runs import RunDir, atomic_write
+
+WARNINGS = (
+    "Whether depth raises similarity depends on the weights. Compare trained with initial and with random weights, and "
+    "do not expect the shape the paper shows.",
+    "The final LayerNorm changes these numbers abruptly: the last block (raw) and the tokens after the norm are two "
+    "points.",
+    "Patch token contrast is 0.5 twice over, when all tokens are equal and when all are orthogonal: read it only with "
+    "the |cos| of positive and of negative pairs beside it.",
+    "A cosine is dominated by a few large channels and by high-norm tokens, and N matters: compare only runs of one "
+    "input size.",
+)
+PERCENT = ("mIoU", "F1")
+_ALWAYS_SHOWN = ("checkpoint", "weights", "seed")  # of a protocol: beside each number even where all runs agree
+
+
+def build_report(runs: list[RunDir], out: Path | str, *, title: str | None = None) -> Path:
+    """Write the report of some runs as one HTML file that works offline.
+
+    Args:
+        runs: Runs to compare, in the order they are shown; failed and unfinished ones are welcome.
+        out: The HTML file; written atomically.
+        title: Heading; the names of the runs by default.
+
+    Returns:
+        The path written.
+
+    Raises:
+        ValueError: If there are no runs or two have the same folder name.
+    """
+    from plotly.offline import get_plotlyjs
+
+    names = [run.name for run in runs]
+    if not runs or len(set(names)) < len(names):
+        raise ValueError(f"a report needs at least one run and different folder names, got {names}")
+    title = title or ("Report on " + ", ".join(names) if len(names) <= 3 else f"Report on {len(names)} runs")
+    colours = figures.run_colours(names)
+    sections: list[tuple[str, Callable[[], str]]] = [
+        ("What was asked", lambda: _asked(runs, colours)),
+        ("Results", lambda: _results(runs)),
+        ("Differences between the runs", lambda: _differences(runs)),
+        ("Training", lambda: _training(runs, colours)),
+        ("IoU per class", lambda: _classes(runs, colours)),
+        ("Similarity of tokens per layer", lambda: _similarity(runs, colours)),
+        ("Pictures", lambda: _pictures(runs)),
+        ("Environment", lambda: _environment(runs)),
+        ("How to repeat this", lambda: _repeat(runs)),
+    ]
+    body, contents = [], []
+    for number, (heading, write) in enumerate(sections, start=1):
+        contents.append(f'<li><a href="#s{number}">{heading}</a></li>')
+        body.append(f'<section id="s{number}"><h2>{heading}</h2>\n{write()}\n</section>')
+    page = _PAGE.format(
+        title=_e(title), style=_STYLE, plotly=get_plotlyjs(), contents="".join(contents), body="\n".join(body),
+        date=datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"), lead=_lead(runs),
+    )
+    with atomic_write(out, "w") as file:
+        file.write(page)
+    return Path(out)
+
+
+# --- sections ---------------------------------------------------------------------------------------------------------
+
+
+def _lead(runs: list[RunDir]) -> str:
+    states = [_status(run).get("state", "unknown") for run in runs]
+    done = states.count("done")
+    rest = "" if done == len(runs) else f"; {len(runs) - done} unfinished or failed"
+    return f"{len(runs)} run{'s' * (len(runs) != 1)}, {done} finished{rest}"
+
+
+def _asked(runs: list[RunDir], colours: Mapping[str, str]) -> str:
+    rows, errors = [], ""
+    for run in runs:
+        cfg, status = run.config(), _status(run)
+        state = status.get("state", "unknown")
+        rows.append([
+            f'<span class="dot" style="background:{colours[run.name]}"></span>{_e(run.name)}',
+            _e(cfg.preset_name or "custom"), _e(cfg.dataset), _e(cfg.backbone),
+            f'<span class="state {_e(state)}">{_e(state)}</span>', f"{_e(status.get('step', 0))} / {cfg.steps}",
+            _duration(status.get("seconds")), _e(cfg.seed),
+        ])
+        if status.get("error"):
+            errors += f'<p class="missing"><b>{_e(run.name)}</b> failed: {_e(status["error"])}</p>'
+    table = _table(["run", "preset", "data", "backbone", "state", "step", "time", "seed"], rows)
+    return table + errors + _note("A run keeps its colour in every figure of this page.")
+
+
+def _results(runs: list[RunDir]) -> str:
+    """Quantities as rows, runs as columns; the protocol all runs share stands beside, what differs under the number."""
+    cells: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {}
+    reasons = ""
+    for run in runs:
+        found = _scores(run) | _pair_scores(run) | _similarity_scores(run)
+        for quantity, cell in found.items():
+            cells.setdefault(quantity, {})[run.name] = cell
+        if _read(run, "evaluation.csv") is None:
+            reasons += _missing(run, "scores", "evaluation.csv")
+    if not cells:
+        return reasons
+    rows, differing = [], []
+    for quantity, by_run in cells.items():
+        protocols = [protocol for _, protocol in by_run.values()]
+        common = {key: value for key, value in protocols[0].items()
+                  if key not in _ALWAYS_SHOWN and all(key in p and p[key] == value for p in protocols)}
+        row = [f"<b>{_e(quantity)}</b>", f'<span class="protocol">{_words(common) or "not recorded"}</span>']
+        for run in runs:
+            value, protocol = by_run.get(run.name, ("-", {}))
+            own = {key: item for key, item in protocol.items() if key not in common}
+            differing += [quantity] if set(own) - set(_ALWAYS_SHOWN) else []
+            row.append(f'<span class="value">{value}</span><br><span class="protocol">{_words(own)}</span>')
+        rows.append(row)
+    warning = ""
+    if differing:
+        names = ", ".join(dict.fromkeys(map(_e, differing)))
+        warning = f'<p class="warning">Not measured in the same way in all runs: {names}. See under each number.</p>'
+    return _table(["quantity", "protocol", *_names(runs)], rows) + warning + reasons + _note(
+        "Scores in per cent, cosines in [0, 1], ± is the standard deviation over images. A CAM far below the auxiliary "
+        "CAM, with a similarity near 1 in the last block, is over-smoothing; a gap between positive and negative pairs "
+        "means that tokens still tell objects apart.")
+
+
+def _differences(runs: list[RunDir]) -> str:
+    table = config_differences({run.name: run.config() for run in runs})
+    if not table:
+        return "<p>One config: nothing differs.</p>" if len(runs) > 1 else "<p>There is one run only.</p>"
+    rows = [[f"<code>{_e(key)}</code>", *(_e(values[run.name]) for run in runs)] for key, values in table.items()]
+    return _table(["field", *_names(runs)], rows) + _note("All other fields are equal.")
+
+
+def _training(runs: list[RunDir], colours: Mapping[str, str]) -> str:
+    frames, missing = _frames(runs, "metrics.csv", "training curves")
+    if not frames:
+        return missing
+    return _plot(figures.training_curves(frames, colours=colours)) + missing + _note(
+        "Each term unweighted, each panel with its own scale. Terms that start later are zero until then. Watch the "
+        "|cos| of negative pairs fall while that of positive pairs stays: that is patch token contrast at work.")
+
+
+def _classes(runs: list[RunDir], colours: Mapping[str, str]) -> str:
+    frames, missing = _frames(runs, "evaluation.csv", "scores per class")
+    if not frames:
+        return missing
+    table = pd.concat([frame.assign(run=name) for name, frame in frames.items()])
+    return _plot(figures.iou_bars(table, colours=colours)) + missing + _note(
+        "The last group is the mean. A class without a bar occurs neither in the truth nor in the prediction.")
+
+
+def _similarity(runs: list[RunDir], colours: Mapping[str, str]) -> str:
+    frames, missing = _frames(runs, "similarity.csv", "similarity per layer")
+    parts, pairs = "", ("positive cosine", "negative cosine")
+    if frames:
+        table = pd.concat([frame.assign(model=name) for name, frame in frames.items()])
+        parts += _plot(figures.similarity_curves(table, colours=colours)) + _note(
+            "Mean over images, band and bar from the lower to the upper quartile. Near 1 all tokens of an image point "
+            "the same way, so a CAM read from them is flat.")
+        if table["metric"].isin(pairs).any():
+            parts += _plot(figures.similarity_curves(table, metrics=pairs, colours=colours)) + _note(
+                "Pairs of tokens of one class (solid) and of different classes (dashed). Where the two lines meet, "
+                "tokens no longer tell classes apart.")
+    return parts + missing + '<ul class="warning">' + "".join(f"<li>{_e(text)}</li>" for text in WARNINGS) + "</ul>"
+
+
+def _pictures(runs: list[RunDir]) -> str:
+    """Figures of the run folders, those of one name side by side."""
+    stems = dict.fromkeys(path.stem for run in runs for path in run.figures())
+    parts = ""
+    for stem in stems:
+        parts += f"<h3>{_e(re.sub('[_-]+', ' ', stem).strip())}</h3>"
+        for run in runs:
+            for path in (path for path in run.figures() if path.stem == stem):
+                parts += f"<figure>{_picture(path, run)}<figcaption>{_e(run.name)}</figcaption></figure>"
+    missing = "".join(_missing(run, "pictures", "figures") for run in runs if not run.figures())
+    note = _note("All CAMs share one colour scale; white and hatched pixels are ignored. Compare where a CAM ends with "
+                 "where the object ends, and the CAM with the auxiliary CAM.")
+    return parts + note * bool(stems) + missing
+
+
+def _environment(runs: list[RunDir]) -> str:
+    rows, missing = {}, ""
+    for run in runs:
+        records = _read(run, "env.json")
+        if not isinstance(records, list) or not records:
+            missing += _missing(run, "environment", "env.json")
+            continue
+        last = records[-1]
+        git = last.get("git")
+        commit = git["commit"][:12] + " with local changes" * git["dirty"] if git else "not in a git checkout"
+        shown = {"started": records[0].get("start"), "starts": len(records), "commit": commit}
+        shown |= {key: last.get(key) for key in ("device", "cpu_count", "platform", "python")}
+        for key, value in (shown | dict(last.get("packages", {}))).items():
+            rows.setdefault(key, {})[run.name] = value
+    table = [[_e(key), *(_e(values.get(run.name) or "-") for run in runs)] for key, values in rows.items()]
+    return (_table(["", *_names(runs)], table) if table else "") + missing
+
+
+def _repeat(runs: list[RunDir]) -> str:
+    lines = []
+    for run in runs:
+        lines += [f"# {run.name}", train_command(run.config())]
+        lines += [f"python -m toco_lab evaluate {shlex.quote(str(run.path))}", ""]
+    paths = " ".join(shlex.quote(str(run.path)) for run in runs)
+    lines += ["# this page", f"python -m toco_lab report {paths} --out report.html"]
+    return f"<pre><code>{_e(chr(10).join(lines))}</code></pre>" + _note(
+        "With the commit, versions and device of the section above. On one CPU a repeat gives the same numbers to the "
+        "bit; on a GPU they differ from run to run, so compare means over seeds.")
+
+
+def train_command(cfg: Config) -> str:
+    """The command line that makes a run of this config: its preset and the fields that differ from it."""
+    base = cfg.preset_name if cfg.preset_name in PRESETS else "voc_deit_b"  # any preset will do, given the differences
+    words = ["python", "-m", "toco_lab", "train", base]
+    for key, values in config_differences({"base": Config.preset(base), "run": cfg}).items():
+        value, option = values["run"], key.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words += [f"--{option}", *map(str, value if isinstance(value, tuple) else [value])]
+    return shlex.join(words)
+
+
+# --- numbers with their protocol --------------------------------------------------------------------------------------
+
+
+def _scores(run: RunDir) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Mean scores of evaluation.csv: quantity -> (text, protocol)."""
+    table, protocol = _read(run, "evaluation.csv"), _read(run, "protocol.json") or {}
+    if table is None:
+        return {}
+    means = table[table["class"].isin(PERCENT)]
+    rows = zip(means["target"], means["class"], means["iou"], strict=True)
+    return {f"{figures.TITLES.get(target, target)}, {kind}": (
+        f"{100 * value:.1f}" if pd.notna(value) else "not defined",
+        {key: item for key, item in protocol.get(target, {}).items() if key != "target"} | {"seed": run.config().seed},
+    ) for target, kind, value in rows}
+
+
+def _similarity_scores(run: RunDir) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Similarity of the first and last block, and the pairs' cosines after the norm, from similarity.csv."""
+    table = _read(run, "similarity.csv")
+    if table is None or table.empty:
+        return {}
+    blocks, found = table.loc[table["site"] == "after block", "layer"], {}
+    wanted = [("pairwise cosine", "after block", blocks.min(), "Similarity, first block"),
+              ("pairwise cosine", "after block", blocks.max(), "Similarity, last block")]
+    wanted += [("pairwise cosine", "final norm", blocks.max(), "Similarity, after the final norm")]
+    wanted += [(f"{kind} cosine", "final norm", blocks.max(), f"|cos| of {kind} pairs, after the final norm")
+               for kind in ("positive", "negative")]
+    for metric, site, layer, quantity in wanted:
+        part = table[(table["metric"] == metric) & (table["site"] == site) & (table["layer"] == layer)]
+        if len(part):
+            first = part.iloc[0]
+            protocol = {"variant": first["variant"], "images": part["image"].nunique(), "layer": int(layer),
+                        "norm": first["norm"], "token_set": first["token_set"], "weights": first["weights"]}
+            if "tokens" in part:
+                protocol["N"] = " to ".join(dict.fromkeys(map(str, (part["tokens"].min(), part["tokens"].max()))))
+            spread = f" ± {part['value'].std():.3f}" if len(part) > 1 else ""
+            found[quantity] = (f"{part['value'].mean():.3f}{spread}", protocol)
+    return found
+
+
+def _pair_scores(run: RunDir) -> dict[str, tuple[str, dict[str, Any]]]:
+    """|cos| of PTC's pairs in the last logged training steps."""
+    frame, found = _read(run, "metrics.csv"), {}
+    for kind in ("positive", "negative"):
+        rows = frame[frame[f"{kind}_cosine"].notna()] if frame is not None and f"{kind}_cosine" in frame else ()
+        if len(rows):
+            protocol = {"step": int(rows["step"].iloc[-1]), "labels": "thresholded auxiliary CAM of training batches"}
+            found[f"|cos| of {kind} pairs, in training"] = (f"{rows[f'{kind}_cosine'].iloc[-1]:.3f}", protocol)
+    return found
+
+
+# --- files and HTML ---------------------------------------------------------------------------------------------------
+
+
+def _read(run: RunDir, name: str) -> Any:
+    """A table or JSON file of the run; None where it is missing or damaged."""
+    try:
+        if name == "metrics.csv":
+            return run.metrics()
+        stem, kind = name.split(".")
+        return run.read_table(stem) if kind == "csv" else run.read_json(stem)
+    except (OSError, ValueError):
+        return None
+
+
+def _status(run: RunDir) -> dict[str, Any]:
+    try:
+        return run.status()
+    except ValueError:
+        return {}
+
+
+def _frames(runs: list[RunDir], name: str, what: str) -> tuple[dict[str, pd.DataFrame], str]:
+    """A table of every run that has it, and lines about those that have not."""
+    tables = {run.name: _read(run, name) for run in runs}
+    found = {key: frame for key, frame in tables.items() if frame is not None and len(frame)}
+    return found, "".join(_missing(run, what, name) for run in runs if run.name not in found)
+
+
+def _missing(run: RunDir, what: str, name: str) -> str:
+    """A line saying what a run lacks and why."""
+    status = _status(run)
+    state = f"failed: {status['error']}" if status.get("error") else f"is {status.get('state', 'of unknown state')}"
+    reason = f"{name} is empty or cannot be read" if (run.path / name).exists() else f"its folder has no {name}"
+    return (f'<p class="missing"><b>{_e(run.name)}</b>: {_e(what)} not there because {_e(reason)}. '
+            f"The run {_e(state)}, at step {_e(status.get('step', 0))}.</p>")
+
+
+def _plot(figure: Any) -> str:
+    import plotly.io
+
+    config = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
+    plot = plotly.io.to_html(figure, config=config, include_plotlyjs=False, full_html=False)
+    return f'<div class="plot">{plot}</div>'
+
+
+def _names(runs: list[RunDir]) -> list[str]:
+    return [_e(run.name) for run in runs]
+
+
+def _picture(path: Path, run: RunDir) -> str:
+    """A PNG as base64, a plotly figure as a plot; a line of text where the file is neither."""
+    try:
+        raw = path.read_bytes()
+        if path.suffix == ".png":
+            if not raw.startswith(b"\x89PNG"):
+                raise ValueError("not a PNG file")
+            data = base64.b64encode(raw).decode()
+            return f'<img alt="{_e(path.stem)} of {_e(run.name)}" src="data:image/png;base64,{data}">'
+        import plotly.graph_objects as go
+
+        return _plot(go.Figure(json.loads(raw)))
+    except (OSError, ValueError) as error:
+        return f'<p class="missing">{_e(path.name)} cannot be shown: {_e(error)}</p>'
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    """A table of cells that are HTML already."""
+    cells = "".join(f"<th>{cell}</th>" for cell in head)
+    lines = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>\n" for row in rows)
+    return f'<div class="scroll"><table><thead><tr>{cells}</tr></thead><tbody>\n{lines}</tbody></table></div>'
+
+
+def _words(protocol: Mapping[str, Any]) -> str:
+    """A protocol as escaped text: "split val · images 100 · flip · no crf"; what does not apply is left out."""
+    words = []
+    for key, value in protocol.items():
+        name = key.replace("_", " ")
+        if isinstance(value, bool):
+            words.append(name if value else f"no {name}")
+        elif value not in (None, ""):
+            words.append(f"{name} {', '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in value)}"
+                         if isinstance(value, list) else f"{name} {value}")
+    return " · ".join(map(_e, words))
+
+
+def _duration(seconds: Any) -> str:
+    if not isinstance(seconds, int | float):
+        return "-"
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{_e(text)}</p>'
+
+
+def _e(value: Any) -> str:
+    """Escaped text: everything that comes from a file goes through here."""
+    return html.escape(str(value))
+
+
+_STYLE = """
+:root{color-scheme:light dark;--ink:#1c2126;--soft:#5c6670;--line:#dde1e6;--page:#fff;--card:#f6f7f9;--accent:#0072b2;
+--bad:#b3261e;--badbg:#fdf0ef;--warnbg:#fff8e6;--warn:#e69f00}
+@media (prefers-color-scheme:dark){:root{--ink:#e4e7ea;--soft:#9aa5b0;--line:#363d45;--page:#15181b;--card:#1e2327;
+--accent:#62b5e5;--bad:#ff9d94;--badbg:#351c1a;--warnbg:#2f2812;--warn:#c98a00}}
+*{box-sizing:border-box}html{scroll-behavior:smooth}
+body{margin:0;background:var(--page);color:var(--ink);
+font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+.layout{display:grid;grid-template-columns:15rem minmax(0,1fr);gap:3rem;max-width:84rem;margin:auto;
+padding:2.5rem 2rem 5rem}
+nav{position:sticky;top:2.5rem;align-self:start;font-size:.9rem}
+nav ol{padding-left:1.4rem;margin:.4rem 0;color:var(--soft)}nav li{margin:.35rem 0}
+a{color:var(--accent);text-decoration:none}a:hover{text-decoration:underline}
+header{border-bottom:1px solid var(--line);margin-bottom:2rem;padding-bottom:1.2rem}
+h1{font-size:1.9rem;line-height:1.25;margin:0 0 .4rem;overflow-wrap:anywhere}header p{margin:0;color:var(--soft)}
+h2{font-size:1.3rem;margin:2.8rem 0 .9rem;padding-top:.4rem}h3{font-size:1.02rem;margin:1.6rem 0 .5rem}
+section:first-of-type h2{margin-top:0}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.92rem;width:100%}
+th,td{text-align:left;vertical-align:top;padding:.5rem .9rem .5rem 0;border-bottom:1px solid var(--line)}
+th{color:var(--soft);font-weight:600;min-width:3rem}td{font-variant-numeric:tabular-nums}
+.value{font-size:1.08rem;font-weight:600;white-space:nowrap}.protocol{font-size:.8rem;line-height:1.4;color:var(--soft)}
+.note{color:var(--soft);font-size:.92rem;max-width:48rem;margin:.6rem 0 1.6rem}
+.missing{background:var(--badbg);border-left:3px solid var(--bad);padding:.55rem .9rem;font-size:.92rem;
+overflow-wrap:anywhere}
+.warning{background:var(--warnbg);border-left:3px solid var(--warn);padding:.6rem .9rem;font-size:.92rem;margin:1rem 0}
+ul.warning{padding-left:2.1rem}ul.warning li{margin:.25rem 0}
+.state{padding:.05rem .5rem;border-radius:1rem;background:var(--card);border:1px solid var(--line);font-size:.85rem}
+.state.failed{color:var(--bad);border-color:var(--bad)}
+.dot{display:inline-block;width:.7rem;height:.7rem;border-radius:50%;margin-right:.5rem}
+figure{margin:.6rem 0 1.4rem}figure img{max-width:100%;height:auto;background:#fff;border-radius:4px}
+figcaption{font-size:.85rem;color:var(--soft)}
+pre{background:var(--card);border:1px solid var(--line);border-radius:6px;padding:1rem;
+white-space:pre-wrap;font-size:.85rem}
+code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
+.plot .main-svg text{fill:var(--ink)!important}.plot .hovertext text{fill:#fff!important}
+@media (max-width:60rem){.layout{display:block;padding:1.2rem}nav{position:static;margin-bottom:2rem}}
+@media print{.layout{display:block}nav,.modebar{display:none}section{break-inside:avoid-page}}
+"""
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>{title}</title>
+<style>{style}</style>
+<script>{plotly}</script>
+</head>
+<body>
+<div class="layout">
+<nav><b>Contents</b><ol>{contents}</ol></nav>
+<main>
+<header><h1>{title}</h1><p>{lead}. Written {date} by toco_lab.</p></header>
+{body}
+</main>
+</div>
+</body>
+</html>
+"""

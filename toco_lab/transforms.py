@@ -1,0 +1,190 @@
+"""From one image to the views a training step needs: geometry, colours, and where the image lies in its padding.
+
+Everything works on tensors of one sample. Coordinates are pixels; boxes are (top, bottom, left, right), half-open.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+
+from toco_lab.config import Config
+
+BLUR_SIGMA = (0.1, 2.0)  # pixels; the range of DINO's views, which the method takes over
+SOLARISE_THRESHOLD = 128 / 255  # brighter values are inverted (DINO)
+
+
+def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Grey levels to the numbers a backbone was trained on.
+
+    Args:
+        image: (..., 3, H, W), grey levels 0..255, any dtype; not changed.
+        mean: Mean of each colour, in 0..1 units (ImageNet: 0.485, 0.456, 0.406, which is 123.675, 116.28, 103.53).
+        std: Standard deviation of each colour, in 0..1 units.
+
+    Returns:
+        float32 of the same shape; a pixel of mean colour is 0.
+    """
+    return (image - _per_channel(mean, image)) / _per_channel(std, image)
+
+
+def denormalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Inverse of `normalise`: (..., 3, H, W) float32 grey levels 0..255, neither rounded nor clipped."""
+    return image.float() * _per_channel(std, image) + _per_channel(mean, image)
+
+
+def _per_channel(values: Sequence[float], image: Tensor) -> Tensor:
+    return 255 * torch.as_tensor(values, dtype=torch.float32, device=image.device).reshape(3, 1, 1)
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views of one image, normalised; S is `crop_size`, s is `view2_size`."""
+
+    image: Tensor  # (3, S, S) first global view and the image that is classified and segmented
+    view2: Tensor  # (3, s, s) second global view: a random resized crop
+    local_source: Tensor  # (3, S, S) the geometry of `image` with colours of its own; local crops are cut from it
+    valid_box: Tensor  # (4,) int64 top, bottom, left, right of the image inside its padding, half-open
+
+
+class TrainViews:
+    """Makes the training views of an image.
+
+    `image`: random scale, random crop to S x S; where the scaled image is smaller it lies at a random place in padding.
+    Colours are changed before padding, and padding is 0 AFTER normalisation, i.e. of mean colour, so neither the
+    contrast jitter nor the blur ever sees it. (The paper says "padding 0" without saying of what; padding the grey
+    levels with 0 would be black.) Every view is flipped, jittered, turned grey and blurred with its own draws; only
+    `local_source` flips together with `image`, because crops are placed on it by a mask that was computed on `image`.
+
+    Quirks of the released code: `cfg.flip_views_independently` gives `local_source` a flip of its own (the mask is
+    then mirrored against it in half of the samples), `cfg.flip_valid_box=False` leaves the box where it was before the
+    flip. Neither changes any other random number, so an ablation compares the same crops.
+    """
+
+    def __init__(self, cfg: Config, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Reads sizes and probabilities from `cfg`; `mean` and `std` as in `normalise`."""
+        self.cfg, self.mean, self.std = cfg, mean, std
+        blur1, blur2, blur_local = cfg.blur_probability
+        self._colours1 = _colours(cfg, blur1)
+        self._colours2 = _colours(cfg, blur2, cfg.solarise_probability)
+        self._colours_local = _colours(cfg, blur_local)
+        self._resized_crop = v2.RandomResizedCrop(
+            cfg.view2_size, scale=cfg.view2_scale, interpolation=v2.InterpolationMode.BICUBIC
+        )
+
+    def __call__(self, image: np.ndarray, seed: int) -> Views:
+        """Views of `image`, uint8 (H, W, 3); the same for the same `seed`, whatever else the process does."""
+        cfg = self.cfg
+        pixels = torch.from_numpy(image).permute(2, 0, 1)  # (3, H, W)
+        with _isolated(seed):
+            content, box = self._scale_and_crop(pixels)
+            flip, own_flip, flip2 = (torch.rand(3) < cfg.flip_probability).tolist()
+            flip_local = own_flip if cfg.flip_views_independently else flip
+            view2 = self._colours2(_unit(self._resized_crop(pixels)))
+            return Views(
+                image=self._pad(self._colours1(content), box, flip),
+                view2=self._normalise(view2.flip(-1) if flip2 else view2).contiguous(),
+                local_source=self._pad(self._colours_local(content), box, flip_local),
+                valid_box=torch.tensor(_mirror(box, cfg.crop_size) if flip and cfg.flip_valid_box else box),
+            )
+
+    def _scale_and_crop(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
+        """The part of the scaled image that the crop shows, (3, h, w) in 0..1, and its box in the crop."""
+        side = self.cfg.crop_size
+        low, high = self.cfg.scale_range
+        scale = low + (high - low) * torch.rand(()).item()
+        pixels = functional.resize(pixels, [max(1, round(scale * size)) for size in pixels.shape[-2:]])
+        height, width = (min(side, size) for size in pixels.shape[-2:])
+        y, x = _offset(pixels.shape[-2] - height), _offset(pixels.shape[-1] - width)
+        top, left = _offset(side - height), _offset(side - width)
+        return _unit(pixels[:, y : y + height, x : x + width]), (top, top + height, left, left + width)
+
+    def _pad(self, content: Tensor, box: tuple[int, int, int, int], flip: bool) -> Tensor:
+        top, bottom, left, right = box
+        canvas = content.new_zeros(3, self.cfg.crop_size, self.cfg.crop_size)
+        canvas[:, top:bottom, left:right] = self._normalise(content)
+        return canvas.flip(-1) if flip else canvas
+
+    def _normalise(self, view: Tensor) -> Tensor:
+        return normalise(255 * view, self.mean, self.std)
+
+
+class RandomBlur(nn.Module):
+    """Gaussian blur of a (..., H, W) float image with probability p, width uniform in `BLUR_SIGMA`.
+
+    Two one-dimensional passes of shifted sums: on a CPU eight times as fast as torchvision's blur, which convolves in
+    two dimensions. The border is repeated outwards, as PIL does, so the image may be smaller than the kernel.
+    """
+
+    def __init__(self, p: float) -> None:
+        """`p`: probability of a blur."""
+        super().__init__()
+        self.p = p
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The image, blurred or not."""
+        if torch.rand(()).item() >= self.p:
+            return image
+        return gaussian_blur(image, torch.empty(()).uniform_(*BLUR_SIGMA).item())
+
+
+def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
+    """(C, H, W) float image convolved with a Gaussian of `sigma` pixels, cut off at 3 sigma; borders repeated."""
+    radius = math.ceil(3 * sigma)
+    weights = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(-radius, radius + 1)]
+    image = nn.functional.pad(image[None], (radius,) * 4, mode="replicate")[0]
+    for dim in (-1, -2):
+        size = image.shape[dim] - 2 * radius
+        blurred = torch.zeros_like(image.narrow(dim, 0, size))
+        for offset, weight in enumerate(weights):
+            blurred.add_(image.narrow(dim, offset, size), alpha=weight / sum(weights))
+        image = blurred
+    return image
+
+
+def _colours(cfg: Config, blur: float, solarise: float = 0.0) -> nn.Sequential:
+    """Photometric changes of one view, on (3, H, W) in 0..1; those of probability 0 are not there at all."""
+    steps = [
+        (cfg.jitter_probability, lambda p: v2.RandomApply([v2.ColorJitter(*cfg.jitter)], p)),
+        (cfg.grey_probability, v2.RandomGrayscale),
+        (blur, RandomBlur),
+        (solarise, lambda p: v2.RandomSolarize(SOLARISE_THRESHOLD, p)),
+    ]
+    return nn.Sequential(*(make(p) for p, make in steps if p > 0))
+
+
+@contextlib.contextmanager
+def _isolated(seed: int) -> Iterator[None]:
+    """Random numbers from `seed` alone, one thread, and the caller's state back afterwards.
+
+    torchvision draws from torch's global generator. Only the CPU generator is seeded: `torch.manual_seed` would reseed
+    CUDA as well. One thread, because the sum in the contrast jitter depends on how it is split: loader processes have
+    one thread, the training process has several, and both must give the same bits.
+    """
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+def _unit(pixels: Tensor) -> Tensor:
+    return pixels.float() / 255
+
+
+def _offset(slack: int) -> int:
+    return int(torch.randint(slack + 1, ()))
+
+
+def _mirror(box: tuple[int, int, int, int], width: int) -> tuple[int, int, int, int]:
+    top, bottom, left, right = box
+    return top, bottom, width - right, width - left

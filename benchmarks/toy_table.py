@@ -2,8 +2,8 @@
 
     python benchmarks/toy_table.py            # about 35 minutes on two cores; killed, it continues where it was
 
-Writes every run below results/toy_table, one CSV row per run to benchmarks/results/toy_table.csv, and the table with its
-findings to benchmarks/results/toy_table.md.
+Writes every run below results/toy_table, one CSV row per run to benchmarks/results/toy_table.csv, and the table with
+its findings to benchmarks/results/toy_table.md.
 """
 
 import argparse
@@ -52,8 +52,9 @@ def finish(row: str, seed: int, preset: str, root: Path, images: int) -> dict[st
         smoothing_of_run(run, num_images=images)
     table = run.read_table("evaluation")
     means = table[table["class"] == "mIoU"].set_index("target")["iou"]
-    return {"row": row, "seed": seed, "run": run.name, "seconds": run.status()["seconds"]} | {
-        SCORES[target]: 100 * means[target] for target in SCORES} | similarities(run.read_table("similarity"))  # fmt: skip
+    scores = {SCORES[target]: 100 * means[target] for target in SCORES}
+    about = {"row": row, "seed": seed, "run": run.name, "seconds": run.status()["seconds"]}
+    return about | scores | similarities(run.read_table("similarity"))
 
 
 def similarities(frame: pd.DataFrame) -> dict[str, float]:
@@ -74,7 +75,9 @@ def findings(frame: pd.DataFrame) -> list[str]:
     rise = base[last].mean() - base[first].mean()
     gap = base[aux].mean() - base[final].mean()
     lines = [
-        verdict(rise >= 0.15, f"(a) baseline: the last block's similarity is {rise:+.2f} above the first's (wanted 0.15)"),
+        verdict(
+            rise >= 0.15, f"(a) baseline: the last block's similarity is {rise:+.2f} above the first's (wanted 0.15)"
+        ),
         verdict(gap >= 5, f"(b) baseline: the final CAM is {gap:.1f} points below the auxiliary CAM (wanted 5)"),
     ]
     for plain, ptc in (("baseline", "+ PTC"), ("baseline + seg + reg", "+ PTC + seg + reg")):
@@ -82,15 +85,25 @@ def findings(frame: pd.DataFrame) -> list[str]:
         gain = column[ptc][final] - column[plain][final]
         error = np.hypot(sem(column[ptc][final]), sem(column[plain][final]))
         holds = fewer == len(gain) and gain.mean() > 2 * error
-        lines.append(verdict(holds, f"(c) {ptc} against {plain}: similarity of the last block lower in {fewer} of {len(gain)} "
-                                    f"seeds; final CAM {gain.mean():+.1f} points, standard error of the difference {error:.1f}"))
+        lines.append(
+            verdict(
+                holds,
+                f"(c) {ptc} against {plain}: similarity of the last block lower in {fewer} of {len(gain)} "
+                f"seeds; final CAM {gain.mean():+.1f} points, standard error of the difference {error:.1f}",
+            )
+        )
     for score in (final, SCORES["seg"]):
         full, rest = column["full ToCo"], {r: c for r, c in column.items() if not r.startswith("full")}
         second = max(rest, key=lambda r: rest[r][score].mean())
         lead = full[score].mean() - rest[second][score].mean()
         error = np.hypot(sem(full[score]), sem(rest[second][score]))
-        lines.append(verdict(lead > error, f"(d) full ToCo in {score}: {lead:+.1f} points against the best other row ({second}), "
-                                           f"standard error of the difference {error:.1f}"))
+        lines.append(
+            verdict(
+                lead > error,
+                f"(d) full ToCo in {score}: {lead:+.1f} points against the best other row ({second}), "
+                f"standard error of the difference {error:.1f}",
+            )
+        )
     return lines
 
 
@@ -109,19 +122,19 @@ def markdown(frame: pd.DataFrame, preset: str) -> str:
     cfg, columns = Config.preset(preset), [*SCORES.values(), *SIMILARITIES.values()]
     seeds = frame["seed"].nunique()
     lines = [
-        f"Toy world, preset `{preset}` ({cfg.steps} steps of {cfg.batch_size}), {seeds} seeds, mean ± standard error; mIoU in "
-        f"points over {cfg.val_images} validation scenes, CAM scales {cfg.cam_scales} with flip, background threshold "
-        f"{cfg.background_threshold}, CAMs masked by the true image labels, no CRF; similarities are metric 1a (mean |cos|, "
-        f"off-diagonal) of the raw residual stream after a block; pairs by the true mask, after the last block. "
-        f"Weights: PTC {cfg.w_ptc}, CTC {cfg.w_ctc}, seg {cfg.w_seg}, reg {cfg.w_reg}.",
+        f"Toy world, preset `{preset}` ({cfg.steps} steps of {cfg.batch_size}), {seeds} seeds, mean ± standard error.",
+        f"mIoU in points over {cfg.val_images} validation scenes: CAM scales {cfg.cam_scales} with flip, background",
+        f"threshold {cfg.background_threshold}, CAMs masked by the true image labels, no CRF. Similarities: metric 1a",
+        "(mean |cos|, off-diagonal) of the raw residual stream after a block; pairs by the true mask, after the last",
+        f"block. Weights: PTC {cfg.w_ptc}, CTC {cfg.w_ctc}, seg {cfg.w_seg}, reg {cfg.w_reg}.",
         "",
         "| | " + " | ".join(columns) + " |",
         "|---|" + "---|" * len(columns),
     ]
     for row in (r for r in ROWS if r in set(frame["row"])):
         part = frame[frame["row"] == row]
-        cells = [f"{part[c].mean():.{1 if c in SCORES.values() else 2}f} ± {sem(part[c]):.{1 if c in SCORES.values() else 3}f}"
-                 for c in columns]  # fmt: skip
+        cells = [f"{part[c].mean():.1f} ± {sem(part[c]):.1f}" for c in SCORES.values()]
+        cells += [f"{part[c].mean():.2f} ± {sem(part[c]):.3f}" for c in SIMILARITIES.values()]
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *findings(frame), ""])
 

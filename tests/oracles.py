@@ -16,8 +16,12 @@ def affinity(label):
     """(B, h, w) -> (B, N, N) list of lists: 1 same, 0 different, 255 ignored."""
     table = []
     for image in label.flatten(1).tolist():
-        table.append([[255 if i == j or 255 in (a, b) else int(a == b) for j, b in enumerate(image)]
-                      for i, a in enumerate(image)])
+        table.append(
+            [
+                [255 if i == j or 255 in (a, b) else int(a == b) for j, b in enumerate(image)]
+                for i, a in enumerate(image)
+            ]
+        )
     return torch.tensor(table)
 
 
@@ -73,8 +77,11 @@ def par(image, masks, dilations, num_iter):
     position = np.exp(position) / np.exp(position).sum()
 
     def around(y, x):
-        return [(min(max(y + d * dy, 0), height - 1), min(max(x + d * dx, 0), width - 1))
-                for d in dilations for dy, dx in NEIGHBOURS]
+        return [
+            (min(max(y + d * dy, 0), height - 1), min(max(x + d * dx, 0), width - 1))
+            for d in dilations
+            for dy, dx in NEIGHBOURS
+        ]
 
     weights = {}
     for y, x in itertools.product(range(height), range(width)):
@@ -83,10 +90,14 @@ def par(image, masks, dilations, num_iter):
         score = -(((colours - image[:, y, x]) / spread / 0.3) ** 2).mean(axis=1)
         weights[y, x] = np.exp(score - score.max()) / np.exp(score - score.max()).sum() + 0.01 * position
     for _ in range(num_iter):
-        masks = np.stack([
-            sum(w * masks[:, v, u] for w, (v, u) in zip(weights[y, x], around(y, x), strict=True))
-            for y in range(height) for x in range(width)
-        ], axis=1).reshape(len(masks), height, width)
+        masks = np.stack(
+            [
+                sum(w * masks[:, v, u] for w, (v, u) in zip(weights[y, x], around(y, x), strict=True))
+                for y in range(height)
+                for x in range(width)
+            ],
+            axis=1,
+        ).reshape(len(masks), height, width)
     return masks
 
 
@@ -101,7 +112,7 @@ def lattice_filter(features, values):
         # Ranks of the remainders in descending order; too large a sum is taken off the smallest remainders and so on.
         order = sorted(range(d + 1), key=lambda i: point[i] - elevated[i])
         excess = sum(point) // (d + 1)
-        for i in order[d + 1 - excess:] if excess > 0 else order[:-excess]:
+        for i in order[d + 1 - excess :] if excess > 0 else order[:-excess]:
             point[i] -= (d + 1) * (1 if excess > 0 else -1)
         remainder = [e - p for e, p in zip(elevated, point, strict=True)]
         order = sorted(range(d + 1), key=lambda i: -remainder[i])
@@ -115,12 +126,15 @@ def lattice_filter(features, values):
             corners.append((vertex, weight))
             vertices[vertex] = vertices.get(vertex, 0) + weight * value
     for axis in range(d + 1):
+
         def moved(vertex, sign, axis=axis):
             return tuple(c + sign * (d if i == axis else -1) for i, c in enumerate(vertex))
-        vertices = {v: s + 0.5 * (vertices.get(moved(v, 1), 0) + vertices.get(moved(v, -1), 0))
-                    for v, s in vertices.items()}
+
+        vertices = {
+            v: s + 0.5 * (vertices.get(moved(v, 1), 0) + vertices.get(moved(v, -1), 0)) for v, s in vertices.items()
+        }
     slices = [weight * vertices[vertex] for vertex, weight in corners]
-    return np.array([sum(slices[n:n + d + 1]) for n in range(0, len(slices), d + 1)]) / (1 + 2.0 ** -d)
+    return np.array([sum(slices[n : n + d + 1]) for n in range(0, len(slices), d + 1)]) / (1 + 2.0**-d)
 
 
 def exact_gaussian(features, values):

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "toco_lab"
 ORDER = [
     "config", "runs", "toy", "pretrain", "transforms", "labels", "readers", "data", "model", "checkpoints",
-    "cam", "lattice", "refine", "losses", "train", "evaluate", "smoothing", "figures", "widgets", "batch", "report", "__main__",
+    "cam", "lattice", "refine", "losses", "train", "evaluate", "smoothing", "figures", "widgets", "batch",
+    "report", "__main__",
 ]  # fmt: skip
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 NOTEBOOK_WORLD = "jupyter jupyterlab nbformat plotly ipywidgets anywidget papermill tyro IPython".split()
@@ -44,8 +45,14 @@ def test_imports_only_point_upstream(name: str) -> None:
 
 
 def test_heavy_libraries_have_one_importer() -> None:
-    for library, owners in {"papermill": {"batch"}, "nbformat": {"batch"}, "tyro": {"__main__"},
-                            "matplotlib": {"figures"}, "ipywidgets": {"widgets"}, "anywidget": {"widgets"}}.items():
+    for library, owners in {
+        "papermill": {"batch"},
+        "nbformat": {"batch"},
+        "tyro": {"__main__"},
+        "matplotlib": {"figures"},
+        "ipywidgets": {"widgets"},
+        "anywidget": {"widgets"},
+    }.items():
         users = {name for name in MODULES if any(full.split(".")[0] == library for full in imported(name))}
         assert users <= owners, library
 

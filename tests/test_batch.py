@@ -20,13 +20,13 @@ from toco_lab.batch import (
     strip_notebook,
 )
 
-PARAMETERS = '''preset: str = "smoke"  # named Config
+PARAMETERS = """preset: str = "smoke"  # named Config
 overrides: dict = {}  # any Config field
 run_dir: str = "results/scratch"  # folder
 scales: tuple = (1.0, 0.5)  # image scales
 count: int = 3  # a number
 rate: float = 0.5  # another
-loud: bool = False  # a switch'''
+loud: bool = False  # a switch"""
 
 
 def write(path: Path, *sources: str, parameters: str = PARAMETERS) -> Path:
@@ -49,19 +49,22 @@ def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_kernel")
-@pytest.mark.parametrize(("parameters", "message"), [
-    ({"presett": "toy"}, "no parameter 'presett'; did you mean 'preset'"),
-    ({"count": "3"}, "'count' .* must be int, got '3'"),
-    ({"count": 3.0}, "'count' .* must be int"),
-    ({"count": True}, "'count' .* must be int, got True"),
-    ({"loud": 1}, "'loud' .* must be bool"),
-    ({"scales": "(1.0, 0.5)"}, "'scales' .* must be tuple"),
-    ({"overrides": {"scales": {1.0}}}, "can not hold {1.0}"),
-    ({"preset": "toi"}, "unknown preset 'toi', did you mean 'toy'"),
-    ({"overrides": {"w_ptk": 0}}, "unknown config field 'w_ptk', did you mean 'w_ptc'"),
-    ({"overrides": {"w_ptc": "0"}}, "'w_ptc' must be float"),
-    ({"preset": "toy", "overrides": {"low_threshold": 0.9}}, "low_threshold < high_threshold"),
-])
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"presett": "toy"}, "no parameter 'presett'; did you mean 'preset'"),
+        ({"count": "3"}, "'count' .* must be int, got '3'"),
+        ({"count": 3.0}, "'count' .* must be int"),
+        ({"count": True}, "'count' .* must be int, got True"),
+        ({"loud": 1}, "'loud' .* must be bool"),
+        ({"scales": "(1.0, 0.5)"}, "'scales' .* must be tuple"),
+        ({"overrides": {"scales": {1.0}}}, "can not hold {1.0}"),
+        ({"preset": "toi"}, "unknown preset 'toi', did you mean 'toy'"),
+        ({"overrides": {"w_ptk": 0}}, "unknown config field 'w_ptk', did you mean 'w_ptc'"),
+        ({"overrides": {"w_ptc": "0"}}, "'w_ptc' must be float"),
+        ({"preset": "toy", "overrides": {"low_threshold": 0.9}}, "low_threshold < high_threshold"),
+    ],
+)
 def test_bad_parameters_start_no_kernel(tmp_path: Path, parameters: dict, message: str) -> None:
     notebook = write(tmp_path / "a.ipynb", "1 / 0")
     with pytest.raises(ValueError, match=message):
@@ -73,7 +76,10 @@ def test_good_parameters_are_made_plain(tmp_path: Path) -> None:
     notebook = write(tmp_path / "a.ipynb")
     given = {"scales": (1, 0.5), "rate": 1, "run_dir": Path("x/y"), "overrides": {"cam_scales": (1.0, 0.5)}}
     assert check_parameters(notebook, given) == {
-        "scales": [1, 0.5], "rate": 1, "run_dir": "x/y", "overrides": {"cam_scales": [1.0, 0.5]},
+        "scales": [1, 0.5],
+        "rate": 1,
+        "run_dir": "x/y",
+        "overrides": {"cam_scales": [1.0, 0.5]},
     }
     with pytest.raises(ValueError, match="needs an annotation"):
         check_parameters(write(tmp_path / "b.ipynb", parameters="count = 3"), {"count": 4})
@@ -102,9 +108,11 @@ def test_a_good_notebook(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_failures_leave_what_was_executed_and_stop_no_other(tmp_path: Path) -> None:
     bad = write(tmp_path / "bad.ipynb", "print('so far')", "1 / 0", "print('never')")
-    jobs = [NotebookJob(bad, tmp_path / "o" / "1.ipynb"),
-            NotebookJob(write(tmp_path / "good.ipynb"), tmp_path / "o" / "2.ipynb", {"presett": "toy"}),
-            NotebookJob(tmp_path / "good.ipynb", tmp_path / "o" / "3.ipynb")]
+    jobs = [
+        NotebookJob(bad, tmp_path / "o" / "1.ipynb"),
+        NotebookJob(write(tmp_path / "good.ipynb"), tmp_path / "o" / "2.ipynb", {"presett": "toy"}),
+        NotebookJob(tmp_path / "good.ipynb", tmp_path / "o" / "3.ipynb"),
+    ]
     records = run_notebooks(jobs, progress=False)
     assert [record["state"] for record in records] == ["failed", "failed", "done"]
     error = records[0]["error"]
@@ -147,15 +155,22 @@ def test_strip_drops_traces_and_keeps_ids_and_tags(tmp_path: Path) -> None:
     assert lint_notebook(path) == []
 
 
-@pytest.mark.parametrize(("sources", "parameters", "problem"), [
-    (["\n".join(["x = 1"] * 13)], PARAMETERS, "13 lines, at most 12"),
-    (["def f():\n    a = 1\n    b = 2\n    c = 3\n    d = 4\n    return a"], PARAMETERS, "f is longer than 5 lines"),
-    (["x ="], PARAMETERS, "no valid Python"),
-    ([], PARAMETERS.replace("preset", "presets"), "must begin with preset, overrides, run_dir"),
-    ([], PARAMETERS.replace("count: int", "count"), "nothing but lines"),
-    ([], PARAMETERS.replace("  # a number", ""), "is not of the form"),
-    ([], PARAMETERS + "\nmore: int = 1  # too many", "5 parameters of its own"),
-])
+@pytest.mark.parametrize(
+    ("sources", "parameters", "problem"),
+    [
+        (["\n".join(["x = 1"] * 13)], PARAMETERS, "13 lines, at most 12"),
+        (
+            ["def f():\n    a = 1\n    b = 2\n    c = 3\n    d = 4\n    return a"],
+            PARAMETERS,
+            "f is longer than 5 lines",
+        ),
+        (["x ="], PARAMETERS, "no valid Python"),
+        ([], PARAMETERS.replace("preset", "presets"), "must begin with preset, overrides, run_dir"),
+        ([], PARAMETERS.replace("count: int", "count"), "nothing but lines"),
+        ([], PARAMETERS.replace("  # a number", ""), "is not of the form"),
+        ([], PARAMETERS + "\nmore: int = 1  # too many", "5 parameters of its own"),
+    ],
+)
 def test_lint_finds(tmp_path: Path, sources: list[str], parameters: str, problem: str) -> None:
     assert problem in "\n".join(lint_notebook(write(tmp_path / "a.ipynb", *sources, parameters=parameters)))
 
@@ -169,6 +184,11 @@ def test_lint_finds_ids_tags_and_missing_prose(tmp_path: Path) -> None:
     notebook.cells += [new_code_cell("1") for _ in range(13)]
     nbformat.write(notebook, path)
     problems = "\n".join(lint_notebook(path))
-    for words in ("id must be words", "with a title", "no 'What you should see'",
-                  "16 code cells, at most 15", "0 cells tagged"):
+    for words in (
+        "id must be words",
+        "with a title",
+        "no 'What you should see'",
+        "16 code cells, at most 15",
+        "0 cells tagged",
+    ):
         assert words in problems

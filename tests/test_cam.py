@@ -107,8 +107,9 @@ def test_content_counts_foreground_once_or_twice():
     region = region_with(foreground=[(slice(0, 32), slice(0, 4))])  # crop columns 0..7 hold 4/8 foreground
     crops = LocalCrops(torch.tensor([[0]]), torch.tensor([[0]]), torch.zeros(1, 1), 8)
     for content, minimum, flag in [("area", 0.49, 1.0), ("area", 0.5, 0.0), ("double_foreground", 0.99, 1.0)]:
-        where = cams.sample_local_crops(region, crop_size=8, num_crops=400, candidates="not_foreground", content=content,
-                                        min_content=minimum, generator=torch.Generator().manual_seed(1))  # fmt: skip
+        where = cams.sample_local_crops(
+            region, crop_size=8, num_crops=400, candidates="not_foreground", content=content, min_content=minimum
+        )
         at_left_edge = where.left[0] == crops.left[0, 0]
         if at_left_edge.any():
             assert (where.positive[0, at_left_edge] == flag).all()
@@ -119,7 +120,9 @@ def test_content_counts_foreground_once_or_twice():
 def test_crops_stay_inside_the_valid_box_when_sound():
     region = torch.full((2, 32, 40), cams.UNCERTAIN)
     box = torch.tensor([[4, 20, 10, 30], [0, 6, 0, 40]])  # the second is lower than a crop: anywhere
-    crops = cams.sample_local_crops(region, crop_size=8, num_crops=50, valid_box=box, generator=torch.Generator().manual_seed(0))
+    crops = cams.sample_local_crops(
+        region, crop_size=8, num_crops=50, valid_box=box, generator=torch.Generator().manual_seed(0)
+    )
     assert crops.top[0].min() >= 4 and crops.top[0].max() + 8 <= 20
     assert crops.left[0].min() >= 10 and crops.left[0].max() + 8 <= 30
     assert crops.top[1].max() > 10

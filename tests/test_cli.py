@@ -51,13 +51,16 @@ def test_a_misspelt_option_is_refused_with_a_suggestion(capsys: pytest.CaptureFi
     assert "--w-ptc" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["train", "smoke", "--high-threshold", "0.1"], "low_threshold < high_threshold"),
-    (["train", "voc_vit_b", "--data-root", "nowhere", "--dry-run"], "nowhere"),
-    (["evaluate", "no/such/run"], "no config.json"),
-    (["data", "check", "voc_vit_b", "--data-root", "nowhere"], "1 problems"),
-    (["run", "notebooks/00_start_here.ipynb", "--parameters", "preset"], "name=value"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "smoke", "--high-threshold", "0.1"], "low_threshold < high_threshold"),
+        (["train", "voc_vit_b", "--data-root", "nowhere", "--dry-run"], "nowhere"),
+        (["evaluate", "no/such/run"], "no config.json"),
+        (["data", "check", "voc_vit_b", "--data-root", "nowhere"], "1 problems"),
+        (["run", "notebooks/00_start_here.ipynb", "--parameters", "preset"], "name=value"),
+    ],
+)
 def test_what_the_user_can_mend_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
     assert main(arguments) == 2
     error = capsys.readouterr().err

@@ -520,7 +520,9 @@ def test_coco_sample():
     reader = open_dataset(cfg.replace(label_source="lists/cls_labels_onehot.npy"), "train")
     grey = reader.names.index("COCO_train2014_000000000086")
     assert reader.image(grey).shape[2] == 3
-    agree = [np.array_equal(reader.image_label(i), labels.label_of_mask(reader.mask(i), 80)) for i in range(len(reader))]
+    agree = [
+        np.array_equal(reader.image_label(i), labels.label_of_mask(reader.mask(i), 80)) for i in range(len(reader))
+    ]
     assert all(agree)
 
 

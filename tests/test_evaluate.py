@@ -61,6 +61,7 @@ def test_label_f1_by_hand():
     truth = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]])
     prediction = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]])
     assert label_f1(truth, prediction).tolist() == pytest.approx([0.5, 1.0, 0.0])
+    assert label_f1(truth[:1], prediction[:1]).tolist() == pytest.approx([0.5])  # a batch of one
 
 
 def test_fusion_of_scales_and_flip():
@@ -100,7 +101,9 @@ def test_evaluation_of_a_model_follows_the_protocol_image_by_image():
     model.eval()
     total = 0
     for sample in eval_samples(cfg, model.mean, model.std):
-        resized = torch.nn.functional.interpolate(sample.image[None], size=(64, 64), mode="bilinear", align_corners=False)
+        resized = torch.nn.functional.interpolate(
+            sample.image[None], size=(64, 64), mode="bilinear", align_corners=False
+        )
         cam = multi_scale_cam(model, resized, cfg.cam_scales).cam
         cam = torch.nn.functional.interpolate(cam, size=tuple(sample.mask.shape), mode="bilinear", align_corners=False)
         label = cam_to_label(cam, sample.image_label[None], threshold=0.5)[0]
@@ -108,7 +111,12 @@ def test_evaluation_of_a_model_follows_the_protocol_image_by_image():
     assert result.scores["cam"] == pytest.approx(iou_scores(total).miou.item(), abs=2e-3)
     assert set(result.scores) == {"cam", "cam_aux", "cam_refined", "seg", "labels"}
     record = result.protocol["cam"]
-    assert (record["split"], record["images"], record["image_size"], record["scales"]) == ("val", 5, "64 x 64", [1.0, 0.5, 1.5])
+    assert (record["split"], record["images"], record["image_size"], record["scales"]) == (
+        "val",
+        5,
+        "64 x 64",
+        [1.0, 0.5, 1.5],
+    )
     assert record["true_labels_mask_cam"] and not record["crf"] and record["checkpoint"] == "abc"
     assert not result.protocol["seg"]["true_labels_mask_cam"]
     assert len(result.table[result.table["target"] == "cam"]) == 7 + 1

@@ -30,7 +30,9 @@ def similarity_frame(models=("a", "b")):
     places = [("after block", "none", layer) for layer in (1, 2, 3)] + [("final norm", "LayerNorm", 3)]
     rows = [
         (model, "random", *place, "patch tokens", 16, image, "pairwise cosine", "absolute", place[2] / 10 + image / 100)
-        for model in models for place in places for image in range(5)
+        for model in models
+        for place in places
+        for image in range(5)
     ]
     columns = "model weights site norm layer token_set tokens image metric variant value".split()
     return pd.DataFrame(rows, columns=columns)
@@ -134,7 +136,9 @@ def test_training_curves_draw_what_is_there():
     figure = figures.training_curves({"a": plain, "b": other}, colours={"a": "#111111", "b": "#222222"})
     assert [note.text for note in figure.layout.annotations] == ["total loss", "CAM mIoU"]  # PTC is zero throughout
     assert [(trace.name, list(trace.x), list(trace.y)) for trace in figure.data] == [
-        ("a", [10, 20], [2, 1]), ("b", [10], [3]), ("a", [20], [0.5])
+        ("a", [10, 20], [2, 1]),
+        ("b", [10], [3]),
+        ("a", [20], [0.5]),
     ]
     assert [trace.line.color for trace in figure.data] == ["#111111", "#222222", "#111111"]
     assert tuple(figure.layout.yaxis2.range) == (0, 1)
@@ -144,10 +148,14 @@ def test_training_curves_draw_what_is_there():
 
 
 def test_iou_bars_in_percent_with_the_mean_last():
-    table = pd.DataFrame({
-        "run": ["a"] * 4 + ["b"] * 2, "target": ["cam"] * 3 + ["labels"] + ["cam"] * 2,
-        "class": ["mIoU", "background", "cat", "F1", "cat", "mIoU"], "iou": [0.6, 0.9, 0.3, 0.8, 0.5, np.nan],
-    })
+    table = pd.DataFrame(
+        {
+            "run": ["a"] * 4 + ["b"] * 2,
+            "target": ["cam"] * 3 + ["labels"] + ["cam"] * 2,
+            "class": ["mIoU", "background", "cat", "F1", "cat", "mIoU"],
+            "iou": [0.6, 0.9, 0.3, 0.8, 0.5, np.nan],
+        }
+    )
     figure = figures.iou_bars(table)
     first, second = figure.data
     assert list(first.x) == ["background", "cat", "<b>mean</b>"]

@@ -1,6 +1,7 @@
 """Parity with arrays computed by the authors' code: every file of the goldens folder, each to its documented tolerance.
 
-The folder is read from the environment variable TOCO_GOLDENS (default: `shared/goldens` beside the project); other cases of
+The folder is read from the environment variable TOCO_GOLDENS (default: `shared/goldens` beside the project); other
+cases of
 the same kind can be put there: every size and constant comes from the files.
 """
 
@@ -36,8 +37,12 @@ def load(name: str) -> dict[str, torch.Tensor]:
     """Arrays of one file as tensors: floats as they are, integers as int64; `meta` stays a NumPy string."""
     with np.load(GOLDENS / f"{name}.npz", allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files}
-    return {key: value if value.dtype.kind == "U" else torch.from_numpy(
-                np.array(value) if value.dtype.kind == "f" else value.astype(np.int64)) for key, value in arrays.items()}
+    return {
+        key: value
+        if value.dtype.kind == "U"
+        else torch.from_numpy(np.array(value) if value.dtype.kind == "f" else value.astype(np.int64))
+        for key, value in arrays.items()
+    }
 
 
 def meta(arrays: dict) -> dict:
@@ -57,13 +62,31 @@ def close(actual, expected, *, rel: float = 0.0, absolute: float = 0.0) -> None:
 def tiny_config(**changes) -> Config:
     """The sizes of tiny_model.npz, with the released behaviour."""
     sizes = meta(load("model_forward"))
-    return Config(
-        pretrained=False, backbone="vit_base_patch16_224", image_size=sizes["img"], patch_size=sizes["patch"],
-        embed_dim=sizes["embed"], depth=sizes["depth"], num_heads=sizes["heads"], mlp_ratio=sizes["mlp_ratio"],
-        num_classes=sizes["K"] - 1, aux_layer=sizes["aux"], decoder_width=sizes["hid"], head_hidden=sizes["ph"],
-        head_bottleneck=sizes["pb"], head_out=sizes["po"], teacher_momentum=sizes["mom"], local_crop_size=sizes["crop"],
-        crop_size=sizes["img"], ctc_temperature=sizes["ctc_temp"], seg_start_step=0,
-    ).released().replace(**{"seg_start_step": 0} | changes)
+    return (
+        Config(
+            pretrained=False,
+            backbone="vit_base_patch16_224",
+            image_size=sizes["img"],
+            patch_size=sizes["patch"],
+            embed_dim=sizes["embed"],
+            depth=sizes["depth"],
+            num_heads=sizes["heads"],
+            mlp_ratio=sizes["mlp_ratio"],
+            num_classes=sizes["K"] - 1,
+            aux_layer=sizes["aux"],
+            decoder_width=sizes["hid"],
+            head_hidden=sizes["ph"],
+            head_bottleneck=sizes["pb"],
+            head_out=sizes["po"],
+            teacher_momentum=sizes["mom"],
+            local_crop_size=sizes["crop"],
+            crop_size=sizes["img"],
+            ctc_temperature=sizes["ctc_temp"],
+            seg_start_step=0,
+        )
+        .released()
+        .replace(**{"seg_start_step": 0} | changes)
+    )
 
 
 def tiny_model(cfg: Config | None = None) -> ToCo:
@@ -103,9 +126,16 @@ def test_released_names_survive_a_round_trip():
 def test_model_forward(tag):
     golden, model = load("model_forward"), tiny_model()
     out = model(golden[f"{tag}/input"])
-    ours = {"cls": out.logits, "cls_aux": out.aux_logits, "seg": out.seg_logits, "fmap": out.features.patch_tokens,
-            "fmap_aux": out.features.aux_patch_tokens, "cls_token": out.features.class_token, "cam": out.cam,
-            "cam_aux": out.cam_aux}
+    ours = {
+        "cls": out.logits,
+        "cls_aux": out.aux_logits,
+        "seg": out.seg_logits,
+        "fmap": out.features.patch_tokens,
+        "fmap_aux": out.features.aux_patch_tokens,
+        "cls_token": out.features.class_token,
+        "cam": out.cam,
+        "cam_aux": out.cam_aux,
+    }
     checked = [name for name in ours if f"{tag}/{name}" in golden]
     assert {"cls", "seg", "fmap"} <= set(checked)
     for name in checked:
@@ -121,8 +151,10 @@ def test_model_gradients():
     golden, model = load("model_forward"), tiny_model()
     weights = {key.removeprefix("grad/"): value for key, value in golden.items() if key.startswith("grad/")}
     out = model(golden["native/input"])
-    scalar = sum((weights[key] * value).sum() for key, value in
-                 [("R_cls", out.logits), ("R_cls_aux", out.aux_logits), ("R_seg", out.seg_logits)])
+    scalar = sum(
+        (weights[key] * value).sum()
+        for key, value in [("R_cls", out.logits), ("R_cls_aux", out.aux_logits), ("R_seg", out.seg_logits)]
+    )
     scalar = scalar + 0.01 * (weights["R_fmap"] * out.features.patch_tokens).sum()
     close(scalar.detach(), weights["scalar"].reshape(()), rel=1e-5)
     scalar.backward()
@@ -140,8 +172,12 @@ def test_projection_heads_and_teacher():
     exported = export_released(model)
     for name in (key for key in golden if key.startswith("proj/ema/")):
         close(exported[name.removeprefix("proj/ema/")], golden[name], rel=1e-5, absolute=1e-7)
-    tokens = torch.cat([model.encode(golden["proj/global"].flatten(0, 1)).class_token,
-                        model.encode(golden["proj/local"].flatten(0, 1)).class_token])
+    tokens = torch.cat(
+        [
+            model.encode(golden["proj/global"].flatten(0, 1)).class_token,
+            model.encode(golden["proj/local"].flatten(0, 1)).class_token,
+        ]
+    )
     teacher = model.teacher_head(tokens[: len(golden["proj/teacher"])].detach())
     close(teacher, golden["proj/teacher"], rel=1e-5, absolute=1e-5)
     student = model.projection_head(tokens)
@@ -200,8 +236,12 @@ def test_local_crops():
     golden = load("crop_from_roi")
     torch.manual_seed(int(golden["torch_seed"]))
     crops = cams.sample_local_crops(
-        golden["roi_mask"], crop_size=int(golden["crop_size"]), num_crops=int(golden["crop_num"]),
-        candidates="not_foreground", content="double_foreground", min_content=0.2,
+        golden["roi_mask"],
+        crop_size=int(golden["crop_size"]),
+        num_crops=int(golden["crop_num"]),
+        candidates="not_foreground",
+        content="double_foreground",
+        min_content=0.2,
     )
     assert torch.equal(crops.top, golden["top"])
     assert torch.equal(crops.left, golden["left"])
@@ -217,7 +257,9 @@ def test_ptc_loss():
     loss = ptc_loss(tokens, golden["mask"])
     close(loss.detach(), golden["loss"], rel=1e-5)
     close(torch.autograd.grad(loss, tokens)[0], golden["grad"], rel=1e-5)
-    close(ptc_loss(tokens, torch.full_like(golden["mask"], IGNORE_INDEX)).detach(), golden["loss_all_ignored"], rel=1e-5)
+    close(
+        ptc_loss(tokens, torch.full_like(golden["mask"], IGNORE_INDEX)).detach(), golden["loss_all_ignored"], rel=1e-5
+    )
     others = ~torch.eye(golden["mask"].shape[-1], dtype=torch.bool)
     loss = ptc_loss(tokens, torch.where(others, 1, IGNORE_INDEX).expand_as(golden["mask"]))
     close(loss.detach(), golden["loss_all_positive"], rel=1e-5)
@@ -251,8 +293,13 @@ def test_energy_loss():
     golden = load("energy_loss")
     logits = golden["logits"].requires_grad_()
     loss = reg_loss(
-        logits, denormalise(golden["img_norm"], MEAN, STD), golden["label"], golden["img_box"],
-        weight=float(golden["weight"]), sigma_rgb=float(golden["sigma_rgb"]), sigma_xy=float(golden["sigma_xy"]),
+        logits,
+        denormalise(golden["img_norm"], MEAN, STD),
+        golden["label"],
+        golden["img_box"],
+        weight=float(golden["weight"]),
+        sigma_rgb=float(golden["sigma_rgb"]),
+        sigma_xy=float(golden["sigma_xy"]),
         scale=float(golden["scale_factor"]),
     )
     close(loss.detach().reshape(1), golden["loss"], rel=1e-5)
@@ -276,17 +323,33 @@ def test_par():
     settings = {"dilations": tuple(golden["dilations"].tolist()), "num_iter": int(golden["num_iter"])}
     close(par(golden["par_image"], golden["par_masks"], **settings), golden["par_out"], absolute=1e-5)
     close(par(golden["par_image"], golden["par_masks_small"], **settings), golden["par_out_small"], absolute=1e-5)
-    label = refine_cam(golden["image01"], golden["valid_cam"], golden["cls_label"], golden["img_box"],
-                       low_threshold=golden["low_thre"].item(), high_threshold=golden["high_thre"].item(), **settings)
+    label = refine_cam(
+        golden["image01"],
+        golden["valid_cam"],
+        golden["cls_label"],
+        golden["img_box"],
+        low_threshold=golden["low_thre"].item(),
+        high_threshold=golden["high_thre"].item(),
+        **settings,
+    )
     assert (label != golden["refined_label"]).sum() <= 2
 
 
 @pytest.mark.parametrize("case", ["q_1iter", "q_10iter", "q_alt"])
 def test_dense_crf(case):
     golden = load("dense_crf")
-    settings = {"q_1iter": {"iterations": 1}, "q_10iter": {"iterations": 10}, "q_alt": {
-        "iterations": 5, "gaussian_sigma_xy": 3, "gaussian_weight": 3, "bilateral_sigma_xy": 40, "bilateral_sigma_rgb": 13,
-        "bilateral_weight": 10}}[case]
+    settings = {
+        "q_1iter": {"iterations": 1},
+        "q_10iter": {"iterations": 10},
+        "q_alt": {
+            "iterations": 5,
+            "gaussian_sigma_xy": 3,
+            "gaussian_weight": 3,
+            "bilateral_sigma_xy": 40,
+            "bilateral_sigma_rgb": 13,
+            "bilateral_weight": 10,
+        },
+    }[case]
     q = dense_crf(golden["image"].permute(2, 0, 1), golden["prob"][None], **settings)[0]
     close(q, golden[case], absolute=1e-4 if case == "q_1iter" else 1e-3)
     assert (q.argmax(0) == golden[case].argmax(0)).double().mean() >= 0.998
@@ -297,22 +360,39 @@ def test_dense_crf(case):
 
 def test_lr_schedule():
     golden = load("lr_schedule")
-    cfg = Config(steps=int(golden["max_iter"]), warmup_steps=int(golden["warmup_iter"]), schedule="drop",
-                 learning_rate=golden["base_lr"].item(), warmup_ratio=golden["warmup_ratio"].item(),
-                 poly_power=golden["power"].item())
+    cfg = Config(
+        steps=int(golden["max_iter"]),
+        warmup_steps=int(golden["warmup_iter"]),
+        schedule="drop",
+        learning_rate=golden["base_lr"].item(),
+        warmup_ratio=golden["warmup_ratio"].item(),
+        poly_power=golden["power"].item(),
+    )
     ours = [[learning_rate(cfg, step), 10 * learning_rate(cfg, step)] for step in golden["iters"].tolist()]
     np.testing.assert_allclose(ours, golden["lr"].numpy(), rtol=1e-12)
 
 
 def test_adamw_trajectory():
     golden = load("adamw_traj")
-    cfg = Config(steps=int(golden["max_iter"]), warmup_steps=int(golden["warmup_iter"]), schedule="drop",
-                 warmup_ratio=golden["warmup_ratio"].item(), poly_power=golden["power"].item(),
-                 weight_decay=golden["weight_decay"].item(), learning_rate=golden["lr"][0].item())
+    cfg = Config(
+        steps=int(golden["max_iter"]),
+        warmup_steps=int(golden["warmup_iter"]),
+        schedule="drop",
+        warmup_ratio=golden["warmup_ratio"].item(),
+        poly_power=golden["power"].item(),
+        weight_decay=golden["weight_decay"].item(),
+        learning_rate=golden["lr"][0].item(),
+    )
     parameters = [torch.nn.Parameter(value.clone()) for value in golden["p0"]]
     optimizer = torch.optim.AdamW(
-        [{"params": [p], "lr_factor": lr / golden["lr"][0].item()} for p, lr in zip(parameters, golden["lr"].tolist(), strict=True)],
-        betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True)
+        [
+            {"params": [p], "lr_factor": lr / golden["lr"][0].item()}
+            for p, lr in zip(parameters, golden["lr"].tolist(), strict=True)
+        ],
+        betas=cfg.betas,
+        weight_decay=cfg.weight_decay,
+        fused=True,
+    )
     for step, grads in enumerate(golden["grads"]):
         set_learning_rate(optimizer, cfg, step)
         for parameter, grad in zip(parameters, grads, strict=True):
@@ -348,16 +428,36 @@ def test_train_trace():
     m = meta(golden)
     energy = m["energy"]
     cfg = tiny_config(
-        learning_rate=m["lr"], weight_decay=m["wt_decay"], w_ptc=m["w_ptc"], w_ctc=m["w_ctc"], w_seg=m["w_seg"],
-        w_reg=m["w_reg"], ctc_temperature=m["temp"], warmup_steps=m["warmup_iter"], steps=m["max_iter"],
-        warmup_ratio=m["warmup_ratio"], poly_power=m["power"], betas=m["betas"], high_threshold=m["high_thre"],
-        low_threshold=m["low_thre"], teacher_momentum=m["momentum"], cam_scales=m["cam_scales"],
-        reg_scale_factor=energy["weight"], reg_sigma_rgb=energy["sigma_rgb"], reg_sigma_xy=energy["sigma_xy"],
+        learning_rate=m["lr"],
+        weight_decay=m["wt_decay"],
+        w_ptc=m["w_ptc"],
+        w_ctc=m["w_ctc"],
+        w_seg=m["w_seg"],
+        w_reg=m["w_reg"],
+        ctc_temperature=m["temp"],
+        warmup_steps=m["warmup_iter"],
+        steps=m["max_iter"],
+        warmup_ratio=m["warmup_ratio"],
+        poly_power=m["power"],
+        betas=m["betas"],
+        high_threshold=m["high_thre"],
+        low_threshold=m["low_thre"],
+        teacher_momentum=m["momentum"],
+        cam_scales=m["cam_scales"],
+        reg_scale_factor=energy["weight"],
+        reg_sigma_rgb=energy["sigma_rgb"],
+        reg_sigma_xy=energy["sigma_xy"],
     )
     model = tiny_model(cfg).train()
     optimizer = build_optimizer(model, cfg)
-    batch = Batch(names=[""] * len(golden["inputs"]), image=golden["inputs"], view2=golden["global2"],
-                  local_source=golden["inputs"], image_label=golden["cls_label"], valid_box=golden["img_box"])
+    batch = Batch(
+        names=[""] * len(golden["inputs"]),
+        image=golden["inputs"],
+        view2=golden["global2"],
+        local_source=golden["inputs"],
+        image_label=golden["cls_label"],
+        valid_box=golden["img_box"],
+    )
     views = LocalViews(golden["locals"].flatten(0, 1), golden["flags"])
     start = tiny_model(cfg)
     region = compute_losses(start, batch, cfg, 0, views=views).region
@@ -370,7 +470,9 @@ def test_train_trace():
         assert differing <= 2
         assert torch.equal(output.token_label, golden[f"step{i}/pseudo_label_aux"])
         terms = output.terms
-        for name, expected in zip(("cls", "cls_aux", "ptc", "ctc", "seg", "reg", "total"), golden["loss_terms"][i], strict=True):
+        for name, expected in zip(
+            ("cls", "cls_aux", "ptc", "ctc", "seg", "reg", "total"), golden["loss_terms"][i], strict=True
+        ):
             close(getattr(terms, name), expected, rel=1e-4 if name == "reg" else 2e-5)
         if i == 0:
             close(output.cams.cam, golden["step0/cams"], absolute=2e-5)
@@ -383,7 +485,9 @@ def test_train_trace():
                     close(without_key_bias(name, grads[name]), without_key_bias(name, value), rel=1e-4, absolute=1e-9)
                 else:
                     assert value.abs().max() == 0 or name == "encoder.pos_embed", name
-        exported = export_released(model, {k: v for k, v in load("tiny_model").items() if k.startswith("encoder.head.")})
+        exported = export_released(
+            model, {k: v for k, v in load("tiny_model").items() if k.startswith("encoder.head.")}
+        )
         for j, name in enumerate(np.load(GOLDENS / "train_trace.npz")["param_names"].tolist()):
             if name.endswith("attn.qkv.bias"):
                 continue  # the sums include the key third

@@ -204,7 +204,8 @@ def test_reg_equals_the_loops():
     loss, d_pred = oracles.energy(*arrays, weight=0.1, sigma_rgb=60.0, sigma_xy=4.0)
     (expected_grad,) = torch.autograd.grad(pred, x, torch.from_numpy(d_pred))
     actual, (gradient,) = value_and_grad(
-        lambda z: reg_loss(z, image, label, box, weight=0.1, sigma_rgb=60.0, sigma_xy=4.0, scale=1.0), logits)
+        lambda z: reg_loss(z, image, label, box, weight=0.1, sigma_rgb=60.0, sigma_xy=4.0, scale=1.0), logits
+    )
     assert loss < -0.1 and actual.item() == pytest.approx(loss, rel=1e-5)
     torch.testing.assert_close(gradient.double(), expected_grad, rtol=1e-4, atol=1e-7)
 

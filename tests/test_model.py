@@ -20,8 +20,8 @@ def tiny(**changes) -> Config:
 def test_tokens_are_those_of_timm_whatever_the_prefix(backbone, prefix):
     cfg = tiny(backbone=backbone, image_size=32, aux_layer=-2, pos_embed_antialias=True)
     model = ToCo(cfg).eval()
-    plain = timm.create_model(backbone, num_classes=0, dynamic_img_size=True, img_size=32, patch_size=8, embed_dim=24, depth=4,
-                              num_heads=2)  # fmt: skip
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 4, "num_heads": 2}
+    plain = timm.create_model(backbone, num_classes=0, dynamic_img_size=True, **sizes)
     plain.load_state_dict(model.encoder.state_dict())
     image = torch.randn(2, 3, 48, 40)
     with torch.no_grad():
@@ -93,7 +93,9 @@ def test_teacher_moves_only_by_update_teacher():
     model(torch.randn(1, 3, 32, 32))
     assert all(torch.equal(a, b) for a, b in zip(before, model.teacher_head.parameters(), strict=True))
     model.update_teacher()
-    for old, new, student in zip(before, model.teacher_head.parameters(), model.projection_head.parameters(), strict=True):
+    for old, new, student in zip(
+        before, model.teacher_head.parameters(), model.projection_head.parameters(), strict=True
+    ):
         torch.testing.assert_close(new, 0.75 * old + 0.25 * student)
         assert not new.requires_grad
 

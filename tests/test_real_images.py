@@ -8,11 +8,12 @@ import torch
 
 from toco_lab.cam import multi_scale_cam
 from toco_lab.config import Config
-from toco_lab.data import eval_samples
+from toco_lab.data import eval_samples, train_loader
 from toco_lab.evaluate import evaluate_run
+from toco_lab.model import ToCo
 from toco_lab.runs import RunDir
 from toco_lab.smoothing import smoothing_of_run
-from toco_lab.train import fit
+from toco_lab.train import build_optimizer, fit, train_step
 
 SAMPLES = Path(os.environ.get("TOCO_LAB_SAMPLES", Path(__file__).parents[2] / "shared" / "data"))
 pytestmark = [
@@ -28,8 +29,8 @@ def small(**changes) -> Config:
         "data_root": str(SAMPLES / "voc_sample"), "backbone": "deit_tiny_patch16_224", "depth": 4, "embed_dim": 48,
         "pretrained": False, "crop_size": 128, "local_crop_size": 32, "num_local_crops": 4, "view2_size": 64,
         "decoder_width": 32, "head_hidden": 64, "head_bottleneck": 32, "head_out": 64, "steps": 4, "batch_size": 2,
-        "warmup_steps": 1, "seg_start_step": 1, "checkpoint_every": 2, "log_every": 1, "num_workers": 0, "val_images": 4,
-        "eval_cam_size": 128, "eval_seg_scales": (1.0,), "eval_crf": True,
+        "warmup_steps": 1, "seg_start_step": 1, "checkpoint_every": 2, "log_every": 1, "num_workers": 0,
+        "val_images": 4, "eval_cam_size": 128, "eval_seg_scales": (1.0,), "eval_crf": True,
     } | changes)  # fmt: skip
 
 
@@ -53,12 +54,10 @@ def test_train_cams_evaluation_and_similarity_on_voc(tmp_path):
 
 def test_image_labels_alone_separate_real_photographs():
     """A few steps on eight photographs: the classification loss of those very photographs must fall."""
-    cfg = small(train_images=8, batch_size=8, steps=12, learning_rate=1e-3, jitter_probability=0.0, blur_probability=(0.0, 0.0, 0.0),
-                scale_range=(0.5, 0.5), w_ptc=0.0, w_ctc=0.0, w_seg=0.0, w_reg=0.0)  # fmt: skip
-    from toco_lab.data import train_loader
-    from toco_lab.model import ToCo
-    from toco_lab.train import build_optimizer, train_step
-
+    cfg = small(
+        train_images=8, batch_size=8, steps=12, learning_rate=1e-3, jitter_probability=0.0, scale_range=(0.5, 0.5),
+        blur_probability=(0.0, 0.0, 0.0), w_ptc=0.0, w_ctc=0.0, w_seg=0.0, w_reg=0.0,
+    )  # fmt: skip
     torch.manual_seed(0)
     model = ToCo(cfg).train()
     optimizer = build_optimizer(model, cfg)

@@ -130,8 +130,16 @@ def test_refine_cam_names_wrong_shapes():
 def test_crf_equals_the_mean_field_loops():
     image, prob = (rand(2, 3, 6, 7) * 255).round(), (rand(2, 3, 6, 7, seed=1) * 4).softmax(1)
     prob[:, 0, :, :3] = 0  # clipped to 1e-5
-    actual = dense_crf(image.to(torch.uint8), prob, iterations=3, gaussian_sigma_xy=2, gaussian_weight=3,
-                       bilateral_sigma_xy=10, bilateral_sigma_rgb=40, bilateral_weight=5)
+    actual = dense_crf(
+        image.to(torch.uint8),
+        prob,
+        iterations=3,
+        gaussian_sigma_xy=2,
+        gaussian_weight=3,
+        bilateral_sigma_xy=10,
+        bilateral_sigma_rgb=40,
+        bilateral_weight=5,
+    )
     for i in range(2):
         terms = [(3, 2, None), (5, 10, 40)]
         expected = oracles.mean_field(image[i].double().numpy(), prob[i].double().numpy(), 3, terms)

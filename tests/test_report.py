@@ -25,16 +25,35 @@ def make_run(root, *, level=0.6, **changes):
     for target, score in (("cam", level), ("cam_aux", 0.7), ("seg", level - 0.1)):
         classes = ["background", "disc", "ring", "star"]
         rows += [(target, name, score + i / 20) for i, name in enumerate(classes)] + [(target, "mIoU", score)]
-        protocol[target] = {"target": target, "split": "val", "images": 100, "scales": [1.0, 0.5, 1.5], "flip": True,
-                            "true_labels_mask_cam": target != "seg", "crf": False, "miou_over": "present",
-                            "background_threshold": None, "checkpoint": "0123456789ab"}
+        protocol[target] = {
+            "target": target,
+            "split": "val",
+            "images": 100,
+            "scales": [1.0, 0.5, 1.5],
+            "flip": True,
+            "true_labels_mask_cam": target != "seg",
+            "crf": False,
+            "miou_over": "present",
+            "background_threshold": None,
+            "checkpoint": "0123456789ab",
+        }
     run.write_table("evaluation", pd.DataFrame([*rows, ("labels", "F1", 0.9)], columns=["target", "class", "iou"]))
     run.write_json("protocol", protocol)
     places = [("after block", "none", layer) for layer in range(1, 13)] + [("final norm", "LayerNorm", 12)]
     rows = [
-        (run.name, "step_00000300", *place, "patch tokens", 144, image, metric, "absolute",
-         np.clip(place[2] / 15 * factor + image / 100, 0, 1))
-        for place in places for image in range(5)
+        (
+            run.name,
+            "step_00000300",
+            *place,
+            "patch tokens",
+            144,
+            image,
+            metric,
+            "absolute",
+            np.clip(place[2] / 15 * factor + image / 100, 0, 1),
+        )
+        for place in places
+        for image in range(5)
         for metric, factor in (("pairwise cosine", 1 - level / 2), ("positive cosine", 1), ("negative cosine", 0.5))
     ]
     columns = "model weights site norm layer token_set tokens image metric variant value".split()
@@ -79,8 +98,17 @@ def page(runs):
 
 
 def test_every_section_is_there_and_in_the_contents(page):
-    headings = ["What was asked", "Results", "Differences between the runs", "Training", "IoU per class", "Pictures",
-                "Similarity of tokens per layer", "Environment", "How to repeat this"]
+    headings = [
+        "What was asked",
+        "Results",
+        "Differences between the runs",
+        "Training",
+        "IoU per class",
+        "Pictures",
+        "Similarity of tokens per layer",
+        "Environment",
+        "How to repeat this",
+    ]
     for heading in headings:
         assert page.text.count(heading) == 2, heading  # heading and table of contents
     links = {attrs["href"] for tag, attrs in page.tags if tag == "a"}
@@ -90,8 +118,18 @@ def test_every_section_is_there_and_in_the_contents(page):
 def test_numbers_stand_with_their_protocol(page, runs):
     row = re.search(r"CAM, mIoU (.*?) auxiliary CAM, mIoU", page.text)[1]
     assert "60.0" in row and "45.0" in row
-    for words in ("split val", "images 100", "scales 1, 0.5, 1.5", "flip", "true labels mask cam", "no crf",
-                  "miou over present", "checkpoint 0123456789ab", "seed 0", "seed 3"):
+    for words in (
+        "split val",
+        "images 100",
+        "scales 1, 0.5, 1.5",
+        "flip",
+        "true labels mask cam",
+        "no crf",
+        "miou over present",
+        "checkpoint 0123456789ab",
+        "seed 0",
+        "seed 3",
+    ):
         assert words in row, words
     assert row.count("split val") == 1  # said once where all runs agree
     assert row.count("checkpoint 0123456789ab") == 2  # said for each number
@@ -140,8 +178,13 @@ def test_failed_run_says_what_is_not_there_and_why(tmp_path):
     run = RunDir.create(Config.preset("smoke"), tmp_path)
     run.set_status("failed", step=2, error="TrainingError: loss ptc is not finite at step 3")
     text = Page(build_report([run], tmp_path / "report.html")).text
-    for what, name in (("scores", "evaluation.csv"), ("training curves", "metrics.csv"), ("pictures", "figures"),
-                       ("similarity per layer", "similarity.csv"), ("scores per class", "evaluation.csv")):
+    for what, name in (
+        ("scores", "evaluation.csv"),
+        ("training curves", "metrics.csv"),
+        ("pictures", "figures"),
+        ("similarity per layer", "similarity.csv"),
+        ("scores per class", "evaluation.csv"),
+    ):
         assert f": {what} not there because its folder has no {name}" in text, what
     assert text.count("failed: TrainingError: loss ptc is not finite at step 3, at step 2") == 5
     assert "There is one run only" in text
@@ -188,8 +231,9 @@ def test_runs_must_be_told_apart(runs, tmp_path):
 
 def test_train_command():
     cfg = Config.preset("smoke").replace(refine=False, cam_scales=(1.0, 0.5), weights="my file", embed_dim=None)
-    assert train_command(cfg) == ("python -m toco_lab train smoke --weights 'my file' --embed-dim None "
-                                  "--cam-scales 1.0 0.5 --no-refine")
+    assert train_command(cfg) == (
+        "python -m toco_lab train smoke --weights 'my file' --embed-dim None --cam-scales 1.0 0.5 --no-refine"
+    )
     assert train_command(Config()).startswith("python -m toco_lab train voc_deit_b")
 
 

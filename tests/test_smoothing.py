@@ -134,7 +134,8 @@ def test_one_pass_per_image_and_rows_that_name_everything(vit):
     assert set(frame["image"]) == {"a", "b"}
     assert set(frame["tokens"]) == {16}
     assert frame.groupby("site")["norm"].unique().map(list).to_dict() == {
-        "after block": ["none"], "final norm": ["LayerNorm"]
+        "after block": ["none"],
+        "final norm": ["LayerNorm"],
     }
     assert sorted(frame.loc[frame["site"] == "after block", "layer"].unique()) == [1, 2, 3]
     assert set(frame.loc[frame["site"] == "final norm", "layer"]) == {3}

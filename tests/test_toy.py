@@ -1,4 +1,6 @@
-"""The toy world: deterministic, exact, disjoint streams; and the command that makes the pretrained weights still works."""
+"""The toy world: deterministic, exact, disjoint streams; and the command that makes the pretrained weights still
+works.
+"""
 
 import json
 import subprocess

@@ -229,4 +229,6 @@ def test_validation_joins_the_metrics(tmp_path):
     fit(cfg, RunDir.create(cfg, tmp_path), validate=validate, progress=False)
     rows = RunDir(tmp_path / cfg.run_name()).metrics().set_index("step")
     assert seen == [3, 6] and rows.loc[3, "val_cam_aux"] == 0.25 and math.isnan(rows.loc[2, "val_cam"])
-    assert {f"{field.name}_loss" for field in fields(train.LossTerms)} >= {"cls_loss", "total_loss"} <= set(rows.columns)
+    assert (
+        {f"{field.name}_loss" for field in fields(train.LossTerms)} >= {"cls_loss", "total_loss"} <= set(rows.columns)
+    )

@@ -39,9 +39,15 @@ class RunOptions:
 def _train_options(preset: str) -> type:
     """RunOptions plus every field of Config, with the help text of the field and the default of the preset."""
     cfg, hints = Config.preset(preset), get_type_hints(Config)
-    options = [(f.name, Annotated[hints[f.name], tyro.conf.arg(help=f.metadata["help"])],
-                dataclasses.field(default=getattr(cfg, f.name)))
-               for f in dataclasses.fields(Config) if f.name != "preset_name"]
+    options = [
+        (
+            f.name,
+            Annotated[hints[f.name], tyro.conf.arg(help=f.metadata["help"])],
+            dataclasses.field(default=getattr(cfg, f.name)),
+        )
+        for f in dataclasses.fields(Config)
+        if f.name != "preset_name"
+    ]
     made = dataclasses.make_dataclass("TrainOptions", options, bases=(RunOptions,), kw_only=True)
     made.preset = preset
     about = f"{cfg.dataset}, {cfg.backbone}, {cfg.steps} steps of {cfg.batch_size} images"
@@ -88,16 +94,19 @@ def _dry_run(cfg: Config, options: RunOptions) -> None:
     path = options.root / (options.name or cfg.run_name())
     state = RunDir(path).status() if (path / "config.json").is_file() else {"state": "new", "step": 0}
     print(f"run folder: {path} ({state['state']}, step {state['step']})")
-    print(f"training:   {cfg.steps} steps of {cfg.batch_size} images ({cfg.accumulate} micro-batches), "
-          f"{len(open_dataset(cfg, cfg.train_split))} images in {cfg.dataset} {cfg.train_split}")
+    print(
+        f"training:   {cfg.steps} steps of {cfg.batch_size} images ({cfg.accumulate} micro-batches), "
+        f"{len(open_dataset(cfg, cfg.train_split))} images in {cfg.dataset} {cfg.train_split}"
+    )
     print(f"evaluation: {len(open_dataset(cfg, cfg.val_split))} images in {cfg.dataset} {cfg.val_split}")
     print(f"device:     {resolve_device(cfg.device)}\nfields that differ from the defaults of Config:")
     for name, values in config_differences({"default": Config(), "here": cfg}).items():
         print(f"  {name} = {values['here']!r} (default {values['default']!r})")
 
 
-def evaluate(run: tyro.conf.Positional[Path], split: str | None = None, targets: tuple[str, ...] = (),
-             device: str = "auto") -> None:
+def evaluate(
+    run: tyro.conf.Positional[Path], split: str | None = None, targets: tuple[str, ...] = (), device: str = "auto"
+) -> None:
     """Score the last checkpoint of a run again; writes evaluation.csv and protocol.json.
 
     Args:
@@ -132,8 +141,12 @@ def report(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("repor
     print(build_report([RunDir(path) for path in runs], out))
 
 
-def run(notebooks: tyro.conf.Positional[tuple[Path, ...]], parameters: tuple[str, ...] = (),
-        output: Path | None = None, timeout: float = 3600) -> None:
+def run(
+    notebooks: tyro.conf.Positional[tuple[Path, ...]],
+    parameters: tuple[str, ...] = (),
+    output: Path | None = None,
+    timeout: float = 3600,
+) -> None:
     """Execute notebooks with other parameters. One that fails does not stop the others.
 
     Args:
@@ -168,9 +181,15 @@ def _parse_parameter(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def data(action: tyro.conf.Positional[Literal["check", "show"]], preset: tyro.conf.Positional[str],
-         split: str | None = None, data_root: str | None = None, label_source: str = "masks", count: int = 4,
-         out: Path = Path("data.png")) -> None:
+def data(
+    action: tyro.conf.Positional[Literal["check", "show"]],
+    preset: tyro.conf.Positional[str],
+    split: str | None = None,
+    data_root: str | None = None,
+    label_source: str = "masks",
+    count: int = 4,
+    out: Path = Path("data.png"),
+) -> None:
     """Read a whole data set and list every problem (check), or draw some images with their masks (show).
 
     Args:
@@ -198,8 +217,9 @@ def data(action: tyro.conf.Positional[Literal["check", "show"]], preset: tyro.co
     reader = open_dataset(cfg, split)
     chosen = range(min(count, len(reader)))
     rows = [{"image": reader.image(i), "mask": reader.mask(i)} for i in chosen]
-    figure = figures.cam_gallery(rows, palette=PALETTE, class_names=("background", *class_names(cfg)),
-                                 names=[reader.names[i] for i in chosen])
+    figure = figures.cam_gallery(
+        rows, palette=PALETTE, class_names=("background", *class_names(cfg)), names=[reader.names[i] for i in chosen]
+    )
     with atomic_write(out) as file:
         figure.savefig(file, format="png")
     print(out)
@@ -252,7 +272,9 @@ def main(arguments: list[str] | None = None) -> int:
     debug, arguments = "--debug" in arguments, [word for word in arguments if word != "--debug"]
     try:
         tyro.extras.subcommand_cli_from_dict(
-            COMMANDS, prog="python -m toco_lab", args=arguments,
+            COMMANDS,
+            prog="python -m toco_lab",
+            args=arguments,
             description="Train and look into ToCo. `COMMAND --help` shows its options, `--debug` an error's traceback.",
         )
     except KeyboardInterrupt:

@@ -49,8 +49,14 @@ class NotebookJob:
 # --- execution --------------------------------------------------------------------------------------------------------
 
 
-def execute_notebook(notebook: Path | str, output: Path | str, parameters: Mapping[str, Any], *,
-                     timeout: float = CELL_TIMEOUT, progress: bool = True) -> Path:
+def execute_notebook(
+    notebook: Path | str,
+    output: Path | str,
+    parameters: Mapping[str, Any],
+    *,
+    timeout: float = CELL_TIMEOUT,
+    progress: bool = True,
+) -> Path:
     """Execute a notebook with other parameters, in the current folder.
 
     Args:
@@ -77,7 +83,10 @@ def execute_notebook(notebook: Path | str, output: Path | str, parameters: Mappi
         try:
             papermill.execute_notebook(
                 str(notebook).replace("{", "{{").replace("}", "}}"),  # papermill formats paths
-                str(executed), parameters, progress_bar=progress, execution_timeout=timeout,
+                str(executed),
+                parameters,
+                progress_bar=progress,
+                execution_timeout=timeout,
                 extra_arguments=["--log-level=ERROR"],  # the kernel's, which warns about its own transport
             )
         except BaseException as error:
@@ -88,8 +97,10 @@ def execute_notebook(notebook: Path | str, output: Path | str, parameters: Mappi
             if not isinstance(error, Exception):  # Ctrl-C
                 raise
             where = f", cell {failure['cell']!r}" if failure["cell"] else ""
-            raise NotebookError(f"{notebook}{where}: {failure['name']}: {failure['message']}\n{failure['traceback']}\n"
-                                f"executed so far: {output}") from error
+            raise NotebookError(
+                f"{notebook}{where}: {failure['name']}: {failure['message']}\n{failure['traceback']}\n"
+                f"executed so far: {output}"
+            ) from error
         _save(executed, output)
     _write_record(output, record | {"state": "done", "seconds": _since(began)})
     return output
@@ -152,8 +163,11 @@ def check_parameters(notebook: Path | str, parameters: Mapping[str, Any]) -> dic
             raise ValueError(f"parameter {name!r} of {notebook} needs an annotation, one of {', '.join(_TYPES)}")
         if not isinstance(checked[name], _TYPES[annotation]) or (isinstance(value, bool) and annotation != "bool"):
             raise ValueError(f"parameter {name!r} of {notebook} must be {annotation}, got {value!r}")
-    settings = {name: checked.get(name, ast.literal_eval(known[name]["default"]))
-                for name in ("preset", "overrides") if name in known}
+    settings = {
+        name: checked.get(name, ast.literal_eval(known[name]["default"]))
+        for name in ("preset", "overrides")
+        if name in known
+    }
     if "preset" in settings:
         Config.preset(settings["preset"]).replace(**settings.get("overrides", {}))
     return checked
@@ -180,8 +194,12 @@ def _describe(error: BaseException, executed: Path) -> dict[str, str]:
     cells = nbformat.read(executed, as_version=4).cells
     cells = [cell for cell in cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])]  # added markers
     text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
-    return {"name": error.ename, "message": error.evalue, "cell": cells[error.cell_index].id,
-            "traceback": "\n".join(text.splitlines()[-_TRACEBACK_LINES:])}
+    return {
+        "name": error.ename,
+        "message": error.evalue,
+        "cell": cells[error.cell_index].id,
+        "traceback": "\n".join(text.splitlines()[-_TRACEBACK_LINES:]),
+    }
 
 
 def _save(executed: Path, output: Path) -> None:
@@ -246,10 +264,12 @@ def strip_notebook(path: Path | str) -> bool:
         cell.pop("attachments", None)
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    notebook.metadata = nbformat.from_dict({
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    })
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
     changed = nbformat.writes(notebook).rstrip("\n") != before.rstrip("\n")
     if changed:
         _write(notebook, path)

@@ -52,8 +52,8 @@ def multi_scale_cam(
 ) -> Cams:
     """Multi-scale CAM of the final and of the auxiliary tokens (method: training step, 1).
 
-    Each scale: raw CAMs of the image and of its mirror image, resized to H x W, their maximum, ReLU. Summed over scales,
-    then min-max normalised per map.
+    Each scale: raw CAMs of the image and of its mirror image, resized to H x W, their maximum, ReLU. Summed over
+    scales, then min-max normalised per map.
 
     Args:
         image: Normalised images, (B, 3, H, W).
@@ -63,8 +63,12 @@ def multi_scale_cam(
     size = image.shape[-2:]
     total = 0
     for scale in scales:
-        scaled = image if scale == 1 else F.interpolate(
-            image, (int(size[0] * scale), int(size[1] * scale)), mode="bilinear", align_corners=False
+        scaled = (
+            image
+            if scale == 1
+            else F.interpolate(
+                image, (int(size[0] * scale), int(size[1] * scale)), mode="bilinear", align_corners=False
+            )
         )
         if scale == 1 and plain is not None:
             straight, mirrored = model.cams(plain), model.cams(model.encode(scaled.flip(-1)))
@@ -111,7 +115,9 @@ def cam_to_label(cam: Tensor, image_label: Tensor, *, threshold: float, valid_bo
 
 
 def confident_label(cam: Tensor, image_label: Tensor, *, low: float, high: float, valid_box: Tensor) -> Tensor:
-    """Class above `high`, background at or below `low`, 255 between them and outside the valid box; as `cam_to_label`."""
+    """Class above `high`, background at or below `low`, 255 between them and outside the valid box; as
+    `cam_to_label`.
+    """
     score, label = mask_by_label(cam, image_label).max(dim=1)
     label = torch.where(score <= high, IGNORE_INDEX, label + 1)
     return outside_to_ignore(torch.where(score <= low, 0, label), valid_box)
@@ -137,8 +143,17 @@ def outside_to_ignore(label: Tensor, valid_box: Tensor) -> Tensor:
     return label.where(inside_box(valid_box, *label.shape[-2:]), IGNORE_INDEX)
 
 
-def token_labels(cam_aux: Tensor, image_label: Tensor, grid: tuple[int, int], valid_box: Tensor, *, low: float,
-                 high: float, patch_size: int, box_units: str = "tokens") -> Tensor:
+def token_labels(
+    cam_aux: Tensor,
+    image_label: Tensor,
+    grid: tuple[int, int],
+    valid_box: Tensor,
+    *,
+    low: float,
+    high: float,
+    patch_size: int,
+    box_units: str = "tokens",
+) -> Tensor:
     """The label of every token position, from the auxiliary CAM: what PTC contrasts (method: training step, 4).
 
     Args:
@@ -148,8 +163,8 @@ def token_labels(cam_aux: Tensor, image_label: Tensor, grid: tuple[int, int], va
         valid_box: (B, 4) in pixels.
         low, high: Thresholds in [0, 1].
         patch_size: Side of a token in pixels.
-        box_units: `tokens` divides the box by the patch size, keeping only tokens wholly inside; `pixels` uses it as it is,
-            as the released code does, which ignores many images altogether.
+        box_units: `tokens` divides the box by the patch size, keeping only tokens wholly inside; `pixels` uses it as
+            it is, as the released code does, which ignores many images altogether.
 
     Returns:
         (B, h, w) int64 with 0 background, 1..C classes, 255 ignored.
@@ -158,14 +173,23 @@ def token_labels(cam_aux: Tensor, image_label: Tensor, grid: tuple[int, int], va
     if box_units == "tokens":
         top, bottom, left, right = valid_box.unbind(1)
         up = patch_size - 1
-        valid_box = torch.stack([(top + up) // patch_size, bottom // patch_size, (left + up) // patch_size,
-                                 right // patch_size], dim=1)
+        valid_box = torch.stack(
+            [(top + up) // patch_size, bottom // patch_size, (left + up) // patch_size, right // patch_size], dim=1
+        )
     return confident_label(small, image_label, low=low, high=high, valid_box=valid_box)
 
 
-def sample_local_crops(region: Tensor, *, crop_size: int, num_crops: int, candidates: str = "uncertain",
-                       content: str = "area", min_content: float = 0.2, valid_box: Tensor | None = None,
-                       generator: torch.Generator | None = None) -> LocalCrops:
+def sample_local_crops(
+    region: Tensor,
+    *,
+    crop_size: int,
+    num_crops: int,
+    candidates: str = "uncertain",
+    content: str = "area",
+    min_content: float = 0.2,
+    valid_box: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> LocalCrops:
     """Draw local crops around random positions that are not confident foreground (method: training step, 2).
 
     Args:
@@ -186,7 +210,9 @@ def sample_local_crops(region: Tensor, *, crop_size: int, num_crops: int, candid
     if crop_size % 2 or crop_size >= min(height, width):
         raise ValueError(f"crop_size {crop_size} must be even and smaller than the region mask {height} x {width}")
     half = crop_size // 2
-    window = region[:, half : height - half, half : width - half].cpu()  # a crop's centre; its index is the crop's corner
+    window = region[
+        :, half : height - half, half : width - half
+    ].cpu()  # a crop's centre; its index is the crop's corner
     wanted = window == UNCERTAIN if candidates == "uncertain" else window < FOREGROUND
     allowed = torch.ones_like(wanted)
     if valid_box is not None:
@@ -216,6 +242,9 @@ def cut_local_views(image: Tensor, crops: LocalCrops) -> Tensor:
 def _cut(image: Tensor, top: Tensor, left: Tensor, size: int) -> Tensor:
     """(B, K, H, W) and corners (B, n) -> (B, n, K, size, size), by indexing alone: no host synchronisation."""
     step = torch.arange(size, device=image.device)
-    rows, columns = top[:, :, None, None] + step[:, None], left[:, :, None, None] + step  # (B, n, size, 1), (B, n, 1, size)
+    rows, columns = (
+        top[:, :, None, None] + step[:, None],
+        left[:, :, None, None] + step,
+    )  # (B, n, size, 1), (B, n, 1, size)
     which = torch.arange(len(image), device=image.device)[:, None, None, None]
     return image.permute(0, 2, 3, 1)[which, rows, columns].permute(0, 1, 4, 2, 3)

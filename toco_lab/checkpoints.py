@@ -70,10 +70,12 @@ def read_weights(path: Path | str) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} is damaged, or holds more than tensors and plain values and is refused (it could run code): {error}"
+            f"{path} is damaged, or holds more than plain values (it could run code) and is refused: {error}"
         ) from error
     except (RuntimeError, EOFError, OSError, SafetensorError, ValueError) as error:
-        raise CheckpointError(f"{path} is truncated or not a weights file ({error}); copy or download it again") from error
+        raise CheckpointError(
+            f"{path} is truncated or not a weights file ({error}); copy or download it again"
+        ) from error
 
 
 # --- training checkpoints ---------------------------------------------------------------------------------------------
@@ -145,7 +147,7 @@ def initial_model(cfg: Config) -> ToCo:
             downloaded = timm.create_model(cfg.backbone, pretrained=True, num_classes=0)
         except Exception as error:  # network, hub and file errors of several libraries
             raise CheckpointError(
-                f"the pretrained weights of {cfg.backbone!r} could not be downloaded ({type(error).__name__}: {error}). "
+                f"the pretrained weights of {cfg.backbone!r} can not be downloaded ({type(error).__name__}: {error}). "
                 f"Without a network, pass a local file: weights='path/to/{cfg.backbone}.safetensors' "
                 f"(--weights on the command line), or pretrained=False to start from random weights"
             ) from error
@@ -174,8 +176,10 @@ def _load_encoder(encoder: nn.Module, state: Mapping[str, Tensor], source: str) 
     except (RuntimeError, KeyError) as error:
         raise CheckpointError(f"{source} does not fit this backbone: {error}") from error
     if result.missing_keys or result.unexpected_keys:
-        raise CheckpointError(f"{source} does not fit this backbone; missing: {', '.join(result.missing_keys) or 'none'}; "
-                              f"unexpected: {', '.join(result.unexpected_keys) or 'none'}")
+        raise CheckpointError(
+            f"{source} does not fit this backbone; missing: {', '.join(result.missing_keys) or 'none'}; "
+            f"unexpected: {', '.join(result.unexpected_keys) or 'none'}"
+        )
 
 
 # --- the authors' checkpoints -----------------------------------------------------------------------------------------
@@ -205,7 +209,9 @@ def import_released(model: ToCo, source: Path | str | Mapping[str, Tensor]) -> I
     try:
         missing = model.load_state_dict(known, strict=False).missing_keys
     except RuntimeError as error:
-        raise CheckpointError(f"the checkpoint is of a model of other sizes; set them in the config: {error}") from error
+        raise CheckpointError(
+            f"the checkpoint is of a model of other sizes; set them in the config: {error}"
+        ) from error
     return ImportReport([released_name(name) for name in missing], list(unused), unused)
 
 

@@ -1,7 +1,8 @@
 """The one Config: every number a run depends on, the presets, and strict overrides.
 
 A field name is also the command-line option, the notebook override, the ablation axis and the column of the runs table.
-Fields marked "quirk" have a `released` value (what the authors' code does) and a sound one (the default); see `Config.released`.
+Fields marked "quirk" have a `released` value (what the authors' code does) and a sound one (the default); see
+`Config.released`.
 """
 
 import dataclasses
@@ -95,7 +96,8 @@ class Config:
         "uncertain", "where centres of local crops may lie", quirk="not_foreground"
     )
     crop_content: Literal["area", "double_foreground"] = opt(
-        "area", "content of a crop: share of non-background pixels, or the same with foreground counted twice",
+        "area",
+        "content of a crop: share of non-background pixels, or the same with foreground counted twice",
         quirk="double_foreground",
     )
     crops_in_valid_box: bool = opt(True, "keep local crops inside the valid box", quirk=False)
@@ -121,7 +123,8 @@ class Config:
     reg_sigma_rgb: float = opt(15.0, "colour width of the energy, in grey levels 0..255")
     reg_sigma_xy: float = opt(100.0, "spatial width of the energy, in full-size pixels")
     reg_gate: Literal["released", "exact"] = opt(
-        "released", "gradient of the energy: its confidence gate held constant (as in gated-CRF losses), or the exact one"
+        "released",
+        "gradient of the energy: its confidence gate held constant (as in gated-CRF losses), or the exact one",
     )
 
     # --- optimisation -------------------------------------------------------------------------------------------
@@ -157,22 +160,36 @@ class Config:
         hints = get_type_hints(type(self))
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _coerce(field.name, getattr(self, field.name), hints[field.name]))
-        _require(0 <= self.low_threshold < self.high_threshold <= 1,
-                 f"need 0 <= low_threshold < high_threshold <= 1, got {self.low_threshold} and {self.high_threshold}")
-        for name, length in {"scale_range": 2, "jitter": 4, "blur_probability": 3, "view2_scale": 2, "betas": 2}.items():
+        _require(
+            0 <= self.low_threshold < self.high_threshold <= 1,
+            f"need 0 <= low_threshold < high_threshold <= 1, got {self.low_threshold} and {self.high_threshold}",
+        )
+        for name, length in {
+            "scale_range": 2,
+            "jitter": 4,
+            "blur_probability": 3,
+            "view2_scale": 2,
+            "betas": 2,
+        }.items():
             _require(len(getattr(self, name)) == length, f"{name} needs {length} numbers, got {getattr(self, name)}")
         _require(self.cam_scales[:1] == (1.0,), f"cam_scales must begin with 1.0, got {self.cam_scales}")
         _require(self.local_crop_size % 2 == 0, f"local_crop_size must be even, got {self.local_crop_size}")
-        _require(self.local_crop_size < self.crop_size,
-                 f"local_crop_size {self.local_crop_size} must be smaller than crop_size {self.crop_size}")
-        _require(self.batch_size % self.accumulate == 0,
-                 f"accumulate {self.accumulate} must divide batch_size {self.batch_size}")
+        _require(
+            self.local_crop_size < self.crop_size,
+            f"local_crop_size {self.local_crop_size} must be smaller than crop_size {self.crop_size}",
+        )
+        _require(
+            self.batch_size % self.accumulate == 0,
+            f"accumulate {self.accumulate} must divide batch_size {self.batch_size}",
+        )
         _require(self.warmup_steps < self.steps, f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
         _require(0 <= self.teacher_momentum <= 1, f"teacher_momentum must lie in [0, 1], got {self.teacher_momentum}")
         for name in ("num_classes", "steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         for size, patch in ((self.crop_size, self.patch_size), (self.local_crop_size, self.patch_size)):
-            _require(patch is None or size % patch == 0, f"crop of {size} pixels is not a multiple of patch_size {patch}")
+            _require(
+                patch is None or size % patch == 0, f"crop of {size} pixels is not a multiple of patch_size {patch}"
+            )
 
     @classmethod
     def preset(cls, name: str) -> Self:
@@ -185,8 +202,8 @@ class Config:
         """A copy with some fields changed.
 
         Raises:
-            ValueError: For an unknown field (the closest name is in the message) or a value of the wrong type. Only int to
-                float and list to tuple are converted.
+            ValueError: For an unknown field (the closest name is in the message) or a value of the wrong type. Only
+                int to float and list to tuple are converted.
         """
         names = [field.name for field in dataclasses.fields(self)]
         for key in changes:
@@ -232,7 +249,9 @@ def field_help() -> dict[str, str]:
 
 
 def config_differences(configs: dict[str, Config]) -> dict[str, dict[str, Any]]:
-    """Fields in which the named configs differ: field -> {name: value}. Labels and seeds count, `preset_name` does not."""
+    """Fields in which the named configs differ: field -> {name: value}. Labels and seeds count, `preset_name` does
+    not.
+    """
     table = {}
     for field in dataclasses.fields(Config):
         values = {name: getattr(cfg, field.name) for name, cfg in configs.items()}
@@ -272,9 +291,19 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
 
 _VOC = {"dataset": "voc", "data_root": "data/VOC2012", "num_classes": 20, "steps": 20000, "batch_size": 4}
 _COCO = {
-    "dataset": "coco", "data_root": "data/COCO2014", "train_split": "train", "num_classes": 80, "steps": 80000,
-    "batch_size": 8, "high_threshold": 0.65, "background_threshold": 0.45, "seg_start_step": 8000,
-    "contrast_start_step": 12000, "aux_label_steps": 12000, "ctc_temperature": 1.0, "eval_fusion": "coco",
+    "dataset": "coco",
+    "data_root": "data/COCO2014",
+    "train_split": "train",
+    "num_classes": 80,
+    "steps": 80000,
+    "batch_size": 8,
+    "high_threshold": 0.65,
+    "background_threshold": 0.45,
+    "seg_start_step": 8000,
+    "contrast_start_step": 12000,
+    "aux_label_steps": 12000,
+    "ctc_temperature": 1.0,
+    "eval_fusion": "coco",
 }
 _TOY = {
     "dataset": "toy", "data_root": "", "train_split": "train", "num_classes": 6,
@@ -295,13 +324,31 @@ PRESETS: dict[str, dict[str, Any]] = {
     # toy scenes, two CPU cores, about a minute: `make demo`
     "toy": _TOY,
     # the toy preset in seconds, random weights: tests and a first look at the machinery
-    "smoke": _TOY | {
-        "pretrained": False, "weights": "", "embed_dim": 24, "depth": 4, "num_heads": 2, "decoder_width": 16,
-        "head_hidden": 32, "head_bottleneck": 16, "head_out": 32, "num_local_crops": 2, "par_iterations": 2,
-        "train_images": 16, "val_images": 4, "steps": 4, "batch_size": 2, "warmup_steps": 1, "seg_start_step": 1,
-        "aux_label_steps": 2, "log_every": 1, "checkpoint_every": 2,
+    "smoke": _TOY
+    | {
+        "pretrained": False,
+        "weights": "",
+        "embed_dim": 24,
+        "depth": 4,
+        "num_heads": 2,
+        "decoder_width": 16,
+        "head_hidden": 32,
+        "head_bottleneck": 16,
+        "head_out": 32,
+        "num_local_crops": 2,
+        "par_iterations": 2,
+        "train_images": 16,
+        "val_images": 4,
+        "steps": 4,
+        "batch_size": 2,
+        "warmup_steps": 1,
+        "seg_start_step": 1,
+        "aux_label_steps": 2,
+        "log_every": 1,
+        "checkpoint_every": 2,
     },
-    # PASCAL VOC 2012, `python -m toco_lab train voc_deit_b`: 3.6 h on two A100 in the paper; 68.1 val, 69.8 with MS + CRF
+    # PASCAL VOC 2012, `python -m toco_lab train voc_deit_b`: 3.6 h on two A100 in the paper; 68.1 val, 69.8 with MS +
+    # CRF
     "voc_deit_b": _VOC | {"backbone": "deit_base_patch16_224"},
     # ImageNet-21k weights; published 69.2 val, 71.1 with MS + CRF; training log: CAM 72.3, auxiliary CAM 68.4
     "voc_vit_b": _VOC | {"backbone": "vit_base_patch16_224"},

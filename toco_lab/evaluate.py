@@ -1,4 +1,6 @@
-"""Evaluation: mIoU of CAMs, refined CAMs and segmentation, F1 of the image labels, and the protocol beside each number."""
+"""Evaluation: mIoU of CAMs, refined CAMs and segmentation, F1 of the image labels, and the protocol beside each
+number.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix, multilabel_f1_score
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
 from toco_lab.cam import cam_to_label, mask_by_label, multi_scale_cam
@@ -97,12 +99,18 @@ def iou_scores(matrix: Tensor, *, over: str = "present") -> IouScores:
 
 
 def label_f1(truth: Tensor, prediction: Tensor) -> Tensor:
-    """F1 of each image's label set, (B,) from two (B, C) in {0, 1}; 0 where undefined."""
-    return multilabel_f1_score(prediction.T.int(), truth.T.int(), num_labels=len(truth), average="none")
+    """F1 of each image's label set, (B,) from two (B, C) in {0, 1}; 0 where both are empty.
+
+    Written out: torchmetrics refuses a batch of one image here.
+    """
+    both = (truth * prediction).sum(1)
+    return 2 * both / (truth.sum(1) + prediction.sum(1)).clamp(min=1)
 
 
 @torch.no_grad()
-def multi_scale_segmentation(model: ToCo, image: Tensor, scales: Sequence[float] = (1.0,), *, fusion: str = "voc") -> Tensor:
+def multi_scale_segmentation(
+    model: ToCo, image: Tensor, scales: Sequence[float] = (1.0,), *, fusion: str = "voc"
+) -> Tensor:
     """Segmentation logits (B, C + 1, H, W) fused over scales and flip.
 
     Args:
@@ -113,8 +121,10 @@ def multi_scale_segmentation(model: ToCo, image: Tensor, scales: Sequence[float]
     height, width = image.shape[-2:]
     per_scale = []
     for scale in scales:
-        scaled = image if scale == 1 else F.interpolate(
-            image, (int(scale * height), int(scale * width)), mode="bilinear", align_corners=False
+        scaled = (
+            image
+            if scale == 1
+            else F.interpolate(image, (int(scale * height), int(scale * width)), mode="bilinear", align_corners=False)
         )
         logits = model.decoder(model.encode(torch.cat([scaled, scaled.flip(-1)])).patch_tokens)
         logits = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
@@ -125,8 +135,9 @@ def multi_scale_segmentation(model: ToCo, image: Tensor, scales: Sequence[float]
     return stacked.amax(0) if fusion == "voc" else stacked.sum(0)
 
 
-def predict(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor, size: tuple[int, int],
-            targets: Iterable[str]) -> dict[str, Tensor]:
+def predict(
+    model: ToCo, cfg: Config, image: Tensor, image_label: Tensor, size: tuple[int, int], targets: Iterable[str]
+) -> dict[str, Tensor]:
     """Label maps (B, H, W) of the asked targets for images of one size, and `labels`: (B, C) predicted image labels.
 
     Args:
@@ -149,8 +160,16 @@ def predict(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor, size: 
         pixels = denormalise(image, model.mean, model.std).clamp(0, 255)
         box = torch.tensor([[0, size[0], 0, size[1]]], device=image.device).expand(len(image), -1)
         one = cfg.background_threshold  # one threshold: nothing is left uncertain
-        out["cam_refined"] = refine_cam(pixels / 255, mask_by_label(cam, image_label), image_label, box, low_threshold=one,
-                                        high_threshold=one, dilations=cfg.par_dilations, num_iter=cfg.par_iterations)
+        out["cam_refined"] = refine_cam(
+            pixels / 255,
+            mask_by_label(cam, image_label),
+            image_label,
+            box,
+            low_threshold=one,
+            high_threshold=one,
+            dilations=cfg.par_dilations,
+            num_iter=cfg.par_iterations,
+        )
     if targets & {"seg", "seg_crf"}:
         logits = multi_scale_segmentation(model, image, cfg.eval_seg_scales, fusion=cfg.eval_fusion)
         out["seg"] = logits.argmax(1)
@@ -161,8 +180,15 @@ def predict(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor, size: 
 
 
 @torch.no_grad()
-def evaluate_model(model: ToCo, cfg: Config, *, targets: Sequence[str] | None = None, split: str | None = None,
-                   checkpoint: str = "", progress: bool = True) -> Evaluation:
+def evaluate_model(
+    model: ToCo,
+    cfg: Config,
+    *,
+    targets: Sequence[str] | None = None,
+    split: str | None = None,
+    checkpoint: str = "",
+    progress: bool = True,
+) -> Evaluation:
     """Score a model on a split, image by image, keeping confusion matrices only.
 
     Args:
@@ -189,7 +215,9 @@ def evaluate_model(model: ToCo, cfg: Config, *, targets: Sequence[str] | None = 
     with tqdm(total=len(samples), unit="image", desc=f"evaluate {split}", disable=not progress) as bar:
         for group in grouped_by_size(samples, BATCH):
             if any(sample.mask is None for sample in group):
-                raise ValueError(f"{group[0].name} of split {split!r} has no mask: there is nothing to evaluate against")
+                raise ValueError(
+                    f"{group[0].name} of split {split!r} has no mask: there is nothing to evaluate against"
+                )
             image = torch.stack([sample.image for sample in group]).to(device)
             label = torch.stack([sample.image_label for sample in group]).to(device)
             truth = torch.stack([sample.mask for sample in group]).to(device)
@@ -214,12 +242,19 @@ def evaluate_model(model: ToCo, cfg: Config, *, targets: Sequence[str] | None = 
     return Evaluation(pd.DataFrame(rows, columns=["target", "class", "iou"]), protocol)
 
 
-def evaluate_run(run: RunDir, *, targets: Sequence[str] | None = None, split: str | None = None, device: str = "auto",
-                 progress: bool = True) -> Evaluation:
+def evaluate_run(
+    run: RunDir,
+    *,
+    targets: Sequence[str] | None = None,
+    split: str | None = None,
+    device: str = "auto",
+    progress: bool = True,
+) -> Evaluation:
     """Evaluate a run's last checkpoint; writes evaluation.csv and protocol.json into its folder."""
     model, cfg = load_run_model(run, resolve_device(device))
-    evaluation = evaluate_model(model, cfg, targets=targets, split=split, progress=progress,
-                                checkpoint=weights_hash(run.checkpoints()[-1]))
+    evaluation = evaluate_model(
+        model, cfg, targets=targets, split=split, progress=progress, checkpoint=weights_hash(run.checkpoints()[-1])
+    )
     run.write_table("evaluation", evaluation.table)
     run.write_json("protocol", evaluation.protocol)
     return evaluation
@@ -275,8 +310,10 @@ def gallery_rows(model: ToCo, cfg: Config, num_images: int = 6, split: str | Non
         resized = F.interpolate(image, edge, mode="bilinear", align_corners=False)
         maps = multi_scale_cam(model, resized, cfg.cam_scales)
         cams = {"CAM": maps.cam, "auxiliary CAM": maps.cam_aux}
-        strongest = {name: F.interpolate(mask_by_label(cam, label), size, mode="bilinear", align_corners=False).amax(1)
-                     for name, cam in cams.items()}
+        strongest = {
+            name: F.interpolate(mask_by_label(cam, label), size, mode="bilinear", align_corners=False).amax(1)
+            for name, cam in cams.items()
+        }
         predicted = predict(model, cfg, image, label, size, ("cam", "seg"))
         labels = {"truth": sample.mask[None], "CAM as label": predicted["cam"], "segmentation": predicted["seg"]}
         shown = {name: value[0].cpu().numpy() for name, value in (strongest | labels).items()}

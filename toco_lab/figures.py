@@ -24,13 +24,24 @@ CAM_COLOURS = "inferno"  # matplotlib colour scale of every CAM: ordered in brig
 RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F")  # Okabe and Ito
 DASHES = ("solid", "dash", "dot", "dashdot")
 TITLES = {  # column or target -> what the reader sees
-    "cam": "CAM", "cam_aux": "auxiliary CAM", "cam_refined": "CAM + PAR", "seg": "segmentation",
-    "seg_crf": "segmentation + CRF", "labels": "image labels",
-    "cls_loss": "classification loss", "cls_aux_loss": "auxiliary classification loss",
-    "ptc_loss": "patch token contrast (PTC)", "ctc_loss": "class token contrast (CTC)",
-    "seg_loss": "segmentation loss", "reg_loss": "regularised loss", "total_loss": "total loss",
-    "positive_cosine": "|cos| of positive pairs", "negative_cosine": "|cos| of negative pairs",
-    "val_cam": "CAM mIoU", "val_cam_aux": "auxiliary CAM mIoU", "val_seg": "segmentation mIoU",
+    "cam": "CAM",
+    "cam_aux": "auxiliary CAM",
+    "cam_refined": "CAM + PAR",
+    "seg": "segmentation",
+    "seg_crf": "segmentation + CRF",
+    "labels": "image labels",
+    "cls_loss": "classification loss",
+    "cls_aux_loss": "auxiliary classification loss",
+    "ptc_loss": "patch token contrast (PTC)",
+    "ctc_loss": "class token contrast (CTC)",
+    "seg_loss": "segmentation loss",
+    "reg_loss": "regularised loss",
+    "total_loss": "total loss",
+    "positive_cosine": "|cos| of positive pairs",
+    "negative_cosine": "|cos| of negative pairs",
+    "val_cam": "CAM mIoU",
+    "val_cam_aux": "auxiliary CAM mIoU",
+    "val_seg": "segmentation mIoU",
 }
 _SIZE = 2.6  # side of one picture, in inches
 
@@ -44,7 +55,12 @@ def run_colours(names: Iterable[str]) -> dict[str, str]:
 
 
 def cam_overlay(
-    image: np.ndarray, cam: np.ndarray, *, alpha: float = 0.55, vmin: float = 0.0, vmax: float = 1.0,
+    image: np.ndarray,
+    cam: np.ndarray,
+    *,
+    alpha: float = 0.55,
+    vmin: float = 0.0,
+    vmax: float = 1.0,
     title: str | None = None,
 ) -> Figure:
     """A CAM over its image, with a colour bar.
@@ -84,8 +100,14 @@ def label_panel(
 
 
 def cam_gallery(
-    rows: Sequence[Mapping[str, np.ndarray | None]], *, palette: np.ndarray, class_names: Sequence[str] | None = None,
-    names: Sequence[str] | None = None, alpha: float = 0.55, vmin: float = 0.0, vmax: float = 1.0,
+    rows: Sequence[Mapping[str, np.ndarray | None]],
+    *,
+    palette: np.ndarray,
+    class_names: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+    alpha: float = 0.55,
+    vmin: float = 0.0,
+    vmax: float = 1.0,
     title: str | None = None,
 ) -> Figure:
     """Images as rows, what is known about each as columns: image, truth, CAM of run A, auxiliary CAM, segmentation, ...
@@ -133,8 +155,15 @@ def cam_gallery(
     return figure
 
 
-def _draw(axes: Axes, array: np.ndarray, *, image: np.ndarray | None, palette: np.ndarray | None, alpha: float,
-          limits: tuple[float, float]) -> None:
+def _draw(
+    axes: Axes,
+    array: np.ndarray,
+    *,
+    image: np.ndarray | None,
+    palette: np.ndarray | None,
+    alpha: float,
+    limits: tuple[float, float],
+) -> None:
     """One panel without ticks: a picture, a label map, or a CAM over a picture."""
     axes.set_xticks([])
     axes.set_yticks([])
@@ -161,8 +190,15 @@ def _colour_bar(figure: Figure, axes: list[Axes], vmin: float, vmax: float) -> N
     figure.colorbar(scale, ax=axes, label="CAM score", shrink=0.8, aspect=30)
 
 
-def _legend(figure: Figure, labels: list[np.ndarray], palette: np.ndarray, class_names: Sequence[str] | None, *,
-            loc: str, ncols: int) -> None:
+def _legend(
+    figure: Figure,
+    labels: list[np.ndarray],
+    palette: np.ndarray,
+    class_names: Sequence[str] | None,
+    *,
+    loc: str,
+    ncols: int,
+) -> None:
     """Legend of the label values that occur in any of the maps."""
     handles = []
     for value in sorted(set().union(*(np.unique(label).tolist() for label in labels))):
@@ -179,7 +215,10 @@ def _legend(figure: Figure, labels: list[np.ndarray], palette: np.ndarray, class
 
 
 def similarity_curves(
-    frame: pd.DataFrame, *, metrics: Sequence[str] = ("pairwise cosine",), colours: Mapping[str, str] | None = None,
+    frame: pd.DataFrame,
+    *,
+    metrics: Sequence[str] = ("pairwise cosine",),
+    colours: Mapping[str, str] | None = None,
     title: str | None = None,
 ) -> "go.Figure":
     """Similarity per layer: a line per model (mean over images) with a band from lower to upper quartile.
@@ -216,26 +255,49 @@ def similarity_curves(
     return _style(figure, height=460, title=f"{_text(heading)}<br><sub>{_text(_what(shown))}</sub>")
 
 
-def _add_similarity(figure: "go.Figure", part: pd.DataFrame, *, name: str, colour: str, dash: str,
-                    place: int | None) -> None:
+def _add_similarity(
+    figure: "go.Figure", part: pd.DataFrame, *, name: str, colour: str, dash: str, place: int | None
+) -> None:
     """Mean and quartiles of one model, metric and site: a line over the layers, or one diamond at `place`."""
     stats = part.groupby("layer")["value"].describe()  # count, mean, std, min, 25%, 50%, 75%, max
     x = stats.index.tolist() if place is None else [place] * len(stats)
     mean, low, high = (stats[key].tolist() for key in ("mean", "25%", "75%"))
     common = {
-        "x": x, "y": mean, "legendgroup": name,
+        "x": x,
+        "y": mean,
+        "legendgroup": name,
         "customdata": list(zip(low, high, stats["count"].astype(int).tolist(), strict=True)),
         "hovertemplate": f"{name}<br>{_text(part['site'].iloc[0])}, %{{x}}: %{{y:.3f}}<br>quartiles "
-                         "%{customdata[0]:.3f} to %{customdata[1]:.3f} over %{customdata[2]} images<extra></extra>",
+        "%{customdata[0]:.3f} to %{customdata[1]:.3f} over %{customdata[2]} images<extra></extra>",
     }
     if place is not None:
-        bars = {"array": [max(0, b - m) for b, m in zip(high, mean, strict=True)],
-                "arrayminus": [max(0, m - a) for a, m in zip(low, mean, strict=True)], "symmetric": False}
-        figure.add_scatter(**common, name=f"{name}, final norm", mode="markers", showlegend=False, error_y=bars,
-                           marker={"symbol": "diamond", "size": 11, "color": colour})
+        bars = {
+            "array": [max(0, b - m) for b, m in zip(high, mean, strict=True)],
+            "arrayminus": [max(0, m - a) for a, m in zip(low, mean, strict=True)],
+            "symmetric": False,
+        }
+        figure.add_scatter(
+            **common,
+            name=f"{name}, final norm",
+            mode="markers",
+            showlegend=False,
+            error_y=bars,
+            marker={"symbol": "diamond", "size": 11, "color": colour},
+        )
         return
-    figure.add_scatter(x=x + x[::-1], y=high + low[::-1], fill="toself", fillcolor=colour, opacity=0.15, mode="lines",
-                       line_width=0, hoverinfo="skip", showlegend=False, legendgroup=name, name=f"{name}, quartiles")
+    figure.add_scatter(
+        x=x + x[::-1],
+        y=high + low[::-1],
+        fill="toself",
+        fillcolor=colour,
+        opacity=0.15,
+        mode="lines",
+        line_width=0,
+        hoverinfo="skip",
+        showlegend=False,
+        legendgroup=name,
+        name=f"{name}, quartiles",
+    )
     figure.add_scatter(**common, name=name, mode="lines+markers", line={"color": colour, "dash": dash})
 
 
@@ -249,7 +311,9 @@ def _what(shown: pd.DataFrame) -> str:
 
 
 def training_curves(
-    metrics: pd.DataFrame | Mapping[str, pd.DataFrame], *, colours: Mapping[str, str] | None = None,
+    metrics: pd.DataFrame | Mapping[str, pd.DataFrame],
+    *,
+    colours: Mapping[str, str] | None = None,
     columns: Sequence[str] | None = None,
 ) -> "go.Figure":
     """Small panels over the step: each loss term, |cos| of PTC's pairs, and validation scores where there are some.
@@ -267,17 +331,30 @@ def training_curves(
         columns = [name for name in TITLES if any(name in f and f[name].fillna(0).any() for f in frames.values())]
     width = min(3, max(1, len(columns)))
     height = max(1, -(-len(columns) // width))
-    figure = make_subplots(height, width, subplot_titles=[TITLES.get(name, _text(name)) for name in columns],
-                           horizontal_spacing=0.07, vertical_spacing=0.32 / height)
+    figure = make_subplots(
+        height,
+        width,
+        subplot_titles=[TITLES.get(name, _text(name)) for name in columns],
+        horizontal_spacing=0.07,
+        vertical_spacing=0.32 / height,
+    )
     for i, column in enumerate(columns):
         for name, frame in frames.items():
             if column in frame:
                 rows = frame[frame[column].notna()]
-                figure.add_scatter(x=rows["step"].tolist(), y=rows[column].tolist(), name=_text(name), legendgroup=name,
-                                   showlegend=i == 0, mode="lines+markers" if len(rows) < 30 else "lines",
-                                   line={"color": colours[name], "width": 1.8}, marker_size=4,
-                                   hovertemplate=f"{_text(name)}<br>step %{{x}}: %{{y:.4g}}<extra></extra>",
-                                   row=i // width + 1, col=i % width + 1)
+                figure.add_scatter(
+                    x=rows["step"].tolist(),
+                    y=rows[column].tolist(),
+                    name=_text(name),
+                    legendgroup=name,
+                    showlegend=i == 0,
+                    mode="lines+markers" if len(rows) < 30 else "lines",
+                    line={"color": colours[name], "width": 1.8},
+                    marker_size=4,
+                    hovertemplate=f"{_text(name)}<br>step %{{x}}: %{{y:.4g}}<extra></extra>",
+                    row=i // width + 1,
+                    col=i % width + 1,
+                )
         if column.startswith("val_") or column.endswith("_cosine"):
             figure.update_yaxes(range=[0, 1], row=i // width + 1, col=i % width + 1)
     return _style(figure, height=125 + 210 * height, title=None)
@@ -305,9 +382,17 @@ def iou_bars(evaluation: pd.DataFrame, *, colours: Mapping[str, str] | None = No
         for name, rows in part.groupby("run", sort=False):
             values = rows.set_index("class")["iou"].reindex(classes) * 100
             ticks = ["<b>mean</b>" if label == "mIoU" else _text(label) for label in classes]
-            figure.add_bar(x=ticks, y=values.tolist(), name=_text(name), legendgroup=name, showlegend=i == 1,
-                           marker_color=colours[name], row=i, col=1,
-                           hovertemplate=f"{_text(name)}<br>%{{x}}: %{{y:.1f}} %<extra></extra>")
+            figure.add_bar(
+                x=ticks,
+                y=values.tolist(),
+                name=_text(name),
+                legendgroup=name,
+                showlegend=i == 1,
+                marker_color=colours[name],
+                row=i,
+                col=1,
+                hovertemplate=f"{_text(name)}<br>%{{x}}: %{{y:.1f}} %<extra></extra>",
+            )
     figure.update_yaxes(range=[0, 100], title="IoU, %")
     figure.update_layout(barmode="group", bargap=0.25)
     return _style(figure, height=105 + 270 * height, title=None)
@@ -315,8 +400,9 @@ def iou_bars(evaluation: pd.DataFrame, *, colours: Mapping[str, str] | None = No
 
 def table_html(frame: pd.DataFrame, *, digits: int = 3, index: bool = False) -> str:
     """The table as HTML, everything escaped, missing values as a dash."""
-    return frame.to_html(index=index, border=0, classes="table", escape=True, na_rep="-",
-                         float_format=f"{{:.{digits}f}}".format)
+    return frame.to_html(
+        index=index, border=0, classes="table", escape=True, na_rep="-", float_format=f"{{:.{digits}f}}".format
+    )
 
 
 def _style(figure: "go.Figure", *, height: int, title: str | None) -> "go.Figure":
@@ -328,9 +414,15 @@ def _style(figure: "go.Figure", *, height: int, title: str | None) -> "go.Figure
     figure.update_yaxes(gridcolor=grid, zeroline=False)
     figure.update_annotations(font_size=13)
     figure.update_layout(
-        template="none", height=height + more, font=font, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
+        template="none",
+        height=height + more,
+        font=font,
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
         title={"text": title, "x": 0, "xref": "paper", "font_size": 15} if title else None,
-        margin={"l": 60, "r": 20, "t": 75 if title else 40, "b": 85 + more}, hoverlabel_align="left", showlegend=True,
+        margin={"l": 60, "r": 20, "t": 75 if title else 40, "b": 85 + more},
+        hoverlabel_align="left",
+        showlegend=True,
         legend={"orientation": "h", "y": 0, "yanchor": "bottom", "yref": "container", "x": 0},
     )
     return figure

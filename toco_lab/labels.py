@@ -28,6 +28,8 @@ COCO_CLASSES = (
     "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator",
     "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
+
+
 class DataError(ValueError):
     """Something is wrong with the data; the message says what, in which file, and how to mend it."""
 

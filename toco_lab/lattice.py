@@ -192,8 +192,10 @@ def _simplices(features: Tensor, *, check_range: bool) -> tuple[Tensor, Tensor, 
     margin = 2 * d  # a corner lies at most d from the point, its neighbour d further
     extent = coordinates.amax(1) - coordinates.amin(1) + 2 * margin + 1
     if check_range and batch * extent.double().prod() >= 2.0**62:
-        raise ValueError(f"features {tuple(features.shape)} span {extent.tolist()} lattice steps: too many for a "
-                         "64-bit key; use larger sigmas")
+        raise ValueError(
+            f"features {tuple(features.shape)} span {extent.tolist()} lattice steps: too many for a "
+            "64-bit key; use larger sigmas"
+        )
     strides = F.pad(extent.cumprod(0), (1, 0))  # (d+1,): of the coordinates, then of the image index
     strides[0] = 1
     images = torch.arange(batch * pixels, device=device) // pixels

@@ -86,8 +86,10 @@ def ptc_terms(
     """
     batch, _, height, width = patch_tokens.shape
     if affinity.shape != (batch, height * width, height * width):
-        raise ValueError(f"affinity {tuple(affinity.shape)} does not fit patch_tokens {tuple(patch_tokens.shape)}: "
-                         "need (B, h * w, h * w)")
+        raise ValueError(
+            f"affinity {tuple(affinity.shape)} does not fit patch_tokens {tuple(patch_tokens.shape)}: "
+            "need (B, h * w, h * w)"
+        )
     if similarity not in ("absolute", "raw"):
         raise ValueError(f"similarity must be 'absolute' or 'raw', got {similarity!r}")
     with torch.autocast(patch_tokens.device.type, enabled=False):
@@ -105,9 +107,7 @@ def ptc_terms(
     return PtcTerms(0.5 * pull + 0.5 * push, positive_cosine, negative_cosine)
 
 
-def ptc_loss(
-    patch_tokens: Tensor, affinity: Tensor, *, similarity: Literal["absolute", "raw"] = "absolute"
-) -> Tensor:
+def ptc_loss(patch_tokens: Tensor, affinity: Tensor, *, similarity: Literal["absolute", "raw"] = "absolute") -> Tensor:
     """The loss of ``ptc_terms`` alone.
 
     Example:
@@ -144,8 +144,10 @@ def ctc_loss(
     batch, views = flags.shape
     same_width = student.shape[1:] == teacher.shape[1:]
     if len(student) != views * batch or len(teacher) < batch or len(teacher) % batch or not same_width:
-        raise ValueError(f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} do not fit flags "
-                         f"{tuple(flags.shape)}: need (V * B, D) and (T * B, D)")
+        raise ValueError(
+            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} do not fit flags "
+            f"{tuple(flags.shape)}: need (V * B, D) and (T * B, D)"
+        )
     student = _at_least_fp32(student).unflatten(0, (views, batch))
     teacher = _at_least_fp32(teacher).unflatten(0, (-1, batch))
     with torch.autocast(student.device.type, enabled=False):
@@ -215,8 +217,10 @@ def reg_loss(
     batch, _, height, width = logits.shape
     fits = image.shape == (batch, 3, height, width) and label.shape == (batch, height, width)
     if not fits or valid_box.shape != (batch, 4):
-        raise ValueError(f"logits {tuple(logits.shape)} do not fit image {tuple(image.shape)}, label "
-                         f"{tuple(label.shape)} and valid_box {tuple(valid_box.shape)}")
+        raise ValueError(
+            f"logits {tuple(logits.shape)} do not fit image {tuple(image.shape)}, label "
+            f"{tuple(label.shape)} and valid_box {tuple(valid_box.shape)}"
+        )
     if gate not in ("released", "exact"):
         raise ValueError(f"gate must be 'released' or 'exact', got {gate!r}")
     pred = F.interpolate(_at_least_fp32(logits).softmax(1), scale_factor=scale, mode="bilinear", align_corners=False)

@@ -68,7 +68,9 @@ class LargeFOVDecoder(nn.Module):
 
 
 class ProjectionHead(nn.Module):
-    """MLP with GELU, L2 normalisation, then a linear map whose rows have unit length (weight norm with gain fixed at 1)."""
+    """MLP with GELU, L2 normalisation, then a linear map whose rows have unit length (weight norm with gain fixed at
+    1).
+    """
 
     def __init__(self, embed_dim: int, hidden: int, bottleneck: int, out: int) -> None:
         super().__init__()
@@ -157,7 +159,9 @@ class ToCo(nn.Module):
         )
 
     def forward(self, image: Tensor, *, segment: bool = True) -> ToCoOutput:
-        """Normalised images (B, 3, H, W) -> `ToCoOutput`. No state changes: the teacher moves only in `update_teacher`."""
+        """Normalised images (B, 3, H, W) -> `ToCoOutput`. No state changes: the teacher moves only in
+        `update_teacher`.
+        """
         return self.read(self.encode(image), segment=segment)
 
     @torch.no_grad()
@@ -173,13 +177,17 @@ def build_encoder(cfg: Config) -> VisionTransformer:
     Raises:
         ValueError: For an unknown timm name, or a backbone that is not a ViT with a class token.
     """
-    sizes = {"img_size": cfg.image_size, "patch_size": cfg.patch_size, "embed_dim": cfg.embed_dim, "depth": cfg.depth,
-             "num_heads": cfg.num_heads, "mlp_ratio": cfg.mlp_ratio}
+    sizes = {
+        "img_size": cfg.image_size,
+        "patch_size": cfg.patch_size,
+        "embed_dim": cfg.embed_dim,
+        "depth": cfg.depth,
+        "num_heads": cfg.num_heads,
+        "mlp_ratio": cfg.mlp_ratio,
+    }
     sizes = {name: value for name, value in sizes.items() if value is not None}
     try:
-        encoder = timm.create_model(
-            cfg.backbone, num_classes=0, global_pool="token", dynamic_img_size=True, **sizes
-        )
+        encoder = timm.create_model(cfg.backbone, num_classes=0, global_pool="token", dynamic_img_size=True, **sizes)
     except (RuntimeError, TypeError, AssertionError) as error:
         raise ValueError(f"backbone {cfg.backbone!r} can not be built as a ViT: {error}") from error
     if getattr(encoder, "cls_token", None) is None or not hasattr(encoder, "forward_intermediates"):

@@ -1,6 +1,6 @@
 """The toy's stand-in for ImageNet: a small ViT that learns to name the one object of a scene.
 
-    python -m toco_lab.pretrain            # two minutes on two cores; writes data/toy/vit_toy.safetensors
+python -m toco_lab.pretrain            # two minutes on two cores; writes data/toy/vit_toy.safetensors
 """
 
 import argparse
@@ -76,8 +76,15 @@ class Pretrainer(nn.Module):
         super().__init__()
         self.recipe = recipe
         width, classes, pixels = recipe.embed_dim, len(TOY_CLASSES), 3 * PATCH * PATCH
-        self.vit = timm.create_model("vit_tiny_patch16_224", img_size=recipe.size, patch_size=PATCH, embed_dim=width,
-                                     depth=recipe.depth, num_heads=recipe.num_heads, num_classes=0)
+        self.vit = timm.create_model(
+            "vit_tiny_patch16_224",
+            img_size=recipe.size,
+            patch_size=PATCH,
+            embed_dim=width,
+            depth=recipe.depth,
+            num_heads=recipe.num_heads,
+            num_classes=0,
+        )
         self.mask_token = nn.Parameter(torch.zeros(width))
         self.class_head, self.token_head = nn.Linear(width, classes), nn.Linear(width, classes)
         self.pooled_head, self.aux_head = nn.Linear(width, classes, bias=False), nn.Linear(width, classes, bias=False)
@@ -94,7 +101,9 @@ class Pretrainer(nn.Module):
         return self.vit.norm(tokens), outputs[self.recipe.aux_layer][:, 1:]
 
     def loss(self, image: Tensor, parts: list[Part]) -> Tensor:
-        """Sum of the losses that `Recipe` names, plus cross entropy of the class token and of each region at `aux_layer`."""
+        """Sum of the losses that `Recipe` names, plus cross entropy of the class token and of each region at
+        `aux_layer`.
+        """
         recipe = self.recipe
         final, local = self.encode(image, recipe.mask_share)
         named, every = self.class_head(final[:, 0]), self.token_head(final[:, 1:])  # (B, C), (B, n, C)

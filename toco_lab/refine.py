@@ -130,8 +130,10 @@ def refine_cam(
     batch, num_classes, height, width = valid_cam.shape
     fits = image01.shape == (batch, 3, height, width) and image_label.shape == (batch, num_classes)
     if not fits or valid_box.shape != (batch, 4):
-        raise ValueError(f"valid_cam {tuple(valid_cam.shape)} does not fit image01 {tuple(image01.shape)}, image_label "
-                         f"{tuple(image_label.shape)} and valid_box {tuple(valid_box.shape)}")
+        raise ValueError(
+            f"valid_cam {tuple(valid_cam.shape)} does not fit image01 {tuple(image01.shape)}, image_label "
+            f"{tuple(image_label.shape)} and valid_box {tuple(valid_box.shape)}"
+        )
     if max_present is None:
         max_present = num_classes if image_label.is_cuda else max(1, int(image_label.count_nonzero(1).max()))
 

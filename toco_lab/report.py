@@ -20,6 +20,7 @@ from toco_lab import figures
 from toco_lab.config import PRESETS, Config, config_differences
 from toco_lab.runs import RunDir, atomic_write
 
+DRAWN = ("training_curves", "iou_per_class", "similarity_per_layer")  # saved by notebooks; the report draws them itself
 WARNINGS = (
     "Whether depth raises similarity depends on the weights. Compare trained with initial and with random weights, and "
     "do not expect the shape the paper shows.",
@@ -71,8 +72,13 @@ def build_report(runs: list[RunDir], out: Path | str, *, title: str | None = Non
         contents.append(f'<li><a href="#s{number}">{heading}</a></li>')
         body.append(f'<section id="s{number}"><h2>{heading}</h2>\n{write()}\n</section>')
     page = _PAGE.format(
-        title=_e(title), style=_STYLE, plotly=get_plotlyjs(), contents="".join(contents), body="\n".join(body),
-        date=datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"), lead=_lead(runs),
+        title=_e(title),
+        style=_STYLE,
+        plotly=get_plotlyjs(),
+        contents="".join(contents),
+        body="\n".join(body),
+        date=datetime.now().astimezone().strftime("%d %B %Y, %H:%M %Z"),
+        lead=_lead(runs),
     )
     with atomic_write(out, "w") as file:
         file.write(page)
@@ -94,12 +100,18 @@ def _asked(runs: list[RunDir], colours: Mapping[str, str]) -> str:
     for run in runs:
         cfg, status = run.config(), _status(run)
         state = status.get("state", "unknown")
-        rows.append([
-            f'<span class="dot" style="background:{colours[run.name]}"></span>{_e(run.name)}',
-            _e(cfg.preset_name or "custom"), _e(cfg.dataset), _e(cfg.backbone),
-            f'<span class="state {_e(state)}">{_e(state)}</span>', f"{_e(status.get('step', 0))} / {cfg.steps}",
-            _duration(status.get("seconds")), _e(cfg.seed),
-        ])
+        rows.append(
+            [
+                f'<span class="dot" style="background:{colours[run.name]}"></span>{_e(run.name)}',
+                _e(cfg.preset_name or "custom"),
+                _e(cfg.dataset),
+                _e(cfg.backbone),
+                f'<span class="state {_e(state)}">{_e(state)}</span>',
+                f"{_e(status.get('step', 0))} / {cfg.steps}",
+                _duration(status.get("seconds")),
+                _e(cfg.seed),
+            ]
+        )
         if status.get("error"):
             errors += f'<p class="missing"><b>{_e(run.name)}</b> failed: {_e(status["error"])}</p>'
     table = _table(["run", "preset", "data", "backbone", "state", "step", "time", "seed"], rows)
@@ -121,8 +133,11 @@ def _results(runs: list[RunDir]) -> str:
     rows, differing = [], []
     for quantity, by_run in cells.items():
         protocols = [protocol for _, protocol in by_run.values()]
-        common = {key: value for key, value in protocols[0].items()
-                  if key not in _ALWAYS_SHOWN and all(key in p and p[key] == value for p in protocols)}
+        common = {
+            key: value
+            for key, value in protocols[0].items()
+            if key not in _ALWAYS_SHOWN and all(key in p and p[key] == value for p in protocols)
+        }
         row = [f"<b>{_e(quantity)}</b>", f'<span class="protocol">{_words(common) or "not recorded"}</span>']
         for run in runs:
             value, protocol = by_run.get(run.name, ("-", {}))
@@ -134,10 +149,18 @@ def _results(runs: list[RunDir]) -> str:
     if differing:
         names = ", ".join(dict.fromkeys(map(_e, differing)))
         warning = f'<p class="warning">Not measured in the same way in all runs: {names}. See under each number.</p>'
-    return _table(["quantity", "protocol", *_names(runs)], rows) + warning + reasons + _note(
-        "Scores in per cent, cosines in [0, 1], ± is the standard deviation over images. A CAM far below the auxiliary "
-        "CAM, with a similarity near 1 in the last block, is over-smoothing; a gap between positive and negative pairs "
-        "means that tokens still tell objects apart.")
+    return (
+        _table(["quantity", "protocol", *_names(runs)], rows)
+        + warning
+        + reasons
+        + _note(
+            "Scores in per cent, cosines in [0, 1], ± is the standard deviation over images. A CAM far below the "
+            "auxiliary "
+            "CAM, with a similarity near 1 in the last block, is over-smoothing; a gap between positive and negative "
+            "pairs "
+            "means that tokens still tell objects apart."
+        )
+    )
 
 
 def _differences(runs: list[RunDir]) -> str:
@@ -152,9 +175,15 @@ def _training(runs: list[RunDir], colours: Mapping[str, str]) -> str:
     frames, missing = _frames(runs, "metrics.csv", "training curves")
     if not frames:
         return missing
-    return _plot(figures.training_curves(frames, colours=colours)) + missing + _note(
-        "Each term unweighted, each panel with its own scale. Terms that start later are zero until then. Watch the "
-        "|cos| of negative pairs fall while that of positive pairs stays: that is patch token contrast at work.")
+    return (
+        _plot(figures.training_curves(frames, colours=colours))
+        + missing
+        + _note(
+            "Each term unweighted, each panel with its own scale. Terms that start later are zero until then. Watch "
+            "the "
+            "|cos| of negative pairs fall while that of positive pairs stays: that is patch token contrast at work."
+        )
+    )
 
 
 def _classes(runs: list[RunDir], colours: Mapping[str, str]) -> str:
@@ -162,8 +191,11 @@ def _classes(runs: list[RunDir], colours: Mapping[str, str]) -> str:
     if not frames:
         return missing
     table = pd.concat([frame.assign(run=name) for name, frame in frames.items()])
-    return _plot(figures.iou_bars(table, colours=colours)) + missing + _note(
-        "The last group is the mean. A class without a bar occurs neither in the truth nor in the prediction.")
+    return (
+        _plot(figures.iou_bars(table, colours=colours))
+        + missing
+        + _note("The last group is the mean. A class without a bar occurs neither in the truth nor in the prediction.")
+    )
 
 
 def _similarity(runs: list[RunDir], colours: Mapping[str, str]) -> str:
@@ -173,17 +205,19 @@ def _similarity(runs: list[RunDir], colours: Mapping[str, str]) -> str:
         table = pd.concat([frame.assign(model=name) for name, frame in frames.items()])
         parts += _plot(figures.similarity_curves(table, colours=colours)) + _note(
             "Mean over images, band and bar from the lower to the upper quartile. Near 1 all tokens of an image point "
-            "the same way, so a CAM read from them is flat.")
+            "the same way, so a CAM read from them is flat."
+        )
         if table["metric"].isin(pairs).any():
             parts += _plot(figures.similarity_curves(table, metrics=pairs, colours=colours)) + _note(
                 "Pairs of tokens of one class (solid) and of different classes (dashed). Where the two lines meet, "
-                "tokens no longer tell classes apart.")
+                "tokens no longer tell classes apart."
+            )
     return parts + missing + '<ul class="warning">' + "".join(f"<li>{_e(text)}</li>" for text in WARNINGS) + "</ul>"
 
 
 def _pictures(runs: list[RunDir]) -> str:
     """Figures of the run folders, those of one name side by side."""
-    stems = dict.fromkeys(path.stem for run in runs for path in run.figures())
+    stems = dict.fromkeys(path.stem for run in runs for path in run.figures() if path.stem not in DRAWN)
     parts = ""
     for stem in stems:
         parts += f"<h3>{_e(re.sub('[_-]+', ' ', stem).strip())}</h3>"
@@ -191,8 +225,10 @@ def _pictures(runs: list[RunDir]) -> str:
             for path in (path for path in run.figures() if path.stem == stem):
                 parts += f"<figure>{_picture(path, run)}<figcaption>{_e(run.name)}</figcaption></figure>"
     missing = "".join(_missing(run, "pictures", "figures") for run in runs if not run.figures())
-    note = _note("All CAMs share one colour scale; white and hatched pixels are ignored. Compare where a CAM ends with "
-                 "where the object ends, and the CAM with the auxiliary CAM.")
+    note = _note(
+        "All CAMs share one colour scale; white and hatched pixels are ignored. Compare where a CAM ends with "
+        "where the object ends, and the CAM with the auxiliary CAM."
+    )
     return parts + note * bool(stems) + missing
 
 
@@ -223,7 +259,8 @@ def _repeat(runs: list[RunDir]) -> str:
     lines += ["# this page", f"python -m toco_lab report {paths} --out report.html"]
     return f"<pre><code>{_e(chr(10).join(lines))}</code></pre>" + _note(
         "With the commit, versions and device of the section above. On one CPU a repeat gives the same numbers to the "
-        "bit; on a GPU they differ from run to run, so compare means over seeds.")
+        "bit; on a GPU they differ from run to run, so compare means over seeds."
+    )
 
 
 def train_command(cfg: Config) -> str:
@@ -249,10 +286,14 @@ def _scores(run: RunDir) -> dict[str, tuple[str, dict[str, Any]]]:
         return {}
     means = table[table["class"].isin(PERCENT)]
     rows = zip(means["target"], means["class"], means["iou"], strict=True)
-    return {f"{figures.TITLES.get(target, target)}, {kind}": (
-        f"{100 * value:.1f}" if pd.notna(value) else "not defined",
-        {key: item for key, item in protocol.get(target, {}).items() if key != "target"} | {"seed": run.config().seed},
-    ) for target, kind, value in rows}
+    return {
+        f"{figures.TITLES.get(target, target)}, {kind}": (
+            f"{100 * value:.1f}" if pd.notna(value) else "not defined",
+            {key: item for key, item in protocol.get(target, {}).items() if key != "target"}
+            | {"seed": run.config().seed},
+        )
+        for target, kind, value in rows
+    }
 
 
 def _similarity_scores(run: RunDir) -> dict[str, tuple[str, dict[str, Any]]]:
@@ -261,17 +302,27 @@ def _similarity_scores(run: RunDir) -> dict[str, tuple[str, dict[str, Any]]]:
     if table is None or table.empty:
         return {}
     blocks, found = table.loc[table["site"] == "after block", "layer"], {}
-    wanted = [("pairwise cosine", "after block", blocks.min(), "Similarity, first block"),
-              ("pairwise cosine", "after block", blocks.max(), "Similarity, last block")]
+    wanted = [
+        ("pairwise cosine", "after block", blocks.min(), "Similarity, first block"),
+        ("pairwise cosine", "after block", blocks.max(), "Similarity, last block"),
+    ]
     wanted += [("pairwise cosine", "final norm", blocks.max(), "Similarity, after the final norm")]
-    wanted += [(f"{kind} cosine", "final norm", blocks.max(), f"|cos| of {kind} pairs, after the final norm")
-               for kind in ("positive", "negative")]
+    wanted += [
+        (f"{kind} cosine", "final norm", blocks.max(), f"|cos| of {kind} pairs, after the final norm")
+        for kind in ("positive", "negative")
+    ]
     for metric, site, layer, quantity in wanted:
         part = table[(table["metric"] == metric) & (table["site"] == site) & (table["layer"] == layer)]
         if len(part):
             first = part.iloc[0]
-            protocol = {"variant": first["variant"], "images": part["image"].nunique(), "layer": int(layer),
-                        "norm": first["norm"], "token_set": first["token_set"], "weights": first["weights"]}
+            protocol = {
+                "variant": first["variant"],
+                "images": part["image"].nunique(),
+                "layer": int(layer),
+                "norm": first["norm"],
+                "token_set": first["token_set"],
+                "weights": first["weights"],
+            }
             if "tokens" in part:
                 protocol["N"] = " to ".join(dict.fromkeys(map(str, (part["tokens"].min(), part["tokens"].max()))))
             spread = f" ± {part['value'].std():.3f}" if len(part) > 1 else ""
@@ -323,8 +374,10 @@ def _missing(run: RunDir, what: str, name: str) -> str:
     status = _status(run)
     state = f"failed: {status['error']}" if status.get("error") else f"is {status.get('state', 'of unknown state')}"
     reason = f"{name} is empty or cannot be read" if (run.path / name).exists() else f"its folder has no {name}"
-    return (f'<p class="missing"><b>{_e(run.name)}</b>: {_e(what)} not there because {_e(reason)}. '
-            f"The run {_e(state)}, at step {_e(status.get('step', 0))}.</p>")
+    return (
+        f'<p class="missing"><b>{_e(run.name)}</b>: {_e(what)} not there because {_e(reason)}. '
+        f"The run {_e(state)}, at step {_e(status.get('step', 0))}.</p>"
+    )
 
 
 def _plot(figure: Any) -> str:
@@ -370,8 +423,11 @@ def _words(protocol: Mapping[str, Any]) -> str:
         if isinstance(value, bool):
             words.append(name if value else f"no {name}")
         elif value not in (None, ""):
-            words.append(f"{name} {', '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in value)}"
-                         if isinstance(value, list) else f"{name} {value}")
+            words.append(
+                f"{name} {', '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in value)}"
+                if isinstance(value, list)
+                else f"{name} {value}"
+            )
     return " · ".join(map(_e, words))
 
 

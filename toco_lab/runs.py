@@ -91,8 +91,11 @@ class RunDir:
         if (path / "config.json").is_file():
             run = cls(path)
             differing = config_differences({"there": run.config(), "wanted": cfg})
-            fatal = [f"{key} ({values['there']!r} there, {values['wanted']!r} wanted)"
-                     for key, values in differing.items() if _FIELDS[key].metadata["result"]]
+            fatal = [
+                f"{key} ({values['there']!r} there, {values['wanted']!r} wanted)"
+                for key, values in differing.items()
+                if _FIELDS[key].metadata["result"]
+            ]
             if fatal:
                 raise ValueError(f"{path} holds a run with another config: {', '.join(fatal)}")
             for temporary in path.rglob(".*.tmp"):

@@ -16,8 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from toco_lab.config import IGNORE_INDEX
+from toco_lab.checkpoints import load_run_model, weights_hash
+from toco_lab.config import IGNORE_INDEX, Config
+from toco_lab.data import eval_samples
+from toco_lab.model import ToCo
 from toco_lab.runs import RunDir
+from toco_lab.train import resolve_device
 
 AFTER_BLOCK, FINAL_NORM = "after block", "final norm"  # sites: raw residual stream, and what the classifier reads
 TOKEN_SET = "patch tokens"  # class, distillation and register tokens are left out
@@ -89,8 +93,15 @@ def majority_label(mask: Tensor, patch_size: int) -> Tensor:
 
 
 def similarity_per_layer(
-    model: nn.Module, images: Iterable[Tensor], labels: Iterable[Tensor | None] | None = None, *, name: str,
-    weights: str = "", site: str | None = None, image_names: Iterable[str] | None = None, progress: bool = False,
+    model: nn.Module,
+    images: Iterable[Tensor],
+    labels: Iterable[Tensor | None] | None = None,
+    *,
+    name: str,
+    weights: str = "",
+    site: str | None = None,
+    image_names: Iterable[str] | None = None,
+    progress: bool = False,
 ) -> pd.DataFrame:
     """Every metric of `METRICS` after every block and after the final norm, one encoder pass per image.
 
@@ -127,8 +138,10 @@ def similarity_per_layer(
             for place, norm, layer, tokens in tokens_per_layer(encoder, image.to(device)):
                 if site in (None, place):
                     common = (name, weights, place, norm, TOKEN_SET, tokens.shape[1], layer, image_name)
-                    rows += [(*common, metric, variant, function(tokens, label).item())
-                             for (metric, variant), function in METRICS.items()]
+                    rows += [
+                        (*common, metric, variant, function(tokens, label).item())
+                        for (metric, variant), function in METRICS.items()
+                    ]
     return pd.DataFrame(rows, columns=COLUMNS).dropna(subset="value", ignore_index=True)
 
 
@@ -155,9 +168,7 @@ def tokens_per_layer(encoder: nn.Module, image: Tensor) -> Iterator[tuple[str, s
     yield FINAL_NORM, type(encoder.norm).__name__, len(blocks), final[:, encoder.num_prefix_tokens :].float()
 
 
-def smoothing_of_run(
-    run: RunDir, num_images: int = 50, *, device: str = "auto", progress: bool = True
-) -> pd.DataFrame:
+def smoothing_of_run(run: RunDir, num_images: int = 50, *, device: str = "auto", progress: bool = True) -> pd.DataFrame:
     """Similarity per layer of a run's last checkpoint on its validation images, written to similarity.csv.
 
     Images are resized to `eval_cam_size` squared, as in the evaluation of CAMs, so that runs share one N; native size
@@ -172,21 +183,23 @@ def smoothing_of_run(
     Returns:
         The table of `similarity_per_layer`.
     """
-    from toco_lab.checkpoints import load_run_model, weights_hash
-    from toco_lab.data import eval_samples
-    from toco_lab.train import resolve_device
-
     model, cfg = load_run_model(run, resolve_device(device))
     checkpoint = run.checkpoints()[-1]
-    samples = list(islice(eval_samples(cfg, model.mean, model.std), num_images))
-    sized = [_resize(sample.image, sample.mask, cfg.eval_cam_size) for sample in samples]
-    frame = similarity_per_layer(
-        model, [image for image, _ in sized], [mask for _, mask in sized], name=run.name,
-        weights=f"{checkpoint.stem} ({weights_hash(checkpoint)})", progress=progress,
-        image_names=[sample.name for sample in samples],
-    )
+    weights = f"{checkpoint.stem} ({weights_hash(checkpoint)})"
+    frame = smoothing_of_model(model, cfg, num_images, name=run.name, weights=weights, progress=progress)
     run.write_table("similarity", frame)
     return frame
+
+
+def smoothing_of_model(
+    model: ToCo, cfg: Config, num_images: int = 50, *, name: str, weights: str, progress: bool = True
+) -> pd.DataFrame:
+    """As `smoothing_of_run`, for a model that no run holds: before training (`checkpoints.initial_model`), say."""
+    samples = list(islice(eval_samples(cfg, model.mean, model.std), num_images))
+    sized = [_resize(sample.image, sample.mask, cfg.eval_cam_size) for sample in samples]
+    images, masks = zip(*sized, strict=True)
+    names = [sample.name for sample in samples]
+    return similarity_per_layer(model, images, masks, name=name, weights=weights, progress=progress, image_names=names)
 
 
 def _resize(image: Tensor, mask: Tensor | None, size: int) -> tuple[Tensor, Tensor | None]:

@@ -20,7 +20,7 @@ TOY_CLASSES: tuple[str, ...] = (
 PRETRAIN_SEED, PRETRAIN_VAL_SEED = 2, 3  # seeds 0 and 1 are the scenes of training and of validation
 MIN_VISIBLE = 60  # pixels that every object of a scene shows at least
 HUE_KNOWN = 0.95  # share of objects that wear the hue of their class; the others have any hue
-FADE = 0.5  # contrast of the texture lost from head to tail: the head tells most
+TAIL = 0.25  # colour left at the tail, where the texture has faded away: the head tells most
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,11 @@ def _paint(rng: np.random.Generator, kind: int, u: np.ndarray, v: np.ndarray, ra
     bright = rng.uniform(0.15, 0.4) if body.mean() > 0.45 else rng.uniform(0.8, 1.0)
     ink = _rgb(hue + rng.uniform(-0.04, 0.04), rng.uniform(0.2, 0.9), bright)
     zoom, phase = rng.uniform(0.85, 1.25), rng.uniform(0, 2 * np.pi)
-    strength = 1 - FADE + FADE * np.clip(0.5 - u / (2 * radius), 0, 1)
-    share = strength * _texture(kind, u * zoom, v * zoom, phase)
-    return body + (ink - body) * share[:, None]
+    head = np.clip(0.5 - u / (2 * radius), 0, 1)  # 1 at the head, 0 at the tail
+    share = head * _texture(kind, u * zoom, v * zoom, phase)
+    painted = body + (ink - body) * share[:, None]
+    grey = painted.mean(1, keepdims=True)
+    return grey + (painted - grey) * (TAIL + (1 - TAIL) * head)[:, None]
 
 
 def _texture(kind: int, u: np.ndarray, v: np.ndarray, phase: float) -> np.ndarray:

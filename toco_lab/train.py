@@ -33,7 +33,8 @@ class TrainingError(RuntimeError):
 class LossTerms:
     """The terms of one step, unweighted scalars, and their weighted total. Terms of weight 0 are 0: not computed.
 
-    `positive_cosine` and `negative_cosine` are the mean |cos| of PTC's pairs, NaN where PTC is off: PTC itself is 0.5 both when all tokens are equal and when all are orthogonal, so it must never be read without them.
+    `positive_cosine` and `negative_cosine` are the mean |cos| of PTC's pairs, NaN where PTC is off: PTC itself is 0.5
+    both when all tokens are equal and when all are orthogonal, so it must never be read without them.
     """
 
     cls: Tensor
@@ -49,7 +50,9 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class LocalViews:
-    """The local views of a batch: image (n*B, 3, c, c) view-major, flags (B, 2 + n), 1 = positive, global views first."""
+    """The local views of a batch: image (n*B, 3, c, c) view-major, flags (B, 2 + n), 1 = positive, global views
+    first.
+    """
 
     image: Tensor
     flags: Tensor
@@ -79,12 +82,25 @@ class StepOutput:
 def loss_weights(cfg: Config, step: int) -> dict[str, float]:
     """Weight of each term at a step (0-based): CTC and PTC, and segmentation, join at their start steps."""
     contrast, segment = step >= cfg.contrast_start_step, step >= cfg.seg_start_step
-    return {"cls": cfg.w_cls, "cls_aux": cfg.w_cls_aux, "ptc": cfg.w_ptc * contrast, "ctc": cfg.w_ctc * contrast,
-            "seg": cfg.w_seg * segment, "reg": cfg.w_reg * segment}
+    return {
+        "cls": cfg.w_cls,
+        "cls_aux": cfg.w_cls_aux,
+        "ptc": cfg.w_ptc * contrast,
+        "ctc": cfg.w_ctc * contrast,
+        "seg": cfg.w_seg * segment,
+        "reg": cfg.w_reg * segment,
+    }
 
 
-def compute_losses(model: ToCo, batch: Batch, cfg: Config, step: int, *, views: LocalViews | None = None,
-                   generator: torch.Generator | None = None) -> StepOutput:
+def compute_losses(
+    model: ToCo,
+    batch: Batch,
+    cfg: Config,
+    step: int,
+    *,
+    views: LocalViews | None = None,
+    generator: torch.Generator | None = None,
+) -> StepOutput:
     """All losses of one training step (method: one training step, 1 to 7), with each encoder pass made once.
 
     The pass over the main view serves the classifiers, both heads of CTC, PTC, the decoder and the CAM at scale 1. The
@@ -114,8 +130,15 @@ def compute_losses(model: ToCo, batch: Batch, cfg: Config, step: int, *, views: 
 
     if weights["ptc"] > 0:
         tokens = output.features.patch_tokens
-        made["token_label"] = cams.token_labels(maps.cam_aux, label, tokens.shape[-2:], box, patch_size=model.patch_size,
-                                                box_units=cfg.ptc_box_units, **thresholds)
+        made["token_label"] = cams.token_labels(
+            maps.cam_aux,
+            label,
+            tokens.shape[-2:],
+            box,
+            patch_size=model.patch_size,
+            box_units=cfg.ptc_box_units,
+            **thresholds,
+        )
         pairs = ptc_terms(tokens, affinity_mask(made["token_label"]), similarity=cfg.ptc_similarity)
         terms["ptc"], cosines = pairs.loss, (pairs.positive_cosine, pairs.negative_cosine)
 
@@ -123,9 +146,14 @@ def compute_losses(model: ToCo, batch: Batch, cfg: Config, step: int, *, views: 
         made["region"] = cams.region_mask(maps.cam_aux, label, **thresholds)
         if views is None:
             crops = cams.sample_local_crops(
-                made["region"], crop_size=cfg.local_crop_size, num_crops=cfg.num_local_crops,
-                candidates=cfg.crop_candidates, content=cfg.crop_content, min_content=cfg.crop_min_content,
-                valid_box=box if cfg.crops_in_valid_box else None, generator=generator,
+                made["region"],
+                crop_size=cfg.local_crop_size,
+                num_crops=cfg.num_local_crops,
+                candidates=cfg.crop_candidates,
+                content=cfg.crop_content,
+                min_content=cfg.crop_min_content,
+                valid_box=box if cfg.crops_in_valid_box else None,
+                generator=generator,
             )
             views = LocalViews(cams.cut_local_views(batch.local_source, crops), crops.flags)
         made["views"] = views
@@ -135,16 +163,26 @@ def compute_losses(model: ToCo, batch: Batch, cfg: Config, step: int, *, views: 
         with torch.no_grad():
             teacher = model.teacher_head(global_tokens)
         student = model.projection_head(torch.cat([global_tokens, local]))
-        terms["ctc"] = ctc_loss(student, teacher, views.flags, temperature=cfg.ctc_temperature,
-                                negative_only_term=cfg.ctc_negative_only_term)
+        terms["ctc"] = ctc_loss(
+            student,
+            teacher,
+            views.flags,
+            temperature=cfg.ctc_temperature,
+            negative_only_term=cfg.ctc_negative_only_term,
+        )
 
     if segment:
         pixels = denormalise(batch.image, model.mean, model.std)
         source = maps.cam_aux if step < cfg.aux_label_steps else maps.cam
         if cfg.refine:
             made["pseudo_label"] = refine_cam(
-                pixels.clamp(0, 255).byte().float() / 255, cams.mask_by_label(source, label), label, box,
-                low_threshold=cfg.low_threshold, high_threshold=cfg.high_threshold, dilations=cfg.par_dilations,
+                pixels.clamp(0, 255).byte().float() / 255,
+                cams.mask_by_label(source, label),
+                label,
+                box,
+                low_threshold=cfg.low_threshold,
+                high_threshold=cfg.high_threshold,
+                dilations=cfg.par_dilations,
                 num_iter=cfg.par_iterations,
             )
         else:
@@ -153,8 +191,16 @@ def compute_losses(model: ToCo, batch: Batch, cfg: Config, step: int, *, views: 
         if weights["seg"] > 0:
             terms["seg"] = seg_loss(logits, made["pseudo_label"])
         if weights["reg"] > 0:
-            terms["reg"] = reg_loss(logits, pixels, made["pseudo_label"], box, weight=cfg.reg_scale_factor,
-                                    sigma_rgb=cfg.reg_sigma_rgb, sigma_xy=cfg.reg_sigma_xy, gate=cfg.reg_gate)
+            terms["reg"] = reg_loss(
+                logits,
+                pixels,
+                made["pseudo_label"],
+                box,
+                weight=cfg.reg_scale_factor,
+                sigma_rgb=cfg.reg_sigma_rgb,
+                sigma_xy=cfg.reg_sigma_xy,
+                gate=cfg.reg_gate,
+            )
 
     total = sum(weights[name] * terms[name] for name in weights)
     losses = LossTerms(**terms, total=total, positive_cosine=cosines[0], negative_cosine=cosines[1])
@@ -165,7 +211,9 @@ def compute_losses(model: ToCo, batch: Batch, cfg: Config, step: int, *, views: 
 
 
 def build_optimizer(model: ToCo, cfg: Config) -> torch.optim.AdamW:
-    """AdamW with weight decay on everything and four groups: encoder, its norms, classifiers and head, decoder (x10)."""
+    """AdamW with weight decay on everything and four groups: encoder, its norms, classifiers and head, decoder
+    (x10).
+    """
     norms = {id(p) for m in model.encoder.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
     heads = [*model.projection_head.parameters(), *model.classifier.parameters(), *model.aux_classifier.parameters()]
     encoder = [p for p in model.encoder.parameters() if p.requires_grad]
@@ -177,14 +225,18 @@ def build_optimizer(model: ToCo, cfg: Config) -> torch.optim.AdamW:
     ]
     return torch.optim.AdamW(
         [{"name": name, "params": params, "lr_factor": factor} for name, params, factor in groups],
-        lr=cfg.learning_rate, betas=cfg.betas, weight_decay=cfg.weight_decay, fused=True,
+        lr=cfg.learning_rate,
+        betas=cfg.betas,
+        weight_decay=cfg.weight_decay,
+        fused=True,
     )
 
 
 def learning_rate(cfg: Config, step: int) -> float:
     """Learning rate of the encoder at a 0-based step k, set before the update.
 
-    1) k < W: linear from warmup_ratio * peak. 2) then polynomial: `continuous` decays over T - W steps from the peak; `drop`
+    1) k < W: linear from warmup_ratio * peak. 2) then polynomial: `continuous` decays over T - W steps from the peak;
+    `drop`
     (released) over T steps from step 0, so that the rate falls by a step where warm-up ends. 3) k >= T: the last value.
     """
     step = min(step, cfg.steps - 1)
@@ -200,12 +252,19 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, cfg: Config, step: int) 
         group["lr"] = learning_rate(cfg, step) * group["lr_factor"]
 
 
-def train_step(model: ToCo, optimizer: torch.optim.Optimizer, batch: Batch, cfg: Config, step: int, *,
-               views: LocalViews | None = None) -> StepOutput:
+def train_step(
+    model: ToCo,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    cfg: Config,
+    step: int,
+    *,
+    views: LocalViews | None = None,
+) -> StepOutput:
     """One optimiser step; the batch is split into `cfg.accumulate` micro-batches whose gradients are averaged.
 
-    The teacher moves first, as in the released code. Means over a batch (PTC's pairs, segmentation pixels) are then means
-    over micro-batches.
+    The teacher moves first, as in the released code. Means over a batch (PTC's pairs, segmentation pixels) are then
+    means over micro-batches.
 
     Returns:
         The last micro-batch's `StepOutput`, its terms replaced by the averages over micro-batches.
@@ -217,12 +276,18 @@ def train_step(model: ToCo, optimizer: torch.optim.Optimizer, batch: Batch, cfg:
     outputs = []
     for part in range(cfg.accumulate):
         generator = torch.Generator().manual_seed(hash((cfg.seed, step, part)) % 2**63)
-        output = compute_losses(model, batch[part * size : (part + 1) * size], cfg, step, views=views, generator=generator)
+        output = compute_losses(
+            model, batch[part * size : (part + 1) * size], cfg, step, views=views, generator=generator
+        )
         (output.terms.total / cfg.accumulate).backward()
         outputs.append(output)
     optimizer.step()
-    means = {f.name: torch.stack([getattr(o.terms, f.name).detach() for o in outputs]).mean() for f in fields(LossTerms)}
-    return StepOutput(**{f.name: getattr(outputs[-1], f.name) for f in fields(StepOutput)} | {"terms": LossTerms(**means)})
+    means = {
+        f.name: torch.stack([getattr(o.terms, f.name).detach() for o in outputs]).mean() for f in fields(LossTerms)
+    }
+    return StepOutput(
+        **{f.name: getattr(outputs[-1], f.name) for f in fields(StepOutput)} | {"terms": LossTerms(**means)}
+    )
 
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
@@ -233,8 +298,9 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
 
 
-def fit(cfg: Config, run: RunDir, *, validate: Callable[[ToCo, int], dict[str, float]] | None = None,
-        progress: bool = True) -> ToCo:
+def fit(
+    cfg: Config, run: RunDir, *, validate: Callable[[ToCo, int], dict[str, float]] | None = None, progress: bool = True
+) -> ToCo:
     """Train, or continue a run from its last checkpoint; a finished run is loaded and returned as it is.
 
     Killed at any moment and called again it ends with the same numbers (bit-equal on a CPU): batches, augmentation and
@@ -282,8 +348,14 @@ def fit(cfg: Config, run: RunDir, *, validate: Callable[[ToCo, int], dict[str, f
 def _loop(model, optimizer, cfg, run, start, spent, device, validate, progress) -> None:
     """Steps `start` to the end. Losses stay on the device between log rows: no step waits for them."""
     began, window = time.perf_counter(), []
-    bar = tqdm(train_loader(cfg, model.mean, model.std, start_step=start), initial=start, total=cfg.steps, unit="step",
-               desc=run.name, disable=not progress)
+    bar = tqdm(
+        train_loader(cfg, model.mean, model.std, start_step=start),
+        initial=start,
+        total=cfg.steps,
+        unit="step",
+        desc=run.name,
+        disable=not progress,
+    )
     for step, batch in enumerate(bar, start):
         output = train_step(model, optimizer, batch.to(device), cfg, step)
         window.append(torch.stack([value.double() for value in vars(output.terms).values()]))
@@ -301,8 +373,11 @@ def _loop(model, optimizer, cfg, run, start, spent, device, validate, progress) 
                 model.train()
                 row |= {f"val_{name}": value for name, value in scores.items()}
             run.append_metrics(row)
-            bar.set_postfix(loss=f"{means['total_loss']:.3f}", ptc_pos=f"{means['positive_cosine']:.2f}",
-                            ptc_neg=f"{means['negative_cosine']:.2f}")
+            bar.set_postfix(
+                loss=f"{means['total_loss']:.3f}",
+                ptc_pos=f"{means['positive_cosine']:.2f}",
+                ptc_neg=f"{means['negative_cosine']:.2f}",
+            )
         if save:
             save_checkpoint(run.checkpoint_path(done), model, optimizer, done, cfg)
             for old in run.checkpoints()[:-KEPT_CHECKPOINTS]:
@@ -326,8 +401,10 @@ def _checked_means(window: Tensor, first_step: int, run: RunDir) -> dict[str, fl
         saved = run.checkpoints()
         good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
         raise TrainingError(
-            f"loss {', '.join(terms)} is not finite at step {first_step + row}; {good}. Training from it again will meet the "
-            f"same step: lower learning_rate, look at the images of that step, or set the weight of the term to 0"
+            f"loss {', '.join(terms)} is not finite at step {first_step + row}; {good}. Training from it again meets "
+            f"the same step: lower learning_rate, look at the images of that step, or set the weight of the term to 0"
         )
-    return {f"{name}_loss" if i < num_losses else name: value
-            for i, (name, value) in enumerate(zip(names, window.nanmean(0).tolist(), strict=True))}
+    return {
+        f"{name}_loss" if i < num_losses else name: value
+        for i, (name, value) in enumerate(zip(names, window.nanmean(0).tolist(), strict=True))
+    }

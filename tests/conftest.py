@@ -1,12 +1,14 @@
 """Fixtures that several test files share. No test uses the network."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import pytest
 import torch
+from folders import SAMPLES, make_voc
 
 from toco_lab.config import Config
 from toco_lab.evaluate import evaluate_run
@@ -33,3 +35,15 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     evaluate_run(run, progress=False)
     smoothing_of_run(run, 4, progress=False)
     return run
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Config:
+    """The VOC folder of `folders.make_voc`, made anew for each test."""
+    return make_voc(tmp_path)
+
+
+@pytest.fixture
+def voc_sample() -> Config:
+    """The real VOC samples; for tests marked `needs_samples`."""
+    return Config.preset("voc_vit_b").replace(data_root=str(SAMPLES / "voc_sample"), num_workers=0)

@@ -1,10 +1,8 @@
 """The whole way on real photographs: VOC samples that lie beside the project (skipped where they do not)."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
+from folders import SAMPLES, needs_samples
 
 from toco_lab.cam import multi_scale_cam
 from toco_lab.config import Config
@@ -15,12 +13,7 @@ from toco_lab.runs import RunDir
 from toco_lab.smoothing import smoothing_of_run
 from toco_lab.train import build_optimizer, fit, train_step
 
-SAMPLES = Path(os.environ.get("TOCO_LAB_SAMPLES", Path(__file__).parents[2] / "shared" / "data"))
-pytestmark = [
-    pytest.mark.data,
-    pytest.mark.slow,
-    pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"no real sample images: {SAMPLES} is not there"),
-]
+pytestmark = [pytest.mark.data, pytest.mark.slow, needs_samples]
 
 
 def small(**changes) -> Config:

@@ -55,9 +55,9 @@ class Recipe:
     aux_layer: int = -3
     mask_share: float = 0.3
     mix_share: float = 0.6
-    token_weight: float = 0.5
+    token_weight: float = 1.0
     pooled_weight: float = 1.0
-    pixels_weight: float = 0.5
+    pixels_weight: float = 0.2
 
 
 @dataclass(frozen=True)

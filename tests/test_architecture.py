@@ -17,7 +17,7 @@ ORDER = [
     "report", "__main__",
 ]  # fmt: skip
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
-NOTEBOOK_WORLD = "jupyter jupyterlab nbformat plotly ipywidgets anywidget papermill tyro IPython".split()
+NOTEBOOK_WORLD = "jupyter jupyterlab nbformat plotly ipywidgets anywidget papermill tyro IPython matplotlib".split()
 
 
 def imported(name: str, *, top_level: bool = False) -> set[str]:
@@ -119,7 +119,7 @@ def test_documents_name_commands_that_exist() -> None:
     from toco_lab.__main__ import COMMANDS
 
     targets = set(re.findall(r"(?m)^([\w-]+):", (ROOT / "Makefile").read_text()))
-    assert {"demo", "test", "check", "lab", "notebooks", "strip", "bench", "clean"} <= targets
+    assert {"demo", "test", "check", "lab", "notebooks", "strip", "table", "clean"} <= targets
     documents = [*ROOT.glob("*.md"), *(ROOT / "data").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
     for path in documents:
         text = path.read_text()

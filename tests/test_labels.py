@@ -14,9 +14,6 @@ from toco_lab.config import Config
 from toco_lab.labels import DataError
 from toco_lab.readers import open_dataset
 
-GOLDENS = Path(__file__).parents[2] / "shared" / "goldens"
-
-
 # --- names and palette ------------------------------------------------------------------------------------------------
 
 
@@ -24,11 +21,6 @@ def test_palette_numbers():
     assert labels.PALETTE[[0, 1, 2, 8, 15, 20, 255]].tolist() == [
         [0, 0, 0], [128, 0, 0], [0, 128, 0], [64, 0, 0], [192, 128, 128], [0, 64, 128], [224, 224, 192],
     ]  # fmt: skip
-
-
-@pytest.mark.skipif(not GOLDENS.is_dir(), reason=f"no golden arrays: {GOLDENS} is not there")
-def test_palette_is_the_golden_one():
-    assert np.array_equal(labels.PALETTE, np.load(GOLDENS / "colormap.npz")["cmap"])
 
 
 def test_class_names_follow_the_config(voc):

@@ -1,5 +1,6 @@
 """The report: read back as HTML, from complete, broken and hostile run folders, and once in a real browser."""
 
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -237,6 +238,9 @@ def test_train_command():
     assert train_command(Config()).startswith("python -m toco_lab train voc_deit_b")
 
 
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
 # --- browser ----------------------------------------------------------------------------------------------------------
 
 
@@ -245,9 +249,10 @@ def test_train_command():
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_report_draws_in_a_browser_without_a_network(page, runs, scheme):
     sync = pytest.importorskip("playwright.sync_api")
-    browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    browser_path = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser_path is None:
-        pytest.skip("no chromium on this machine")
+        assert "CI" not in os.environ, "CI must have a browser: .ci/run installs Debian's chromium"
+        pytest.skip(f"no browser on this machine; any of {', '.join(BROWSERS)} will do (Debian: apt install chromium)")
     with sync.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
         context = browser.new_context(offline=True, color_scheme=scheme)

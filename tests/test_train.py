@@ -65,25 +65,15 @@ def test_terms_of_weight_zero_are_not_computed():
 
 
 def test_one_encoder_pass_per_view():
-    cfg, images = CFG.replace(seg_start_step=0), []
+    cfg, images = CFG.replace(seg_start_step=0, cam_scales=(1.0, 0.5, 1.5)), []
     model = fresh(cfg)
     encode = model.encode
     model.encode = lambda image: images.append(len(image) * image.shape[-1] ** 2) or encode(image)
     compute_losses(model, first_batch(cfg), cfg, 1, generator=torch.Generator().manual_seed(0))
-    batch, size = cfg.batch_size, cfg.crop_size**2
-    main, flip, half, large, second = 1, 1, 2 * 0.5**2, 2 * 1.5**2, 1
-    local = cfg.num_local_crops * cfg.local_crop_size**2 / size
-    assert sum(images) == pytest.approx(batch * size * (main + flip + half + large + second + local))
-
-
-def test_the_pseudo_label_changes_its_source():
-    cfg = CFG.replace(seg_start_step=0, aux_label_steps=2, refine=False)
-    model, batch = fresh(cfg), first_batch(cfg)
-    labels = [compute_losses(model, batch, cfg, step, generator=torch.Generator().manual_seed(0)) for step in (1, 2)]
-    for output, source in zip(labels, ("cam_aux", "cam"), strict=True):
-        expected = train.cams.confident_label(getattr(output.cams, source), batch.image_label, low=cfg.low_threshold,
-                                              high=cfg.high_threshold, valid_box=batch.valid_box)  # fmt: skip
-        assert torch.equal(output.pseudo_label, expected)
+    # the main view once (its flip for the CAM beside it), each other scale and its flip, the second view, the local crops
+    pixels = cfg.crop_size**2 * (1 + 1 + sum(2 * scale**2 for scale in cfg.cam_scales[1:]))
+    pixels += cfg.view2_size**2 + cfg.num_local_crops * cfg.local_crop_size**2
+    assert sum(images) == cfg.batch_size * pixels
 
 
 @pytest.mark.parametrize("schedule", ["continuous", "drop"])

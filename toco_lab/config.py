@@ -249,9 +249,7 @@ def field_help() -> dict[str, str]:
 
 
 def config_differences(configs: dict[str, Config]) -> dict[str, dict[str, Any]]:
-    """Fields in which the named configs differ: field -> {name: value}. Labels and seeds count, `preset_name` does
-    not.
-    """
+    """Fields in which the named configs differ: field -> {name: value}. Seeds count, `preset_name` does not."""
     table = {}
     for field in dataclasses.fields(Config):
         values = {name: getattr(cfg, field.name) for name, cfg in configs.items()}

@@ -22,6 +22,7 @@ from toco_lab.runs import RunDir
 from toco_lab.transforms import denormalise
 
 KEPT_CHECKPOINTS = 2
+LOSSES = ("cls", "cls_aux", "ptc", "ctc", "seg", "reg")
 VALIDATED = ("cam", "cam_aux", "seg")  # mIoU columns that validation adds to metrics.csv
 
 
@@ -50,9 +51,7 @@ class LossTerms:
 
 @dataclass(frozen=True)
 class LocalViews:
-    """The local views of a batch: image (n*B, 3, c, c) view-major, flags (B, 2 + n), 1 = positive, global views
-    first.
-    """
+    """Local views: image (n*B, 3, c, c) view-major; flags (B, 2 + n), 1 = positive, the two global views first."""
 
     image: Tensor
     flags: Tensor
@@ -115,105 +114,102 @@ def compute_losses(
         generator: For the positions of the local crops.
     """
     weights = loss_weights(cfg, step)
-    label, box = batch.image_label, batch.valid_box
-    contrast, segment = weights["ptc"] > 0 or weights["ctc"] > 0, weights["seg"] > 0 or weights["reg"] > 0
+    segment, contrast = weights["seg"] > 0 or weights["reg"] > 0, weights["ptc"] > 0 or weights["ctc"] > 0
     output = model(batch.image, segment=segment)
     zero = output.logits.new_zeros(())
-    terms = dict.fromkeys(("ptc", "ctc", "seg", "reg"), zero) | {
-        "cls": classification_loss(output.logits, label),
-        "cls_aux": classification_loss(output.aux_logits, label),
+    terms = dict.fromkeys(LOSSES, zero) | {
+        "cls": classification_loss(output.logits, batch.image_label),
+        "cls_aux": classification_loss(output.aux_logits, batch.image_label),
     }
     maps, made, cosines = None, {}, (zero * torch.nan, zero * torch.nan)
     if contrast or segment:
         maps = multi_scale_cam(model, batch.image, cfg.cam_scales, plain=output.features.detach())
-    thresholds = {"low": cfg.low_threshold, "high": cfg.high_threshold}
 
     if weights["ptc"] > 0:
         tokens = output.features.patch_tokens
         made["token_label"] = cams.token_labels(
-            maps.cam_aux,
-            label,
-            tokens.shape[-2:],
-            box,
-            patch_size=model.patch_size,
-            box_units=cfg.ptc_box_units,
-            **thresholds,
-        )
+            maps.cam_aux, batch.image_label, tokens.shape[-2:], batch.valid_box, low=cfg.low_threshold,
+            high=cfg.high_threshold, patch_size=model.patch_size, box_units=cfg.ptc_box_units,
+        )  # fmt: skip
         pairs = ptc_terms(tokens, affinity_mask(made["token_label"]), similarity=cfg.ptc_similarity)
         terms["ptc"], cosines = pairs.loss, (pairs.positive_cosine, pairs.negative_cosine)
 
     if weights["ctc"] > 0:
-        made["region"] = cams.region_mask(maps.cam_aux, label, **thresholds)
-        if views is None:
-            crops = cams.sample_local_crops(
-                made["region"],
-                crop_size=cfg.local_crop_size,
-                num_crops=cfg.num_local_crops,
-                candidates=cfg.crop_candidates,
-                content=cfg.crop_content,
-                min_content=cfg.crop_min_content,
-                valid_box=box if cfg.crops_in_valid_box else None,
-                generator=generator,
-            )
-            views = LocalViews(cams.cut_local_views(batch.local_source, crops), crops.flags)
-        made["views"] = views
-        second = model.encode(batch.view2).class_token
-        local = model.encode(views.image).class_token
-        global_tokens = torch.cat([output.features.class_token, second])
-        with torch.no_grad():
-            teacher = model.teacher_head(global_tokens)
-        student = model.projection_head(torch.cat([global_tokens, local]))
-        terms["ctc"] = ctc_loss(
-            student,
-            teacher,
-            views.flags,
-            temperature=cfg.ctc_temperature,
-            negative_only_term=cfg.ctc_negative_only_term,
+        made["region"] = cams.region_mask(
+            maps.cam_aux, batch.image_label, low=cfg.low_threshold, high=cfg.high_threshold
         )
+        made["views"] = views or local_views(batch, made["region"], cfg, generator)
+        terms["ctc"] = class_token_contrast(model, output.features.class_token, batch.view2, made["views"], cfg)
 
     if segment:
         pixels = denormalise(batch.image, model.mean, model.std)
-        source = maps.cam_aux if step < cfg.aux_label_steps else maps.cam
-        if cfg.refine:
-            made["pseudo_label"] = refine_cam(
-                pixels.clamp(0, 255).byte().float() / 255,
-                cams.mask_by_label(source, label),
-                label,
-                box,
-                low_threshold=cfg.low_threshold,
-                high_threshold=cfg.high_threshold,
-                dilations=cfg.par_dilations,
-                num_iter=cfg.par_iterations,
-            )
-        else:
-            made["pseudo_label"] = cams.confident_label(source, label, valid_box=box, **thresholds)
+        label = made["pseudo_label"] = pseudo_label(maps, pixels, batch, cfg, step)
         logits = F.interpolate(output.seg_logits, pixels.shape[-2:], mode="bilinear", align_corners=False)
         if weights["seg"] > 0:
-            terms["seg"] = seg_loss(logits, made["pseudo_label"])
+            terms["seg"] = seg_loss(logits, label)
         if weights["reg"] > 0:
             terms["reg"] = reg_loss(
-                logits,
-                pixels,
-                made["pseudo_label"],
-                box,
-                weight=cfg.reg_scale_factor,
-                sigma_rgb=cfg.reg_sigma_rgb,
-                sigma_xy=cfg.reg_sigma_xy,
-                gate=cfg.reg_gate,
-            )
+                logits, pixels, label, batch.valid_box, weight=cfg.reg_scale_factor, sigma_rgb=cfg.reg_sigma_rgb,
+                sigma_xy=cfg.reg_sigma_xy, gate=cfg.reg_gate,
+            )  # fmt: skip
 
-    total = sum(weights[name] * terms[name] for name in weights)
+    total = sum(weights[name] * terms[name] for name in LOSSES)
     losses = LossTerms(**terms, total=total, positive_cosine=cosines[0], negative_cosine=cosines[1])
     return StepOutput(losses, maps, **made)
+
+
+def local_views(batch: Batch, region: Tensor, cfg: Config, generator: torch.Generator | None = None) -> LocalViews:
+    """Cut the local views of a batch around uncertain positions of its region mask (B, H, W)."""
+    crops = cams.sample_local_crops(
+        region, crop_size=cfg.local_crop_size, num_crops=cfg.num_local_crops, candidates=cfg.crop_candidates,
+        content=cfg.crop_content, min_content=cfg.crop_min_content, generator=generator,
+        valid_box=batch.valid_box if cfg.crops_in_valid_box else None,
+    )  # fmt: skip
+    return LocalViews(cams.cut_local_views(batch.local_source, crops), crops.flags)
+
+
+def class_token_contrast(model: ToCo, class_token: Tensor, view2: Tensor, views: LocalViews, cfg: Config) -> Tensor:
+    """CTC of a batch: the teacher's two global views against the student's two global and n local views.
+
+    Both heads read the same encoder: the teacher's tokens are the student's, and view 1 (`class_token`, (B, D), of
+    the training image) is not encoded again.
+    """
+    global_tokens = torch.cat([class_token, model.encode(view2).class_token])
+    with torch.no_grad():
+        teacher = model.teacher_head(global_tokens)
+    student = model.projection_head(torch.cat([global_tokens, model.encode(views.image).class_token]))
+    return ctc_loss(
+        student, teacher, views.flags, temperature=cfg.ctc_temperature, negative_only_term=cfg.ctc_negative_only_term
+    )
+
+
+def pseudo_label(maps: Cams, pixels: Tensor, batch: Batch, cfg: Config, step: int) -> Tensor:
+    """The label of the segmentation loss, (B, H, W), 255 where unsure (method: training step, 5).
+
+    Args:
+        maps: Multi-scale CAMs; the auxiliary one counts before `cfg.aux_label_steps`, then the final one.
+        pixels: Denormalised images, (B, 3, H, W) in 0..255; PAR sees them cut to whole grey levels, as released.
+        batch: For image labels and valid boxes.
+        cfg: Thresholds and the settings of PAR; without `cfg.refine` the thresholds alone decide.
+        step: 0-based.
+    """
+    cam = maps.cam_aux if step < cfg.aux_label_steps else maps.cam
+    if not cfg.refine:
+        return cams.confident_label(
+            cam, batch.image_label, low=cfg.low_threshold, high=cfg.high_threshold, valid_box=batch.valid_box
+        )
+    return refine_cam(
+        pixels.clamp(0, 255).byte().float() / 255, cams.mask_by_label(cam, batch.image_label), batch.image_label,
+        batch.valid_box, low_threshold=cfg.low_threshold, high_threshold=cfg.high_threshold,
+        dilations=cfg.par_dilations, num_iter=cfg.par_iterations,
+    )  # fmt: skip
 
 
 # --- optimiser and schedule -------------------------------------------------------------------------------------------
 
 
 def build_optimizer(model: ToCo, cfg: Config) -> torch.optim.AdamW:
-    """AdamW with weight decay on everything and four groups: encoder, its norms, classifiers and head, decoder
-    (x10).
-    """
+    """AdamW, weight decay on everything, four groups: encoder, its norms, classifiers and head (x10), decoder (x10)."""
     norms = {id(p) for m in model.encoder.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
     heads = [*model.projection_head.parameters(), *model.classifier.parameters(), *model.aux_classifier.parameters()]
     encoder = [p for p in model.encoder.parameters() if p.requires_grad]

@@ -70,7 +70,7 @@ def test_one_encoder_pass_per_view():
     encode = model.encode
     model.encode = lambda image: images.append(len(image) * image.shape[-1] ** 2) or encode(image)
     compute_losses(model, first_batch(cfg), cfg, 1, generator=torch.Generator().manual_seed(0))
-    # the main view once (its flip for the CAM beside it), each other scale and its flip, the second view, the local crops
+    # main view once, its flip for the CAM, each other scale and its flip, second view, local crops
     pixels = cfg.crop_size**2 * (1 + 1 + sum(2 * scale**2 for scale in cfg.cam_scales[1:]))
     pixels += cfg.view2_size**2 + cfg.num_local_crops * cfg.local_crop_size**2
     assert sum(images) == cfg.batch_size * pixels

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from toco_lab.config import Config
 from toco_lab.evaluate import evaluate_run
-from toco_lab.runs import RunDir, atomic_write
+from toco_lab.runs import RunDir, atomic_write, environment
 from toco_lab.smoothing import smoothing_of_run
 from toco_lab.train import fit
 
@@ -53,7 +53,7 @@ def finish(row: str, seed: int, preset: str, root: Path, images: int) -> dict[st
     table = run.read_table("evaluation")
     means = table[table["class"] == "mIoU"].set_index("target")["iou"]
     scores = {SCORES[target]: 100 * means[target] for target in SCORES}
-    about = {"row": row, "seed": seed, "run": run.name, "seconds": run.status()["seconds"]}
+    about = {"row": row, "seed": seed, "seconds": run.status()["seconds"]}
     return about | scores | similarities(run.read_table("similarity"))
 
 
@@ -89,7 +89,7 @@ def findings(frame: pd.DataFrame) -> list[str]:
             verdict(
                 holds,
                 f"(c) {ptc} against {plain}: similarity of the last block lower in {fewer} of {len(gain)} "
-                f"seeds; final CAM {gain.mean():+.1f} points, standard error of the difference {error:.1f}",
+                f"seeds; final CAM {gain.mean():+.1f} points, standard error of the paired difference {error:.1f}",
             )
         )
     for score in (final, SCORES["seg"]):
@@ -100,8 +100,8 @@ def findings(frame: pd.DataFrame) -> list[str]:
         lines.append(
             verdict(
                 lead > error,
-                f"(d) full ToCo in {score}: {lead:+.1f} points against the best other row ({second}), "
-                f"standard error of the difference {error:.1f}",
+                f"(d) full ToCo in {score}: {lead:+.1f} points against the best other row of the ladder ({second}), "
+                f"standard error of the paired difference {error:.1f}",
             )
         )
     return lines
@@ -121,12 +121,17 @@ def markdown(frame: pd.DataFrame, preset: str) -> str:
     """Mean and standard error per row, with the protocol above and the findings below."""
     cfg, columns = Config.preset(preset), [*SCORES.values(), *SIMILARITIES.values()]
     seeds = frame["seed"].nunique()
+    made = environment()
     lines = [
-        f"Toy world, preset `{preset}` ({cfg.steps} steps of {cfg.batch_size}), {seeds} seeds, mean ± standard error.",
+        f"Toy world, preset `{preset}` ({cfg.steps} steps of {cfg.batch_size}), {seeds} seeds, mean ± standard error; "
+        f"{frame['seconds'].mean():.0f} s of training a run on one thread ({made['device']}, torch "
+        f"{made['packages']['torch']}).",
         f"mIoU in points over {cfg.val_images} validation scenes: CAM scales {cfg.cam_scales} with flip, background",
         f"threshold {cfg.background_threshold}, CAMs masked by the true image labels, no CRF. Similarities: metric 1a",
         "(mean |cos|, off-diagonal) of the raw residual stream after a block; pairs by the true mask, after the last",
-        f"block. Weights: PTC {cfg.w_ptc}, CTC {cfg.w_ctc}, seg {cfg.w_seg}, reg {cfg.w_reg}.",
+        f"block. Weights: PTC {cfg.w_ptc}, CTC {cfg.w_ctc}, seg {cfg.w_seg}, reg {cfg.w_reg}; thresholds",
+        f"{cfg.low_threshold} and {cfg.high_threshold}; a local crop needs {cfg.crop_min_content:.0%} of content. The",
+        "pseudo label of the segmentation loss comes from the auxiliary CAM, as in the first stage of the COCO preset.",
         "",
         "| | " + " | ".join(columns) + " |",
         "|---|" + "---|" * len(columns),

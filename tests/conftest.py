@@ -47,3 +47,13 @@ def voc(tmp_path: Path) -> Config:
 def voc_sample() -> Config:
     """The real VOC samples; for tests marked `needs_samples`."""
     return Config.preset("voc_vit_b").replace(data_root=str(SAMPLES / "voc_sample"), num_workers=0)
+
+
+@pytest.fixture(scope="session")
+def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `python -m toco_lab demo` makes with the smoke preset: two runs, six executed notebooks, the report."""
+    from toco_lab.__main__ import main
+
+    root = tmp_path_factory.mktemp("results")
+    assert main(["demo", "--preset", "smoke", "--root", str(root)]) == 0
+    return root / "demo"

@@ -103,29 +103,30 @@ def test_crops_are_centred_on_uncertain_pixels():
     assert (crops.positive == 1).all()  # at least 9 of 64 pixels ... see the next test for the limit
 
 
-def test_content_counts_foreground_once_or_twice():
-    region = region_with(foreground=[(slice(0, 32), slice(0, 4))])  # crop columns 0..7 hold 4/8 foreground
-    crops = LocalCrops(torch.tensor([[0]]), torch.tensor([[0]]), torch.zeros(1, 1), 8)
-    for content, minimum, flag in [("area", 0.49, 1.0), ("area", 0.5, 0.0), ("double_foreground", 0.99, 1.0)]:
-        where = cams.sample_local_crops(
-            region, crop_size=8, num_crops=400, candidates="not_foreground", content=content, min_content=minimum
-        )
-        at_left_edge = where.left[0] == crops.left[0, 0]
-        if at_left_edge.any():
-            assert (where.positive[0, at_left_edge] == flag).all()
-    # the crop that starts at column 0 has its centre in column 4, which is background: it is drawn
-    assert (where.left == 0).any()
+@pytest.mark.parametrize("content, minimum, flag", [
+    ("area", 0.49, 1.0), ("area", 0.5, 0.0), ("double_foreground", 0.98, 1.0), ("double_foreground", 0.985, 0.0),
+])  # fmt: skip
+def test_content_counts_foreground_once_or_twice(content, minimum, flag):
+    region = region_with(uncertain=[(slice(16, 17), slice(20, 21))])  # one candidate: the crop's place is known
+    region[0, 12:20, 16:20] = cams.FOREGROUND  # the left half of that crop, 12..19 x 16..23
+    region[0, 16, 20] = cams.UNCERTAIN
+    region[0, 12, 16] = cams.BACKGROUND  # in exchange: 32 of 64 pixels, 31 of them foreground
+    crops = cams.sample_local_crops(
+        region, crop_size=8, num_crops=1, candidates="uncertain", content=content, min_content=minimum
+    )
+    assert (crops.top.item(), crops.left.item()) == (12, 16)
+    assert crops.positive.item() == flag
 
 
 def test_crops_stay_inside_the_valid_box_when_sound():
     region = torch.full((2, 32, 40), cams.UNCERTAIN)
-    box = torch.tensor([[4, 20, 10, 30], [0, 6, 0, 40]])  # the second is lower than a crop: anywhere
+    box = torch.tensor([[4, 20, 10, 30], [0, 6, 0, 40]])  # the second is lower than a crop
     crops = cams.sample_local_crops(
         region, crop_size=8, num_crops=50, valid_box=box, generator=torch.Generator().manual_seed(0)
     )
     assert crops.top[0].min() >= 4 and crops.top[0].max() + 8 <= 20
     assert crops.left[0].min() >= 10 and crops.left[0].max() + 8 <= 30
-    assert crops.top[1].max() > 10
+    assert (crops.top[1] == 0).all() and crops.left[1].max() > 10  # too low for a crop: around it, and free along it
     free = cams.sample_local_crops(region, crop_size=8, num_crops=50, generator=torch.Generator().manual_seed(0))
     assert free.top[0].min() < 4
 

@@ -5,9 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from toco_lab.__main__ import RunOptions, _config, _parse_parameter, _train_options, main
+from toco_lab.checkpoints import export_released, load_run_model
 from toco_lab.config import PRESETS, Config, field_help
+from toco_lab.model import ToCo
 from toco_lab.runs import RunDir
 
 
@@ -57,7 +60,7 @@ def test_a_misspelt_option_is_refused_with_a_suggestion(capsys: pytest.CaptureFi
         (["train", "smoke", "--high-threshold", "0.1"], "low_threshold < high_threshold"),
         (["train", "voc_vit_b", "--data-root", "nowhere", "--dry-run"], "nowhere"),
         (["evaluate", "no/such/run"], "no config.json"),
-        (["data", "check", "voc_vit_b", "--data-root", "nowhere"], "1 problems"),
+        (["data", "check", "voc_vit_b", "--data-root", "nowhere"], "2 problems"),
         (["run", "notebooks/00_start_here.ipynb", "--parameters", "preset"], "name=value"),
     ],
 )
@@ -98,13 +101,23 @@ def test_parameters_are_literals_or_text() -> None:
     assert _parse_parameter("run_dir=a=b") == ("run_dir", "a=b")
 
 
+def test_a_released_checkpoint_becomes_a_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    model = ToCo(Config.preset("smoke"))
+    state = {f"module.{name}": value for name, value in export_released(model).items()}
+    torch.save(state | {"module.encoder.head.weight": torch.zeros(2, 24)}, tmp_path / "theirs.pth")
+    command = ["import_released", "smoke", str(tmp_path / "theirs.pth"), "--root", str(tmp_path)]
+    assert main(command) == 0
+    assert "missing: none; unexpected: encoder.head.weight" in capsys.readouterr().out
+    loaded, cfg = load_run_model(RunDir(tmp_path / "released-theirs"))
+    assert torch.equal(loaded.decoder.conv2.weight, model.decoder.conv2.weight) and cfg.late_segmentation
+    assert main(["evaluate", str(tmp_path / "released-theirs")]) == 0
+
+
 @pytest.mark.slow
-def test_demo_skips_what_is_finished(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["demo", "--preset", "smoke", "--root", str(tmp_path)]) == 0
-    report = tmp_path / "demo" / "report.html"
-    assert capsys.readouterr().out.splitlines()[-1] == str(report)
-    records = sorted((tmp_path / "demo").glob("*/notebooks/*.json"))
+def test_demo_skips_what_is_finished(demo_folder: Path, capsys: pytest.CaptureFixture) -> None:
+    records = sorted(demo_folder.glob("*/notebooks/*.json"))
     assert len(records) == 6 and all(json.loads(path.read_text())["state"] == "done" for path in records)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").glob("*/*/*")}
-    assert main(["demo", "--preset", "smoke", "--root", str(tmp_path)]) == 0
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "demo").glob("*/*/*")} == before
+    before = {path: path.stat().st_mtime_ns for path in demo_folder.glob("*/*/*")}
+    assert main(["demo", "--preset", "smoke", "--root", str(demo_folder.parent)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == str(demo_folder / "report.html")
+    assert {path: path.stat().st_mtime_ns for path in demo_folder.glob("*/*/*")} == before

@@ -36,6 +36,10 @@ def test_presets_carry_the_published_numbers():
     ({"low_threshold": 0.9}, ["0.9", "0.7"]),
     ({"cam_scales": [0.5, 1.0]}, ["cam_scales", "begin with 1.0"]),
     ({"blur_probability": [0.5]}, ["blur_probability needs 3 numbers"]),
+    ({"num_local_crops": 0}, ["num_local_crops must be at least 1"]),
+    ({"seed": -1}, ["seed must not be negative"]),
+    ({"ctc_temperature": 0}, ["ctc_temperature must be positive"]),
+    ({"flip_probability": 1.5}, ["flip_probability must lie in [0, 1]"]),
     ({"accumulate": 3}, ["accumulate 3", "batch_size 4"]),
     ({"steps": 0}, ["steps"]),
     ({"local_crop_size": 95}, ["even", "95"]),
@@ -70,9 +74,10 @@ def test_released_switches_every_quirk_on():
     sound = Config.preset("voc_vit_b")
     differing = config_differences({"sound": sound, "released": sound.released()})
     quirks = {f.name for f in dataclasses.fields(Config) if f.metadata["quirk"] is not None}
-    assert set(differing) == quirks | {"seg_start_step"}
+    assert set(differing) == quirks
+    assert sound.released().released() == sound.released()
     assert {"flip_views_independently", "flip_valid_box", "ptc_box_units", "crops_in_valid_box"} <= quirks
-    assert sound.released().seg_start_step == 2001  # `n_iter <= 2000` has weight 0 for 2,001 steps
+    assert sound.released().late_segmentation  # `n_iter <= 2000` has weight 0 for 2,001 steps
 
 
 def test_every_field_is_explained():

@@ -1,5 +1,7 @@
 """Scores against hand counts, the protocol of method.md, and evaluation of a whole run."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -9,14 +11,17 @@ from toco_lab.cam import cam_to_label, multi_scale_cam
 from toco_lab.config import Config
 from toco_lab.data import eval_samples
 from toco_lab.evaluate import (
+    Evaluation,
     confusion_matrix,
     evaluate_model,
+    evaluate_run,
     grouped_by_size,
     iou_scores,
     label_f1,
     multi_scale_segmentation,
 )
 from toco_lab.model import ToCo
+from toco_lab.runs import RunDir
 
 CFG = Config.preset("smoke")
 
@@ -79,6 +84,8 @@ def test_fusion_of_scales_and_flip():
     for fusion, expected in (("voc", voc), ("coco", coco)):
         fused = multi_scale_segmentation(model, image, (1.0, 1.5), fusion=fusion)
         torch.testing.assert_close(fused, expected, atol=1e-6, rtol=1e-5)
+    single = multi_scale_segmentation(model, image, (1.0,), flip=False)
+    torch.testing.assert_close(single, pairs[0][0], atol=1e-6, rtol=1e-5)
 
 
 def test_groups_keep_order_and_never_mix_sizes():
@@ -111,12 +118,8 @@ def test_evaluation_of_a_model_follows_the_protocol_image_by_image():
     assert result.scores["cam"] == pytest.approx(iou_scores(total).miou.item(), abs=2e-3)
     assert set(result.scores) == {"cam", "cam_aux", "cam_refined", "seg", "labels"}
     record = result.protocol["cam"]
-    assert (record["split"], record["images"], record["image_size"], record["scales"]) == (
-        "val",
-        5,
-        "64 x 64",
-        [1.0, 0.5, 1.5],
-    )
+    assert (record["split"], record["images"], record["image_size"]) == ("val", 5, "64 x 64")
+    assert record["scales"] == list(cfg.cam_scales)
     assert record["true_labels_mask_cam"] and not record["crf"] and record["checkpoint"] == "abc"
     assert not result.protocol["seg"]["true_labels_mask_cam"]
     assert len(result.table[result.table["target"] == "cam"]) == 7 + 1
@@ -128,6 +131,17 @@ def test_crf_joins_on_request():
     assert set(result.scores) == {"seg", "seg_crf"} and result.protocol["seg_crf"]["crf"]
     with pytest.raises(ValueError, match="unknown target saeg"):
         evaluate_model(ToCo(cfg), cfg, targets=("saeg",), progress=False)
+
+
+def test_a_second_evaluation_keeps_the_other_scores(smoke_run, tmp_path):
+    shutil.copytree(smoke_run.path, tmp_path / "run")
+    run = RunDir(tmp_path / "run")
+    before = Evaluation(run.read_table("evaluation"), run.read_json("protocol")).scores
+    after = evaluate_run(run, targets=("seg_crf",), progress=False).scores
+    assert after == pytest.approx(before | {"seg_crf": after["seg_crf"]})
+    evaluate_run(run, targets=("seg",), split="train", progress=False)
+    assert Evaluation(run.read_table("evaluation"), run.read_json("protocol")).scores == pytest.approx(after)
+    assert run.read_json("protocol_train")["seg"]["split"] == "train"
 
 
 def test_a_perfect_prediction_scores_one(monkeypatch):

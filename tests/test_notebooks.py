@@ -34,30 +34,32 @@ def test_rules(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_on_smoke(path: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
+def test_the_tour_runs_on_smoke(tmp_path: Path) -> None:
+    path = next(path for path in NOTEBOOKS if path.stem == "00_start_here")
     output = execute_notebook(
-        path, tmp_path / "out" / path.name, {"preset": "smoke", "run_dir": run_dir}, timeout=300, progress=False
+        path, tmp_path / "out.ipynb", {"preset": "smoke", "run_dir": tmp_path / "run"}, timeout=300, progress=False
     )
+    check_executed(output, tmp_path / "run", path.stem)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["baseline", "toco"])
+@pytest.mark.parametrize("name", ["03_train", "04_evaluate", "05_over_smoothing"])
+def test_the_notebooks_of_the_demo_ran_on_smoke(demo_folder: Path, run: str, name: str) -> None:
+    check_executed(demo_folder / run / "notebooks" / f"{name}.ipynb", demo_folder / run, name)
+
+
+@pytest.mark.slow
+def test_two_runs_side_by_side(demo_folder: Path) -> None:
+    figure = (demo_folder / "toco" / "figures" / "similarity_per_layer.json").read_text()
+    assert all(f'"name":"{name}"' in figure for name in ("before training", "baseline", "toco"))
+
+
+def check_executed(output: Path, run_dir: Path, name: str) -> None:
+    """An executed notebook has a record of success, shows a figure, and left its files in the folder of the run."""
     assert read_record(output)["state"] == "done"
     cells = nbformat.read(output, as_version=4).cells
     shown = [kind for cell in cells for out in cell.get("outputs", []) for kind in out.get("data", {})]
     assert {"image/png", "application/vnd.plotly.v1+json"} & set(shown), "no figure in the executed notebook"
-    for name in FILES.get(path.stem, ()):
-        assert (run_dir / name).stat().st_size > 0, name
-
-
-@pytest.mark.slow
-def test_two_runs_side_by_side(smoke_run, tmp_path: Path) -> None:
-    notebook = next(path for path in NOTEBOOKS if path.stem == "05_over_smoothing")
-    parameters = {
-        "preset": "smoke",
-        "overrides": {"w_ptc": 0.0},
-        "run_dir": tmp_path / "other",
-        "num_images": 2,
-        "compare_with": smoke_run.path,
-    }
-    execute_notebook(notebook, tmp_path / "out.ipynb", parameters, timeout=300, progress=False)
-    figure = (tmp_path / "other" / "figures" / "similarity_per_layer.json").read_text()
-    assert '"name":"smoke"' in figure and '"name":"other"' in figure
+    for file in FILES[name]:
+        assert (run_dir / file).stat().st_size > 0, file

@@ -143,7 +143,7 @@ def test_numbers_stand_with_their_protocol(page, runs):
 
 
 def test_differences_commands_and_warnings(page, runs):
-    assert re.search(r"w_ptc 1\.0 0\.0", page.text)
+    assert re.search(rf"w_ptc {Config.preset('toy').w_ptc} 0\.0", page.text)
     assert "python -m toco_lab train toy --w-ptc 0.0 --seed 3" in page.text
     assert f"python -m toco_lab evaluate {runs[1].path}" in page.text
     for warning in WARNINGS:
@@ -231,9 +231,9 @@ def test_runs_must_be_told_apart(runs, tmp_path):
 
 
 def test_train_command():
-    cfg = Config.preset("smoke").replace(refine=False, cam_scales=(1.0, 0.5), weights="my file", embed_dim=None)
+    cfg = Config.preset("smoke").replace(refine=False, cam_scales=(1.0, 0.75), weights="my file", embed_dim=None)
     assert train_command(cfg) == (
-        "python -m toco_lab train smoke --weights 'my file' --embed-dim None --cam-scales 1.0 0.5 --no-refine"
+        "python -m toco_lab train smoke --weights 'my file' --embed-dim None --cam-scales 1.0 0.75 --no-refine"
     )
     assert train_command(Config()).startswith("python -m toco_lab train voc_deit_b")
 

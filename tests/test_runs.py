@@ -102,8 +102,12 @@ def test_create_again_continues_and_records_the_second_start(run, cfg, tmp_path)
 
 def test_create_refuses_another_config_in_the_same_folder(cfg, tmp_path):
     RunDir.create(cfg, tmp_path, name="mine")
-    with pytest.raises(ValueError, match=r"w_ptc \(1\.0 there, 0\.5 wanted\).*seed \(0 there, 7 wanted\)"):
+    with pytest.raises(ValueError, match=rf"w_ptc \({cfg.w_ptc} there, 0\.5 wanted\).*seed \(0 there, 7 wanted\)"):
         RunDir.create(cfg.replace(w_ptc=0.5, seed=7), tmp_path, name="mine")
+    damaged = RunDir.create(cfg, tmp_path, name="damaged")
+    (damaged.path / "config.json").write_text('{"w_ptcc": 1}')
+    with pytest.raises(ValueError, match=r"damaged/config\.json can not be read .*'w_ptcc'.*Delete the folder"):
+        damaged.config()
 
 
 def test_create_removes_temporary_files_of_killed_processes_only(run, cfg, tmp_path):
@@ -238,7 +242,7 @@ def test_list_runs_shows_differences_and_scores(cfg, tmp_path):
     assert final_scores(plain) == {"cam_mIoU": 0.6, "labels_F1": 0.9}
     table = list_runs(tmp_path).set_index("run")
     assert list(table.columns) == ["state", "step", "seed", "w_ptc", "cam_mIoU", "labels_F1"]
-    assert table.loc[plain.name].tolist() == ["done", 4, 0, 1.0, 0.6, 0.9]
+    assert table.loc[plain.name].tolist() == ["done", 4, 0, cfg.w_ptc, 0.6, 0.9]
     assert table.loc[without.name, "w_ptc"] == 0.0
     assert np.isnan(table.loc[without.name, "cam_mIoU"])
 

@@ -34,6 +34,7 @@ def fresh(cfg=CFG):
 
 def test_weights_start_at_their_steps():
     cfg = CFG.replace(contrast_start_step=2, seg_start_step=3, steps=10)
+    assert loss_weights(cfg.replace(late_segmentation=True), 3)["seg"] == 0 < loss_weights(cfg, 3)["seg"]
     on = [{name for name, weight in loss_weights(cfg, step).items() if weight} for step in range(4)]
     assert on == [{"cls", "cls_aux"}] * 2 + [{"cls", "cls_aux", "ptc", "ctc"}] + [
         {"cls", "cls_aux", "ptc", "ctc", "seg", "reg"}]  # fmt: skip
@@ -56,7 +57,6 @@ def test_total_is_the_weighted_sum_and_every_term_reaches_its_parameters():
 def test_terms_of_weight_zero_are_not_computed():
     cfg = CFG.replace(w_ptc=0.0, w_ctc=0.0, w_seg=0.0, w_reg=0.0)
     model, passes = fresh(cfg), []
-    model.encoder.register_forward_pre_hook(lambda *_: passes.append(1))
     encode = model.encode
     model.encode = lambda image: passes.append(1) or encode(image)
     output = compute_losses(model, first_batch(cfg), cfg, 1)
@@ -206,6 +206,46 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_step_term_and_checkpoint(t
     assert "loss ctc is not finite at step 5" in str(error.value) and "step_00000004.pt" in str(error.value)
     assert run.status()["state"] == "failed" and "step 5" in run.status()["error"]
     assert [path.name for path in run.checkpoints()] == ["step_00000002.pt", "step_00000004.pt"]
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
+    cfg = CFG.replace(steps=8, checkpoint_every=2, log_every=8)
+    real, run = train.train_step, RunDir.create(cfg, tmp_path)
+
+    def poisoned(model, optimizer, batch, cfg, step, **kwargs):
+        output = real(model, optimizer, batch, cfg, step, **kwargs)
+        if step == 3:
+            model.decoder.conv1.weight.data[0, 0, 0, 0] = math.nan  # after the losses of this step were finite
+        return output
+
+    monkeypatch.setattr(train, "train_step", poisoned)
+    with pytest.raises(TrainingError, match=r"decoder.conv1.weight .* after step 4.*step_00000002\.pt"):
+        fit(cfg, run, progress=False)
+    assert [path.name for path in run.checkpoints()] == ["step_00000002.pt"]
+
+
+def test_an_interrupted_run_is_no_failure_and_validation_may_join_later(tmp_path, monkeypatch):
+    cfg, real = CFG.replace(steps=6, checkpoint_every=2), train.train_step
+    run = RunDir.create(cfg, tmp_path)
+
+    def interrupted(model, optimizer, batch, cfg, step, **kwargs):
+        if step == 3:
+            raise KeyboardInterrupt
+        return real(model, optimizer, batch, cfg, step, **kwargs)
+
+    monkeypatch.setattr(train, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(cfg, run, progress=False)
+    assert run.status()["state"] == "running"
+    monkeypatch.setattr(train, "train_step", real)
+    cfg = cfg.replace(val_every=3)
+    fit(cfg, run, validate=lambda model, step: {"cam": 0.5, "cam_aux": 0.5, "seg": 0.5}, progress=False)
+    assert run.metrics()["val_cam"].tolist()[-1] == 0.5 and len(run.metrics()) == 6
+
+
+def test_a_device_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="'cudaa' is not there; use auto or one of cpu"):
+        train.resolve_device("cudaa")
 
 
 def test_validation_joins_the_metrics(tmp_path):

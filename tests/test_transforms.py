@@ -205,3 +205,13 @@ def test_blur_probability():
     blur, image = RandomBlur(0.3), torch.rand(3, 8, 8)
     torch.manual_seed(0)
     assert 20 < sum(not torch.equal(blur(image), image) for _ in range(100)) < 40
+
+
+def test_released_padding_is_black():
+    views = TrainViews(config(padding="black"), MEAN, STD)(coordinates(60, 80), 0)
+    sound = TrainViews(config(), MEAN, STD)(coordinates(60, 80), 0)
+    box = views.valid_box.tolist()
+    inside = torch.zeros(96, 96, dtype=torch.bool)
+    inside[box[0] : box[1], box[2] : box[3]] = True
+    assert torch.equal(views.image[:, inside], sound.image[:, inside])
+    assert denormalise(views.image, MEAN, STD)[:, ~inside].abs().max() < 1e-4

@@ -112,7 +112,7 @@ def evaluate(
     Args:
         run: Folder of the run.
         split: List to evaluate; None takes the one of the config.
-        targets: Among cam, cam_aux, cam_refined, seg, seg_crf; none given takes all.
+        targets: Among cam, cam_aux, cam_refined, seg, seg_crf; none given takes all the config asks for.
         device: auto, cpu, cuda ...
     """
     from toco_lab.evaluate import evaluate_run
@@ -159,6 +159,8 @@ def run(
     from toco_lab.batch import NotebookJob, run_notebooks
 
     values = dict(map(_parse_parameter, parameters))
+    for name in {"run_dir", "compare_with"} & set(values):  # notebooks run in a folder of their own
+        values[name] = str(Path(values[name]).resolve()) if values[name] else ""
     output = output or Path(values.get("run_dir", "results/scratch"), "notebooks")
     records = run_notebooks([NotebookJob(path, output / path.name, values) for path in notebooks], timeout=timeout)
     failed = []
@@ -195,7 +197,7 @@ def data(
     Args:
         action: check or show.
         preset: Preset whose data set is meant.
-        split: List to read; None takes the validation list.
+        split: List to read; None checks the training and the validation list, and shows the latter.
         data_root: Folder of the data set; None takes the preset's.
         label_source: masks, xml, or a label file.
         count: Images to show.
@@ -207,14 +209,13 @@ def data(
     from toco_lab.runs import atomic_write
 
     cfg = Config.preset(preset).replace(label_source=label_source, **({"data_root": data_root} if data_root else {}))
-    split = split or cfg.val_split
     if action == "check":
-        found = check_dataset(cfg, split)
-        print(found)
-        if found.problems:
-            raise ValueError(f"{len(found.problems)} problems in {cfg.dataset} {split}")
+        found = [check_dataset(cfg, name) for name in ([split] if split else [cfg.train_split, cfg.val_split])]
+        print(*found, sep="\n\n")
+        if problems := sum(len(report.problems) for report in found):
+            raise ValueError(f"{problems} problems in {cfg.dataset} {', '.join(report.split for report in found)}")
         return
-    reader = open_dataset(cfg, split)
+    reader = open_dataset(cfg, split or cfg.val_split)
     chosen = range(min(count, len(reader)))
     rows = [{"image": reader.image(i), "mask": reader.mask(i)} for i in chosen]
     figure = figures.cam_gallery(
@@ -234,6 +235,32 @@ def runs(root: Path = Path("results")) -> None:
     print(list_runs(root).to_string(index=False, float_format="{:.3f}".format))
 
 
+def import_released(
+    preset: tyro.conf.Positional[str], checkpoint: tyro.conf.Positional[Path], root: Path = Path("results"),
+    name: str | None = None,
+) -> None:  # fmt: skip
+    """Make a run of a checkpoint the authors released, ready for `evaluate`, `report` and the notebooks.
+
+    Args:
+        preset: The preset it belongs to, like voc_vit_b; the run has the released behaviour.
+        checkpoint: The authors' file; read without running code in it.
+        root: Folder that holds the runs.
+        name: Folder name below it; None takes the name of the file.
+    """
+    from toco_lab import checkpoints
+    from toco_lab.model import ToCo
+    from toco_lab.train import build_optimizer
+
+    cfg = Config.preset(preset).released()
+    model = ToCo(cfg)
+    found = checkpoints.import_released(model, checkpoint)
+    run = RunDir.create(cfg, root, name=name or f"released-{checkpoint.stem}")
+    checkpoints.save_checkpoint(run.checkpoint_path(cfg.steps), model, build_optimizer(model, cfg), cfg.steps, cfg)
+    run.set_status("done", step=cfg.steps)
+    run.log(f"imported {checkpoint} ({checkpoints.weights_hash(checkpoint)}); {found}")
+    print(f"{found}\nrun folder: {run.path}")
+
+
 def demo(root: Path = Path("results"), preset: str = "toy") -> None:
     """Train a plain baseline and ToCo, execute their notebooks, write a report. What is finished is skipped.
 
@@ -245,7 +272,7 @@ def demo(root: Path = Path("results"), preset: str = "toy") -> None:
     from toco_lab.report import build_report
     from toco_lab.train import fit
 
-    folder, made = root / "demo", []
+    folder, made = root.resolve() / "demo", []  # notebooks run in a folder of their own
     for name, overrides in (("baseline", BASELINE), ("toco", {})):
         cfg = Config.preset(preset).replace(**overrides)
         run = RunDir.create(cfg, folder, name=name)
@@ -263,7 +290,9 @@ def demo(root: Path = Path("results"), preset: str = "toy") -> None:
     print(build_report(made, folder / "report.html"))
 
 
-COMMANDS = {function.__name__: function for function in (train, evaluate, report, run, data, runs, demo)}
+COMMANDS = {
+    function.__name__: function for function in (train, evaluate, report, run, data, runs, import_released, demo)
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -283,9 +312,16 @@ def main(arguments: list[str] | None = None) -> int:
     except _user_errors() as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_in_short(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _in_short(error: Exception) -> str:
+    """The message; of an error that a loader process passed on with its traceback, the last one."""
+    name = f"{type(error).__name__}: "
+    text = str(error)
+    return text.rpartition(name)[2].strip() if text.startswith("Caught ") and name in text else text
 
 
 def _user_errors() -> tuple[type[Exception], ...]:

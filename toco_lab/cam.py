@@ -200,7 +200,7 @@ def sample_local_crops(
         content: A crop's content is its share of non-background pixels (`area`); the released code counts foreground
             twice (`double_foreground`).
         min_content: A crop with this content or less is a negative.
-        valid_box: (B, 4): keep crops inside it where it is large enough; None does not (released).
+        valid_box: (B, 4): keep crops inside it, on an axis where it is too small around it; None does not (released).
         generator: CPU generator; None uses torch's global one.
 
     Raises:
@@ -210,16 +210,14 @@ def sample_local_crops(
     if crop_size % 2 or crop_size >= min(height, width):
         raise ValueError(f"crop_size {crop_size} must be even and smaller than the region mask {height} x {width}")
     half = crop_size // 2
-    window = region[
-        :, half : height - half, half : width - half
-    ].cpu()  # a crop's centre; its index is the crop's corner
+    # a position of the window is a crop's centre in the image; its index in the window is the crop's corner
+    window = region[:, half : height - half, half : width - half].cpu()
     wanted = window == UNCERTAIN if candidates == "uncertain" else window < FOREGROUND
     allowed = torch.ones_like(wanted)
     if valid_box is not None:
         top, bottom, left, right = valid_box.cpu().unbind(1)
-        corners = torch.stack([top, bottom - crop_size + 1, left, right - crop_size + 1], dim=1)
-        allowed = inside_box(corners, *window.shape[-2:])
-        allowed |= ~allowed.flatten(1).any(1)[:, None, None]  # box smaller than a crop: anywhere
+        rows = _fitting(top, bottom, crop_size, window.shape[1])
+        allowed = rows[:, :, None] & _fitting(left, right, crop_size, window.shape[2])[:, None, :]
     starts = []
     for image_wanted, image_allowed in zip(wanted & allowed, allowed, strict=True):
         places = image_wanted.flatten().nonzero().flatten()
@@ -232,6 +230,15 @@ def sample_local_crops(
     weight = (region if content == "double_foreground" else region.clamp(max=1)).float()
     shown = _cut(weight[:, None], top, left, crop_size).mean((-3, -2, -1))  # (B, n)
     return LocalCrops(top, left, (shown > min_content).float(), crop_size)
+
+
+def _fitting(begin: Tensor, end: Tensor, crop_size: int, num_starts: int) -> Tensor:
+    """(B, starts) bool: starts of crops inside [begin, end) on one axis; where none fits, those that cover it."""
+    start = torch.arange(num_starts)
+    begin, end = begin[:, None], end[:, None]
+    inside = (start >= begin) & (start + crop_size <= end)
+    over = (start <= begin) & (start + crop_size >= end)
+    return torch.where(inside.any(1, keepdim=True), inside, torch.where(over.any(1, keepdim=True), over, True))
 
 
 def cut_local_views(image: Tensor, crops: LocalCrops) -> Tensor:

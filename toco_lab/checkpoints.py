@@ -59,11 +59,10 @@ def read_weights(path: Path | str) -> dict[str, Any]:
     Raises:
         CheckpointError: If the file is missing, truncated, or holds anything but tensors and plain values.
     """
-    path = Path(path)
-    if not path.is_file() and not path.is_absolute():
-        path = Path(__file__).parents[1] / path  # `data/toy/...` of the project, from whatever folder one works in
-    if not path.is_file():
-        raise CheckpointError(f"no weights file {path}; check the path")
+    places = [Path(path), Path(__file__).parents[1] / path]  # `data/toy/...` of the project from whatever folder
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise CheckpointError(f"no weights file {places[0]} (looked for {places[1]} as well); check the path")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -104,7 +103,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path} is not a training checkpoint: it has no {', '.join(sorted(absent))}")
     except CheckpointError as error:
         older = sorted(other for other in Path(path).parent.glob("step_*.pt") if other.name < Path(path).name)
-        offer = f"delete {path} and train again to continue from {older[-1]}" if older else "there is no older one"
+        offer = (
+            f"delete {path} and train again to continue from {older[-1]}" if older else f"delete {path} to start again"
+        )
         raise CheckpointError(f"{error}. {offer[0].upper()}{offer[1:]}.") from error
     return state
 

@@ -44,6 +44,11 @@ class Config:
     val_images: int = opt(0, "evaluate only the first n images; 0 = all")
     crop_size: int = opt(448, "side of the square training crop, in pixels")
     scale_range: tuple[float, ...] = opt((0.5, 2.0), "random resize before the crop: smallest and largest factor")
+    padding: Literal["mean", "black"] = opt(
+        "mean",
+        "what surrounds an image smaller than the crop: mean colour (0 after normalisation), or black",
+        quirk="black",
+    )
     flip_probability: float = opt(0.5, "probability of a horizontal flip of each view")
     jitter: tuple[float, ...] = opt((0.4, 0.4, 0.2, 0.1), "brightness, contrast, saturation, hue jitter of the views")
     jitter_probability: float = opt(0.8, "probability of the colour jitter")
@@ -103,6 +108,9 @@ class Config:
     crops_in_valid_box: bool = opt(True, "keep local crops inside the valid box", quirk=False)
 
     # --- losses -------------------------------------------------------------------------------------------------
+    late_segmentation: bool = opt(
+        False, "the segmentation losses join one step after seg_start_step (`n_iter <= 2000`)", quirk=True
+    )
     w_cls: float = opt(1.0, "weight of the classification loss on the final tokens")
     w_cls_aux: float = opt(1.0, "weight of the classification loss on the auxiliary tokens")
     w_ptc: float = opt(0.2, "weight of patch token contrast")
@@ -122,6 +130,7 @@ class Config:
     reg_scale_factor: float = opt(1e-7, "the energy's own factor, inside w_reg")
     reg_sigma_rgb: float = opt(15.0, "colour width of the energy, in grey levels 0..255")
     reg_sigma_xy: float = opt(100.0, "spatial width of the energy, in full-size pixels")
+    reg_scale: float = opt(0.5, "size at which the energy is taken, relative to the image")
     reg_gate: Literal["released", "exact"] = opt(
         "released",
         "gradient of the energy: its confidence gate held constant (as in gated-CRF losses), or the exact one",
@@ -148,6 +157,7 @@ class Config:
     # --- evaluation and bookkeeping -----------------------------------------------------------------------------
     eval_cam_size: int = opt(448, "side images are resized to for CAM evaluation; 0 = native size")
     eval_seg_scales: tuple[float, ...] = opt((1.0, 1.25, 1.5), "scales of multi-scale segmentation inference")
+    eval_seg_flip: bool = opt(True, "each scale of segmentation inference also runs mirrored")
     eval_fusion: Literal["voc", "coco"] = opt("voc", "voc: sum over flip, max over scales; coco: the other way round")
     miou_over: Literal["present", "all"] = opt("present", "mIoU over classes in the ground truth, or over all classes")
     eval_crf: bool = opt(False, "also evaluate segmentation after the dense CRF")
@@ -184,7 +194,20 @@ class Config:
         )
         _require(self.warmup_steps < self.steps, f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
         _require(0 <= self.teacher_momentum <= 1, f"teacher_momentum must lie in [0, 1], got {self.teacher_momentum}")
-        for name in ("num_classes", "steps", "batch_size", "accumulate", "log_every", "checkpoint_every"):
+        _require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
+        _require(self.ctc_temperature > 0, f"ctc_temperature must be positive, got {self.ctc_temperature}")
+        _require(min(*self.cam_scales, *self.eval_seg_scales, *self.scale_range) > 0, "scales must be positive")
+        for name in ("flip_probability", "jitter_probability", "grey_probability", "solarise_probability"):
+            _require(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        for name in (
+            "num_local_crops",
+            "num_classes",
+            "steps",
+            "batch_size",
+            "accumulate",
+            "log_every",
+            "checkpoint_every",
+        ):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         for size, patch in ((self.crop_size, self.patch_size), (self.local_crop_size, self.patch_size)):
             _require(
@@ -214,7 +237,7 @@ class Config:
     def released(self) -> Self:
         """This config with every quirk of the authors' released code switched on (method: traps)."""
         quirks = {f.name: f.metadata["quirk"] for f in dataclasses.fields(self) if f.metadata["quirk"] is not None}
-        return self.replace(**quirks, seg_start_step=self.seg_start_step + 1)  # `n_iter <= 2000` is one step more
+        return self.replace(**quirks)
 
     def to_json(self) -> str:
         """All fields as indented JSON; `from_json` gives an equal Config."""
@@ -287,6 +310,9 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
     raise ValueError(f"config field {name!r} must be {wanted}, got {value!r} ({type(value).__name__})")
 
 
+# the tag names the weights: a bare timm name may come to mean others
+DEIT_B = "deit_base_patch16_224.fb_in1k"  # ImageNet-1k
+VIT_B = "vit_base_patch16_224.augreg_in21k_ft_in1k"  # ImageNet-21k, then 1k
 _VOC = {"dataset": "voc", "data_root": "data/VOC2012", "num_classes": 20, "steps": 20000, "batch_size": 4}
 _COCO = {
     "dataset": "coco",
@@ -347,11 +373,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # PASCAL VOC 2012, `python -m toco_lab train voc_deit_b`: 3.6 h on two A100 in the paper; 68.1 val, 69.8 with MS +
     # CRF
-    "voc_deit_b": _VOC | {"backbone": "deit_base_patch16_224"},
+    "voc_deit_b": _VOC | {"backbone": DEIT_B},
     # ImageNet-21k weights; published 69.2 val, 71.1 with MS + CRF; training log: CAM 72.3, auxiliary CAM 68.4
-    "voc_vit_b": _VOC | {"backbone": "vit_base_patch16_224"},
+    "voc_vit_b": _VOC | {"backbone": VIT_B},
     # MS COCO 2014: 27 h on four A100 in the paper; 41.3 val
-    "coco_deit_b": _COCO | {"backbone": "deit_base_patch16_224"},
+    "coco_deit_b": _COCO | {"backbone": DEIT_B},
     # published 42.2 val
-    "coco_vit_b": _COCO | {"backbone": "vit_base_patch16_224"},
+    "coco_vit_b": _COCO | {"backbone": VIT_B},
 }

@@ -109,13 +109,13 @@ def label_f1(truth: Tensor, prediction: Tensor) -> Tensor:
 
 @torch.no_grad()
 def multi_scale_segmentation(
-    model: ToCo, image: Tensor, scales: Sequence[float] = (1.0,), *, fusion: str = "voc"
+    model: ToCo, image: Tensor, scales: Sequence[float] = (1.0,), *, fusion: str = "voc", flip: bool = True
 ) -> Tensor:
     """Segmentation logits (B, C + 1, H, W) fused over scales and flip.
 
     Args:
         image: Normalised, (B, 3, H, W).
-        scales: Each runs as it is and mirrored.
+        scales: Each runs as it is and, with `flip`, mirrored.
         fusion: `voc` sums the flip pair and takes the maximum over scales; `coco` does it the other way round.
     """
     height, width = image.shape[-2:]
@@ -126,11 +126,15 @@ def multi_scale_segmentation(
             if scale == 1
             else F.interpolate(image, (int(scale * height), int(scale * width)), mode="bilinear", align_corners=False)
         )
-        logits = model.decoder(model.encode(torch.cat([scaled, scaled.flip(-1)])).patch_tokens)
-        logits = F.interpolate(logits, (height, width), mode="bilinear", align_corners=False)
-        straight, mirrored = logits.chunk(2)
-        pair = torch.stack([straight, mirrored.flip(-1)])
-        per_scale.append(pair.sum(0) if fusion == "voc" else pair.amax(0))
+        views = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
+        logits = F.interpolate(
+            model.decoder(model.encode(views).patch_tokens), (height, width), mode="bilinear", align_corners=False
+        )
+        if flip:
+            straight, mirrored = logits.chunk(2)
+            pair = torch.stack([straight, mirrored.flip(-1)])
+            logits = pair.sum(0) if fusion == "voc" else pair.amax(0)
+        per_scale.append(logits)
     stacked = torch.stack(per_scale)
     return stacked.amax(0) if fusion == "voc" else stacked.sum(0)
 
@@ -171,7 +175,9 @@ def predict(
             num_iter=cfg.par_iterations,
         )
     if targets & {"seg", "seg_crf"}:
-        logits = multi_scale_segmentation(model, image, cfg.eval_seg_scales, fusion=cfg.eval_fusion)
+        logits = multi_scale_segmentation(
+            model, image, cfg.eval_seg_scales, fusion=cfg.eval_fusion, flip=cfg.eval_seg_flip
+        )
         out["seg"] = logits.argmax(1)
         if "seg_crf" in targets:
             pixels = denormalise(image, model.mean, model.std).clamp(0, 255).round()
@@ -214,10 +220,9 @@ def evaluate_model(
     samples = eval_samples(cfg, model.mean, model.std, split)
     with tqdm(total=len(samples), unit="image", desc=f"evaluate {split}", disable=not progress) as bar:
         for group in grouped_by_size(samples, BATCH):
-            if any(sample.mask is None for sample in group):
-                raise ValueError(
-                    f"{group[0].name} of split {split!r} has no mask: there is nothing to evaluate against"
-                )
+            without = [sample.name for sample in group if sample.mask is None]
+            if without:
+                raise ValueError(f"{without[0]} of split {split!r} has no mask: there is nothing to evaluate against")
             image = torch.stack([sample.image for sample in group]).to(device)
             label = torch.stack([sample.image_label for sample in group]).to(device)
             truth = torch.stack([sample.mask for sample in group]).to(device)
@@ -250,14 +255,25 @@ def evaluate_run(
     device: str = "auto",
     progress: bool = True,
 ) -> Evaluation:
-    """Evaluate a run's last checkpoint; writes evaluation.csv and protocol.json into its folder."""
+    """Evaluate a run's last checkpoint; writes evaluation.csv and protocol.json into its folder.
+
+    Scores of other targets that the same checkpoint already has are kept; another split than `val_split` goes to files
+    of its own, evaluation_<split>.csv and protocol_<split>.json.
+    """
     model, cfg = load_run_model(run, resolve_device(device))
-    evaluation = evaluate_model(
-        model, cfg, targets=targets, split=split, progress=progress, checkpoint=weights_hash(run.checkpoints()[-1])
-    )
-    run.write_table("evaluation", evaluation.table)
-    run.write_json("protocol", evaluation.protocol)
-    return evaluation
+    checkpoint = weights_hash(run.checkpoints()[-1])
+    new = evaluate_model(model, cfg, targets=targets, split=split, progress=progress, checkpoint=checkpoint)
+    suffix = "" if split in (None, cfg.val_split) else f"_{split}"
+    table, protocol = new.table, new.protocol
+    if (run.path / f"protocol{suffix}.json").is_file():
+        old = run.read_json(f"protocol{suffix}")
+        kept = [name for name, record in old.items() if record["checkpoint"] == checkpoint and name not in protocol]
+        rows = run.read_table(f"evaluation{suffix}")
+        table = pd.concat([rows[rows["target"].isin(kept)], table], ignore_index=True)
+        protocol = {name: old[name] for name in kept} | protocol
+    run.write_table(f"evaluation{suffix}", table)
+    run.write_json(f"protocol{suffix}", protocol)
+    return Evaluation(table, protocol)
 
 
 def protocol_record(cfg: Config, target: str, split: str, images: int, checkpoint: str) -> dict[str, Any]:
@@ -267,7 +283,8 @@ def protocol_record(cfg: Config, target: str, split: str, images: int, checkpoin
     return {
         "target": target, "dataset": cfg.dataset, "split": split, "images": images, "image_size": size,
         "scales": list(cfg.cam_scales if is_cam else cfg.eval_seg_scales if target.startswith("seg") else [1.0]),
-        "flip": target != "labels", "background_threshold": cfg.background_threshold if is_cam else None,
+        "flip": is_cam or (target.startswith("seg") and cfg.eval_seg_flip),
+        "background_threshold": cfg.background_threshold if is_cam else None,
         "true_labels_mask_cam": is_cam, "par": target == "cam_refined", "crf": target == "seg_crf",
         "fusion": FUSIONS[cfg.eval_fusion] if target.startswith("seg") else FUSIONS["coco"] if is_cam else None,
         "miou_over": cfg.miou_over if target != "labels" else None, "ignored_label": IGNORE_INDEX,
@@ -288,10 +305,14 @@ def grouped_by_size(samples: Iterable[EvalSample], most: int) -> Iterator[list[E
 
 
 def validator(cfg: Config, targets: Sequence[str] = VALIDATED) -> Callable[[ToCo, int], dict[str, float]]:
-    """What `train.fit` calls every `cfg.val_every` steps: mIoU of the targets on the validation split."""
+    """What `train.fit` calls every `cfg.val_every` steps: mIoU of the targets on the validation split.
+
+    Segmentation is a single pass, as in the published training log: one scale, no flip.
+    """
+    quick = cfg.replace(eval_seg_scales=(1.0,), eval_seg_flip=False)
 
     def validate(model: ToCo, step: int) -> dict[str, float]:
-        scores = evaluate_model(model, cfg, targets=targets, progress=False).scores
+        scores = evaluate_model(model, quick, targets=targets, progress=False).scores
         return {target: scores[target] for target in targets}
 
     return validate

@@ -119,7 +119,7 @@ def ptc_loss(patch_tokens: Tensor, affinity: Tensor, *, similarity: Literal["abs
 
 
 def ctc_loss(
-    student: Tensor, teacher: Tensor, flags: Tensor, *, temperature: float = 0.5, negative_only_term: bool = True
+    student: Tensor, teacher: Tensor, flags: Tensor, *, temperature: float = 0.5, negative_only_term: bool = False
 ) -> Tensor:
     """Class token contrast: InfoNCE between the teacher's global views and the student's global and local views.
 

@@ -119,8 +119,15 @@ class RunDir:
         return self.path.resolve().name
 
     def config(self) -> Config:
-        """The run's Config."""
-        return Config.from_json((self.path / "config.json").read_text(encoding="utf-8"))
+        """The run's Config. Raises ValueError naming the file if it is damaged or of another version."""
+        path = self.path / "config.json"
+        try:
+            return Config.from_json(path.read_text(encoding="utf-8"))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path} can not be read ({error}); it is damaged or of another version of this package. Delete the "
+                f"folder to make the run again"
+            ) from error
 
     # --- state ------------------------------------------------------------------------------------
 

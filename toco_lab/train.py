@@ -80,7 +80,7 @@ class StepOutput:
 
 def loss_weights(cfg: Config, step: int) -> dict[str, float]:
     """Weight of each term at a step (0-based): CTC and PTC, and segmentation, join at their start steps."""
-    contrast, segment = step >= cfg.contrast_start_step, step >= cfg.seg_start_step
+    contrast, segment = step >= cfg.contrast_start_step, step >= cfg.seg_start_step + cfg.late_segmentation
     return {
         "cls": cfg.w_cls,
         "cls_aux": cfg.w_cls_aux,
@@ -150,7 +150,7 @@ def compute_losses(
         if weights["reg"] > 0:
             terms["reg"] = reg_loss(
                 logits, pixels, label, batch.valid_box, weight=cfg.reg_scale_factor, sigma_rgb=cfg.reg_sigma_rgb,
-                sigma_xy=cfg.reg_sigma_xy, gate=cfg.reg_gate,
+                sigma_xy=cfg.reg_sigma_xy, scale=cfg.reg_scale, gate=cfg.reg_gate,
             )  # fmt: skip
 
     total = sum(weights[name] * terms[name] for name in LOSSES)
@@ -259,18 +259,22 @@ def train_step(
 ) -> StepOutput:
     """One optimiser step; the batch is split into `cfg.accumulate` micro-batches whose gradients are averaged.
 
-    The teacher moves first, as in the released code. Means over a batch (PTC's pairs, segmentation pixels) are then
+    Given `views` belong to the whole batch: they need `cfg.accumulate` 1. The teacher moves first, as in the released
+    code. Means over a batch (PTC's pairs, segmentation pixels) are then
     means over micro-batches.
 
     Returns:
         The last micro-batch's `StepOutput`, its terms replaced by the averages over micro-batches.
     """
+    if views is not None and cfg.accumulate > 1:
+        raise ValueError(f"views are given for the whole batch, but accumulate is {cfg.accumulate}")
     set_learning_rate(optimizer, cfg, step)
     model.update_teacher()
     optimizer.zero_grad(set_to_none=True)
     size = len(batch.image) // cfg.accumulate
     outputs = []
     for part in range(cfg.accumulate):
+        # a tuple of ints hashes alike in every process
         generator = torch.Generator().manual_seed(hash((cfg.seed, step, part)) % 2**63)
         output = compute_losses(
             model, batch[part * size : (part + 1) * size], cfg, step, views=views, generator=generator
@@ -290,8 +294,14 @@ def train_step(
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else torch.device(name)
+    """`auto` is the first CUDA device if there is one, else the CPU. Raises ValueError for one that is not there."""
+    available = ["cpu", *(["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])] if (
+        torch.cuda.is_available()) else ["cpu"]  # fmt: skip
+    if name == "auto":
+        return torch.device(available[1] if len(available) > 1 else "cpu")
+    if name not in available:
+        raise ValueError(f"device {name!r} is not there; use auto or one of {', '.join(available)}")
+    return torch.device(name)
 
 
 def fit(
@@ -334,6 +344,9 @@ def fit(
     run.set_status("running", step=start, steps=cfg.steps)
     try:
         _loop(model, optimizer, cfg, run, start, spent, device, validate, progress)
+    except KeyboardInterrupt:
+        run.log("interrupted")  # no failure: the same call continues it
+        raise
     except BaseException as error:
         run.set_status("failed", error=f"{type(error).__name__}: {error}")
         run.log(f"failed: {type(error).__name__}: {error}")
@@ -362,8 +375,7 @@ def _loop(model, optimizer, cfg, run, start, spent, device, validate, progress) 
             means = _checked_means(torch.stack(window).cpu(), done - len(window), run)
             window = []
             row = {"step": done, "lr": learning_rate(cfg, step), "images": done * cfg.batch_size} | means
-            if validate is not None and cfg.val_every > 0:
-                row |= {f"val_{name}": math.nan for name in VALIDATED}
+            row |= {f"val_{name}": math.nan for name in VALIDATED}  # always: validation may be switched on at a resume
             if validating:
                 scores = validate(model.eval(), done)
                 model.train()
@@ -375,11 +387,27 @@ def _loop(model, optimizer, cfg, run, start, spent, device, validate, progress) 
                 ptc_neg=f"{means['negative_cosine']:.2f}",
             )
         if save:
+            _check_weights(model, done, run)
             save_checkpoint(run.checkpoint_path(done), model, optimizer, done, cfg)
             for old in run.checkpoints()[:-KEPT_CHECKPOINTS]:
                 old.unlink()
             seconds = spent + time.perf_counter() - began
             run.set_status("done" if last else "running", step=done, seconds=round(seconds, 2))
+
+
+def _check_weights(model: ToCo, step: int, run: RunDir) -> None:
+    """A checkpoint must be good: raise TrainingError if a weight is not finite, though the losses still were."""
+    bad = [name for name, value in model.named_parameters() if not value.isfinite().all()]
+    if bad:
+        raise TrainingError(
+            f"weight {bad[0]} (and {len(bad) - 1} more) is not finite after step {step}; {_last_good(run)}. Lower "
+            f"learning_rate, or look at the images of the last steps"
+        )
+
+
+def _last_good(run: RunDir) -> str:
+    saved = run.checkpoints()
+    return f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
 
 
 def _checked_means(window: Tensor, first_step: int, run: RunDir) -> dict[str, float]:
@@ -394,11 +422,10 @@ def _checked_means(window: Tensor, first_step: int, run: RunDir) -> dict[str, fl
     if bad.any():
         row = int(bad.any(1).nonzero()[0])
         terms = [name for name, is_bad in zip(names[:num_losses], bad[row].tolist(), strict=True) if is_bad]
-        saved = run.checkpoints()
-        good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
         raise TrainingError(
-            f"loss {', '.join(terms)} is not finite at step {first_step + row}; {good}. Training from it again meets "
-            f"the same step: lower learning_rate, look at the images of that step, or set the weight of the term to 0"
+            f"loss {', '.join(terms)} is not finite at step {first_step + row}; {_last_good(run)}. Training from it "
+            f"again meets the same step: lower learning_rate, look at the images of that step, or set the weight of "
+            f"the term to 0"
         )
     return {
         f"{name}_loss" if i < num_losses else name: value

@@ -57,10 +57,10 @@ class TrainViews:
     """Makes the training views of an image.
 
     `image`: random scale, random crop to S x S; where the scaled image is smaller it lies at a random place in padding.
-    Colours are changed before padding, and padding is 0 AFTER normalisation, i.e. of mean colour, so neither the
-    contrast jitter nor the blur ever sees it. (The paper says "padding 0" without saying of what; padding the grey
-    levels with 0 would be black.) Every view is flipped, jittered, turned grey and blurred with its own draws; only
-    `local_source` flips together with `image`, because crops are placed on it by a mask that was computed on `image`.
+    Colours are changed before padding, so neither the contrast jitter nor the blur ever sees it. Padding is 0 after
+    normalisation, i.e. of mean colour, or with `cfg.padding="black"` (released) grey level 0. Every view is flipped,
+    jittered, turned grey and blurred with its own draws; only `local_source` flips together with `image`, because crops
+    are placed on it by a mask that was computed on `image`.
 
     Quirks of the released code: `cfg.flip_views_independently` gives `local_source` a flip of its own (the mask is
     then mirrored against it in half of the samples), `cfg.flip_valid_box=False` leaves the box where it was before the
@@ -108,6 +108,8 @@ class TrainViews:
     def _pad(self, content: Tensor, box: tuple[int, int, int, int], flip: bool) -> Tensor:
         top, bottom, left, right = box
         canvas = content.new_zeros(3, self.cfg.crop_size, self.cfg.crop_size)
+        if self.cfg.padding == "black":
+            canvas = self._normalise(canvas)
         canvas[:, top:bottom, left:right] = self._normalise(content)
         return canvas.flip(-1) if flip else canvas
 

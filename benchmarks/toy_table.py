@@ -3,20 +3,25 @@
     python benchmarks/toy_table.py            # about 35 minutes on two cores; killed, it continues where it was
 
 Writes every run below results/toy_table, one CSV row per run to benchmarks/results/toy_table.csv, and the table with
-its findings to benchmarks/results/toy_table.md.
+its findings to benchmarks/results/toy_table.md, a picture of both to toy_table.png.
 """
 
 import argparse
+import textwrap
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
+from toco_lab import figures
+from toco_lab.checkpoints import load_run_model
 from toco_lab.config import Config
-from toco_lab.evaluate import evaluate_run
+from toco_lab.evaluate import evaluate_run, gallery_rows
+from toco_lab.labels import PALETTE
 from toco_lab.runs import RunDir, atomic_write, environment
 from toco_lab.smoothing import smoothing_of_run
+from toco_lab.toy import TOY_CLASSES
 from toco_lab.train import fit
 
 HERE = Path(__file__).parent / "results"
@@ -31,8 +36,12 @@ ROWS = {
     "full ToCo, released oddities": {},
 }
 SCORES = {"cam": "final CAM", "cam_aux": "auxiliary CAM", "seg": "segmentation"}
-SIMILARITIES = {"first": "similarity, first block", "last": "similarity, last block", "positive": "positive |cos|",
-                "negative": "negative |cos|"}  # fmt: skip
+SIMILARITIES = {
+    "first": "similarity, first block",
+    "last": "similarity, last block",
+    "positive": "cosine of positive pairs",
+    "negative": "cosine of negative pairs",
+}
 
 
 def config_of(row: str, seed: int, preset: str) -> Config:
@@ -122,16 +131,20 @@ def markdown(frame: pd.DataFrame, preset: str) -> str:
     cfg, columns = Config.preset(preset), [*SCORES.values(), *SIMILARITIES.values()]
     seeds = frame["seed"].nunique()
     made = environment()
-    lines = [
+    protocol = (
         f"Toy world, preset `{preset}` ({cfg.steps} steps of {cfg.batch_size}), {seeds} seeds, mean ± standard error; "
         f"{frame['seconds'].mean():.0f} s of training a run on one thread ({made['device']}, torch "
-        f"{made['packages']['torch']}).",
-        f"mIoU in points over {cfg.val_images} validation scenes: CAM scales {cfg.cam_scales} with flip, background",
-        f"threshold {cfg.background_threshold}, CAMs masked by the true image labels, no CRF. Similarities: metric 1a",
-        "(mean |cos|, off-diagonal) of the raw residual stream after a block; pairs by the true mask, after the last",
-        f"block. Weights: PTC {cfg.w_ptc}, CTC {cfg.w_ctc}, seg {cfg.w_seg}, reg {cfg.w_reg}; thresholds",
-        f"{cfg.low_threshold} and {cfg.high_threshold}; a local crop needs {cfg.crop_min_content:.0%} of content. The",
-        "pseudo label of the segmentation loss comes from the auxiliary CAM, as in the first stage of the COCO preset.",
+        f"{made['packages']['torch']}). mIoU in points over {cfg.val_images} validation scenes: CAM scales "
+        f"{cfg.cam_scales} with flip, background threshold {cfg.background_threshold}, CAMs masked by the true image "
+        "labels, no CRF. Similarity: metric 1a (mean absolute cosine, off-diagonal) of the raw residual stream after a "
+        "block; pairs by the true mask, after the last block. "
+        f"Weights: PTC {cfg.w_ptc}, CTC {cfg.w_ctc}, seg {cfg.w_seg}, reg {cfg.w_reg}; thresholds {cfg.low_threshold} "
+        f"and {cfg.high_threshold}; {cfg.num_local_crops} local crops, positive above {cfg.crop_min_content:.0%} of "
+        "content. The pseudo label of the segmentation loss comes from the auxiliary CAM, as in the first stage of the "
+        "COCO preset."
+    )
+    lines = [
+        *textwrap.wrap(protocol, 120),
         "",
         "| | " + " | ".join(columns) + " |",
         "|---|" + "---|" * len(columns),
@@ -142,6 +155,24 @@ def markdown(frame: pd.DataFrame, preset: str) -> str:
         cells += [f"{part[c].mean():.2f} ± {sem(part[c]):.3f}" for c in SIMILARITIES.values()]
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *findings(frame), ""])
+
+
+def picture(preset: str, root: Path, num_images: int = 4):
+    """The same scenes with the final CAM of the baseline and of full ToCo, seed 0: a matplotlib figure."""
+    compared = ("baseline", "full ToCo")
+    runs = [RunDir(root / config_of(row, 0, preset).run_name()) for row in compared]
+    plain, full = (gallery_rows(*load_run_model(run), num_images) for run in runs)
+    rows = [
+        {
+            "image": one["image"],
+            "truth": one["truth"],
+            "final CAM, baseline": one["CAM"],
+            "final CAM, full ToCo": other["CAM"],
+            "segmentation, full ToCo": other["segmentation"],
+        }
+        for one, other in zip(plain, full, strict=True)
+    ]
+    return figures.cam_gallery(rows, palette=PALETTE, class_names=("background", *TOY_CLASSES))
 
 
 def main() -> None:
@@ -165,6 +196,8 @@ def main() -> None:
         text = markdown(frame, args.preset)
         with atomic_write(args.out / "toy_table.md", "w") as file:
             file.write(text)
+        with atomic_write(args.out / "toy_table.png") as file:
+            picture(args.preset, args.root).savefig(file, format="png", dpi=60)
         print(text)
 
 

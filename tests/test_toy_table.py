@@ -25,7 +25,8 @@ def frame_with(**cams: float) -> pd.DataFrame:
             rows.append({
                 "row": row, "seed": seed, "final CAM": cams.get(row, 40.0) + noise, "auxiliary CAM": 60.0,
                 "segmentation": 50.0 + noise, "similarity, first block": 0.5,
-                "similarity, last block": 0.7 if ptc else 0.8, "positive |cos|": 0.9, "negative |cos|": 0.4,
+                "similarity, last block": 0.7 if ptc else 0.8, "cosine of positive pairs": 0.9,
+                "cosine of negative pairs": 0.4,
             })  # fmt: skip
     return pd.DataFrame(rows)
 
@@ -56,6 +57,11 @@ def test_rows_differ_only_in_their_switches():
     assert baseline.replace(w_ptc=base.w_ptc, w_ctc=base.w_ctc, w_seg=base.w_seg, w_reg=base.w_reg, seed=0) == base
 
 
+def test_the_readme_shows_the_table_that_was_made():
+    made = (Path(__file__).parents[1] / "benchmarks" / "results" / "toy_table.md").read_text()
+    assert made.strip() in (Path(__file__).parents[1] / "README.md").read_text()
+
+
 @pytest.mark.slow
 def test_the_command_makes_the_table_and_continues(tmp_path, monkeypatch, capsys):
     arguments = [
@@ -75,6 +81,7 @@ def test_the_command_makes_the_table_and_continues(tmp_path, monkeypatch, capsys
     first = (tmp_path / "toy_table.csv").read_text()
     text = (tmp_path / "toy_table.md").read_text()
     assert len(first.splitlines()) == 1 + 2 * len(toy_table.ROWS)
+    assert (tmp_path / "toy_table.png").stat().st_size > 1000
     assert all(f"| {row} |" in text for row in toy_table.ROWS) and "(d) full ToCo" in text
     monkeypatch.setattr(toy_table, "fit", None)  # a second call finds every run finished
     toy_table.main()

@@ -268,26 +268,48 @@ def demo(root: Path = Path("results"), preset: str = "toy") -> None:
         root: The demo goes into the folder `demo` below.
         preset: `toy`, or `smoke` to see the machinery run in seconds.
     """
-    from toco_lab.batch import NotebookJob, execute_notebook, is_done
-    from toco_lab.report import build_report
-    from toco_lab.train import fit
-
-    folder, made = root.resolve() / "demo", []  # notebooks run in a folder of their own
+    folder, page, made, worked = root / "demo", root / "demo" / "report.html", [], False
     for name, overrides in (("baseline", BASELINE), ("toco", {})):
         cfg = Config.preset(preset).replace(**overrides)
-        run = RunDir.create(cfg, folder, name=name)
-        if run.status()["state"] != "done":
+        run = _finished(folder / name, cfg)
+        if run is None:
+            from toco_lab.train import fit
+
+            run, worked = RunDir.create(cfg, folder, name=name), True
             fit(cfg, run)
         made.append(run)
         for notebook in DEMO_NOTEBOOKS:
-            parameters = {"preset": preset, "overrides": overrides, "run_dir": str(run.path)}
+            # absolute paths: a notebook runs in a folder of its own
+            parameters = {"preset": preset, "overrides": overrides, "run_dir": str(run.path.resolve())}
             if notebook == "05_over_smoothing" and name != "baseline":
-                parameters["compare_with"] = str(made[0].path)
-            job = NotebookJob(NOTEBOOKS / f"{notebook}.ipynb", run.path / "notebooks" / f"{notebook}.ipynb", parameters)
-            if not is_done(job):
-                print(f"{name}: {notebook}", flush=True)
-                execute_notebook(job.notebook, job.output, parameters)
-    print(build_report(made, folder / "report.html"))
+                parameters["compare_with"] = str(made[0].path.resolve())
+            worked |= _executed(
+                NOTEBOOKS / f"{notebook}.ipynb", run.path / "notebooks" / f"{notebook}.ipynb", parameters
+            )
+    if worked or not page.is_file():
+        from toco_lab.report import build_report
+
+        build_report(made, page)
+    print(page)
+
+
+def _finished(path: Path, cfg: Config) -> RunDir | None:
+    """The run at `path` if it was trained to the end with this config."""
+    if not (path / "config.json").is_file():
+        return None
+    run = RunDir(path)
+    return run if run.status()["state"] == "done" and run.config().digest() == cfg.digest() else None
+
+
+def _executed(notebook: Path, output: Path, parameters: dict[str, Any]) -> bool:
+    """Execute a notebook unless this very one was executed to the end with these parameters; whether it had to be."""
+    from toco_lab.batch import NotebookJob, execute_notebook, is_done
+
+    if is_done(NotebookJob(notebook, output, parameters)):
+        return False
+    print(f"{output.parents[1].name}: {notebook.stem}", flush=True)
+    execute_notebook(notebook, output, parameters)
+    return True
 
 
 COMMANDS = {

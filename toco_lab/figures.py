@@ -375,7 +375,7 @@ def iou_bars(evaluation: pd.DataFrame, *, colours: Mapping[str, str] | None = No
     colours = colours or run_colours(frame["run"])
     height = max(1, len(targets))
     titles = [TITLES.get(target, _text(target)) for target in targets]
-    figure = make_subplots(height, 1, subplot_titles=titles, vertical_spacing=0.3 / height)
+    figure = make_subplots(height, 1, subplot_titles=titles, shared_xaxes=True, vertical_spacing=0.16 / height)
     for i, target in enumerate(targets, start=1):
         part = frame[frame["target"] == target]
         classes = sorted(dict.fromkeys(part["class"]), key=lambda name: name == "mIoU")  # stable: mIoU goes last
@@ -395,7 +395,7 @@ def iou_bars(evaluation: pd.DataFrame, *, colours: Mapping[str, str] | None = No
             )
     figure.update_yaxes(range=[0, 100], title="IoU, %")
     figure.update_layout(barmode="group", bargap=0.25)
-    return _style(figure, height=105 + 270 * height, title=None)
+    return _style(figure, height=125 + 190 * height, title=None)
 
 
 def table_html(frame: pd.DataFrame, *, digits: int = 3, index: bool = False) -> str:

@@ -20,7 +20,13 @@ from toco_lab import figures
 from toco_lab.config import PRESETS, Config, config_differences
 from toco_lab.runs import RunDir, atomic_write
 
-DRAWN = ("training_curves", "iou_per_class", "similarity_per_layer")  # saved by notebooks; the report draws them itself
+DRAWN = (
+    "training_curves",
+    "learning_rate",
+    "iou_per_class",
+    "similarity_per_layer",
+    "pairs_per_layer",
+)  # saved by notebooks; the report draws them itself
 WARNINGS = (
     "Whether depth raises similarity depends on the weights. Compare trained with initial and with random weights, and "
     "do not expect the shape the paper shows.",

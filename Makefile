@@ -25,7 +25,7 @@ notebooks: $(VENV)/.installed  ## execute every notebook on the smoke preset
 strip: $(VENV)/.installed  ## take outputs and stray metadata out of the notebooks
 	$(PYTHON) -c "import sys; from toco_lab.batch import strip_notebook; list(map(strip_notebook, sys.argv[1:]))" $(NOTEBOOKS)
 
-table: $(VENV)/.installed  ## the README's toy table: seven rows, five seeds, about 35 minutes on two cores
+table: $(VENV)/.installed  ## the README's toy table: seven rows, five seeds, about half an hour
 	$(PYTHON) benchmarks/toy_table.py
 
 clean:  ## caches and the results of `demo` and `notebooks`; other runs and $(VENV) stay

@@ -1,6 +1,6 @@
 """The README's toy table: seven rows, five seeds, one schedule and one threshold, with the paper's findings checked.
 
-    python benchmarks/toy_table.py            # about 35 minutes on two cores; killed, it continues where it was
+    python benchmarks/toy_table.py            # about half an hour; killed, it continues where it was
 
 Writes every run below results/toy_table, one CSV row per run to benchmarks/results/toy_table.csv, and the table with
 its findings to benchmarks/results/toy_table.md, a picture of both to toy_table.png.

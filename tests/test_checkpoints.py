@@ -49,7 +49,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "ran"), "w"))
 
-    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"model": Evil()}))
+    (tmp_path / "evil.pt").write_bytes(pickle.dumps({"model": Evil()}, protocol=2))
     with pytest.raises(CheckpointError, match=r"evil\.pt"):
         read_weights(tmp_path / "evil.pt")
     torch.save({"model": Evil()}, tmp_path / "evil2.pt")

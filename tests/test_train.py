@@ -243,6 +243,20 @@ def test_an_interrupted_run_is_no_failure_and_validation_may_join_later(tmp_path
     assert run.metrics()["val_cam"].tolist()[-1] == 0.5 and len(run.metrics()) == 6
 
 
+def test_a_run_begun_from_other_weights_is_not_reused(tmp_path):
+    first, second = ToCo(CFG).encoder.state_dict(), ToCo(CFG).encoder.state_dict()
+    torch.save(first, tmp_path / "vit.pth")
+    cfg = CFG.replace(pretrained=True, weights=str(tmp_path / "vit.pth"))
+    run = RunDir.create(cfg, tmp_path)
+    fit(cfg, run, progress=False)
+    fit(cfg, run, progress=False)
+    torch.save(second, tmp_path / "vit.pth")
+    with pytest.raises(ValueError, match=r"began from .*vit\.pth with hash .* Delete the folder"):
+        fit(cfg, run, progress=False)
+    (tmp_path / "vit.pth").unlink()
+    fit(cfg, run, progress=False)  # a finished run does not need the file
+
+
 def test_a_device_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="'cudaa' is not there; use auto or one of cpu"):
         train.resolve_device("cudaa")

@@ -53,16 +53,22 @@ class ImportReport:
         return f"missing: {', '.join(self.missing) or 'none'}; unexpected: {', '.join(self.unexpected) or 'none'}"
 
 
+def find_weights(path: Path | str) -> Path:
+    """The file, or `data/toy/...` of the project from whatever folder one works in; else CheckpointError."""
+    places = [Path(path), Path(__file__).parents[1] / path]
+    for place in places:
+        if place.is_file():
+            return place
+    raise CheckpointError(f"no weights file {places[0]} (looked for {places[1]} as well); check the path")
+
+
 def read_weights(path: Path | str) -> dict[str, Any]:
     """Read a .safetensors file, or a torch file without running any code in it.
 
     Raises:
         CheckpointError: If the file is missing, truncated, or holds anything but tensors and plain values.
     """
-    places = [Path(path), Path(__file__).parents[1] / path]  # `data/toy/...` of the project from whatever folder
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        raise CheckpointError(f"no weights file {places[0]} (looked for {places[1]} as well); check the path")
+    path = find_weights(path)
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)

@@ -12,6 +12,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import pandas as pd
@@ -27,6 +28,7 @@ DRAWN = (
     "similarity_per_layer",
     "pairs_per_layer",
 )  # saved by notebooks; the report draws them itself
+TEMPLATE = Path(__file__).parent / "static" / "report.html"
 WARNINGS = (
     "Whether depth raises similarity depends on the weights. Compare trained with initial and with random weights, and "
     "do not expect the shape the paper shows.",
@@ -77,9 +79,8 @@ def build_report(runs: list[RunDir], out: Path | str, *, title: str | None = Non
     for number, (heading, write) in enumerate(sections, start=1):
         contents.append(f'<li><a href="#s{number}">{heading}</a></li>')
         body.append(f'<section id="s{number}"><h2>{heading}</h2>\n{write()}\n</section>')
-    page = _PAGE.format(
+    page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=_e(title),
-        style=_STYLE,
         plotly=get_plotlyjs(),
         contents="".join(contents),
         body="\n".join(body),
@@ -451,64 +452,3 @@ def _note(text: str) -> str:
 def _e(value: Any) -> str:
     """Escaped text: everything that comes from a file goes through here."""
     return html.escape(str(value))
-
-
-_STYLE = """
-:root{color-scheme:light dark;--ink:#1c2126;--soft:#5c6670;--line:#dde1e6;--page:#fff;--card:#f6f7f9;--accent:#0072b2;
---bad:#b3261e;--badbg:#fdf0ef;--warnbg:#fff8e6;--warn:#e69f00}
-@media (prefers-color-scheme:dark){:root{--ink:#e4e7ea;--soft:#9aa5b0;--line:#363d45;--page:#15181b;--card:#1e2327;
---accent:#62b5e5;--bad:#ff9d94;--badbg:#351c1a;--warnbg:#2f2812;--warn:#c98a00}}
-*{box-sizing:border-box}html{scroll-behavior:smooth}
-body{margin:0;background:var(--page);color:var(--ink);
-font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-.layout{display:grid;grid-template-columns:15rem minmax(0,1fr);gap:3rem;max-width:84rem;margin:auto;
-padding:2.5rem 2rem 5rem}
-nav{position:sticky;top:2.5rem;align-self:start;font-size:.9rem}
-nav ol{padding-left:1.4rem;margin:.4rem 0;color:var(--soft)}nav li{margin:.35rem 0}
-a{color:var(--accent);text-decoration:none}a:hover{text-decoration:underline}
-header{border-bottom:1px solid var(--line);margin-bottom:2rem;padding-bottom:1.2rem}
-h1{font-size:1.9rem;line-height:1.25;margin:0 0 .4rem;overflow-wrap:anywhere}header p{margin:0;color:var(--soft)}
-h2{font-size:1.3rem;margin:2.8rem 0 .9rem;padding-top:.4rem}h3{font-size:1.02rem;margin:1.6rem 0 .5rem}
-section:first-of-type h2{margin-top:0}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.92rem;width:100%}
-th,td{text-align:left;vertical-align:top;padding:.5rem .9rem .5rem 0;border-bottom:1px solid var(--line)}
-th{color:var(--soft);font-weight:600;min-width:3rem}td{font-variant-numeric:tabular-nums}
-.value{font-size:1.08rem;font-weight:600;white-space:nowrap}.protocol{font-size:.8rem;line-height:1.4;color:var(--soft)}
-.note{color:var(--soft);font-size:.92rem;max-width:48rem;margin:.6rem 0 1.6rem}
-.missing{background:var(--badbg);border-left:3px solid var(--bad);padding:.55rem .9rem;font-size:.92rem;
-overflow-wrap:anywhere}
-.warning{background:var(--warnbg);border-left:3px solid var(--warn);padding:.6rem .9rem;font-size:.92rem;margin:1rem 0}
-ul.warning{padding-left:2.1rem}ul.warning li{margin:.25rem 0}
-.state{padding:.05rem .5rem;border-radius:1rem;background:var(--card);border:1px solid var(--line);font-size:.85rem}
-.state.failed{color:var(--bad);border-color:var(--bad)}
-.dot{display:inline-block;width:.7rem;height:.7rem;border-radius:50%;margin-right:.5rem}
-figure{margin:.6rem 0 1.4rem}figure img{max-width:100%;height:auto;background:#fff;border-radius:4px}
-figcaption{font-size:.85rem;color:var(--soft)}
-pre{background:var(--card);border:1px solid var(--line);border-radius:6px;padding:1rem;
-white-space:pre-wrap;font-size:.85rem}
-code{font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
-.plot .main-svg text{fill:var(--ink)!important}.plot .hovertext text{fill:#fff!important}
-@media (max-width:60rem){.layout{display:block;padding:1.2rem}nav{position:static;margin-bottom:2rem}}
-@media print{.layout{display:block}nav,.modebar{display:none}section{break-inside:avoid-page}}
-"""
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>{title}</title>
-<style>{style}</style>
-<script>{plotly}</script>
-</head>
-<body>
-<div class="layout">
-<nav><b>Contents</b><ol>{contents}</ol></nav>
-<main>
-<header><h1>{title}</h1><p>{lead}. Written {date} by toco_lab.</p></header>
-{body}
-</main>
-</div>
-</body>
-</html>
-"""

@@ -12,7 +12,14 @@ from tqdm import tqdm
 
 from toco_lab import cam as cams
 from toco_lab.cam import Cams, multi_scale_cam
-from toco_lab.checkpoints import initial_model, load_checkpoint, save_checkpoint
+from toco_lab.checkpoints import (
+    CheckpointError,
+    find_weights,
+    initial_model,
+    load_checkpoint,
+    save_checkpoint,
+    weights_hash,
+)
 from toco_lab.config import Config
 from toco_lab.data import Batch, train_loader
 from toco_lab.losses import affinity_mask, classification_loss, ctc_loss, ptc_terms, reg_loss, seg_loss
@@ -337,6 +344,7 @@ def fit(
         optimizer.load_state_dict(state["optimizer"])
         start, spent = state["step"], run.status().get("seconds", 0.0)
         run.log(f"continue from {checkpoints[-1].name}")
+    _check_initial_weights(cfg, run)
     if start >= cfg.steps:
         run.set_status("done", step=start)
         return model.eval()
@@ -352,6 +360,26 @@ def fit(
         run.log(f"failed: {type(error).__name__}: {error}")
         raise
     return model.eval()
+
+
+def _check_initial_weights(cfg: Config, run: RunDir) -> None:
+    """Keep the hash of a local weights file in the run; refuse a run that was begun from another one."""
+    if not (cfg.pretrained and cfg.weights):
+        return
+    kept = run.read_json("initial_weights") if (run.path / "initial_weights.json").is_file() else None
+    try:
+        found = weights_hash(find_weights(cfg.weights))
+    except CheckpointError:
+        if run.checkpoints():
+            return  # continued on a machine without the file, which is not needed any more
+        raise
+    if kept is None:
+        run.write_json("initial_weights", {"file": cfg.weights, "hash": found})
+    elif kept["hash"] != found:
+        raise ValueError(
+            f"{run.path} began from {kept['file']} with hash {kept['hash']}, the file now has {found}. Delete the folder "
+            f"to train again, or bring the file back"
+        )
 
 
 def _loop(model, optimizer, cfg, run, start, spent, device, validate, progress) -> None:

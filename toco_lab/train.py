@@ -377,8 +377,8 @@ def _check_initial_weights(cfg: Config, run: RunDir) -> None:
         run.write_json("initial_weights", {"file": cfg.weights, "hash": found})
     elif kept["hash"] != found:
         raise ValueError(
-            f"{run.path} began from {kept['file']} with hash {kept['hash']}, the file now has {found}. Delete the folder "
-            f"to train again, or bring the file back"
+            f"{run.path} began from {kept['file']} with hash {kept['hash']}, the file now has {found}. Delete the "
+            f"folder to train again, or bring the file back"
         )
 
 

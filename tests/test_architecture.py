@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "toco_lab"
 ORDER = [
     "config", "runs", "toy", "pretrain", "transforms", "labels", "readers", "data", "model", "checkpoints",
-    "cam", "lattice", "refine", "losses", "train", "evaluate", "smoothing", "figures", "widgets", "batch",
+    "cam", "lattice", "refine", "losses", "step", "train", "evaluate", "smoothing", "figures", "widgets", "batch",
     "report", "__main__",
 ]  # fmt: skip
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

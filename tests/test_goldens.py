@@ -23,7 +23,8 @@ from toco_lab.lattice import bilateral_filter
 from toco_lab.losses import affinity_mask, ctc_loss, ptc_loss, reg_loss, seg_loss
 from toco_lab.model import ToCo
 from toco_lab.refine import dense_crf, par, refine_cam
-from toco_lab.train import LocalViews, build_optimizer, compute_losses, learning_rate, set_learning_rate, train_step
+from toco_lab.step import LocalViews, compute_losses
+from toco_lab.train import build_optimizer, learning_rate, set_learning_rate, train_step
 from toco_lab.transforms import denormalise
 
 GIVEN = os.environ.get("TOCO_GOLDENS")

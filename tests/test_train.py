@@ -17,7 +17,8 @@ from toco_lab.config import Config
 from toco_lab.data import train_loader
 from toco_lab.model import ToCo
 from toco_lab.runs import RunDir
-from toco_lab.train import TrainingError, build_optimizer, compute_losses, fit, learning_rate, loss_weights, train_step
+from toco_lab.step import LossTerms
+from toco_lab.train import TrainingError, build_optimizer, fit, learning_rate, train_step
 
 CFG = Config.preset("smoke")
 
@@ -30,50 +31,6 @@ def first_batch(cfg=CFG):
 def fresh(cfg=CFG):
     torch.manual_seed(0)
     return ToCo(cfg).train()
-
-
-def test_weights_start_at_their_steps():
-    cfg = CFG.replace(contrast_start_step=2, seg_start_step=3, steps=10)
-    assert loss_weights(cfg.replace(late_segmentation=True), 3)["seg"] == 0 < loss_weights(cfg, 3)["seg"]
-    on = [{name for name, weight in loss_weights(cfg, step).items() if weight} for step in range(4)]
-    assert on == [{"cls", "cls_aux"}] * 2 + [{"cls", "cls_aux", "ptc", "ctc"}] + [
-        {"cls", "cls_aux", "ptc", "ctc", "seg", "reg"}]  # fmt: skip
-
-
-def test_total_is_the_weighted_sum_and_every_term_reaches_its_parameters():
-    cfg = CFG.replace(seg_start_step=0, low_threshold=0.4, high_threshold=0.6)
-    model = fresh(cfg)
-    output = compute_losses(model, first_batch(cfg), cfg, 1, generator=torch.Generator().manual_seed(0))
-    terms, weights = output.terms, loss_weights(cfg, 1)
-    expected = sum(weights[name] * getattr(terms, name) for name in weights)
-    torch.testing.assert_close(terms.total, expected)
-    terms.total.backward()
-    for name, parameter in model.named_parameters():
-        trained = not name.startswith("teacher_head") and name != "encoder.pos_embed"
-        assert (parameter.grad is not None) == trained, name
-    assert 0 < terms.positive_cosine <= 1 and 0 <= terms.negative_cosine <= 1
-
-
-def test_terms_of_weight_zero_are_not_computed():
-    cfg = CFG.replace(w_ptc=0.0, w_ctc=0.0, w_seg=0.0, w_reg=0.0)
-    model, passes = fresh(cfg), []
-    encode = model.encode
-    model.encode = lambda image: passes.append(1) or encode(image)
-    output = compute_losses(model, first_batch(cfg), cfg, 1)
-    assert len(passes) == 1 and output.cams is None
-    assert output.terms.ptc == output.terms.seg == 0 and output.terms.positive_cosine.isnan()
-
-
-def test_one_encoder_pass_per_view():
-    cfg, images = CFG.replace(seg_start_step=0, cam_scales=(1.0, 0.5, 1.5)), []
-    model = fresh(cfg)
-    encode = model.encode
-    model.encode = lambda image: images.append(len(image) * image.shape[-1] ** 2) or encode(image)
-    compute_losses(model, first_batch(cfg), cfg, 1, generator=torch.Generator().manual_seed(0))
-    # main view once, its flip for the CAM, each other scale and its flip, second view, local crops
-    pixels = cfg.crop_size**2 * (1 + 1 + sum(2 * scale**2 for scale in cfg.cam_scales[1:]))
-    pixels += cfg.view2_size**2 + cfg.num_local_crops * cfg.local_crop_size**2
-    assert sum(images) == cfg.batch_size * pixels
 
 
 @pytest.mark.parametrize("schedule", ["continuous", "drop"])
@@ -273,6 +230,4 @@ def test_validation_joins_the_metrics(tmp_path):
     fit(cfg, RunDir.create(cfg, tmp_path), validate=validate, progress=False)
     rows = RunDir(tmp_path / cfg.run_name()).metrics().set_index("step")
     assert seen == [3, 6] and rows.loc[3, "val_cam_aux"] == 0.25 and math.isnan(rows.loc[2, "val_cam"])
-    assert (
-        {f"{field.name}_loss" for field in fields(train.LossTerms)} >= {"cls_loss", "total_loss"} <= set(rows.columns)
-    )
+    assert {f"{field.name}_loss" for field in fields(LossTerms)} >= {"cls_loss", "total_loss"} <= set(rows.columns)

@@ -6,7 +6,7 @@
        |
     model     ViT -> class and patch tokens -> classifiers (CAM, auxiliary CAM), decoder, projection heads
        |
-    cam, refine, losses ---> train.fit: CAM -> pseudo labels and crops -> PTC, CTC, segmentation
+    cam, refine, losses, step ---> train.fit: CAM -> pseudo labels and crops -> PTC, CTC, segmentation
        |
     evaluate, smoothing ---> mIoU with its protocol; similarity of tokens per layer
        |

@@ -1,0 +1,193 @@
+"""The losses of one training step, with every encoder pass made once (method: one training step, 1 to 7)."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from toco_lab import cam as cams
+from toco_lab.cam import Cams, multi_scale_cam
+from toco_lab.config import Config
+from toco_lab.data import Batch
+from toco_lab.losses import affinity_mask, classification_loss, ctc_loss, ptc_terms, reg_loss, seg_loss
+from toco_lab.model import ToCo
+from toco_lab.refine import refine_cam
+from toco_lab.transforms import denormalise
+
+LOSSES = ("cls", "cls_aux", "ptc", "ctc", "seg", "reg")
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """The terms of one step, unweighted scalars, and their weighted total. Terms of weight 0 are 0: not computed.
+
+    `positive_cosine` and `negative_cosine` are the mean |cos| of PTC's pairs, NaN where PTC is off: PTC itself is 0.5
+    both when all tokens are equal and when all are orthogonal, so it must never be read without them.
+    """
+
+    cls: Tensor
+    cls_aux: Tensor
+    ptc: Tensor
+    ctc: Tensor
+    seg: Tensor
+    reg: Tensor
+    total: Tensor
+    positive_cosine: Tensor
+    negative_cosine: Tensor
+
+
+@dataclass(frozen=True)
+class LocalViews:
+    """Local views: image (n*B, 3, c, c) view-major; flags (B, 2 + n), 1 = positive, the two global views first."""
+
+    image: Tensor
+    flags: Tensor
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """Losses of a step and what they were made from (to look at, and to test).
+
+    Attributes:
+        terms: The losses.
+        cams: Multi-scale CAMs; None where no term needs them.
+        pseudo_label: (B, H, W) for the segmentation loss; None while that is off.
+        token_label: (B, h, w) for PTC; None while that is off.
+        region: (B, H, W) region mask the local crops come from; None while CTC is off.
+        views: The local views; None while CTC is off.
+    """
+
+    terms: LossTerms
+    cams: Cams | None = None
+    pseudo_label: Tensor | None = None
+    token_label: Tensor | None = None
+    region: Tensor | None = None
+    views: LocalViews | None = None
+
+
+def loss_weights(cfg: Config, step: int) -> dict[str, float]:
+    """Weight of each term at a step (0-based): CTC and PTC, and segmentation, join at their start steps."""
+    contrast, segment = step >= cfg.contrast_start_step, step >= cfg.seg_start_step + cfg.late_segmentation
+    return {
+        "cls": cfg.w_cls,
+        "cls_aux": cfg.w_cls_aux,
+        "ptc": cfg.w_ptc * contrast,
+        "ctc": cfg.w_ctc * contrast,
+        "seg": cfg.w_seg * segment,
+        "reg": cfg.w_reg * segment,
+    }
+
+
+def compute_losses(
+    model: ToCo,
+    batch: Batch,
+    cfg: Config,
+    step: int,
+    *,
+    views: LocalViews | None = None,
+    generator: torch.Generator | None = None,
+) -> StepOutput:
+    """All losses of one training step (method: one training step, 1 to 7), with each encoder pass made once.
+
+    The pass over the main view serves the classifiers, both heads of CTC, PTC, the decoder and the CAM at scale 1. The
+    teacher must have been moved before (`ToCo.update_teacher`): here nothing of the model changes.
+
+    Args:
+        model: In training mode.
+        batch: Normalised views, labels, boxes.
+        cfg: Thresholds, weights and quirks.
+        step: 0-based; decides which terms are on and where the pseudo label comes from.
+        views: Local views to use; None cuts them from `batch.local_source` around uncertain regions.
+        generator: For the positions of the local crops.
+    """
+    weights = loss_weights(cfg, step)
+    segment, contrast = weights["seg"] > 0 or weights["reg"] > 0, weights["ptc"] > 0 or weights["ctc"] > 0
+    output = model(batch.image, segment=segment)
+    zero = output.logits.new_zeros(())
+    terms = dict.fromkeys(LOSSES, zero) | {
+        "cls": classification_loss(output.logits, batch.image_label),
+        "cls_aux": classification_loss(output.aux_logits, batch.image_label),
+    }
+    maps, made, cosines = None, {}, (zero * torch.nan, zero * torch.nan)
+    if contrast or segment:
+        maps = multi_scale_cam(model, batch.image, cfg.cam_scales, plain=output.features.detach())
+
+    if weights["ptc"] > 0:
+        tokens = output.features.patch_tokens
+        made["token_label"] = cams.token_labels(
+            maps.cam_aux, batch.image_label, tokens.shape[-2:], batch.valid_box, low=cfg.low_threshold,
+            high=cfg.high_threshold, patch_size=model.patch_size, box_units=cfg.ptc_box_units,
+        )  # fmt: skip
+        pairs = ptc_terms(tokens, affinity_mask(made["token_label"]), similarity=cfg.ptc_similarity)
+        terms["ptc"], cosines = pairs.loss, (pairs.positive_cosine, pairs.negative_cosine)
+
+    if weights["ctc"] > 0:
+        made["region"] = cams.region_mask(
+            maps.cam_aux, batch.image_label, low=cfg.low_threshold, high=cfg.high_threshold
+        )
+        made["views"] = views or local_views(batch, made["region"], cfg, generator)
+        terms["ctc"] = class_token_contrast(model, output.features.class_token, batch.view2, made["views"], cfg)
+
+    if segment:
+        pixels = denormalise(batch.image, model.mean, model.std)
+        label = made["pseudo_label"] = pseudo_label(maps, pixels, batch, cfg, step)
+        logits = F.interpolate(output.seg_logits, pixels.shape[-2:], mode="bilinear", align_corners=False)
+        if weights["seg"] > 0:
+            terms["seg"] = seg_loss(logits, label)
+        if weights["reg"] > 0:
+            terms["reg"] = reg_loss(
+                logits, pixels, label, batch.valid_box, weight=cfg.reg_scale_factor, sigma_rgb=cfg.reg_sigma_rgb,
+                sigma_xy=cfg.reg_sigma_xy, scale=cfg.reg_scale, gate=cfg.reg_gate,
+            )  # fmt: skip
+
+    total = sum(weights[name] * terms[name] for name in LOSSES)
+    losses = LossTerms(**terms, total=total, positive_cosine=cosines[0], negative_cosine=cosines[1])
+    return StepOutput(losses, maps, **made)
+
+
+def local_views(batch: Batch, region: Tensor, cfg: Config, generator: torch.Generator | None = None) -> LocalViews:
+    """Cut the local views of a batch around uncertain positions of its region mask (B, H, W)."""
+    crops = cams.sample_local_crops(
+        region, crop_size=cfg.local_crop_size, num_crops=cfg.num_local_crops, candidates=cfg.crop_candidates,
+        content=cfg.crop_content, min_content=cfg.crop_min_content, generator=generator,
+        valid_box=batch.valid_box if cfg.crops_in_valid_box else None,
+    )  # fmt: skip
+    return LocalViews(cams.cut_local_views(batch.local_source, crops), crops.flags)
+
+
+def class_token_contrast(model: ToCo, class_token: Tensor, view2: Tensor, views: LocalViews, cfg: Config) -> Tensor:
+    """CTC of a batch: the teacher's two global views against the student's two global and n local views.
+
+    Both heads read the same encoder: the teacher's tokens are the student's, and view 1 (`class_token`, (B, D), of
+    the training image) is not encoded again.
+    """
+    global_tokens = torch.cat([class_token, model.encode(view2).class_token])
+    with torch.no_grad():
+        teacher = model.teacher_head(global_tokens)
+    student = model.projection_head(torch.cat([global_tokens, model.encode(views.image).class_token]))
+    return ctc_loss(
+        student, teacher, views.flags, temperature=cfg.ctc_temperature, negative_only_term=cfg.ctc_negative_only_term
+    )
+
+
+def pseudo_label(maps: Cams, pixels: Tensor, batch: Batch, cfg: Config, step: int) -> Tensor:
+    """The label of the segmentation loss, (B, H, W), 255 where unsure (method: training step, 5).
+
+    Args:
+        maps: Multi-scale CAMs; the auxiliary one counts before `cfg.aux_label_steps`, then the final one.
+        pixels: Denormalised images, (B, 3, H, W) in 0..255; PAR sees them cut to whole grey levels, as released.
+        batch: For image labels and valid boxes.
+        cfg: Thresholds and the settings of PAR; without `cfg.refine` the thresholds alone decide.
+        step: 0-based.
+    """
+    cam = maps.cam_aux if step < cfg.aux_label_steps else maps.cam
+    if not cfg.refine:
+        return cams.confident_label(
+            cam, batch.image_label, low=cfg.low_threshold, high=cfg.high_threshold, valid_box=batch.valid_box
+        )
+    return refine_cam(
+        pixels.clamp(0, 255).byte().float() / 255, cams.mask_by_label(cam, batch.image_label), batch.image_label,
+        batch.valid_box, low_threshold=cfg.low_threshold, high_threshold=cfg.high_threshold,
+        dilations=cfg.par_dilations, num_iter=cfg.par_iterations,
+    )  # fmt: skip

@@ -152,6 +152,15 @@ def inside_box(valid_box: Tensor, height: int, width: int) -> Tensor:
     return (row >= top) & (row < bottom) & (column >= left) & (column < right)
 
 
+def token_box(valid_box: Tensor, patch_size: int) -> Tensor:
+    """A box in pixels, (B, 4), as a box of tokens: those wholly inside."""
+    top, bottom, left, right = valid_box.unbind(1)
+    up = patch_size - 1
+    return torch.stack(
+        [(top + up) // patch_size, bottom // patch_size, (left + up) // patch_size, right // patch_size], dim=1
+    )
+
+
 def outside_to_ignore(label: Tensor, valid_box: Tensor) -> Tensor:
     """`label` (B, H, W) with 255 outside each image's box."""
     return label.where(inside_box(valid_box, *label.shape[-2:]), IGNORE_INDEX)
@@ -185,11 +194,7 @@ def token_labels(
     """
     small = F.interpolate(cam_aux, grid, mode="bilinear", align_corners=False)
     if box_units == "tokens":
-        top, bottom, left, right = valid_box.unbind(1)
-        up = patch_size - 1
-        valid_box = torch.stack(
-            [(top + up) // patch_size, bottom // patch_size, (left + up) // patch_size, right // patch_size], dim=1
-        )
+        valid_box = token_box(valid_box, patch_size)
     return confident_label(small, image_label, low=low, high=high, valid_box=valid_box)
 
 

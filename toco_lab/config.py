@@ -78,6 +78,9 @@ class Config:
     mlp_ratio: float | None = opt(None, "hidden width of a block's MLP over D; None = the backbone's own")
     pos_embed_antialias: bool = opt(False, "antialias when the frozen position grid is resampled")
     aux_layer: int = opt(-3, "block whose raw output feeds the auxiliary classifier (python index)")
+    pooling: Literal["max", "average"] = opt(
+        "max", "global pooling of the tokens before each classifier: maximum per channel (ToCo), or average"
+    )
     decoder_width: int = opt(512, "channels of the LargeFOV decoder")
     decoder_dilation: int = opt(5, "dilation of its 3x3 convolutions")
     head_hidden: int = opt(2048, "hidden width of the projection head of CTC")
@@ -85,6 +88,9 @@ class Config:
     head_out: int = opt(1024, "output width of the projection head")
     anti_smoothing: Literal["none", "attn_scale", "feat_scale"] = opt(
         "none", "rescale the high frequencies of attention (AttnScale) or of its output (FeatScale), arXiv 2203.05962"
+    )
+    teacher: Literal["ema", "none"] = opt(
+        "ema", "targets of CTC: of the EMA head, or (none) the student's own projections, with gradient through both"
     )
     teacher_momentum: float = opt(0.9, "EMA momentum m of the teacher head: t <- m t + (1 - m) s")
 
@@ -120,7 +126,10 @@ class Config:
     w_ctc: float = opt(0.5, "weight of class token contrast")
     w_seg: float = opt(0.1, "weight of the segmentation loss")
     w_reg: float = opt(0.05, "weight of the regularised (dense CRF energy) loss")
-    contrast_start_step: int = opt(0, "first step with PTC and CTC")
+    w_distil: float = opt(
+        0.0, "weight of regressing the final tokens' CAM on the auxiliary CAM: an alternative to PTC, not part of ToCo"
+    )
+    contrast_start_step: int = opt(0, "first step with PTC, CTC and the regression on the auxiliary CAM")
     seg_start_step: int = opt(2000, "first step with the segmentation and regularised losses")
     ptc_similarity: Literal["absolute", "raw"] = opt("absolute", "cosine similarity of PTC: |cos| or cos")
     ptc_box_units: Literal["tokens", "pixels"] = opt(

@@ -28,6 +28,7 @@ TITLES = {  # column or target -> what the reader sees
     "cls_aux_loss": "auxiliary classification loss",
     "ptc_loss": "patch token contrast (PTC)",
     "ctc_loss": "class token contrast (CTC)",
+    "distil_loss": "regression on the auxiliary CAM",
     "seg_loss": "segmentation loss",
     "reg_loss": "regularised loss",
     "total_loss": "total loss",

@@ -162,6 +162,33 @@ def ctc_loss(
     return (terms.mean(1) / (positive.sum(2).squeeze(1) + CTC_EPSILON)).mean()
 
 
+def distil_loss(cam: Tensor, target: Tensor, image_label: Tensor, inside: Tensor) -> Tensor:
+    """Regress the final tokens on the auxiliary CAM: mean squared error of the sigmoid of their raw CAM.
+
+    Not part of ToCo: what one would try first in place of patch token contrast, kept to compare with.
+
+    Args:
+        cam: Raw CAM of the final tokens, (B, C, h, w), with gradient.
+        target: Auxiliary CAM in [0, 1], (B, C, h, w).
+        image_label: (B, C) in {0, 1}; maps of absent classes do not count.
+        inside: (B, h, w) bool, False for tokens of padding.
+
+    Returns:
+        Scalar in [0, 1]: mean over the tokens inside and the present classes of the batch; 0 where there is none.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    if target.shape != cam.shape or image_label.shape != cam.shape[:2] or inside.shape != cam[:, 0].shape:
+        raise ValueError(
+            f"cam {tuple(cam.shape)} does not fit target {tuple(target.shape)}, image_label {tuple(image_label.shape)} "
+            f"and inside {tuple(inside.shape)}: need (B, C, h, w) twice, (B, C) and (B, h, w)"
+        )
+    counted = image_label[:, :, None, None].bool() & inside[:, None]
+    error = (_at_least_fp32(cam).sigmoid() - target.detach()).square()
+    return (error * counted).sum() / counted.sum().clamp(min=1)
+
+
 def seg_loss(logits: Tensor, label: Tensor) -> Tensor:
     """Half the mean cross entropy over background pixels plus half that over foreground pixels.
 

@@ -107,6 +107,7 @@ class ToCo(nn.Module):
         self.aux_index = cfg.aux_layer % blocks
         self.patch_size: int = self.encoder.patch_embed.patch_size[0]
         self.precision = cfg.precision
+        self.pool = {"max": torch.amax, "average": torch.mean}[cfg.pooling]
         self.mean, self.std = image_statistics(self.encoder, cfg.normalisation)
         width, head = self.encoder.embed_dim, (cfg.head_hidden, cfg.head_bottleneck, cfg.head_out)
         self.classifier = nn.Conv2d(width, cfg.num_classes, 1, bias=False)
@@ -147,9 +148,10 @@ class ToCo(nn.Module):
             return self.classifier(features.patch_tokens), self.aux_classifier(features.aux_patch_tokens)
 
     def read(self, features: TokenFeatures, *, segment: bool = True) -> ToCoOutput:
-        """The heads applied to given tokens. Image logits: maximum over positions per feature channel, then the map."""
+        """The heads applied to given tokens. Image logits: tokens pooled per channel (maximum in ToCo), then the map."""
         cam, cam_aux = self.cams(features)
-        pooled, aux_pooled = (x.amax((2, 3), keepdim=True) for x in (features.patch_tokens, features.aux_patch_tokens))
+        tokens = features.patch_tokens, features.aux_patch_tokens
+        pooled, aux_pooled = (self.pool(x, (2, 3), keepdim=True) for x in tokens)
         return ToCoOutput(
             features=features,
             logits=self.classifier(pooled).flatten(1),

@@ -1,6 +1,7 @@
 """The toy's stand-in for ImageNet: a small ViT that learns to name the one object of a scene.
 
 python -m toco_lab.pretrain            # two minutes on two cores; writes data/toy/vit_toy.safetensors
+python -m toco_lab.pretrain --depth 4 --embed-dim 64 --out results/backbones/vit_toy_depth4.safetensors
 """
 
 import argparse
@@ -186,6 +187,11 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path("data/toy/vit_toy.safetensors"))
     parser.add_argument("--steps", type=int, default=Recipe.steps)
     parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--depth", type=int, default=Recipe.depth, help="number of blocks")
+    parser.add_argument("--embed-dim", type=int, default=Recipe.embed_dim, help="token width, a multiple of 32")
     arguments = parser.parse_args()
-    reached = pretrain(arguments.out, Recipe(steps=arguments.steps, seed=arguments.seed))
+    if arguments.embed_dim % 32:
+        parser.error(f"--embed-dim must be a multiple of 32 (a head's width), got {arguments.embed_dim}")
+    size = {"depth": arguments.depth, "embed_dim": arguments.embed_dim, "num_heads": arguments.embed_dim // 32}
+    reached = pretrain(arguments.out, Recipe(steps=arguments.steps, seed=arguments.seed, **size))
     print(f"{arguments.out}: held-out accuracy {reached:.3f} on 500 single-object scenes")

@@ -10,12 +10,12 @@ from toco_lab import cam as cams
 from toco_lab.cam import Cams, multi_scale_cam
 from toco_lab.config import Config
 from toco_lab.data import Batch
-from toco_lab.losses import affinity_mask, classification_loss, ctc_loss, ptc_terms, reg_loss, seg_loss
+from toco_lab.losses import affinity_mask, classification_loss, ctc_loss, distil_loss, ptc_terms, reg_loss, seg_loss
 from toco_lab.model import ToCo
 from toco_lab.refine import refine_cam
 from toco_lab.transforms import denormalise
 
-LOSSES = ("cls", "cls_aux", "ptc", "ctc", "seg", "reg")
+LOSSES = ("cls", "cls_aux", "ptc", "ctc", "distil", "seg", "reg")
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ class LossTerms:
     cls_aux: Tensor
     ptc: Tensor
     ctc: Tensor
+    distil: Tensor
     seg: Tensor
     reg: Tensor
     total: Tensor
@@ -74,6 +75,7 @@ def loss_weights(cfg: Config, step: int) -> dict[str, float]:
         "cls_aux": cfg.w_cls_aux,
         "ptc": cfg.w_ptc * contrast,
         "ctc": cfg.w_ctc * contrast,
+        "distil": cfg.w_distil * contrast,
         "seg": cfg.w_seg * segment,
         "reg": cfg.w_reg * segment,
     }
@@ -102,7 +104,8 @@ def compute_losses(
         generator: For the positions of the local crops.
     """
     weights = loss_weights(cfg, step)
-    segment, contrast = weights["seg"] > 0 or weights["reg"] > 0, weights["ptc"] > 0 or weights["ctc"] > 0
+    segment = weights["seg"] > 0 or weights["reg"] > 0
+    contrast = any(weights[name] > 0 for name in ("ptc", "ctc", "distil"))
     output = model(batch.image, segment=segment)
     zero = output.logits.new_zeros(())
     terms = dict.fromkeys(LOSSES, zero) | {
@@ -121,6 +124,12 @@ def compute_losses(
         )  # fmt: skip
         pairs = ptc_terms(tokens, affinity_mask(made["token_label"]), similarity=cfg.ptc_similarity)
         terms["ptc"], cosines = pairs.loss, (pairs.positive_cosine, pairs.negative_cosine)
+
+    if weights["distil"] > 0:
+        tokens = output.features.patch_tokens
+        inside = cams.inside_box(cams.token_box(batch.valid_box, model.patch_size), *tokens.shape[-2:])
+        target = cams.resize(maps.cam_aux, tokens.shape[-2:])
+        terms["distil"] = distil_loss(model.classifier(tokens), target, batch.image_label, inside)
 
     if weights["ctc"] > 0:
         made["region"] = cams.region_mask(
@@ -160,12 +169,16 @@ def class_token_contrast(model: ToCo, class_token: Tensor, view2: Tensor, views:
     """CTC of a batch: the teacher's two global views against the student's two global and n local views.
 
     Both heads read the same encoder: the teacher's tokens are the student's, and view 1 (`class_token`, (B, D), of
-    the training image) is not encoded again.
+    the training image) is not encoded again. Without a teacher (`cfg.teacher` "none") the student's own projections of
+    the global views take its place, and the gradient runs through both.
     """
     global_tokens = torch.cat([class_token, model.encode(view2).class_token])
-    with torch.no_grad():
-        teacher = model.teacher_head(global_tokens)
     student = model.projection_head(torch.cat([global_tokens, model.encode(views.image).class_token]))
+    if cfg.teacher == "none":
+        teacher = student[: len(global_tokens)]
+    else:
+        with torch.no_grad():
+            teacher = model.teacher_head(global_tokens)
     return ctc_loss(
         student, teacher, views.flags, temperature=cfg.ctc_temperature, negative_only_term=cfg.ctc_negative_only_term
     )

@@ -3,7 +3,8 @@
     grid = Grid.from_yaml("grids/smoke.yaml")        # or Grid(name="weights", preset="toy", axes={"w_ptc": [0, 0.2]})
     table = run_sweep(grid, workers=2)               # the same call continues what was interrupted
 
-The run folder is the only memory of a sweep: same config and seed, same folder `results/sweeps/<name>/<run>`. Each run
+The run folder is the only memory of a sweep: same config and seed, same folder `results/sweeps/<name>/<run>`. Grids that
+name one `folder` share the runs they have in common. Each run
 has a process of its own, so one that is killed (memory, a lost machine) takes nothing else with it; it is started again
 and continues from its checkpoint. Modules that train or need papermill or ray are imported where they are used.
 """
@@ -67,7 +68,9 @@ class Grid:
     Attributes:
         name: Name of the sweep and of its folder.
         preset: Preset every run starts from.
-        about: One sentence for readers.
+        about: What is asked, for readers.
+        folder: Folder of the runs, if not `name`: grids with the same one share their runs.
+        reference: Row the others are compared with, or row -> its own reference; None takes the first row.
         overrides: Config fields of every run; rows and axes win over them.
         rows: Named overrides, in the order of the table.
         axes: Field -> values; all combinations are run, for each row.
@@ -82,6 +85,8 @@ class Grid:
     name: str
     preset: str
     about: str = ""
+    folder: str = ""
+    reference: str | Mapping[str, str] | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
     rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -91,8 +96,9 @@ class Grid:
 
     def __post_init__(self) -> None:
         """Bring the fields into one form and build every run."""
-        if not isinstance(self.name, str) or not re.fullmatch(r"\w[\w.-]*", self.name):
-            raise ValueError(f"the name of a grid names a folder: letters, digits, _ . and -, got {self.name!r}")
+        for word in (self.name, self.folder or self.name):
+            if not isinstance(word, str) or not re.fullmatch(r"\w[\w.-]*", word):
+                raise ValueError(f"the name of a grid names a folder: letters, digits, _ . and -, got {word!r}")
         self._set("rows", {row: fields or {} for row, fields in self._named("rows", self.rows).items()})
         self._set("axes", {axis: self._values(axis, given) for axis, given in self._named("axes", self.axes).items()})
         seeds = range(self.seeds) if type(self.seeds) is int else self.seeds
@@ -112,7 +118,11 @@ class Grid:
         self._require(bool(self.notebook) or not given, "parameters need a notebook")
         reserved = sorted(given & {"preset", "overrides", "run_dir"})
         self._require(not reserved, f"the grid itself gives the notebook its {', '.join(reserved)}")
-        self.runs()
+        rows = list(dict.fromkeys(run.row for run in self.runs()))
+        self._set("reference", rows[0] if self.reference is None else self.reference)
+        pairs = self.reference.items() if isinstance(self.reference, Mapping) else [(self.reference, self.reference)]
+        for name in itertools.chain(*pairs):
+            self._require(name in rows, f"reference: {name!r} is no row; there are: {', '.join(rows)}")
 
     @classmethod
     def from_yaml(cls, path: Path | str) -> Self:
@@ -159,7 +169,8 @@ class Grid:
                 except ValueError as error:
                     where = f", {name}" if name else ""
                     raise ValueError(f"grid {self.name!r}{where}: {error}") from error
-                made.append(SweepRun(name or self.preset, seed, cfg, Path(root) / self.name / cfg.run_name()))
+                folder = Path(root) / (self.folder or self.name) / cfg.run_name()
+                made.append(SweepRun(name or self.preset, seed, cfg, folder))
         return made
 
     def to_text(self) -> str:
@@ -508,7 +519,7 @@ def run_sweep(
     if executor == "local" and (gpus or address):
         raise ValueError("gpus and address are options of executor ray; local workers share the devices they find")
     check_grid(grid, runs, data=executor == "local")  # another machine may have other data
-    with _locked(folder):
+    with _locked(runs[0].folder.parent):
         wanted = {"new", "begun"} | ({"failed"} if retry_failed else set())
         unique = {run.folder: run for run in runs}
         tasks = {path: _task(grid, run) for path, run in unique.items() if state_of(grid, run) in wanted}
@@ -555,10 +566,13 @@ def check_grid(grid: Grid, runs: Sequence[SweepRun], *, data: bool = True) -> No
             job = _notebook_job(_task(grid, run))
             check_parameters(job.notebook, job.parameters)
     elif data:
+        from toco_lab.checkpoints import find_weights
         from toco_lab.readers import open_dataset
 
         names = ("dataset", "data_root", "label_source", "train_split", "val_split", "train_images", "val_images")
         configs = {tuple(getattr(run.config, name) for name in names): run.config for run in runs}
+        for weights in {run.config.weights for run in runs if run.config.pretrained and run.config.weights}:
+            find_weights(weights)
         for cfg in configs.values():
             for split in {cfg.train_split, cfg.val_split}:
                 open_dataset(cfg, split)
@@ -700,15 +714,15 @@ class _Board:
         self._grid, self._runs, self._todo, self._slots = grid, runs, set(todo), slots
         self._by_folder = {run.folder: run for run in reversed(runs)}  # the first of those that share a folder
         self._states = {folder: state_of(grid, run) for folder, run in self._by_folder.items()}
-        self._folder = runs[0].folder.parent
+        self._root = runs[0].folder.parents[1]
         # by the clock of the disk, which may be another machine's
-        self._disk_began = (self._folder / "grid.yaml").stat().st_mtime
+        self._disk_began = (self._root / grid.name / "grid.yaml").stat().st_mtime
         self._began, self._refreshed = time.monotonic(), -_REFRESH_SECONDS
         self._lines, self._handle = 0, None
         shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
         place = "notebook" if hasattr(shell, "kernel") else "terminal" if sys.stderr.isatty() else "lines"
         self._place = place if progress else "nowhere"
-        self._left = seconds_left(runs, self._folder.parent)
+        self._left = seconds_left(runs, self._root)
 
     def end(self, folder: Path) -> None:
         """A run has ended, well or not."""
@@ -717,7 +731,7 @@ class _Board:
         self._todo.discard(folder)
         self._refreshed = -_REFRESH_SECONDS
         if self._place in ("notebook", "terminal"):
-            self._left = seconds_left(self._runs, self._folder.parent)
+            self._left = seconds_left(self._runs, self._root)
         if self._place == "lines":
             error = "".join(f": {line}" for line in _error_of(folder).splitlines()[:1])
             print(f"{self._states[folder]}: {run.row}, seed {run.seed} ({folder}){error}", flush=True)

@@ -16,7 +16,7 @@ ORDER = [
     "activations", "remedies", "model", "checkpoints", "token_view", "token_metrics", "token_maps", "snapshots",
     "cam", "attribution", "lattice", "refine", "losses", "step", "train",
     "evaluate", "smoothing", "layer_cams", "session", "figures", "curves", "panels", "token_explorer", "cam_explorer",
-    "batch", "sweep", "report", "__main__",
+    "batch", "ablation", "sweep", "report", "__main__",
 ]  # fmt: skip
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 NOTEBOOK_WORLD = "jupyter jupyterlab nbformat plotly ipywidgets anywidget papermill tyro IPython".split()

@@ -184,3 +184,20 @@ def test_quality_above_similarity():
     line = next(trace for trace in figure.data if trace.yaxis == "y2" and trace.mode == "lines+markers")
     assert list(line.x) == [1, 2, 3] and line.line.color == own.line.color == "#111111"
     assert "20 images, heads trained on 100" in figure.layout.annotations[0].text
+
+
+def test_ablation_plot_shows_every_run_and_the_spread():
+    frame = pd.DataFrame(
+        {"row": ["a", "a", "<b>"], "seed": [0, 1, 0], "cam_mIoU": [0.2, 0.4, np.nan], "x": [1, 2, 3.0]}
+    )
+    lines = [("<b>", "x", 3.0, np.nan, 1, "a"), ("a", "x", 1.5, 0.7, 2, ""), ("a", "cam_mIoU", 0.3, 0.1, 2, "")]
+    lines.append(("<b>", "cam_mIoU", np.nan, np.nan, 0, "a"))
+    summary = pd.DataFrame(lines, columns=["row", "score", "mean", "sd", "seeds", "reference"])
+    figure = curves.ablation_plot(frame, summary, titles={"x": "similarity"})
+    runs, means, cam_runs, cam_means = figure.data
+    assert list(runs.x) == [1, 2, 3] and list(runs.y) == ["a", "a", "&lt;b&gt;"] and list(runs.customdata) == [0, 1, 0]
+    assert list(means.x) == [3, 1.5] and list(means.error_x.array) == [0, 0.7]
+    assert list(cam_runs.x) == [20, 40] and cam_means.x[0] == 30  # points; a run without a score is no dot
+    assert [shape.x0 for shape in figure.layout.shapes] == [1.5, 30]  # the reference
+    assert [note.text for note in figure.layout.annotations] == ["similarity", "cam_mIoU"]
+    assert list(figure.layout.yaxis.categoryarray) == ["a", "&lt;b&gt;"]  # from below

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.image import AxesImage
@@ -100,3 +101,23 @@ def test_figures_import_neither_torch_nor_the_package_nor_plotly_at_the_top():
     assert not {name for name in modules if name.split(".")[0] in ("torch", "toco_lab", "plotly")}
     code = "import sys, toco_lab.figures; sys.exit(bool({'matplotlib.pyplot', 'plotly', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(figures.__file__).parents[1]).returncode == 0
+
+
+def test_ablation_plot_shows_every_run_and_the_spread():
+    frame = pd.DataFrame({"row": ["a", "a", "b"], "seed": [0, 1, 0], "cam_mIoU": [0.2, 0.4, 0.5]})
+    line = {"score": "cam_mIoU", "seeds": 2, "reference": ""}
+    summary = pd.DataFrame(
+        [{"row": "b", "mean": 0.5, "sd": np.nan} | line, {"row": "a", "mean": 0.3, "sd": 0.1} | line]
+    )
+    (axes,) = figures.ablation_plot(frame, summary, titles={"cam_mIoU": "final CAM"}).axes
+    runs, bars, reference = axes.lines
+    assert runs.get_xdata().tolist() == [20, 40, 50] and runs.get_ydata().tolist() == [
+        1,
+        1,
+        0,
+    ]  # in the summary's order
+    assert bars.get_xdata().tolist() == [50, 30] and reference.get_xdata() == [50, 50]
+    (spread,) = axes.collections
+    assert spread.get_segments()[1][:, 0].tolist() == pytest.approx([20, 40])
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["b", "a"] and axes.yaxis_inverted()
+    assert (axes.get_title(), axes.get_xlabel()) == ("final CAM", "points")

@@ -9,7 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import gradcheck
 
-from toco_lab.losses import affinity_mask, classification_loss, ctc_loss, ptc_loss, ptc_terms, reg_loss, seg_loss
+from toco_lab.losses import (
+    affinity_mask,
+    classification_loss,
+    ctc_loss,
+    distil_loss,
+    ptc_loss,
+    ptc_terms,
+    reg_loss,
+    seg_loss,
+)
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
@@ -163,6 +172,32 @@ def test_ctc_gradcheck():
 def test_ctc_names_wrong_shapes():
     with pytest.raises(ValueError, match=r"\(9, 3\).*\(4, 3\).*\(2, 5\)"):
         ctc_loss(torch.zeros(9, 3), torch.zeros(4, 3), torch.ones(2, 5))
+
+
+# --- regression on the auxiliary CAM --------------------------------------------------------------
+
+
+def test_distil_equals_the_loops():
+    cam, target = randn(2, 3, 2, 4), randn(2, 3, 2, 4, seed=1).sigmoid()
+    labels, inside = torch.tensor([[1, 0, 1], [0, 1, 0]]), choice([True, True, False], 2, 2, 4)
+
+    def loops(cam):
+        errors = [
+            (1 / (1 + torch.exp(-cam[b, c, y, x])) - target[b, c, y, x]) ** 2
+            for b in range(2) for c in range(3) for y in range(2) for x in range(4)
+            if labels[b, c] and inside[b, y, x]
+        ]  # fmt: skip
+        return sum(errors) / len(errors)
+
+    expected, (slope,) = value_and_grad(loops, cam)
+    loss, (gradient,) = value_and_grad(lambda z: distil_loss(z, target, labels, inside), cam)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, slope)
+    assert not gradient[0, 1].any() and not gradient[1, 0].any()  # absent classes
+    assert distil_loss(cam, target, torch.zeros(2, 3), inside) == 0
+    assert distil_loss(cam, cam.sigmoid(), labels, inside) < 1e-12
+    with pytest.raises(ValueError, match=r"cam \(2, 3, 2, 4\) does not fit target \(2, 3, 2, 3\)"):
+        distil_loss(cam, target[..., :3], labels, inside)
 
 
 # --- segmentation ---------------------------------------------------------------------------------

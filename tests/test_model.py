@@ -52,6 +52,13 @@ def test_image_logits_pool_before_the_classifier_and_cams_have_no_gradient():
     assert model(torch.randn(1, 3, 32, 32), segment=False).seg_logits is None
 
 
+def test_average_pooling_reads_every_token():
+    model = ToCo(tiny(pooling="average"))
+    out = model(torch.randn(2, 3, 32, 48))
+    for logits, cam in ((out.logits, out.cam), (out.aux_logits, out.cam_aux)):  # linear: pooling the CAM is the same
+        torch.testing.assert_close(logits, cam.mean((2, 3)), rtol=1e-4, atol=1e-5)
+
+
 def test_right_and_bottom_pixels_that_fill_no_patch_do_not_count():
     model = ToCo(tiny()).eval()
     image = torch.randn(1, 3, 37, 45)

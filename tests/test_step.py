@@ -54,6 +54,35 @@ def test_terms_of_weight_zero_are_not_computed():
     assert output.terms.ptc == output.terms.seg == 0 and output.terms.positive_cosine.isnan()
 
 
+def test_without_a_teacher_the_gradient_runs_through_both_sides():
+    cfg = CFG.replace(teacher_momentum=0.0)  # the teacher is the student of this step, so the values are equal
+    batch, slopes, values = first_batch(cfg), [], []
+    for teacher in ("ema", "none"):
+        model = fresh(cfg)
+        model.update_teacher()
+        views = compute_losses(model, batch, cfg, 0, generator=torch.Generator().manual_seed(0)).views
+        loss = compute_losses(model, batch, cfg.replace(teacher=teacher), 0, views=views).terms.ctc
+        (slope,) = torch.autograd.grad(loss, model.projection_head.directions)
+        values, slopes = [*values, loss.detach()], [*slopes, slope]
+    torch.testing.assert_close(*values)
+    assert (slopes[0] - slopes[1]).norm() > 0.1 * slopes[0].norm()
+
+
+def test_regression_on_the_auxiliary_cam_moves_final_tokens_and_not_its_target():
+    cfg = CFG.replace(w_ptc=0.0, w_ctc=0.0, w_distil=0.5, seg_start_step=4)
+    model, batch = fresh(cfg), first_batch(cfg)
+    output = compute_losses(model, batch, cfg, 0)
+    assert output.views is None and output.token_label is None
+    tokens = model.encode(batch.image).patch_tokens
+    target = cams.resize(output.cams.cam_aux, tokens.shape[-2:])
+    error = (model.classifier(tokens).sigmoid() - target).square()
+    counted = batch.image_label.bool()[:, :, None, None].expand_as(error)  # nothing is padded in the toy
+    torch.testing.assert_close(output.terms.distil, error[counted].mean())
+    output.terms.distil.backward()
+    assert model.classifier.weight.grad.any() and model.aux_classifier.weight.grad is None
+    torch.testing.assert_close(output.terms.total, output.terms.cls + output.terms.cls_aux + 0.5 * output.terms.distil)
+
+
 def test_one_encoder_pass_per_view():
     cfg, images = CFG.replace(seg_start_step=0, cam_scales=(1.0, 0.5, 1.5)), []
     model = fresh(cfg)

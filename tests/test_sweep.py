@@ -115,6 +115,9 @@ def test_a_grid_without_rows_and_axes_is_the_preset() -> None:
         ({"seeds": [0, 1.5]}, "seeds must be"),
         ({"seeds": [0, 0]}, "a seed is given twice"),
         ({"seeds": [-1]}, "seed must not be negative"),
+        ({"folder": "../a"}, "names a folder: .* got '../a'"),
+        ({"rows": {"a": {}, "b": {}}, "reference": "c"}, "reference: 'c' is no row; there are: a, b"),
+        ({"rows": {"a": {}, "b": {}}, "reference": {"b": "x"}}, "reference: 'x' is no row"),
         ({"parameters": {"num_images": 3}}, "parameters need a notebook"),
         ({"notebook": "a.ipynb", "parameters": {"run_dir": "x"}}, "the grid itself gives the notebook its run_dir"),
     ],
@@ -161,7 +164,7 @@ def test_what_a_file_refuses(tmp_path: Path, text: str, message: str) -> None:
         Grid.from_yaml(tmp_path / "grid.yaml")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "grids").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "grids").glob("**/*.yaml")), ids=lambda path: path.stem)
 def test_the_grids_of_this_project_can_be_read(path: Path) -> None:
     made = Grid.from_yaml(path)
     assert made.name == path.stem and made.about and made.preset in PRESETS
@@ -186,7 +189,8 @@ def test_finished_runs_are_skipped_and_equal_rows_share_one(tmp_path: Path) -> N
     assert (table["similarity_first"][1], table["similarity_last"][1]) == (tokens[1], tokens[4])
     assert table["seconds"][1] == run.status()["total_seconds"] > run.status()["seconds"] > 0
     pd.testing.assert_frame_equal(
-        pd.read_csv(tmp_path / "test/sweep.csv").drop(columns="error"), table.drop(columns="error")
+        pd.read_csv(tmp_path / "test/sweep.csv").drop(columns=["reference", "error"]),
+        table.drop(columns=["reference", "error"]),
     )
 
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("test/*/**/*")}
@@ -195,6 +199,33 @@ def test_finished_runs_are_skipped_and_equal_rows_share_one(tmp_path: Path) -> N
     pd.testing.assert_frame_equal(again, table)
     wider = run_sweep(grid(rows=two.rows, seeds=2), root=tmp_path, progress=False)
     assert wider["state"].tolist() == ["done"] * 6 and len(list(tmp_path.glob("test/*/"))) == 4
+
+
+@pytest.mark.usefixtures("here")
+def test_grids_with_one_folder_share_their_runs(tmp_path: Path) -> None:
+    first = grid(rows={"a": {}, "b": {"w_ptc": 0.0}}, folder="shared")
+    second = grid(name="other", rows={"c": {"w_ctc": 0.0}, "as b": {"w_ptc": 0.0}}, folder="shared", reference="as b")
+    made = run_sweep(first, root=tmp_path, progress=False)
+    before = (tmp_path / "shared" / made["run"][1] / "metrics.csv").stat().st_mtime_ns
+    other = run_sweep(second, root=tmp_path, progress=False)
+    assert other["run"][1] == made["run"][1] and other["state"].tolist() == ["done", "done"]
+    assert (tmp_path / "shared" / made["run"][1] / "metrics.csv").stat().st_mtime_ns == before
+    assert sorted(path.parent.name for path in tmp_path.glob("*/sweep.csv")) == ["other", "test"]
+    assert Grid.from_yaml(tmp_path / "other/grid.yaml") == second and len(list(tmp_path.glob("shared/*/"))) == 3
+
+
+def test_the_first_row_is_the_reference_unless_said(tmp_path: Path) -> None:
+    assert grid(rows={"a": {}, "b": {}}).reference == "a"
+    assert grid(axes={"aux_layer": [-3, -2]}).reference == "aux_layer=-3"
+    assert grid(rows={"a": {}, "b": {}}, reference={"a": "b"}).reference == {"a": "b"}
+
+
+@pytest.mark.usefixtures("here")
+def test_a_sweep_without_its_weights_does_not_start(tmp_path: Path) -> None:
+    lost = grid(rows={"a": {}, "b": {"pretrained": True, "weights": str(tmp_path / "lost.safetensors")}})
+    with pytest.raises(ValueError, match=r"no weights file .*lost\.safetensors"):
+        run_sweep(lost, root=tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("here")

@@ -427,6 +427,121 @@ def iou_bars(evaluation: pd.DataFrame, *, colours: Mapping[str, str] | None = No
     return _style(figure, height=125 + 190 * height, title=None)
 
 
+def ablation_plot(
+    frame: pd.DataFrame, summary: pd.DataFrame, *, titles: Mapping[str, str] | None = None, title: str | None = None
+) -> "go.Figure":
+    """Rows of an ablation over seeds, a panel per score: every run a dot, the mean a bar across, ± one sd a line.
+
+    The dashed line is the mean of the first row's reference (or of the first row), to read differences by eye; whether
+    one is more than chance stands in the table, where rows are paired by seed.
+
+    Args:
+        frame: One line per run: row, seed, scores.
+        summary: Table of `ablation.summarise` of that frame; its scores are drawn, in its order of rows.
+        titles: Heading of each score.
+        title: Heading of the figure.
+    """
+    from plotly.subplots import make_subplots
+
+    scores, rows = (list(dict.fromkeys(summary[name])) for name in ("score", "row"))
+    titles = {name: TITLES.get(name, name) for name in scores} | dict(titles or {})
+    figure = make_subplots(
+        1, len(scores), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=[_text(titles[s]) for s in scores]
+    )
+    for column, score in enumerate(scores, start=1):
+        part = summary[summary["score"] == score].set_index("row")
+        factor = 100 if score.endswith(("mIoU", "F1")) else 1
+        runs = frame[frame[score].notna()]
+        figure.add_scatter(
+            x=(factor * runs[score]).tolist(), y=[_text(row) for row in runs["row"]], mode="markers",
+            marker={"size": 7, "color": RUN_COLOURS[0], "opacity": 0.45}, name="a run", showlegend=column == 1,
+            customdata=runs["seed"].tolist(), hovertemplate="%{y}, seed %{customdata}: %{x:.3~f}<extra></extra>",
+            row=1, col=column,
+        )  # fmt: skip
+        figure.add_scatter(
+            x=(factor * part["mean"]).tolist(), y=[_text(row) for row in part.index], mode="markers",
+            error_x={"array": (factor * part["sd"]).fillna(0).tolist(), "thickness": 1.6, "width": 0},
+            marker={"size": 15, "symbol": "line-ns", "line": {"width": 2.5, "color": RUN_COLOURS[1]}},
+            marker_color=RUN_COLOURS[1], name="mean ± sd over seeds", showlegend=column == 1,
+            customdata=part["seeds"].tolist(),
+            hovertemplate="%{y}: %{x:.3~f} ± %{error_x.array:.2~f}, %{customdata} seeds<extra></extra>",
+            row=1, col=column,
+        )  # fmt: skip
+        compared = next((name for name in part["reference"] if name), rows[0])
+        figure.add_vline(
+            x=factor * part.loc[compared, "mean"], line={"dash": "dash", "width": 1, "color": INK}, row=1, col=column
+        )
+        figure.update_xaxes(title="points" if factor == 100 else "", row=1, col=column)
+    figure.update_yaxes(categoryorder="array", categoryarray=[_text(row) for row in reversed(rows)])
+    figure.update_yaxes(automargin=True, col=1)
+    return _style(figure, height=190 + 30 * len(rows), title=title)
+
+
+def metric_by_parameter(
+    points: pd.DataFrame,
+    means: pd.DataFrame,
+    *,
+    metric: str,
+    parameter: str,
+    colour: str | None = None,
+    colours: Mapping[str, str] | None = None,
+    note: str = "",
+) -> "go.Figure":
+    """A metric against a parameter: every run as a point, mean and standard deviation of the runs of equal parameter.
+
+    Numbers get a numeric axis and a line through the means; words are categories, which no line joins.
+
+    Args:
+        points: A row per run: run, x, y, group; in the order of the categories.
+        means: A row per value and group: x, group, mean, std (NaN for a single run), runs; in the order of the groups.
+        metric: Name of y.
+        parameter: Name of x.
+        colour: Name of what the groups differ in; None has one group.
+        colours: Colour of each group, see `run_colours`.
+        note: Put into the heading's second line.
+    """
+    import plotly.graph_objects as go
+
+    numeric = pd.api.types.is_numeric_dtype(means["x"])
+    colours = colours or run_colours(means["group"])
+    figure = go.Figure()
+    for group, rows in means.groupby("group", sort=False):
+        own = points[points["group"] == group]
+        name = _text(f"{colour} = {group}") if colour else "mean and standard deviation"
+        figure.add_scatter(
+            x=own["x"].tolist(),
+            y=own["y"].tolist(),
+            mode="markers",
+            name=f"{name}, runs",
+            legendgroup=name,
+            offsetgroup=name,
+            showlegend=False,
+            marker={"color": colours[group], "size": 7, "opacity": 0.45},
+            customdata=[_text(run) for run in own["run"]],
+            hovertemplate="%{customdata}<br>%{x}: %{y:.4g}<extra></extra>",
+        )
+        figure.add_scatter(
+            x=rows["x"].tolist(),
+            y=rows["mean"].tolist(),
+            mode="lines+markers" if numeric else "markers",
+            name=name,
+            legendgroup=name,
+            offsetgroup=name,
+            line={"color": colours[group], "width": 2},
+            marker={"color": colours[group], "size": 10, "symbol": "diamond"},
+            error_y={"type": "data", "array": rows["std"].fillna(0).tolist(), "color": colours[group], "width": 6},
+            customdata=list(zip(rows["std"].map("{:.2g}".format), rows["runs"].tolist(), strict=True)),
+            hovertemplate=f"{name}<br>%{{x}}: %{{y:.4g}} ± %{{customdata[0]}} (%{{customdata[1]}} runs)<extra></extra>",
+        )
+    figure.update_xaxes(title=_text(parameter))
+    if not numeric:  # a word that looks like a number stays a word; groups stand beside each other
+        figure.update_xaxes(type="category", categoryorder="array", categoryarray=list(dict.fromkeys(points["x"])))
+        figure.update_layout(scattermode="group", scattergap=0.4)
+    figure.update_yaxes(title=_text(metric))
+    heading = f"{_text(metric)} against {_text(parameter)}<br><sub>{_text(note) or ' '}</sub>"
+    return _style(figure, height=460, title=heading)
+
+
 def _style(figure: "go.Figure", *, height: int, title: str | None, top: int = 75) -> "go.Figure":
     """Sober look shared by all curves: clear background (page or notebook shows through), readable fonts."""
     family = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"

@@ -3,10 +3,10 @@
     grid = Grid.from_yaml("grids/smoke.yaml")        # or Grid(name="weights", preset="toy", axes={"w_ptc": [0, 0.2]})
     table = run_sweep(grid, workers=2)               # the same call continues what was interrupted
 
-The run folder is the only memory of a sweep: same config and seed, same folder `results/sweeps/<name>/<run>`. Grids that
-name one `folder` share the runs they have in common. Each run
-has a process of its own, so one that is killed (memory, a lost machine) takes nothing else with it; it is started again
-and continues from its checkpoint. Modules that train or need papermill or ray are imported where they are used.
+The run folder is the only memory of a sweep: same config and seed, same folder `results/sweeps/<name>/<run>`. Grids
+that name one `folder` share the runs they have in common. Each run has a process of its own, so one that is killed
+(memory, a lost machine) takes nothing else with it; it is started again and continues from its checkpoint. Modules that
+train or need papermill or ray are imported where they are used.
 """
 
 import contextlib
@@ -33,13 +33,13 @@ from typing import Any, Literal, Protocol, Self
 
 import pandas as pd
 
+from toco_lab.ablation import run_scores, summarise, wide_table
 from toco_lab.config import Config, config_differences
-from toco_lab.runs import RunDir, atomic_write, final_scores
+from toco_lab.runs import RunDir, atomic_write
 
 ROOT = Path("results/sweeps")
 RETRIES = 2  # times a run is started again after its process was killed
 NOT_SWEPT = {"seed": "give `seeds`", "preset_name": "give `preset`"}  # fields of Config that no grid may change
-SIMILARITY = {"site": "after block", "metric": "pairwise cosine", "variant": "absolute, off-diagonal"}  # metric 1a
 _FAILURE, _OUTPUT = "failure.json", "output.txt"
 _POLL_SECONDS, _REFRESH_SECONDS, _STOP_SECONDS = 0.2, 1.0, 10.0
 _RECORDED = 3  # exit code of a worker that has written down its failure itself
@@ -172,6 +172,12 @@ class Grid:
                 folder = Path(root) / (self.folder or self.name) / cfg.run_name()
                 made.append(SweepRun(name or self.preset, seed, cfg, folder))
         return made
+
+    def references(self) -> dict[str, str]:
+        """Row -> the row it is compared with, for the rows that have one."""
+        if isinstance(self.reference, Mapping):
+            return dict(self.reference)
+        return {run.row: self.reference for run in self.runs() if run.row != self.reference}
 
     def to_text(self) -> str:
         """The grid as text that `from_yaml` reads (JSON is YAML)."""
@@ -599,32 +605,31 @@ def sweep_table(root: Path | str, grid: Grid) -> pd.DataFrame:
     """What a sweep has given so far.
 
     Returns:
-        One row per run of the grid: row, seed, the fields of the axes, state (see `state_of`), seconds, scores in
-        [0, 1] as in `list_runs`, mean |cos| of patch tokens after the first and the last block (metric 1a, as
-        `similarity_first` and `similarity_last`), run (its folder), and the error of a failed one.
+        One row per run of the grid: row, the row it is compared with (`reference`, empty for none), seed, the fields of
+        the axes, state (see `state_of`), seconds, scores in [0, 1] and cosines as in `ablation.run_scores`, run (its
+        folder), and the error of a failed one.
     """
-    rows = []
+    rows, references = [], grid.references()
     for run in grid.runs(root):
-        row = {"row": run.row, "seed": run.seed} | {name: getattr(run.config, name) for name in grid.axes}
+        row = {"row": run.row, "reference": references.get(run.row, ""), "seed": run.seed}
+        row |= {name: getattr(run.config, name) for name in grid.axes}
         row |= {"state": state_of(grid, run), "seconds": float("nan")}
         if (run.folder / "config.json").is_file():
             made = RunDir(run.folder)
             status = made.status()
             row["seconds"] = status.get("total_seconds", status.get("seconds"))
-            row |= final_scores(made) | _similarities(made)
+            row |= run_scores(made)
         rows.append(row | {"run": run.folder.name, "error": _error_of(run.folder)})
     frame = pd.DataFrame(rows)
     return frame[[name for name in frame if name not in ("run", "error")] + ["run", "error"]]
 
 
-def _similarities(run: RunDir) -> dict[str, float]:
-    if not (run.path / "smoothing.csv").is_file():
-        return {}
-    frame = run.read_table("smoothing")
-    for column, value in SIMILARITY.items():
-        frame = frame[frame[column] == value]
-    means = frame.groupby("layer")["value"].mean().sort_index()
-    return {"similarity_first": means.iloc[0], "similarity_last": means.iloc[-1]}
+def sweep_summary(table: pd.DataFrame) -> str:
+    """A `sweep_table` as text: rows over seeds with their paired differences, or the states while there is no score."""
+    try:
+        return wide_table(summarise(table)).to_string()
+    except ValueError:
+        return table[["row", "seed", "state"]].to_string(index=False)
 
 
 def plan(grid: Grid, *, root: Path | str = ROOT, data: bool = True) -> pd.DataFrame:

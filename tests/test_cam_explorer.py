@@ -63,7 +63,7 @@ def test_opens_with_the_first_image(explorer, pair):
     assert [view for view, button in explorer.views.items() if button.value] == list(FIRST_VIEWS)
     np.testing.assert_array_equal(explorer.session.image.raw, sample.raw)
     assert explorer.image_picker.options == tuple(f"toy_val_{i:06d}" for i in range(4))
-    assert f"{sample.name}, image labels (true): " in explorer.text.value
+    assert f"{sample.name}, 96 x 96 pixels, image labels (true): " in explorer.text.value
     assert (explorer.low.value, explorer.high.value) == (cfg.low_threshold, cfg.high_threshold)
     assert pixels(explorer).std() > 20
     assert "Panels: CAM: strongest class (mean: object" in explorer.text.value
@@ -287,6 +287,33 @@ def test_an_upload_is_shown_with_predicted_labels(explorer):
     explorer.image_slider.value = 0
     explorer.image_picker.value = "upload 1: mine.png"
     assert explorer.session.image.raw[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("edge", "size", "sizes"),
+    [
+        (0, (40, 48), "40 x 48"),
+        (0, (400, 100), "400 x 100, shown and read at 192 x 48"),
+        (64, (40, 48), "40 x 48, read at 64 x 64"),
+        (64, (2048, 1024), "2048 x 1024, shown at 1024 x 512, read at 64 x 64"),
+        (64, (64, 64), "64 x 64"),
+    ],
+)
+def test_an_upload_says_when_it_is_scaled_down(pair, edge, size, sizes):
+    model, cfg = pair
+    explorer = CamExplorer((model, cfg.replace(eval_cam_size=edge)))
+    upload(explorer, png(size=size))
+    assert explorer.panel("image").note == sizes
+    assert f"upload 1: mine.png, {sizes} pixels, image labels" in explorer.text.value
+
+
+def test_a_turned_upload_has_the_size_it_is_seen_at(explorer):
+    picture, file = Image.new("RGB", (400, 100)), io.BytesIO()
+    exif = picture.getexif()
+    exif[0x0112] = 6  # turn by a quarter
+    picture.save(file, "jpeg", exif=exif)
+    upload(explorer, file.getvalue())
+    assert explorer.panel("image").note == "100 x 400, shown and read at 48 x 192"
 
 
 def test_a_damaged_upload_keeps_the_picture(explorer):

@@ -181,6 +181,11 @@ SHOWN = """async () => {  // SHA-256 of the picture in the page
     return [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }"""
 
+RECORD_COMMANDS = """() => {
+    window.commandsRun = [];
+    window.jupyterapp.commands.commandExecuted.connect((_, { id }) => window.commandsRun.push(id));
+}"""
+
 
 def until(page, read: Callable[[], object], wanted: object) -> None:
     """Ask again until the value is there."""
@@ -210,6 +215,16 @@ def test_the_cam_explorer_follows_a_slider_and_takes_an_upload(lab: tuple, smoke
             page.keyboard.press("ArrowRight")
         until(page, lambda: round(settings()["low"] - before["low"], 2), 0.03)
         until(page, lambda: page.evaluate(SHOWN), seen_at(before | {"low": settings()["low"]}))
+
+        cells = page.locator(".jp-Cell").count()
+        page.keyboard.press("b")  # JupyterLab's "a new cell below"; the slider still has the focus
+        page.keyboard.press("ArrowRight")
+        settings()  # a round trip: whatever the keys did is in the page
+        assert page.locator(".jp-Cell").count() == cells
+        until(page, lambda: round(settings()["low"] - before["low"], 2), 0.04)
+        page.evaluate(RECORD_COMMANDS)
+        page.keyboard.press("Control+s")  # but keys with a modifier are JupyterLab's
+        page.wait_for_function("() => window.commandsRun.includes('docmanager:save')")
 
         page.get_by_role("button", name="CAM label", exact=True).click()
         wanted = before | {"low": settings()["low"], "views": [*before["views"], "CAM label"]}

@@ -345,6 +345,7 @@ def test_cmyk_becomes_rgb():
 def test_large_images_are_scaled_down():
     assert decode_image(file_of(Image.new("RGB", (2000, 500)))).shape == (256, 1024, 3)
     assert decode_image(file_of(Image.new("RGB", (50, 200))), longest_side=100).shape == (100, 25, 3)
+    assert decode_image(file_of(Image.new("RGB", (2000, 500))), longest_side=None).shape == (500, 2000, 3)
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg"])

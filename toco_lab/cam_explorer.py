@@ -61,21 +61,35 @@ class _Opened:
     problem: str
 
 
-class _KeepsKeys(anywidget.AnyWidget):
-    """Keeps JupyterLab's keys (b: a new cell; down: the next cell) away from the controls around it."""
+class KeepsKeys(anywidget.AnyWidget):
+    """Shows nothing; as a child of a box it keeps JupyterLab's keys (b: a new cell) away from the controls in there.
 
+    Keys with Ctrl, Alt or Meta stay JupyterLab's: Ctrl+S saves the notebook.
+    """
+
+    # From the focused element upwards JupyterLab looks for a shortcut's selector or this attribute: the first it finds
+    # counts. The selector of `b` fits the focused element itself, so the attribute must be there, not on the box.
+    # JupyterLab listens at the document, before anything inside it; only the window is earlier.
     _esm = """
         export default {
             render({ el }) {
-                const mark = () => {
-                    const box = el.closest(".toco-cam-explorer");
-                    if (box) box.dataset.lmSuppressShortcuts = "true";
-                    else requestAnimationFrame(mark); // not in the page yet
+                const mark = ({ target, ctrlKey, altKey, metaKey }) => {
+                    if (el.parentElement?.contains(target))
+                        target.toggleAttribute("data-lm-suppress-shortcuts", !(ctrlKey || altKey || metaKey));
                 };
-                mark();
+                window.addEventListener("keydown", mark, true);
+                return () => window.removeEventListener("keydown", mark, true);
             },
         };
     """
+
+
+@dataclass(frozen=True)
+class _Upload:
+    """The bytes of an uploaded file, and the size (H, W) of its picture in pixels, before it is scaled down."""
+
+    content: bytes
+    size: tuple[int, int]
 
 
 class CamExplorer(widgets.VBox):
@@ -105,7 +119,7 @@ class CamExplorer(widgets.VBox):
         """
         self._runs, self._split, self._num_images = _named(runs), split, num_images
         self._opened: dict[str, _Opened] = {}
-        self._uploads: dict[str, bytes] = {}
+        self._uploads: dict[str, _Upload] = {}
         self._encoded: dict[str, str] = {}  # run -> image its session has
         self._shown: tuple[str, str] | None = None  # run and image of the picture
         self._refinement: dict[str, Any] | None = None  # arguments of the refined label that is shown
@@ -114,7 +128,6 @@ class CamExplorer(widgets.VBox):
         self._crop_seed, self._held = 0, False
         self._make_controls()
         super().__init__(self._arranged())
-        self.add_class("toco-cam-explorer")
         self._open_run()
         self._observe()
 
@@ -265,7 +278,7 @@ class CamExplorer(widgets.VBox):
         fitting = {"max_width": "100%", "object_fit": "contain", "align_self": "flex-start"}  # shrunk, never stretched
         self.picture = widgets.Image(format="png", layout=fitting)
         self.message = widgets.HTML(layout={"min_height": "28px"})  # the picture stays where it is when a line appears
-        self.text, self.shortcut_guard = widgets.HTML(), _KeepsKeys()
+        self.text = widgets.HTML()
 
     def _arranged(self) -> list[widgets.Widget]:
         wrapped = {"layout": {"flex_flow": "row wrap"}}
@@ -280,7 +293,7 @@ class CamExplorer(widgets.VBox):
             self.message,
             self.picture,
             self.text,
-            self.shortcut_guard,
+            KeepsKeys(),
         ]
 
     def _observe(self) -> None:
@@ -373,7 +386,8 @@ class CamExplorer(widgets.VBox):
             if self._encoded.get(run) != name:
                 session, position = self.session, self.image_picker.index
                 if name in self._uploads:
-                    session.set_image(decode_image(self._uploads[name], longest_side=session.longest_side), name=name)
+                    content = self._uploads[name].content
+                    session.set_image(decode_image(content, longest_side=session.longest_side), name=name)
                 else:
                     session.set_sample(self._opened[run].samples[position])
                 self._encoded[run] = name
@@ -405,9 +419,9 @@ class CamExplorer(widgets.VBox):
             self.upload.value = ()
         with self._working("reading the upload"):
             content = bytes(file["content"])
-            decode_image(content)  # a damaged file must not get into the list
+            size = decode_image(content, longest_side=None).shape[:2]  # a damaged file must not get into the list
             name = f"upload {len(self._uploads) + 1}: {file['name']}"
-            self._uploads[name] = content
+            self._uploads[name] = _Upload(content, size)
             with self._holding():
                 self._offer_images()
                 self.image_picker.value = name
@@ -498,7 +512,7 @@ class CamExplorer(widgets.VBox):
         if view not in VIEWS:
             raise ValueError(f"unknown view {view!r}; there are: {', '.join(VIEWS)}")
         if view == "image":
-            return _Look(Panel(image.name, image.raw, note=f"{image.size[1]} x {image.size[0]} pixels"))
+            return _Look(Panel(image.name, image.raw, note=self._sizes))
         if view == "regions and crops":
             return _Look(self._crops_panel())
         if view in SOURCE_NAMES or view in ATTRIBUTIONS:
@@ -515,6 +529,17 @@ class CamExplorer(widgets.VBox):
         note = f"mIoU {100 * iou.miou:.1f} %"
         note += f", {100 * iou.left_open:.0f} % left open" if iou.left_open > 0 else ""
         return _Look(self._label_panel(title, label, note), iou)
+
+    @property
+    def _sizes(self) -> str:
+        """Width x height in pixels of the image as it came and, where that differs, as it is shown and read."""
+        image = self.session.image
+        upload = self._uploads.get(image.name)
+        sizes = (image.size if upload is None else upload.size), image.size, tuple(image.pixels.shape[-2:])
+        came, shown, read = (f"{width} x {height}" for height, width in sizes)
+        if shown == read:
+            return came if came == shown else f"{came}, shown and read at {read}"
+        return f"{came}, read at {read}" if came == shown else f"{came}, shown at {shown}, read at {read}"
 
     @property
     def _which(self) -> dict[str, Any]:
@@ -569,7 +594,7 @@ class CamExplorer(widgets.VBox):
         labels = ", ".join(self._names[index] for index in image.present) or "none"
         how = "true" if image.label_source == "true" else "predicted by the model, for nobody gave them"
         panels = "; ".join(look.panel.title + (f" ({look.panel.note})" if look.panel.note else "") for look in looks)
-        words = f"{image.name}, image labels ({how}): {labels}. Panels: {panels}."
+        words = f"{image.name}, {self._sizes} pixels, image labels ({how}): {labels}. Panels: {panels}."
         scored = [look for look in looks if look.iou is not None]
         if not scored:
             return f"<p>{html.escape(words)}</p>"

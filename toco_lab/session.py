@@ -416,7 +416,7 @@ def predicted_label(logits: Tensor) -> Tensor:
     return label if label.any() else F.one_hot(logits.argmax(), len(logits)).float()
 
 
-def decode_image(source: bytes | Path | str, *, longest_side: int = LONGEST_SIDE) -> np.ndarray:
+def decode_image(source: bytes | Path | str, *, longest_side: int | None = LONGEST_SIDE) -> np.ndarray:
     """An image somebody brings, as uint8 RGB (H, W, 3).
 
     Turned as its EXIF data say (unlike a data set's images, which lie on masks); transparent parts become white; 16-bit
@@ -425,7 +425,7 @@ def decode_image(source: bytes | Path | str, *, longest_side: int = LONGEST_SIDE
 
     Args:
         source: The file's bytes, or its path.
-        longest_side: In pixels.
+        longest_side: In pixels; None keeps the size.
 
     Raises:
         DataError: If the bytes are no image, are damaged or truncated, or hold something other than colours.
@@ -449,7 +449,7 @@ def decode_image(source: bytes | Path | str, *, longest_side: int = LONGEST_SIDE
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     picture = picture.convert("RGB")
-    if max(picture.size) > longest_side:
+    if longest_side is not None and max(picture.size) > longest_side:
         factor = longest_side / max(picture.size)
         width, height = (max(1, round(factor * side)) for side in picture.size)
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pandas as pd
 
 from toco_lab import figures
-from toco_lab.ablation import SCORES, protocol_text, summarise, wide_table
+from toco_lab.ablation import SCORES, TITLES, protocol_text, summarise, wide_table
 from toco_lab.config import Config
 from toco_lab.runs import RunDir, atomic_write
 from toco_lab.sweep import ROOT, Grid, run_sweep, sweep_table
@@ -42,8 +42,7 @@ def write_tables(grid: Grid, root: Path, out: Path) -> str | None:
     with atomic_write(out / f"{grid.name}.md", "w") as file:
         file.write(text)
     with atomic_write(out / f"{grid.name}.png") as file:
-        titles = {name: score.title for name, score in SCORES.items()}
-        figures.ablation_plot(frame, summary, titles=titles).savefig(file, format="png", dpi=80)
+        figures.ablation_plot(frame, summary, titles=TITLES).savefig(file, format="png", dpi=80)
     return text
 
 

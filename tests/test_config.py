@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from toco_lab.config import PRESETS, Config, config_differences
+from toco_lab.config import PRESETS, Config, config_differences, opt
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -68,6 +68,16 @@ def test_digest_ignores_seed_and_bookkeeping_only():
     for change in ({"w_ptc": 0.0}, {"steps": cfg.steps + 1}, {"flip_valid_box": False}):
         assert cfg.digest() != cfg.replace(**change).digest()
     assert cfg.replace(seed=3).run_name() == f"toy-{cfg.digest()}-s3"
+
+
+def test_a_new_field_leaves_the_names_of_old_runs_alone():
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Later(Config):
+        novelty: float = opt(0.5, "a field of a later version")
+
+    for name, fields in PRESETS.items():
+        old, new = Config(**fields, preset_name=name), Later(**fields, preset_name=name)
+        assert new.run_name() == old.run_name() != dataclasses.replace(new, novelty=0.7).run_name()
 
 
 def test_released_switches_every_quirk_on():

@@ -34,6 +34,7 @@ FILES = {  # what each notebook leaves in the folder of its run
         "figures/layer_similarity.json",
         "figures/token_similarity.png",
     },
+    "06_ablation": {"live/grid.yaml", "live/sweep.csv"},
 }
 
 
@@ -50,7 +51,7 @@ def test_rules(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["00_start_here", "01_cam_explorer", "02_losses_by_hand"])
+@pytest.mark.parametrize("name", ["00_start_here", "01_cam_explorer", "02_losses_by_hand", "06_ablation"])
 def test_notebooks_run_on_smoke_without_a_browser(tmp_path: Path, name: str) -> None:
     path = next(path for path in NOTEBOOKS if path.stem == name)
     output = execute_notebook(

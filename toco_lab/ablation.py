@@ -49,6 +49,7 @@ SCORES = {
     "positive_cosine": Score("|cos| of positive pairs"),
     "negative_cosine": Score("|cos| of negative pairs"),
 }
+TITLES = {name: score.title for name, score in SCORES.items()}
 SHOWN = ("cam_mIoU", "cam_aux_mIoU", "seg_mIoU", "similarity_last")  # of an ablation, unless asked for others
 
 

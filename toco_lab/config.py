@@ -270,9 +270,15 @@ class Config:
         return cls().replace(**json.loads(text))
 
     def digest(self) -> str:
-        """Eight hex digits over every field that can change a number, seed left out: runs of one digest are repeats."""
-        skip = {f.name for f in dataclasses.fields(self) if not f.metadata["result"]} | {"seed"}
-        kept = {key: value for key, value in dataclasses.asdict(self).items() if key not in skip}
+        """Eight hex digits over the fields that can change a number, seed left out: runs of one digest are repeats.
+
+        Fields at their default do not count, so that a field added later leaves the names of old runs alone.
+        """
+        kept = {
+            f.name: value
+            for f in dataclasses.fields(self)
+            if f.metadata["result"] and f.name != "seed" and (value := getattr(self, f.name)) != f.default
+        }
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
     def run_name(self) -> str:

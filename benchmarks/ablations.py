@@ -18,8 +18,9 @@ import pandas as pd
 from toco_lab import figures
 from toco_lab.ablation import SCORES, TITLES, protocol_text, summarise, wide_table
 from toco_lab.config import Config
+from toco_lab.grid import ROOT, Grid
 from toco_lab.runs import RunDir, atomic_write
-from toco_lab.sweep import ROOT, Grid, run_sweep, sweep_table
+from toco_lab.sweep import run_sweep, sweep_table
 
 GRIDS = Path(__file__).parents[1] / "grids" / "ablations"
 OUT = Path(__file__).parent / "results" / "ablations"

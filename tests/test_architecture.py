@@ -12,11 +12,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "toco_lab"
 ORDER = [
-    "config", "runs", "toy", "pretrain", "transforms", "labels", "readers", "data",
-    "activations", "remedies", "model", "checkpoints", "token_view", "token_metrics", "token_maps", "snapshots",
-    "cam", "attribution", "lattice", "refine", "losses", "step", "train",
-    "evaluate", "smoothing", "layer_cams", "session", "figures", "curves", "panels", "token_explorer", "cam_explorer",
-    "batch", "ablation", "sweep", "report", "__main__",
+    "config", "runs", "run_table", "gallery", "toy", "pretrain", "transforms",
+    "labels", "layouts", "coco", "folder", "readers", "check", "prepare", "data",
+    "encoders", "activations", "remedies", "model", "checkpoints", "token_view", "token_metrics", "token_maps",
+    "snapshots", "cam", "attribution", "lattice", "refine", "losses", "step", "train",
+    "evaluate", "smoothing", "layer_cams", "session", "figures", "curves", "panels",
+    "keys", "token_explorer", "cam_explorer", "run_browser",
+    "batch", "ablation", "grid", "worker", "executors", "progress", "sweep",
+    "tables", "findings", "report_parts", "report_tables", "report_sections", "report", "appendix", "__main__",
 ]  # fmt: skip
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 NOTEBOOK_WORLD = "jupyter jupyterlab nbformat plotly ipywidgets anywidget papermill tyro IPython".split()
@@ -52,8 +55,8 @@ def test_heavy_libraries_have_one_importer() -> None:
         "nbformat": {"batch"},
         "tyro": {"__main__"},
         "matplotlib": {"figures", "panels"},
-        "ipywidgets": {"cam_explorer"},
-        "anywidget": {"token_explorer", "cam_explorer"},
+        "ipywidgets": {"cam_explorer", "run_browser"},
+        "anywidget": {"token_explorer", "keys"},
     }.items():
         users = {name for name in MODULES if any(full.split(".")[0] == library for full in imported(name))}
         assert users <= owners, library

@@ -1,9 +1,14 @@
 """The command line, called in this process: what it prints, what it writes, its exit codes."""
 
 import dataclasses
+import io
 import json
+import subprocess
+import sys
+import webbrowser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -11,6 +16,7 @@ from toco_lab.__main__ import RunOptions, _config, _parse_parameter, _train_opti
 from toco_lab.checkpoints import export_released, load_run_model
 from toco_lab.config import PRESETS, Config, field_help
 from toco_lab.model import ToCo
+from toco_lab.run_table import cell_text
 from toco_lab.runs import RunDir
 
 
@@ -27,7 +33,7 @@ def test_train_gives_a_whole_run(tmp_path: Path, capsys: pytest.CaptureFixture) 
     assert f"{100 * score:.1f}" in printed
     assert run.read_json("protocol")["cam"]["checkpoint"] in printed
     assert main(["runs", "--root", str(tmp_path)]) == 0
-    assert f"{score:.3f}" in capsys.readouterr().out
+    assert cell_text(score) in capsys.readouterr().out
 
 
 def test_evaluate_and_report(smoke_run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -35,6 +41,11 @@ def test_evaluate_and_report(smoke_run: RunDir, tmp_path: Path, capsys: pytest.C
     assert main(["report", str(smoke_run.path), "--out", str(out)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(out)
     assert "smoke" in out.read_text()
+    both = [str(tmp_path / "a.html"), str(tmp_path / "b.md")]
+    assert main(["report", str(smoke_run.path), "--out", *both, "--title", "A & B"]) == 0
+    assert capsys.readouterr().out.splitlines() == both
+    assert "<h1>A &amp; B</h1>" in Path(both[0]).read_text() and Path(both[1]).read_text().startswith("# A &amp; B\n")
+    assert (tmp_path / "b_files" / "scores.tex").is_file() and (tmp_path / "b_files" / "gallery_CAM.png").is_file()
     assert main(["evaluate", str(smoke_run.path), "--targets", "cam", "maps"]) == 2  # before anything is written
     assert "unknown target maps" in capsys.readouterr().err
 
@@ -60,8 +71,18 @@ def test_a_misspelt_option_is_refused_with_a_suggestion(capsys: pytest.CaptureFi
         (["train", "smoke", "--high-threshold", "0.1"], "low_threshold < high_threshold"),
         (["train", "voc_vit_b", "--data-root", "nowhere", "--dry-run"], "nowhere"),
         (["evaluate", "no/such/run"], "no config.json"),
+        (["report", "no/such/run"], "no config.json"),
+        (["report", "no/such/run", "--out", "report.pdf"], "a file .html or .md, got report.pdf"),
         (["data", "check", "voc_vit_b", "--data-root", "nowhere"], "2 problems"),
         (["run", "notebooks/00_start_here.ipynb", "--parameters", "preset"], "name=value"),
+        (["runs", "--where", "sed > 1"], "did you mean 'seed'"),
+        (["runs", "list", "--columns", "sed"], "did you mean 'seed'"),
+        (["runs", "compare", "one"], "two runs or more"),
+        (["runs", "plot", "seconds", "seed", "--out", "x.pdf"], ".html or .png"),
+        (["runs", "plot", "seconds", "seed", "--root", "no/such"], "none of 0 runs"),
+        (["runs", "open", "no/such/run"], "no config.json"),
+        (["runs", "delete"], "give the runs"),
+        (["runs", "delete", "notebooks"], "no config.json"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture) -> None:
@@ -111,6 +132,98 @@ def test_a_released_checkpoint_becomes_a_run(tmp_path: Path, capsys: pytest.Capt
     loaded, cfg = load_run_model(RunDir(tmp_path / "released-theirs"))
     assert torch.equal(loaded.decoder.conv2.weight, model.decoder.conv2.weight) and cfg.late_segmentation
     assert main(["evaluate", str(tmp_path / "released-theirs")]) == 0
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def three_runs(tmp_path: Path) -> Path:
+    """Runs at two depths: scores 0.25 and 0.5 at w_ptc 0, 0.75 at 0.5."""
+    for name, seed, w_ptc, score in (("a", 0, 0.0, 0.25), ("b", 1, 0.0, 0.5), ("deep/c", 0, 0.5, 0.75)):
+        run = RunDir.create(Config.preset("smoke").replace(seed=seed, w_ptc=w_ptc), tmp_path, name=name)
+        run.set_status("done", step=4)
+        run.write_table("evaluation", pd.DataFrame({"target": ["cam"], "class": ["mIoU"], "iou": [score]}))
+    return tmp_path
+
+
+def test_runs_lists_filters_sorts_and_exports(three_runs: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["runs", "--root", str(three_runs)]) == 0
+    alone = capsys.readouterr().out
+    assert main(["runs", "list", "--root", str(three_runs)]) == 0
+    assert capsys.readouterr().out == alone
+    assert alone.split("\n")[0].split() == "run state step seconds made seed w_ptc cam_mIoU".split()
+    assert f"3 runs below {three_runs}" in alone and "0.75" in alone
+    out = three_runs / "out.csv"
+    command = ["runs", "list", "--root", str(three_runs), "--where", "seed == 0", "--sort", "cam_mIoU", "--descending"]
+    assert main([*command, "--columns", "cam_mIoU", "lr", "--csv", str(out)]) == 2  # no run has trained
+    assert "no column 'lr'" in capsys.readouterr().err
+    assert main([*command, "--columns", "cam_mIoU", "embed_dim", "--csv", str(out)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:3] == [["run", "cam_mIoU", "embed_dim"], ["deep/c", "0.75", "24"], ["a", "0.25", "24"]]
+    assert pd.read_csv(out)[["run", "w_ptc", "num_heads"]].to_numpy().tolist() == [["deep/c", 0.5, 2], ["a", 0.0, 2]]
+
+
+def test_runs_compare_and_open(three_runs: Path, capsys: pytest.CaptureFixture, monkeypatch) -> None:
+    assert main(["runs", "compare", "a", str(three_runs / "deep" / "c"), "--root", str(three_runs)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1] == ["w_ptc", "0", "0.5"] and ["cam_mIoU", "0.25", "0.75"] in lines
+    (three_runs / "a" / "figures").mkdir()
+    (figure := three_runs / "a" / "figures" / "scene.png").write_bytes(b"12345")
+    assert main(["runs", "open", "a", "--root", str(three_runs)]) == 0
+    assert f"picture          5 bytes  {figure}" in capsys.readouterr().out
+    shown = []
+    monkeypatch.setattr(webbrowser, "open", lambda address: shown.append(address) or True)
+    assert main(["runs", "open", "a", "--root", str(three_runs), "--show", "scene"]) == 0
+    assert shown == [figure.as_uri()]
+    assert main(["runs", "open", "a", "--root", str(three_runs), "--show", "scne"]) == 2
+    assert "there are: scene.png" in capsys.readouterr().err
+
+
+def test_runs_plot_writes_a_page_or_a_picture(three_runs: Path, capsys: pytest.CaptureFixture) -> None:
+    command = ["runs", "plot", "cam_mIoU", "w_ptc", "--root", str(three_runs), "--colour", "seed"]
+    page, picture = three_runs / "out" / "p.html", three_runs / "p.png"
+    assert main([*command, "--out", str(page)]) == 0
+    assert page.stat().st_size > 1_000_000 and "seed = 1" in page.read_text()  # plotly is inside
+    assert main([*command, "--out", str(picture), "--where", "seed == 0"]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert f"{page}: 3 runs\n{picture}: 2 runs\n" == capsys.readouterr().out
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_runs_delete_asks(three_runs: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["runs", "delete", "a", str(three_runs / "a"), "deep/c", "--root", str(three_runs)]
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert main(command) == 2
+    found = capsys.readouterr()
+    assert "a: done, step 4, " in found.out and "--yes" in found.err
+    for answer in ("\n", "n\n", "yess\n"):
+        monkeypatch.setattr("sys.stdin", _Terminal(answer))
+        assert main(command) == 0
+        assert "nothing deleted" in capsys.readouterr().out and (three_runs / "a").is_dir()
+    monkeypatch.setattr("sys.stdin", _Terminal("y\n"))
+    assert main(command) == 0
+    assert capsys.readouterr().out.count(f"deleted {three_runs}") == 2  # a was given twice
+    assert not (three_runs / "a").exists() and not (three_runs / "deep" / "c").exists()
+    assert main(["runs", "delete", "b", "deep/c", "--yes", "--root", str(three_runs)]) == 2  # all or nothing
+    assert (three_runs / "b").is_dir()
+    assert main(["runs", "delete", "b", "--yes", "--root", str(three_runs)]) == 0
+    assert not (three_runs / "b").exists()
+
+
+def test_runs_needs_no_torch(three_runs: Path) -> None:
+    code = (
+        "import sys; from toco_lab.__main__ import main; code = main(sys.argv[1:])\n"
+        "assert not {'torch', 'matplotlib', 'plotly', 'ipywidgets', 'IPython'} & set(sys.modules); sys.exit(code)"
+    )
+    for command in (["list"], ["compare", "a", "b"], ["open", "a"], ["delete", "a", "--yes"]):
+        arguments = [sys.executable, "-c", code, "runs", *command, "--root", str(three_runs)]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

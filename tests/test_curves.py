@@ -87,6 +87,14 @@ def test_training_curves_draw_what_is_there():
     assert len(curves.training_curves(plain.iloc[:0]).data) == 0
 
 
+def test_seeds_in_one_frame_are_a_mean_with_a_band():
+    seeds = pd.DataFrame({"step": [10, 20, 10, 20], "total_loss": [2.0, 1.0, 4.0, 1.0]})
+    band, line = curves.training_curves({"a": seeds}).data
+    assert (list(band.x), list(band.y)) == ([10, 20, 20, 10], [4, 1, 1, 2])  # up along the highest, back the lowest
+    assert (list(line.x), list(line.y)) == ([10, 20], [3, 1])
+    assert line.showlegend and not band.showlegend and band.fillcolor == line.line.color
+
+
 def test_iou_bars_in_percent_with_the_mean_last():
     table = pd.DataFrame(
         {
@@ -201,3 +209,41 @@ def test_ablation_plot_shows_every_run_and_the_spread():
     assert [shape.x0 for shape in figure.layout.shapes] == [1.5, 30]  # the reference
     assert [note.text for note in figure.layout.annotations] == ["similarity", "cam_mIoU"]
     assert list(figure.layout.yaxis.categoryarray) == ["a", "&lt;b&gt;"]  # from below
+
+
+# --- a metric against a parameter -------------------------------------------------------------------------------------
+
+
+def related(xs, groups=("", "", "")):
+    points = pd.DataFrame({"run": ["a<b", "c", "d"], "x": xs, "y": [0.2, 0.4, 0.6], "group": groups})
+    means = points.groupby(["group", "x"], sort=False)["y"].agg(mean="mean", std="std", runs="count").reset_index()
+    return points, means
+
+
+def test_metric_by_parameter_shows_every_run_and_the_spread():
+    points, means = related([0.0, 0.0, 1.0])
+    figure = curves.metric_by_parameter(points, means, metric="cam_mIoU", parameter="w<b", note="3 runs")
+    dots, line = figure.data
+    assert (list(dots.x), list(dots.y), list(dots.customdata)) == ([0, 0, 1], [0.2, 0.4, 0.6], ["a&lt;b", "c", "d"])
+    assert (list(line.x), line.mode) == ([0, 1], "lines+markers")
+    np.testing.assert_allclose(line.y, [0.3, 0.6])
+    np.testing.assert_allclose(line.error_y.array, [np.sqrt(0.02), 0])  # of the sample; none of a single run
+    assert [trace.showlegend for trace in figure.data] == [False, None]
+    assert figure.layout.xaxis.type is None and figure.layout.xaxis.title.text == "w&lt;b"
+    assert figure.layout.title.text.startswith("cam_mIoU against w&lt;b") and "3 runs" in figure.layout.title.text
+
+
+def test_metric_by_words_has_categories_in_the_order_of_the_points():
+    points, means = related(["10", "2", "2"], ["v", "u", "v"])
+    colours = {"v": "#111111", "u": "#222222"}
+    figure = curves.metric_by_parameter(points, means, metric="m", parameter="p", colour="kind", colours=colours)
+    assert (figure.layout.xaxis.type, figure.layout.xaxis.categoryarray) == ("category", ("10", "2"))
+    assert figure.layout.scattermode == "group"
+    of_v = [trace for trace in figure.data if trace.legendgroup == "kind = v"]
+    assert [trace.marker.color for trace in of_v] == ["#111111"] * 2 and of_v[1].mode == "markers"
+    assert {trace.name for trace in figure.data if trace.showlegend is None} == {"kind = u", "kind = v"}
+
+
+def test_metric_by_parameter_without_runs_is_an_empty_figure():
+    points, means = related([0.0, 0.0, 1.0])
+    assert len(curves.metric_by_parameter(points[:0], means[:0], metric="m", parameter="p").data) == 0

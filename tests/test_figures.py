@@ -121,3 +121,86 @@ def test_ablation_plot_shows_every_run_and_the_spread():
     assert spread.get_segments()[1][:, 0].tolist() == pytest.approx([20, 40])
     assert [text.get_text() for text in axes.get_yticklabels()] == ["b", "a"] and axes.yaxis_inverted()
     assert (axes.get_title(), axes.get_xlabel()) == ("final CAM", "points")
+
+
+# --- a metric against a parameter -------------------------------------------------------------------------------------
+
+
+def metric_axes(xs, groups, **options):
+    points = pd.DataFrame({"run": ["a", "b", "c"], "x": xs, "y": [0.2, 0.4, 0.6], "group": groups})
+    means = points.groupby(["group", "x"], sort=False)["y"].agg(mean="mean", std="std", runs="count").reset_index()
+    colours = {group: colour for group, colour in zip(dict.fromkeys(groups), ("#111111", "#222222"), strict=False)}
+    return figures.metric_by_parameter(points, means, metric="m", parameter="p$_1$", colours=colours, **options)
+
+
+def test_metric_by_parameter_shows_every_run_mean_and_deviation():
+    axes = metric_axes([0.0, 0.0, 2.0], ["", "", ""], note="3 runs").axes[0]
+    dots, bars = axes.lines[0], axes.containers[0]
+    assert dots.get_xydata().tolist() == [[0, 0.2], [0, 0.4], [2, 0.6]]
+    line, _, (spread,) = bars.lines
+    np.testing.assert_allclose(line.get_xydata(), [[0, 0.3], [2, 0.6]])
+    ends = np.array([segment[:, 1] for segment in spread.get_segments()])
+    np.testing.assert_allclose(ends, [[0.3 - np.sqrt(0.02), 0.3 + np.sqrt(0.02)], [0.6, 0.6]])
+    assert line.get_linestyle() == "-" and axes.get_xlabel() == r"p\$_1\$" and axes.get_title() == "3 runs"
+    assert not axes.figure.legends
+
+
+def test_metric_by_words_stands_groups_beside_each_other():
+    axes = metric_axes(["10", "2", "2"], ["v", "v", "u"], colour="kind").axes[0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["10", "2"]
+    assert [line.get_xdata().tolist() for line in axes.lines if line.get_marker() == "o"] == [[-0.15, 0.85], [1.15]]
+    assert [to_hex(bars.lines[0].get_color()) for bars in axes.containers] == ["#111111", "#222222"]
+    assert all(bars.lines[0].get_linestyle() == "None" for bars in axes.containers)
+    assert [text.get_text() for text in axes.figure.legends[0].get_texts()] == ["kind = v", "kind = u"]
+
+
+# --- for reports ------------------------------------------------------------------------------------------------------
+
+
+def lines_table():
+    """Two lines in two panels: y = x + 10 * panel, a band of half a unit, and a point apart."""
+    rows = [
+        (f"panel {panel}", line, x, x + 10.0 * panel, x + 10.0 * panel - 0.5, x + 10.0 * panel + 0.5, x == 4)
+        for panel in (0, 1)
+        for line in ("a", "b $x")
+        for x in (1, 2, 4)
+    ]
+    return pd.DataFrame(rows, columns=["panel", "line", "x", "mean", "low", "high", "apart"])
+
+
+def test_line_panels_draw_means_bands_and_points_apart():
+    colours = {"a": "#0072b2", "b $x": "#d55e00"}
+    figure = figures.line_panels(lines_table(), colours=colours, x_title="block", ticks={1: "1", 4: "norm"})
+    shown = [ax for ax in figure.axes if ax.axison]
+    assert [ax.get_title() for ax in shown] == ["panel 0", "panel 1"]
+    line, apart = shown[1].get_lines()[:2]
+    assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == ([1, 2], [11, 12])
+    assert (apart.get_xdata().tolist(), apart.get_ydata().tolist()) == ([4], [14]) and apart.get_linestyle() == "None"
+    assert {to_hex(line.get_color()), to_hex(apart.get_color())} == {colours["a"]}
+    band, bar = shown[1].collections[:2]
+    assert band.get_paths()[0].vertices[:, 1].min() == 10.5 and band.get_paths()[0].vertices[:, 1].max() == 12.5
+    assert bar.get_segments()[0].tolist() == [[4, 13.5], [4, 14.5]]
+    assert [text.get_text() for text in shown[0].get_xticklabels()] == ["1", "norm"]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a", r"b \$x"]  # no mathematics
+    with pytest.raises(ValueError, match="at least one panel"):
+        figures.line_panels(lines_table().iloc[:0], colours=colours, x_title="block")
+
+
+def test_pixels_are_those_of_the_drawn_panels():
+    cam = np.array([[0.0, 0.5], [1.0, 2.0]])
+    pixels = figures.cam_pixels(np.full((2, 2, 3), 100, np.uint8), cam, alpha=0.25)
+    scale = [np.array([int(code[i : i + 2], 16) for i in (1, 3, 5)]) for code in figures.colour_scale(3)]
+    for place, colour in zip([(0, 0), (0, 1), (1, 0), (1, 1)], [*scale, scale[-1]], strict=True):
+        assert np.abs(pixels[place] - (0.25 * colour + 75)).max() <= 1
+    label = figures.label_pixels(LABEL, PALETTE)
+    assert label[0, 0].tolist() == [0, 0, 0] and label[1, 0].tolist() == [0, 128, 0]
+    assert label[5, 7].tolist() == [255, 255, 255] and label.dtype == np.uint8
+
+
+def test_a_small_gallery_keeps_its_legend_within_the_figure():
+    row = {"image": IMAGE, "truth": np.arange(48).reshape(6, 8) % 20}
+    figure = figures.cam_gallery([row], palette=PALETTE, size=1.0)
+    figure.canvas.draw()
+    assert figure.legends[0].get_window_extent().width <= figure.bbox.width
+    assert figure.get_figwidth() == 3.0

@@ -109,7 +109,7 @@ def test_teacher_moves_only_by_update_teacher():
 
 @pytest.mark.parametrize("changes, words", [
     ({"backbone": "vit_tinny_patch16_224"}, "vit_tinny_patch16_224"),
-    ({"backbone": "resnet18"}, "resnet18"),
+    ({"backbone": "mobilenetv3_small_050"}, "mobilenetv3_small_050"),
     ({"aux_layer": -9}, "aux_layer -9 is not one of the 4 blocks"),
 ])  # fmt: skip
 def test_wrong_backbones_are_refused_by_name(changes, words):

@@ -35,6 +35,7 @@ FILES = {  # what each notebook leaves in the folder of its run
         "figures/token_similarity.png",
     },
     "06_ablation": {"live/grid.yaml", "live/sweep.csv"},
+    "07_runs": {"figures/metric_by_parameter.png"},
 }
 
 
@@ -51,7 +52,7 @@ def test_rules(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["00_start_here", "01_cam_explorer", "02_losses_by_hand", "06_ablation"])
+@pytest.mark.parametrize("name", ["00_start_here", "01_cam_explorer", "02_losses_by_hand", "06_ablation", "07_runs"])
 def test_notebooks_run_on_smoke_without_a_browser(tmp_path: Path, name: str) -> None:
     path = next(path for path in NOTEBOOKS if path.stem == name)
     output = execute_notebook(

@@ -1,17 +1,15 @@
-"""Readers and the check of a whole data set: on tiny folders made here, on toy scenes, on real samples if there."""
+"""Readers: on tiny folders made here, on toy scenes, on real samples if there."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import MEAN, NAMES, SAMPLES, STD, classes_of, needs_samples, read_everything, save_mask, toy, write_list
+from folders import MEAN, NAMES, STD, classes_of, needs_samples, read_everything, save_mask, toy, write_list
 from PIL import Image
 
-from toco_lab import labels
-from toco_lab.config import Config
 from toco_lab.data import eval_samples
 from toco_lab.labels import DataError
-from toco_lab.readers import check_dataset, open_dataset
+from toco_lab.readers import missing_truth, open_dataset
 
 # --- folders, images, masks -------------------------------------------------------------------------------------------
 
@@ -133,6 +131,21 @@ def test_error_training_image_without_class(voc):
     assert eval_samples(voc, MEAN, STD)[1].image_label.sum() == 0  # evaluation does not mind
 
 
+def test_two_images_of_one_name(voc):
+    Image.new("RGB", (30, 20)).save(Path(voc.data_root) / "JPEGImages/two.png")
+    with pytest.raises(DataError, match=r"two images are called .*JPEGImages/two\.\*.*Rename or remove"):
+        open_dataset(voc, "train")
+
+
+def test_missing_truth_says_how_much_is_missing(voc):
+    assert missing_truth(voc) == ""
+    table = Path(voc.data_root) / "labels.csv"
+    table.write_text("name,labels\none,bird\ntwo,cat\nthree,bird\n")
+    (Path(voc.data_root) / "SegmentationClass/two.png").unlink()
+    words = missing_truth(voc.replace(label_source="labels.csv"))
+    assert words.startswith("1 of 3 images of 'train'") and "mIoU of CAM and segmentation can not be measured" in words
+
+
 # --- toy --------------------------------------------------------------------------------------------------------------
 
 
@@ -152,53 +165,7 @@ def test_toy_errors():
         open_dataset(toy(val_images=0), "val")
 
 
-# --- check ------------------------------------------------------------------------------------------------------------
-
-
-def test_check_collects_every_problem(voc):
-    root = Path(voc.data_root)
-    write_list(root, ["one", "two", "three", "three", "four"])
-    save_mask(root, "one", [77])
-    (root / "JPEGImages/two.jpg").write_bytes(b"")
-    report = check_dataset(voc, "train", progress=False)
-    assert len(report.problems) == len(set(report.problems))
-    for part in ("'three' stands twice", "no image for 'four'", "no mask for 'four'", r"one.png holds [77]", "two.jpg"):
-        assert sum(part in problem for problem in report.problems) == 1, (part, report.problems)
-    assert (report.num_images, report.num_masks, report.sizes) == (5, 2, {(30, 20): 3})
-    assert str(report).count("\n") >= len(report.problems) and "bird 2" in str(report)
-
-
-def test_check_of_a_sound_set(voc):
-    report = check_dataset(voc, "train", progress=False)
-    assert report.problems == [] and report.num_masks == 3
-    assert {name: count for name, count in report.class_images.items() if count} == {"bird": 2, "cat": 2}
-    assert report.ignored == pytest.approx(4 / 1800)
-    assert "0 problems" in str(report) and "width 30..30" in str(report)
-
-
-def test_check_of_a_missing_folder_reports_it(voc, tmp_path):
-    report = check_dataset(voc.replace(data_root=str(tmp_path / "nowhere")), "train", progress=False)
-    assert len(report.problems) == 1 and "1 problems" in str(report)
-
-
 # --- real samples -----------------------------------------------------------------------------------------------------
-
-
-@needs_samples
-@pytest.mark.data
-@pytest.mark.slow
-def test_all_of_voc_sample(voc_sample):
-    """660 images: 506 in train_aug, 154 in val."""
-    reports = {split: check_dataset(voc_sample, split, progress=False) for split in ("train_aug", "val")}
-    for report in reports.values():
-        assert report.problems == [], str(report)
-    assert [report.num_masks for report in reports.values()] == [506, 154]
-    total = {name: sum(r.class_images[name] for r in reports.values()) for name in labels.VOC_CLASSES}
-    known = {"aeroplane": 0, "bicycle": 11, "bird": 12, "bottle": 39, "cat": 172, "person": 226, "tvmonitor": 33}
-    assert total | known == total
-    widths = [width for report in reports.values() for width, _ in report.sizes.elements()]
-    assert (min(widths), max(widths), len(widths)) == (267, 500, 660)
-    assert 0.02 < reports["val"].ignored < 0.1  # the border of the official masks
 
 
 @needs_samples
@@ -208,20 +175,3 @@ def test_voc_sample_palette_and_grey_files_are_the_same_labels(voc_sample):
     for name in official.names[:20]:
         first, second = official.names.index(name), aug.names.index(name)
         assert np.array_equal(official.mask(first), aug.mask(second)), name
-
-
-@needs_samples
-@pytest.mark.data
-def test_coco_sample():
-    cfg = Config.preset("coco_vit_b").replace(data_root=str(SAMPLES / "coco_sample"), num_workers=0)
-    reports = [check_dataset(cfg, split, progress=False) for split in ("train", "val")]
-    assert [report.num_images for report in reports] == [51, 97]
-    assert [report.problems for report in reports] == [[], []]
-    assert sum(any(r.class_images[name] for r in reports) for name in labels.COCO_CLASSES) == 74
-    reader = open_dataset(cfg.replace(label_source="lists/cls_labels_onehot.npy"), "train")
-    grey = reader.names.index("COCO_train2014_000000000086")
-    assert reader.image(grey).shape[2] == 3
-    agree = [
-        np.array_equal(reader.image_label(i), labels.label_of_mask(reader.mask(i), 80)) for i in range(len(reader))
-    ]
-    assert all(agree)

@@ -1,5 +1,8 @@
 """The report: read back as HTML, from complete, broken and hostile run folders, and once in a real browser."""
 
+import base64
+import gzip
+import io
 import json
 import re
 import shutil
@@ -7,78 +10,35 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
-import pandas as pd
 import pytest
 from browser import offline_page, running_browser
-from matplotlib.figure import Figure
+from finished_runs import make_gallery, make_run
+from matplotlib import colormaps
+from PIL import Image
+from plotly.offline import get_plotlyjs
 
 from toco_lab import report
 from toco_lab.config import Config
-from toco_lab.curves import SIMILARITY
-from toco_lab.report import PAIRS, WARNINGS, build_report, train_command
+from toco_lab.gallery import save_gallery
+from toco_lab.report import build_report, plot_html
+from toco_lab.report_sections import WARNINGS, train_command
 from toco_lab.runs import RunDir
 from toco_lab.token_maps import load_run_maps, load_token_maps, save_token_maps
 
 
-def make_run(root, *, level=0.6, **changes):
-    """A finished run with every file, written from formulas; `level` is its CAM's mIoU."""
-    run = RunDir.create(Config.preset("toy").replace(**changes), root)
-    for step in range(10, 301, 10):
-        losses = {"total_loss": 3 / step**0.3, "cls_loss": 1 / step**0.5, "ptc_loss": 0.5 * level, "seg_loss": 0.0}
-        run.append_metrics({"step": step, "lr": 1e-4, **losses, "positive_cosine": 0.8, "negative_cosine": level / 2})
-    run.set_status("done", step=300, seconds=75.0)
-    rows, protocol = [], {}
-    for target, score in (("cam", level), ("cam_aux", 0.7), ("seg", level - 0.1)):
-        classes = ["background", "disc", "ring", "star"]
-        rows += [(target, name, score + i / 20) for i, name in enumerate(classes)] + [(target, "mIoU", score)]
-        protocol[target] = {
-            "target": target,
-            "split": "val",
-            "images": 100,
-            "scales": [1.0, 0.5, 1.5],
-            "flip": True,
-            "true_labels_mask_cam": target != "seg",
-            "crf": False,
-            "miou_over": "present",
-            "background_threshold": None,
-            "checkpoint": "0123456789ab",
-        }
-    run.write_table("evaluation", pd.DataFrame([*rows, ("labels", "F1", 0.9)], columns=["target", "class", "iou"]))
-    run.write_json("protocol", protocol)
-    places = [("after block", "none", layer) for layer in range(1, 13)] + [("final norm", "LayerNorm", 12)]
-    rows = [
-        (
-            run.name,
-            "step_00000300",
-            *place,
-            "patch tokens",
-            144,
-            image,
-            *key,
-            np.clip(place[2] / 15 * factor + image / 100, 0, 1),
-        )
-        for place in places
-        for image in range(5)
-        for key, factor in ((SIMILARITY, 1 - level / 2), (PAIRS[0], 1), (PAIRS[1], 0.5))
-    ]
-    columns = "model weights site norm layer token_set tokens image metric variant value".split()
-    run.write_table("smoothing", pd.DataFrame(rows, columns=columns))
-    run.save_figure("cam_gallery", Figure(figsize=(1, 1)))
-    return run
-
-
 class Page(HTMLParser):
-    """Tags with attributes, and the text outside of scripts and styles."""
+    """Tags with attributes, the text outside of scripts and styles, and the plotly figures (JSON)."""
 
     def __init__(self, path):
         super().__init__()
-        self.tags, self.words, self.inside = [], [], None
+        self.tags, self.words, self.data, self.inside = [], [], [], None
         self.feed(path.read_text(encoding="utf-8"))
         self.text = re.sub(r"\s+", " ", " ".join(self.words))
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
         self.inside = tag if tag in ("script", "style") else self.inside
+        self.json = attrs and dict(attrs).get("type") == "application/json"
 
     def handle_endtag(self, tag):
         self.inside = None if tag == self.inside else self.inside
@@ -86,6 +46,8 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if self.inside is None:
             self.words.append(data)
+        elif self.json and data.startswith('{"data"'):
+            self.data.append(data)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +67,7 @@ def page(runs):
 def test_every_section_is_there_and_in_the_contents(page):
     headings = [
         "What was asked",
+        "Ablation",
         "Results",
         "Differences between the runs",
         "Training",
@@ -162,9 +125,10 @@ def test_nothing_is_requested_and_plotly_is_there_once(page, runs):
         for key in ("src", "href", "srcset", "action"):
             assert not re.match(r"(?:https?:)?//", attrs.get(key) or ""), (tag, attrs)
     source = (runs[0].path.parent / "report.html").read_text(encoding="utf-8")
-    assert source.count("plotly.js v") == 1
+    packed = re.findall(r'<script type="text/plain" id="plotly">([^<]*)</script>', source)
+    assert len(packed) == 1 and gzip.decompress(base64.b64decode(packed[0])).decode() == get_plotlyjs()
     images = [attrs for tag, attrs in page.tags if tag == "img"]
-    assert len(images) == 2 and all(attrs["src"].startswith("data:image/png;base64,") for attrs in images)
+    assert len(images) == 2 and all(attrs["src"].startswith("data:image/webp;base64,") for attrs in images)
 
 
 def test_different_protocols_are_pointed_out(runs, tmp_path):
@@ -175,6 +139,58 @@ def test_different_protocols_are_pointed_out(runs, tmp_path):
     text = Page(build_report([runs[0], copy], tmp_path / "r.html")).text
     assert "Not measured in the same way in all runs: CAM, mIoU." in text
     assert "no true labels mask cam" in text
+
+
+def test_runs_are_compared_by_row(page):
+    """Two configs with one seed each, 0 and 3: no seed is common, so there is no difference."""
+    row = re.search(r"difference, final CAM (.*?) Data toy", page.text)[1]
+    assert "w_ptc=1.5 1 60.0 70.0 50.0" in row and "w_ptc=0.0 1 45.0 70.0 35.0" in row and "seed" not in row
+
+
+def test_galleries_show_each_image_once_with_a_column_per_run(runs, tmp_path):
+    copies = [RunDir(shutil.copytree(run.path, tmp_path / name)) for run, name in zip(runs, "ab", strict=True)]
+    for run, level in zip(copies, (0.25, 0.75), strict=True):
+        save_gallery(run, make_gallery(level), "0123456789ab")
+    made = Page(build_report(copies, tmp_path / "report.html"))
+    pictures = {attrs["alt"]: attrs["src"] for tag, attrs in made.tags if tag == "img"}
+    for name in ("one", "two"):
+        for alt in (f"image of {name}", f"truth of {name}", f"CAM of {name}, a", f"auxiliary CAM of {name}, b"):
+            assert alt in pictures, alt
+    assert "CAM as label of one, a" not in pictures  # was not saved
+    assert not any("cam_gallery" in alt for alt in pictures)  # the notebook's picture shows the same
+    data = base64.b64decode(pictures["CAM of two, b"].partition(",")[2])
+    pixel = np.asarray(Image.open(io.BytesIO(data)))[4, 6] / 255
+    wanted = 0.55 * np.array(colormaps["inferno"](0.75)[:3]) + 0.45 * 130 / 255
+    assert pixel == pytest.approx(wanted, abs=0.03)
+
+
+def test_many_seeds_become_one_curve_and_tables_have_a_row_per_run(tmp_path):
+    """Two configs with four seeds each."""
+    runs = [
+        make_run(tmp_path, name=f"{kind}-{seed}", level=level + seed / 100, w_ptc=weight, seed=seed)
+        for kind, level, weight in (("plain", 0.4, 0.0), ("full", 0.6, 1.5))
+        for seed in range(4)
+    ]
+    made = Page(build_report(runs, tmp_path / "report.html"))
+    row = re.search(r"w_ptc=1\.5 4 (.*?) Data toy", made.text)[1]
+    assert row.startswith("61.5 ± 1.3 +20.0 [+20.0, +20.0]*")  # mean and sd of 60..63; each seed gains 20
+    assert re.search(r"full-3 checkpoint 0123456789ab · seed 3 63\.0 70\.0", made.text)
+    assert made.text.count("Of runs that differ only in the seed, the first is shown.") == 1  # pictures
+    figures = [json.loads(text) for text in made.data]
+    training = next(figure for figure in figures if any("total loss" in str(a) for a in notes(figure)))
+    assert {trace["name"] for trace in training["data"] if trace.get("showlegend")} == {"w_ptc=0.0", "w_ptc=1.5"}
+    curve = next(t for t in training["data"] if t["name"] == "w_ptc=1.5" and t["y"][0] == pytest.approx(0.3075))
+    assert curve["x"][0] == 10  # the mean of PTC terms 0.5 * level over the seeds
+
+
+def notes(figure):
+    return [note["text"] for note in figure["layout"].get("annotations", [])]
+
+
+def test_numbers_in_figures_are_rounded_and_never_nan():
+    html = plot_html(json.dumps({"data": [{"y": [1 / 3, float("nan")], "name": "</script>"}], "layout": {"height": 9}}))
+    assert '"y":[0.33333,null]' in html and "min-height:9px" in html
+    assert html.count("</script>") == 1
 
 
 # --- missing and hostile parts ----------------------------------------------------------------------------------------
@@ -263,10 +279,21 @@ def test_report_draws_in_a_browser_without_a_network(page, runs, browser, scheme
         lines = tab.locator(".scatterlayer .trace").count()
         background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
         overflow = tab.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-    assert counts == [4, 2]
+    assert counts == [5, 2]
     assert lines > 10
     assert (background == "rgb(255, 255, 255)") == (scheme == "light")
     assert overflow == 0
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_a_browser_that_can_not_unpack_is_told_so(page, runs, browser, tmp_path):
+    (tmp_path / "blank.html").write_text('<link rel="icon" href="data:,">')
+    with offline_page(browser, tmp_path / "blank.html") as tab:
+        tab.add_init_script("delete window.DecompressionStream")
+        tab.goto((runs[0].path.parent / "report.html").as_uri())
+        said = tab.locator(".plotly-graph-div").first.inner_text()
+    assert "need a newer browser" in said and "Firefox 113" in said
 
 
 @pytest.mark.browser

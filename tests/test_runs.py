@@ -2,17 +2,19 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from toco_lab.config import Config
-from toco_lab.runs import RunDir, atomic_write, environment, final_scores, list_runs
+from toco_lab.runs import RUN_COLUMNS, RunDir, atomic_write, environment, final_scores, find_runs, list_runs, read_runs
 
 
 @pytest.fixture
@@ -241,17 +243,157 @@ def test_list_runs_shows_differences_and_scores(cfg, tmp_path):
     plain.write_table("evaluation", pd.DataFrame(scores))
     assert final_scores(plain) == {"cam_mIoU": 0.6, "labels_F1": 0.9}
     table = list_runs(tmp_path).set_index("run")
-    assert list(table.columns) == ["state", "step", "seed", "w_ptc", "cam_mIoU", "labels_F1"]
-    assert table.loc[plain.name].tolist() == ["done", 4, 0, cfg.w_ptc, 0.6, 0.9]
+    lead, start = ["state", "step", "seconds", "made", "seed"], plain.read_json("env")[0]["start"]
+    assert list(table.columns) == [*lead, "w_ptc", "cam_mIoU", "labels_F1", "error"]
+    made = start[:19].replace("T", " ")
+    assert table.loc[plain.name].tolist() == ["done", 4, 0.0, made, 0, cfg.w_ptc, 0.6, 0.9, ""]
     assert table.loc[without.name, "w_ptc"] == 0.0
     assert np.isnan(table.loc[without.name, "cam_mIoU"])
 
 
 def test_list_runs_survives_foreign_folders(cfg, tmp_path):
-    assert list(list_runs(tmp_path / "absent").columns) == ["run", "state", "step", "seed"]
+    assert list(list_runs(tmp_path / "absent").columns) == [*RUN_COLUMNS, "error"]
     RunDir.create(cfg, tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.json").write_text('{"a_field_of_another_version": 1}')
     states = list_runs(tmp_path).set_index("run")["state"]
     assert states.to_dict() == {cfg.run_name(): "new", "old": "unreadable"}
+
+
+def test_everything_adds_equal_fields_and_the_last_metrics(run, cfg, tmp_path):
+    run.append_metrics({"step": 1, "total_loss": 3.0, "val_cam": 0.5, "ptc_loss": float("nan")})
+    run.append_metrics({"step": 2, "total_loss": 2.0})
+    run.set_status("failed", error="boom: no memory\nand more", total_seconds=7.5)
+    (row,) = list_runs(tmp_path, everything=True).to_dict("records")
+    assert row["w_ptc"] == cfg.w_ptc and row["cam_scales"] == cfg.cam_scales
+    assert (row["total_loss"], row["val_cam"], "ptc_loss" in row) == (2.0, 0.5, False)
+    assert (row["error"], row["seconds"]) == ("boom: no memory", 7.5)
+    assert list(list_runs(tmp_path)) == [*RUN_COLUMNS, "error"]
+
+
+def test_runs_are_found_at_any_depth_but_not_inside_of_runs(cfg, tmp_path):
+    for name in ("b", "sweeps/s/one", "demo/toco", ".hidden/x", "demo/.old.deleted", "b/copy"):
+        RunDir.create(cfg, tmp_path, name=name)
+    (tmp_path / "demo/back").symlink_to(tmp_path)  # no endless walk
+    (tmp_path / "linked").symlink_to(tmp_path / "sweeps")
+    found = [path.relative_to(tmp_path).as_posix() for path in find_runs(tmp_path)]
+    assert found == ["b", "demo/toco", "linked/s/one"]  # one of the two ways to it
+    assert list_runs(tmp_path)["run"].tolist() == found
+    assert find_runs(tmp_path / "demo/toco") == [tmp_path / "demo/toco"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "{"), ("config.json", "[]"), ("config.json", "\0\1"), ("status.json", "3"),
+        ("status.json", "{}"),
+        ("evaluation.csv", "a,b\n1,2\n"), ("evaluation.csv", "target,class,iou\ncam,mIoU,much\n"), ("env.json", "[{}]"),
+        ("metrics.csv", "step,loss\n1,word\n"),
+    ],
+)  # fmt: skip
+def test_one_damaged_run_does_not_hide_the_others(cfg, tmp_path, file, content):
+    for name in ("good", "bad"):
+        RunDir.create(cfg, tmp_path, name=name)
+    (tmp_path / "bad" / file).write_text(content)
+    table = list_runs(tmp_path, everything=True).set_index("run")
+    assert table["state"].to_dict() == {"good": "new", "bad": "unreadable"}
+    assert table.loc["bad", "error"] and not table.loc["good", "error"]
+    assert table.loc["good", "seed"] == 0 and np.isnan(table.loc["bad", "seed"])
+
+
+def test_a_run_that_vanishes_while_it_is_read(run):
+    paths = {"mine": run.path}
+    shutil.rmtree(run.path)
+    assert read_runs(paths)["state"].tolist() == ["unreadable"]
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+def started_by(run, code="import time; time.sleep(60)"):
+    """A living process of which the run's last note says that it has it open."""
+    worker = subprocess.Popen([sys.executable, "-c", code])
+    stat = Path(f"/proc/{worker.pid}/stat").read_text()
+    (record,) = run.read_json("env")
+    process = record["process"] | {"pid": worker.pid, "began": int(stat.rpartition(")")[2].split()[19])}
+    run.write_json("env", [record, record | {"process": process}])
+    return worker
+
+
+def test_delete_removes_the_folder_and_what_a_killed_deletion_left(run, tmp_path):
+    RunDir.create(Config.preset("smoke"), tmp_path, name="other")
+    (left := tmp_path / ".old.0badf00d.deleted").mkdir()
+    (left / "config.json").touch()
+    run.delete()
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_a_deletion_killed_half_way_leaves_no_run(run, tmp_path, monkeypatch):
+    def killed(path, **_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.delete()
+    assert find_runs(tmp_path) == [] and not run.path.exists()
+    assert len(list(tmp_path.iterdir())) == 1  # still there, for the next deletion
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs /proc")
+def test_a_run_another_process_works_at_is_not_deleted(run):
+    worker = started_by(run)
+    try:
+        for state in ("new", "running"):
+            run.set_status(state)
+            with pytest.raises(ValueError, match=rf"in use: process {worker.pid} of this machine has it open; stop it"):
+                run.delete()
+        run.set_status("done")
+        assert run.busy() == ""
+        run.set_status("running")
+    finally:
+        worker.kill()
+        worker.wait()
+    assert run.busy() == ""
+    records = run.read_json("env")
+    records[-1]["process"] |= {"pid": os.getppid()}  # the number has gone to a younger process
+    run.write_json("env", records)
+    run.delete()
+    assert not run.path.exists()
+
+
+def test_a_run_of_an_unknown_process_is_in_use_while_it_is_written_to(run):
+    run.set_status("running")
+    (record,) = run.read_json("env")
+    run.write_json("env", [record | {"process": record["process"] | {"host": "elsewhere"}}])
+    assert "written to 0 minutes ago, perhaps by a process on elsewhere" in run.busy()
+    (run.path / "env.json").write_text("[")
+    assert "perhaps by a process that still lives" in run.busy()
+    os.utime(run.path / "status.json", (0, 0))
+    assert run.busy() == ""
+
+
+def test_a_run_of_a_running_sweep_is_in_use_until_it_is_done(run):
+    import fcntl
+
+    with (run.path.parent / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert run.busy() == f"a sweep is running in {run.path.parent}"
+        run.set_status("done")
+        assert run.busy() == ""
+        run.set_status("running")
+    assert run.busy() == ""
+
+
+def test_what_is_no_run_is_not_deleted(run, cfg, tmp_path):
+    (tmp_path / "link").symlink_to(run.path)
+    with pytest.raises(ValueError, match="is a link; delete the folder it leads to"):
+        RunDir(tmp_path / "link").delete()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/config.json").write_text("{}")  # every second library writes one
+    with pytest.raises(ValueError, match="is it a run"):
+        RunDir(tmp_path / "foreign").delete()
+    RunDir.create(cfg, run.path, name="inner")
+    with pytest.raises(ValueError, match=r"holds another run, .*inner"):
+        run.delete()
+    assert (run.path / "inner").is_dir()

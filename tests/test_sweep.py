@@ -1,8 +1,6 @@
 """Sweeps: what a grid refuses, which runs it makes, and what failures, kill -9, Ctrl-C and a second call leave."""
 
-import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,12 +13,15 @@ import psutil
 import pytest
 import torch
 
-from toco_lab import sweep
+from toco_lab import executors, sweep, worker
 from toco_lab.__main__ import main
-from toco_lab.config import PRESETS, Config
+from toco_lab.config import Config
+from toco_lab.grid import Grid
+from toco_lab.progress import seconds_left
 from toco_lab.runs import RunDir
-from toco_lab.sweep import Grid, LocalExecutor, outlook, plan, run_sweep, seconds_left, state_of
+from toco_lab.sweep import outlook, plan, run_sweep
 from toco_lab.train import fit
+from toco_lab.worker import state_of
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = {"steps": 2, "val_images": 1, "token_snapshots": 0, "probe_images": 1}
@@ -44,7 +45,7 @@ class Here:
 
     def ended(self) -> dict[Path, tuple[str, str]]:
         folder, text = self.tasks.pop(0)
-        sweep._work(text)
+        worker.work(text)
         return {folder: ("", "")}
 
     def close(self) -> None:
@@ -55,120 +56,6 @@ class Here:
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sweeps run in this process."""
     monkeypatch.setattr(sweep, "LocalExecutor", Here)
-
-
-# --- the grid ---------------------------------------------------------------------------------------------------------
-
-
-def test_rows_times_axes_times_seeds_in_order() -> None:
-    rows, axes = {"plain": {"w_ctc": 0}, "full": None}, {"w_ptc": [0.0, 0.2], "aux_layer": [-2, -3]}
-    made = grid(overrides={"steps": 7}, rows=rows, axes=axes, seeds=[3, 1]).runs("root")
-    assert len(made) == 2 * 4 * 2
-    assert [(run.row, run.seed) for run in made[:3]] == [
-        ("plain, w_ptc=0.0, aux_layer=-2", 3),
-        ("plain, w_ptc=0.0, aux_layer=-2", 1),
-        ("plain, w_ptc=0.0, aux_layer=-3", 3),
-    ]
-    base = Config.preset("smoke").replace(steps=7)
-    assert made[0].config == base.replace(w_ctc=0.0, w_ptc=0.0, aux_layer=-2, seed=3)
-    assert made[-1].config == base.replace(w_ptc=0.2, aux_layer=-3, seed=1)
-    assert made[-1].folder == Path("root/test") / made[-1].config.run_name()
-
-
-def test_a_row_wins_over_the_overrides_and_is_checked_together_with_them() -> None:
-    made = grid(overrides={"low_threshold": 0.9}, rows={"high": {"high_threshold": 0.95}}, seeds=3).runs()
-    assert [run.seed for run in made] == [0, 1, 2]
-    assert made[0].config.low_threshold == 0.9  # which the preset's high_threshold would not allow
-    assert grid(overrides={"w_ptc": 0.5}, rows={"a": {"w_ptc": 0.1}}).runs()[0].config.w_ptc == 0.1
-
-
-def test_a_grid_without_rows_and_axes_is_the_preset() -> None:
-    (run,) = Grid(name="one", preset="smoke").runs()
-    assert (run.row, run.seed, run.config) == ("smoke", 0, Config.preset("smoke"))
-    assert str(run.folder.parent) == "results/sweeps/one"
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"name": "a/b"}, "names a folder: .* got 'a/b'"),
-        ({"name": ".."}, "names a folder"),
-        ({"preset": "smok"}, "unknown preset 'smok', did you mean 'smoke'"),
-        ({"overrides": {"w_ptk": 0}}, "unknown config field 'w_ptk', did you mean 'w_ptc'"),
-        ({"overrides": [1]}, "overrides must be names"),
-        ({"overrides": {"seed": 3}}, "overrides may not set seed; give `seeds`"),
-        ({"rows": {"a": {"preset_name": "toy"}}}, "row 'a' may not set preset_name; give `preset`"),
-        ({"rows": {"a": {"w_ptc": "0"}}}, "grid 'test', a: config field 'w_ptc' must be float, got '0'"),
-        ({"rows": {"a": {}, "b": {"low_threshold": 0.9}}}, "'test', b: config: .*low_threshold"),
-        ({"rows": {False: {}}}, "rows must be names .*quote words"),
-        ({"rows": {"a": 3}}, "row 'a' must be names"),
-        ({"axes": {"w_ptc": 0.1}}, "axis 'w_ptc' must be a list of values, got 0.1"),
-        ({"axes": {"w_ptc": []}}, "axis 'w_ptc' must be a list"),
-        ({"axes": {"ptc_similarity": "raw"}}, "axis 'ptc_similarity' must be a list"),
-        ({"axes": {"w_ptc": [0.1, 0.1]}}, "axis 'w_ptc' has a value twice"),
-        ({"axes": {"w_ptk": [0.1]}}, "did you mean 'w_ptc'"),
-        ({"axes": {"seed": [1]}}, "axes may not set seed"),
-        ({"axes": {"w_ptc": [0.1]}, "rows": {"a": {"w_ptc": 0.2}}}, "w_ptc is set by row 'a' and by an axis"),
-        ({"seeds": 0}, "seeds must be a number of seeds, at least 1"),
-        ({"seeds": True}, "seeds must be"),
-        ({"seeds": "01"}, "seeds must be"),
-        ({"seeds": [0, 1.5]}, "seeds must be"),
-        ({"seeds": [0, 0]}, "a seed is given twice"),
-        ({"seeds": [-1]}, "seed must not be negative"),
-        ({"folder": "../a"}, "names a folder: .* got '../a'"),
-        ({"rows": {"a": {}, "b": {}}, "reference": "c"}, "reference: 'c' is no row; there are: a, b"),
-        ({"rows": {"a": {}, "b": {}}, "reference": {"b": "x"}}, "reference: 'x' is no row"),
-        ({"parameters": {"num_images": 3}}, "parameters need a notebook"),
-        ({"notebook": "a.ipynb", "parameters": {"run_dir": "x"}}, "the grid itself gives the notebook its run_dir"),
-    ],
-)
-def test_what_a_grid_refuses(changes: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        grid(**changes)
-
-
-def test_yaml_and_keywords_give_one_grid(tmp_path: Path) -> None:
-    path = tmp_path / "grid.yaml"
-    path.write_text(
-        "name: a\npreset: smoke\nabout:\noverrides: {learning_rate: 1e-4, weight_decay: 1E-2}\nrows:\n  one:\n"
-        "  'off': {cam_scales: [1, 0.5]}\naxes: {w_ptc: [0, .5e-1]}\nseeds: [2]\n"
-    )
-    made = Grid.from_yaml(path)
-    assert made == Grid(
-        name="a", preset="smoke", overrides={"learning_rate": 1e-4, "weight_decay": 0.01}, seeds=(2,),
-        rows={"one": {}, "off": {"cam_scales": [1, 0.5]}}, axes={"w_ptc": (0, 0.05)},
-    )  # fmt: skip
-    path.write_text(made.to_text())
-    assert Grid.from_yaml(path) == made
-    path.write_text(grid(axes={"w_ptc": np.linspace(0, 1, 3)}).to_text())
-    assert [run.config.w_ptc for run in Grid.from_yaml(path).runs()] == [0, 0.5, 1]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("name: a\npreset: smoke\nseed: 1", r"grid.yaml: unknown key 'seed'; did you mean 'seeds'"),
-        ("name: a\npreset: smoke\nzzz: 1", "unknown key 'zzz'; there are: name, preset"),
-        ("preset: smoke", "grid.yaml: no name"),
-        ("name: a\nname: b\npreset: smoke", "'name' comes twice"),
-        ("name: a\npreset: smoke\nrows: {a: {w_ptc: 0}, a: {}}", "'a' comes twice"),
-        ("name: a\npreset: smoke\nrows: {no: {}}", "grid.yaml: .*quote words like no"),
-        ("- a", "must hold `key: value` lines, got list"),
-        ("a: [", "can not be read"),
-        ("name: a\npreset: smoke\noverrides: {w_ptc: x}", "grid.yaml: grid 'a': config field 'w_ptc' must be float"),
-    ],
-)
-def test_what_a_file_refuses(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "grid.yaml").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        Grid.from_yaml(tmp_path / "grid.yaml")
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "grids").glob("**/*.yaml")), ids=lambda path: path.stem)
-def test_the_grids_of_this_project_can_be_read(path: Path) -> None:
-    made = Grid.from_yaml(path)
-    assert made.name == path.stem and made.about and made.preset in PRESETS
-    assert made.notebook is None or (ROOT / made.notebook).is_file()
 
 
 # --- runs, in this process --------------------------------------------------------------------------------------------
@@ -212,12 +99,6 @@ def test_grids_with_one_folder_share_their_runs(tmp_path: Path) -> None:
     assert (tmp_path / "shared" / made["run"][1] / "metrics.csv").stat().st_mtime_ns == before
     assert sorted(path.parent.name for path in tmp_path.glob("*/sweep.csv")) == ["other", "test"]
     assert Grid.from_yaml(tmp_path / "other/grid.yaml") == second and len(list(tmp_path.glob("shared/*/"))) == 3
-
-
-def test_the_first_row_is_the_reference_unless_said(tmp_path: Path) -> None:
-    assert grid(rows={"a": {}, "b": {}}).reference == "a"
-    assert grid(axes={"aux_layer": [-3, -2]}).reference == "aux_layer=-3"
-    assert grid(rows={"a": {}, "b": {}}, reference={"a": "b"}).reference == {"a": "b"}
 
 
 @pytest.mark.usefixtures("here")
@@ -283,7 +164,7 @@ def test_nothing_starts_with_bad_parameters(tmp_path: Path, monkeypatch: pytest.
             run_sweep(grid(), root=tmp_path, **option)
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
-        LocalExecutor(0)
+        executors.LocalExecutor(0)
 
 
 def test_two_sweeps_at_one_folder_are_refused(tmp_path: Path) -> None:
@@ -328,176 +209,7 @@ def test_a_dry_run_writes_nothing_and_estimates_from_runs_made(
     assert "1 failed before (tried again), 6 to do" in outlook(plan(made), retry_failed=True)
 
 
-# --- the live table ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A sweep of six runs: one done before, one that runs, one that has just failed, three that wait."""
-    made = grid(rows={"a": {}, "b": {"w_ptc": 0.0}}, seeds=[0, 7, 3])
-    runs = made.runs(tmp_path)
-    old = RunDir.create(runs[0].config, runs[0].folder.parent)
-    old.set_status("done", seconds=60.0)
-    for name in ("protocol.json", "smoothing.csv"):
-        (old.path / name).write_text("{}")
-    waiting = RunDir.create(runs[3].config, runs[3].folder.parent)  # was begun by an earlier sweep
-    os.utime(waiting.path / "config.json", (1, 1))
-    (tmp_path / "test/grid.yaml").write_text("")
-
-    def make() -> sweep._Board:
-        shown = sweep._Board(made, runs, {run.folder for run in runs[1:]}, slots=2, progress=True)
-        RunDir.create(runs[1].config, runs[1].folder.parent).append_metrics({"step": 1})
-        sweep._record_failure(runs[2].folder, "ValueError: no\nmore", "Traceback ...")
-        shown.end(runs[2].folder)
-        return shown
-
-    return make
-
-
-def test_the_table_on_a_terminal_is_drawn_over_itself(board, monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = io.StringIO()
-    screen.isatty = lambda: True
-    monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setattr(sweep.shutil, "get_terminal_size", lambda: os.terminal_size((80, 24)))
-    shown = board()
-    shown.refresh()
-    shown.refresh()  # too early to draw again
-    head, *rows = screen.getvalue().removeprefix("\x1b[J").splitlines()
-    assert head.startswith("test: 1 done, 1 running, 3 waiting, 1 failed; 0:00:")
-    assert head.endswith(", about 0:01:45 to go")  # three and a half runs of a minute, two at a time
-    assert [row.split() for row in rows] == [
-        ["seed", "0", "3", "7"],
-        ["a", "done", "failed", "1/2"],
-        ["b", "waiting", "waiting", "waiting"],
-    ]
-    shown._refreshed -= 1
-    shown.refresh()
-    assert screen.getvalue().count("\x1b[4F\x1b[J") == 1  # up by four lines
-
-
-def test_a_low_terminal_shows_what_runs(board, monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = io.StringIO()
-    screen.isatty = lambda: True
-    monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setattr(sweep.shutil, "get_terminal_size", lambda: os.terminal_size((30, 5)))
-    board().refresh()
-    lines = screen.getvalue().splitlines()
-    assert len(lines) == 4 and max(map(len, lines[1:])) < 30 and lines[2].split()[0] == "a"
-
-
-def test_the_table_in_a_notebook_is_updated(board, monkeypatch: pytest.MonkeyPatch) -> None:
-    import IPython
-    import IPython.display
-
-    calls = []
-
-    class Handle:
-        def update(self, bundle, raw):
-            calls.append(("update", bundle))
-
-    def display(bundle, *, raw, display_id):
-        calls.append(("display", bundle))
-        return Handle()
-
-    monkeypatch.setattr(IPython, "get_ipython", lambda: type("Shell", (), {"kernel": None})())
-    monkeypatch.setattr(IPython.display, "display", display)
-    shown = board()
-    shown.refresh()
-    shown._refreshed -= 1
-    shown.refresh(last=True)
-    assert [name for name, _ in calls] == ["display", "update"]
-    assert "<td>1/2</td>" in calls[0][1]["text/html"] and "1 failed" in calls[0][1]["text/plain"]
-    assert "to go" in calls[0][1]["text/plain"] and "to go" not in calls[1][1]["text/plain"]
-
-
-def test_without_a_terminal_each_end_is_a_line(board, capsys: pytest.CaptureFixture) -> None:
-    shown = board()
-    shown.refresh()
-    folder = next(run.folder for run in shown._runs if run.seed == 3)
-    assert capsys.readouterr() == (f"failed: a, seed 3 ({folder}): ValueError: no\n", "")
-
-
-# --- processes --------------------------------------------------------------------------------------------------------
-
-
-def workers(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    """Workers that run this code, not a sweep's run: they start at once."""
-    monkeypatch.setattr(sweep, "_WORKER", [sys.executable, "-c", f"import os, sys, time, signal\n{code}\n"])
-
-
-def all_ended(pool: LocalExecutor, count: int) -> dict[Path, tuple[str, str]]:
-    over, deadline = {}, time.monotonic() + 60
-    while len(over) < count and time.monotonic() < deadline:
-        over |= pool.ended()
-        time.sleep(0.02)
-    return over
-
-
-def test_what_ends_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = """
-print("started", flush=True)
-what = sys.argv[1]
-if what == "kill": os.kill(os.getpid(), signal.SIGKILL)
-if what == "once" and not os.path.exists("mark"):
-    open("mark", "w").close(); os.kill(os.getpid(), signal.SIGSEGV)
-sys.exit({"known": 3}.get(what, 0) if what != "crash" else "no such module")"""
-    workers(monkeypatch, code)
-    monkeypatch.chdir(tmp_path)
-    pool = LocalExecutor(2)
-    for what in ("kill", "once", "known", "crash", "fine"):
-        pool.submit(tmp_path / what, what)
-    over = {folder.name: error for folder, error in all_ended(pool, 5).items()}
-    assert over["fine"] == over["known"] == over["once"] == ("", "")
-    assert over["kill"][0].startswith("the worker was killed by SIGKILL 3 times")
-    assert over["crash"] == ("the worker ended with exit code 1", "started\nno such module")
-    assert (tmp_path / "kill/output.txt").read_text().count("started\n") == 3
-    assert "killed by SIGSEGV; started again (1 of 2)" in (tmp_path / "once/output.txt").read_text()
-
-
-def test_workers_share_the_cores_and_no_more_than_asked_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    workers(monkeypatch, "print(os.environ['OMP_NUM_THREADS']); sys.stdin.read()")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    pool = LocalExecutor(3)
-    for number in range(5):
-        pool.submit(tmp_path / str(number), "")
-    assert pool.ended() == {} and len(pool._running) == 3
-    for worker, _, _ in list(pool._running.values()):
-        worker.stdin.close()
-    all_ended(pool, 3)
-    assert len(pool._running) == 2 and (tmp_path / "0/output.txt").read_text() == "2\n"
-    pool.close()
-    monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert LocalExecutor(3)._environment["OMP_NUM_THREADS"] == "5"
-
-
-def test_close_interrupts_and_kills_who_does_not_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = """
-if sys.argv[1] == "deaf": signal.signal(signal.SIGINT, signal.SIG_IGN)
-print("ready", flush=True)
-time.sleep(60)"""
-    workers(monkeypatch, code)
-    monkeypatch.setattr(sweep, "_STOP_SECONDS", 1.0)
-    pool = LocalExecutor(2)
-    for what in ("deaf", "hears"):
-        pool.submit(tmp_path / what, what)
-    pool.ended()
-    started = [worker for worker, _, _ in pool._running.values()]
-    deadline = time.monotonic() + 30
-    while not all((tmp_path / what / "output.txt").read_text() for what in ("deaf", "hears")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    pool.close()
-    assert [worker.returncode for worker in started] == [-signal.SIGKILL, -signal.SIGINT]
-
-
-def test_a_worker_ends_with_its_parent() -> None:
-    code = "import threading, time\nfrom toco_lab import sweep\nsweep._work = lambda text: time.sleep(60)\nsweep.main()"
-    worker = subprocess.Popen(
-        [sys.executable, "-c", code, "{}"], stdin=subprocess.PIPE, env=os.environ | {sweep._BOUND: "1"}, cwd=ROOT
-    )
-    worker.stdin.close()  # as when the sweep was killed
-    assert worker.wait(50) == 1
+# --- processes -------------------------------------------------------------------------------------------------------
 
 
 def until(happened, process: subprocess.Popen) -> None:
@@ -547,7 +259,7 @@ def test_killed_failed_interrupted_and_continued(tmp_path: Path, monkeypatch: py
 
     record = run.read_json("env")[0]
     assert record["packages"]["torch"] and "git" in record
-    repeat = json.loads(record["command"][1])  # python -m toco_lab.sweep TASK
+    repeat = json.loads(record["command"][1])  # python -m toco_lab.worker TASK
     assert Config.preset(repeat["preset"]).replace(**repeat["overrides"]) == killed.config
     assert repeat["folder"] == str(killed.folder.resolve())
 
@@ -584,12 +296,6 @@ def test_a_notebook_of_ones_own(tmp_path: Path) -> None:
 # --- ray --------------------------------------------------------------------------------------------------------------
 
 
-def test_runs_that_fit_on_a_machine() -> None:
-    node = {"CPU": 8.0, "GPU": 2.0}
-    assert sweep._fits(node, 1, 1) == 2 and sweep._fits(node, 0.5, 1) == 4
-    assert sweep._fits(node, 0, 3) == 2 and sweep._fits(node, 3, 1) == 0 and sweep._fits({"CPU": 8.0}, 1, 1) == 0
-
-
 def test_ray_is_asked_for_by_name_where_it_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ValueError, match=r"pip install 'toco_lab\[ray\]'"):
@@ -612,4 +318,4 @@ def test_a_sweep_on_ray(tmp_path: Path) -> None:
         ray.shutdown()
     assert table["state"].tolist() == ["failed"] and "TrainingError" in table["error"][0]
     command = RunDir(tmp_path / "test" / table["run"][0]).read_json("env")[-1]["command"]
-    assert command[0].endswith("sweep.py") and json.loads(command[1])["preset"] == "smoke"
+    assert command[0].endswith("worker.py") and json.loads(command[1])["preset"] == "smoke"

@@ -120,7 +120,7 @@ def test_killed_training_ends_with_the_same_numbers(tmp_path):
     subprocess.run(command, check=True, timeout=120)
     again = RunDir(folder)
     assert again.status()["state"] == "done"
-    assert same_weights(again.checkpoints()[-1], straight.checkpoints()[-1])
+    assert again.checkpoints()[-1].read_bytes() == straight.checkpoints()[-1].read_bytes()  # and so one hash
     assert again.metrics().equals(straight.metrics())
     assert len(again.checkpoints()) == train.KEPT_CHECKPOINTS
 

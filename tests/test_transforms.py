@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from toco_lab.config import Config
-from toco_lab.transforms import RandomBlur, TrainViews, denormalise, gaussian_blur, normalise
+from toco_lab.transforms import ColourJitter, RandomBlur, TrainViews, denormalise, gaussian_blur, normalise, shift_hue
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PLAIN = {
@@ -215,3 +216,26 @@ def test_released_padding_is_black():
     inside[box[0] : box[1], box[2] : box[3]] = True
     assert torch.equal(views.image[:, inside], sound.image[:, inside])
     assert denormalise(views.image, MEAN, STD)[:, ~inside].abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("shift", [-0.5, -0.07, 0.0, 0.1])
+def test_hue_is_torchvisions_and_leaves_grey_alone(shift):
+    image = torch.rand(3, 20, 30)
+    image[:, 0] = torch.rand(30)  # grey
+    image[0, 1] = image[1, 1] = 1.0  # two channels equally strong
+    image[:, 2] = 0.0
+    torch.testing.assert_close(shift_hue(image, shift), functional.adjust_hue(image, shift), atol=3e-6, rtol=0)
+    assert torch.equal(shift_hue(image, shift)[:, 0], image[:, 0])
+    red = torch.tensor([0.8, 0.2, 0.2])[:, None, None]
+    assert shift_hue(red, 1 / 3)[:, 0, 0].tolist() == pytest.approx([0.2, 0.8, 0.2])
+
+
+@pytest.mark.parametrize("strengths", [(0.4, 0.4, 0.2, 0.1), (0.4, 0.0, 0.2, 0.0)])
+def test_jitter_is_torchvisions_with_the_same_draws(strengths):
+    image = torch.rand(3, 20, 30)
+    for seed in range(12):  # several orders of the four changes
+        changed = []
+        for jitter in (ColourJitter(*strengths), v2.ColorJitter(*strengths)):
+            torch.manual_seed(seed)
+            changed.append((jitter(image), torch.rand(())))
+        torch.testing.assert_close(changed[0], changed[1], atol=1e-5, rtol=0)

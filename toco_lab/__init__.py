@@ -27,8 +27,8 @@ _HOMES = {
     "eval_samples": "data", "ToCo": "model", "initial_model": "checkpoints", "load_run_model": "checkpoints",
     "multi_scale_cam": "cam", "fit": "train", "evaluate_run": "evaluate", "smoothing_per_layer": "smoothing",
     "smoothing_of_run": "smoothing", "layer_cam_quality": "layer_cams", "maps_of_run": "snapshots",
-    "CamSession": "session", "CamExplorer": "cam_explorer", "TokenExplorer": "token_explorer", "build_report": "report",
-    "Grid": "sweep", "run_sweep": "sweep",
+    "CamSession": "session", "CamExplorer": "cam_explorer", "TokenExplorer": "token_explorer",
+    "RunBrowser": "run_browser", "build_report": "report", "Grid": "grid", "run_sweep": "sweep",
 }  # fmt: skip
 
 

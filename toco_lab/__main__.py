@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_type_hints
 import tyro
 
 from toco_lab.config import PRESETS, Config, config_differences
-from toco_lab.runs import RunDir, list_runs
+from toco_lab.runs import RunDir, atomic_write, list_runs, read_runs
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 DEMO_NOTEBOOKS = ("03_train", "04_evaluate", "05_over_smoothing")
@@ -70,20 +70,28 @@ def _config(options: RunOptions) -> Config:
 
 def train(options: tyro.conf.OmitArgPrefixes[TrainOptions]) -> None:
     """Train, or continue, a run of a preset; then evaluate it and measure over-smoothing."""
-    cfg = _config(options)
+    from toco_lab.folder import resolve, write_split
+
+    cfg = resolve(_config(options))
     if options.dry_run:
         return _dry_run(cfg, options)
     from toco_lab.evaluate import evaluate_run, validator
+    from toco_lab.readers import missing_truth
     from toco_lab.smoothing import smoothing_of_run
     from toco_lab.train import fit, resolve_device
 
+    if drawn := write_split(cfg):
+        print(drawn)
+    gap = missing_truth(cfg) if options.evaluate or cfg.val_every else ""
+    if gap:
+        print(f"no scores: {gap}")
     run = RunDir.create(cfg, options.root, name=options.name)
     print(f"run folder: {run.path}")
-    fit(cfg, run, validate=validator(cfg))
+    fit(cfg, run, validate=None if gap else validator(cfg))
     if options.evaluate:
-        evaluation = evaluate_run(run, device=str(resolve_device(cfg.device)))
+        evaluation = None if gap else evaluate_run(run, device=str(resolve_device(cfg.device)))
         smoothing_of_run(run, device=cfg.device)
-        _print_scores(evaluation)
+        _print_scores(evaluation) if evaluation else print(f"no scores: {gap}")
     print(f"done: {run.path}")
 
 
@@ -129,16 +137,29 @@ def _print_scores(evaluation: Any) -> None:
     print(table[shown].to_string(float_format="{:.1f}".format))
 
 
-def report(runs: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("report.html")) -> None:
-    """Write one offline HTML file about some runs.
+def report(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    out: tuple[Path, ...] = (Path("report.html"),),
+    title: str | None = None,
+) -> None:
+    """Write a report about some runs: one offline HTML file, or Markdown with figures and tables for a paper.
 
     Args:
-        runs: Folders of the runs.
-        out: The file.
+        runs: Folders of the runs, or of a sweep.
+        out: Files to write: .html is the page; .md is Markdown, and beside it a folder of PNGs, and of each table as
+            CSV and LaTeX.
+        title: Heading; None takes the names of the runs.
     """
+    wrong = [path for path in out if path.suffix not in (".html", ".md")]
+    if wrong or not out:
+        raise ValueError(f"a report is a file .html or .md, got {wrong[0] if wrong else 'no name'}")
+    from toco_lab.appendix import build_appendix
+    from toco_lab.findings import compare
     from toco_lab.report import build_report
 
-    print(build_report([RunDir(path) for path in runs], out))
+    comparison = compare(runs)
+    for path in out:
+        print((build_report if path.suffix == ".html" else build_appendix)(comparison, path, title=title))
 
 
 def run(
@@ -199,7 +220,8 @@ def sweep(
         retry_failed: Also make runs that failed before.
         dry_run: Say what would be done and how long it may take, and do nothing.
     """
-    from toco_lab.sweep import Grid, outlook, plan, run_sweep
+    from toco_lab.grid import Grid
+    from toco_lab.sweep import outlook, plan, run_sweep, sweep_summary
 
     wanted = Grid.from_yaml(grid)
     if dry_run:
@@ -211,8 +233,8 @@ def sweep(
         wanted, root=root, workers=workers, executor=executor, gpus=gpus, cpus=cpus, address=address,
         retry_failed=retry_failed,
     )  # fmt: skip
-    print(table.drop(columns=["run", "error"]).to_string(index=False, float_format="{:.3f}".format, na_rep=""))
-    print(f"table: {root / wanted.name / 'sweep.csv'}")
+    print(sweep_summary(table))
+    print(f"every run: {root / wanted.name / 'sweep.csv'}")
     failed = table[table["state"] == "failed"].drop_duplicates("run")
     if len(failed):
         lines = [f"{path}: {error}" for path, error in zip(failed["run"], failed["error"], strict=True)]
@@ -230,56 +252,317 @@ def _parse_parameter(text: str) -> tuple[str, Any]:
         return name, value
 
 
-def data(
-    action: tyro.conf.Positional[Literal["check", "show"]],
-    preset: tyro.conf.Positional[str],
+def _data_config(what: str, **changes: Any) -> Config:
+    """The config of a preset, or of any folder, with what that folder says of itself; changes of None are left out."""
+    from toco_lab.folder import resolve
+
+    if what not in PRESETS and not Path(what).is_dir():
+        raise ValueError(f"{what!r} is neither a folder nor a preset; presets are: {', '.join(PRESETS)}")
+    cfg = Config.preset(what) if what in PRESETS else Config.preset("folder").replace(data_root=what)
+    return resolve(cfg.replace(**{name: value for name, value in changes.items() if value is not None}))
+
+
+def check(
+    what: tyro.conf.Positional[str],
     split: str | None = None,
     data_root: str | None = None,
-    label_source: str = "masks",
+    label_source: str | None = None,
+    count: int = 8,
+    out: Path = Path("data.png"),
+) -> None:
+    """Read a whole data set: list every problem, sum up what is there, and show the worst images.
+
+    Args:
+        what: A preset whose data set is meant, or any folder.
+        split: List to read; None checks the training and the validation list.
+        data_root: Folder of the preset's data set; None takes the preset's.
+        label_source: masks, xml, annotations, or a label file; None takes the preset's, of a folder what is there.
+        count: Images to show of each list.
+        out: PNG to write, and beside it a .txt with all problems, where they are many.
+    """
+    from toco_lab.check import SHOWN_PROBLEMS, check_dataset, contact_sheet, shared_pictures
+
+    cfg = _data_config(what, data_root=data_root, label_source=label_source)
+    found = [
+        check_dataset(cfg, name) for name in ([split] if split else dict.fromkeys((cfg.train_split, cfg.val_split)))
+    ]
+    if len(found) == 2:
+        found[1].notes += shared_pictures(*found)
+    print(*found, sep="\n\n")
+    rows = [row for report in found if report.num_images for row in contact_sheet(cfg, report, count)]
+    if rows:
+        _write_pictures(cfg, rows, out)
+    if any(len(report.problems) > SHOWN_PROBLEMS for report in found):
+        with atomic_write(out.with_suffix(".txt"), "w") as file:
+            file.write("\n\n".join(report.text() for report in found) + "\n")
+        print(out.with_suffix(".txt"))
+    if problems := sum(len(report.problems) for report in found):
+        raise ValueError(f"{problems} problems in {cfg.dataset} {', '.join(report.split for report in found)}")
+
+
+def show(
+    what: tyro.conf.Positional[str],
+    split: str | None = None,
+    data_root: str | None = None,
     count: int = 4,
     out: Path = Path("data.png"),
 ) -> None:
-    """Read a whole data set and list every problem (check), or draw some images with their masks (show).
+    """Draw the first images of a list with their masks.
 
     Args:
-        action: check or show.
-        preset: Preset whose data set is meant.
-        split: List to read; None checks the training and the validation list, and shows the latter.
-        data_root: Folder of the data set; None takes the preset's.
-        label_source: masks, xml, or a label file.
+        what: A preset whose data set is meant, or any folder.
+        split: List to read; None takes the validation list.
+        data_root: Folder of the preset's data set; None takes the preset's.
         count: Images to show.
         out: PNG to write.
     """
-    from toco_lab import figures
-    from toco_lab.labels import PALETTE, class_names
-    from toco_lab.readers import check_dataset, open_dataset
-    from toco_lab.runs import atomic_write
+    from toco_lab.readers import open_dataset
 
-    cfg = Config.preset(preset).replace(label_source=label_source, **({"data_root": data_root} if data_root else {}))
-    if action == "check":
-        found = [check_dataset(cfg, name) for name in ([split] if split else [cfg.train_split, cfg.val_split])]
-        print(*found, sep="\n\n")
-        if problems := sum(len(report.problems) for report in found):
-            raise ValueError(f"{problems} problems in {cfg.dataset} {', '.join(report.split for report in found)}")
-        return
+    cfg = _data_config(what, data_root=data_root)
     reader = open_dataset(cfg, split or cfg.val_split)
     chosen = range(min(count, len(reader)))
-    rows = [{"image": reader.image(i), "mask": reader.mask(i)} for i in chosen]
-    figure = figures.cam_gallery(
-        rows, palette=PALETTE, class_names=("background", *class_names(cfg)), names=[reader.names[i] for i in chosen]
-    )
+    _write_pictures(cfg, [(reader.names[i], {"image": reader.image(i), "mask": reader.mask(i)}) for i in chosen], out)
+
+
+def _write_pictures(cfg: Config, named: list[tuple[str, dict[str, Any]]], out: Path) -> None:
+    from toco_lab import figures
+    from toco_lab.labels import PALETTE, class_names
+
+    known = ("background", *class_names(cfg))
+    legend = (*known, *(f"number {value}" for value in range(len(known), 255)))  # a wrong mask may hold any number
+    names, rows = zip(*named, strict=True)
+    figure = figures.cam_gallery(rows, palette=PALETTE, class_names=legend, names=names)
     with atomic_write(out) as file:
         figure.savefig(file, format="png")
     print(out)
 
 
-def runs(root: Path = Path("results")) -> None:
-    """List the runs in a folder: state, fields that differ, scores.
+def labels(
+    what: tyro.conf.Positional[str],
+    source: Literal["masks", "xml"] = "masks",
+    data_root: str | None = None,
+    out: Path | None = None,
+) -> None:
+    """Write the image labels of a data set as a table, from its masks or from its XML files.
 
     Args:
+        what: A preset whose data set is meant, or any folder.
+        source: masks, or xml (Annotations/*.xml).
+        data_root: Folder of the preset's data set; None takes the preset's.
+        out: The file, .csv or .json; None takes labels.csv in the data set's folder.
+    """
+    from toco_lab.prepare import label_table, write_labels
+
+    cfg = Config.preset(what) if what in PRESETS else Config.preset("folder").replace(data_root=what)
+    cfg = cfg.replace(data_root=data_root) if data_root else cfg
+    out = out or Path(cfg.data_root, "labels.csv")
+    table = label_table(cfg, source)
+    write_labels(out, table)
+    empty = [name for name, found in table.items() if not found]
+    print(f"{out}: {len(table)} images, {len(set().union(*table.values()))} classes")
+    if empty:
+        print(f"without a class, so not for training: {len(empty)} ({', '.join(empty[:5])})")
+
+
+def voc(folder: tyro.conf.Positional[Path], download: bool = False, subset: bool = False) -> None:
+    """VOC 2012 and SBD: unpack the archives, write SBD's masks and the list train_aug of 10,582 images.
+
+    Args:
+        folder: Holds the archives, or what was in them; it is then the data_root.
+        download: Fetch archives that are missing (3.4 GB) and check them.
+        subset: Allow another number of images: a part of VOC.
+    """
+    from toco_lab.prepare import prepare_voc
+
+    print(prepare_voc(folder, download=download, subset=subset))
+
+
+def coco(
+    folder: tyro.conf.Positional[Path], crowds: Literal["class", "ignore"] = "class", subset: bool = False
+) -> None:
+    """COCO 2014: unpack the archives, paint the masks from the annotations, write the lists.
+
+    Args:
+        folder: Holds the archives, or what was in them; it is then the data_root.
+        crowds: Crowd regions are painted as their class, or as 255 (not counted); train with the same --crowds.
+        subset: Allow another number of images: a part of COCO.
+    """
+    from toco_lab.prepare import prepare_coco
+
+    print(*prepare_coco(folder, crowds=crowds, subset=subset), sep="\n")
+
+
+def _commands(*functions: Any) -> Any:
+    """A type that makes tyro offer these functions as commands, and call the chosen one."""
+    return Union[  # noqa: UP007 (made at runtime)
+        tuple(
+            Annotated[Any, tyro.conf.subcommand(function.__name__.strip("_"), constructor=function, prefix_name=False)]
+            for function in functions
+        )
+    ]
+
+
+def prepare(command: tyro.conf.OmitArgPrefixes[_commands(voc, coco)]) -> None:
+    """Make a downloaded data set ready. A killed command continues when it is given again."""
+    # tyro has called the chosen function already
+
+
+def data(command: tyro.conf.OmitArgPrefixes[_commands(check, show, labels, prepare)]) -> None:
+    """Check, show, label and prepare data sets."""
+    # tyro has called the chosen function already
+
+
+def list_(
+    root: Path = Path("results"),
+    where: str = "",
+    columns: tuple[str, ...] = (),
+    sort: str = "run",
+    descending: bool = False,
+    csv: Path | None = None,
+) -> None:
+    """List the runs below a folder: state, config fields that differ, scores. This is what `runs` alone does.
+
+    Args:
+        root: Folder that holds the runs, at any depth.
+        where: A condition on columns, like 'w_ptc > 0 and cam_mIoU > 0.5' or '"demo" in run'.
+        columns: Columns to show; any config field, score or last training metric.
+        sort: Column that orders the rows.
+        descending: Largest first.
+        csv: Write all columns of these runs into this file as well.
+    """
+    from toco_lab import run_table
+
+    table = run_table.filter_runs(list_runs(root, everything=True), where)
+    table = run_table.sort_runs(table, sort, descending=descending)
+    shown = run_table.overview(table)
+    if columns:
+        shown = table[[run_table.check_column(table.columns, name) for name in dict.fromkeys(("run", *columns))]]
+    if len(shown):
+        print(shown.map(run_table.cell_text).to_string(index=False))
+    print(f"{run_table.count_text(len(shown), 'run')} below {root}")
+    if csv is not None:
+        with atomic_write(csv, "w") as file:
+            table.to_csv(file, index=False, lineterminator="\n")
+        print(csv)
+
+
+def compare(runs: tyro.conf.Positional[tuple[str, ...]], root: Path = Path("results")) -> None:
+    """Show in which config fields runs differ, and what was measured.
+
+    Args:
+        runs: Folders, or names below `root`; two or more.
         root: Folder that holds the runs.
     """
-    print(list_runs(root).to_string(index=False, float_format="{:.3f}".format))
+    from toco_lab import run_table
+
+    if len(set(runs)) < 2:
+        raise ValueError("give two runs or more, `runs list` shows them")
+    table = read_runs({name: run_table.find_run(root, name).path for name in runs}, everything=True)
+    print(run_table.compare_runs(table, list(dict.fromkeys(runs))).map(run_table.cell_text).to_string())
+
+
+def plot(
+    metric: tyro.conf.Positional[str],
+    parameter: tyro.conf.Positional[str],
+    root: Path = Path("results"),
+    where: str = "",
+    colour: str | None = None,
+    out: Path = Path("plot.html"),
+) -> None:
+    """Plot a metric against a parameter: every run, and mean and standard deviation over runs of equal parameter.
+
+    Args:
+        metric: Column of numbers, like cam_mIoU or total_loss.
+        parameter: Column, like w_ptc; words become categories.
+        root: Folder that holds the runs, at any depth.
+        where: Which runs, as in `runs list`.
+        colour: Column that splits the runs into groups.
+        out: The file: .html (works offline) or .png.
+    """
+    from toco_lab import curves, run_table
+
+    if out.suffix not in (".html", ".png"):
+        raise ValueError(f"out must end in .html or .png, got {out}")
+    table = run_table.filter_runs(list_runs(root, everything=True), where)
+    found = run_table.relate(table, metric, parameter, colour=colour)
+    if not len(found.points):
+        raise ValueError(f"none of {len(table)} runs below {root} has values of {metric} and {parameter}")
+    shared = {"metric": metric, "parameter": parameter, "colour": colour, "note": found.note}
+    if out.suffix == ".html":
+        text = curves.metric_by_parameter(found.points, found.means, **shared).to_html(include_plotlyjs=True)
+        with atomic_write(out, "w") as file:
+            file.write(text)
+    else:
+        from toco_lab import figures
+
+        colours = curves.run_colours(found.means["group"])
+        figure = figures.metric_by_parameter(found.points, found.means, colours=colours, **shared)
+        with atomic_write(out) as file:
+            figure.savefig(file, format="png", dpi=150)
+    print(f"{out}: {found.note}")
+
+
+def open_(run: tyro.conf.Positional[str], root: Path = Path("results"), show: str | None = None) -> None:
+    """Say what lies in a run: notebooks, figures, reports, checkpoints, with their sizes.
+
+    Args:
+        run: Folder, or name below `root`.
+        root: Folder that holds the runs.
+        show: Name of one of them, like cam_gallery or 04_evaluate, to be shown in the web browser.
+    """
+    from toco_lab import run_table
+
+    found = run_table.find_run(root, run)
+    files = run_table.run_files(found)
+    if show is None:
+        print(run_table.deletion_notice(found))
+        for file in files:
+            print(f"{file.kind:14}{run_table.size_text(file.size):>10}  {file.path}")
+        return
+    pages = [file.path for file in files if file.kind != "checkpoint"]
+    chosen = [path for path in pages if show in (path.stem, path.name)]
+    if not chosen:
+        raise ValueError(f"{found.path} has no {show!r} to show; there are: {', '.join(path.name for path in pages)}")
+    import webbrowser
+
+    page = run_table.as_page(chosen[0]).resolve()
+    opened = webbrowser.open(page.as_uri())
+    print(page if opened else f"no web browser could be started; the page is {page}")
+
+
+def delete(runs: tyro.conf.Positional[tuple[str, ...]], root: Path = Path("results"), yes: bool = False) -> None:
+    """Delete runs for good: shows what would go and asks, unless `--yes`.
+
+    Args:
+        runs: Folders, or names below `root`.
+        root: Folder that holds the runs.
+        yes: Do not ask.
+    """
+    from toco_lab import run_table
+
+    doomed = {found.path.resolve(): found for found in (run_table.find_run(root, name) for name in runs)}
+    if not doomed:
+        raise ValueError("give the runs to delete, `runs list` shows them")
+    for found in doomed.values():
+        found.check_deletable()
+        print(run_table.deletion_notice(found))
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ValueError("nothing deleted: there is no terminal to ask at; --yes deletes without asking")
+        if input("delete for good? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("nothing deleted")
+            return
+    for found in doomed.values():
+        found.delete()
+        print(f"deleted {found.path}")
+
+
+RUNS_COMMANDS = {function.__name__.strip("_"): function for function in (list_, compare, plot, open_, delete)}
+
+
+def runs(command: tyro.conf.OmitArgPrefixes[_commands(*RUNS_COMMANDS.values())]) -> None:
+    """List, filter, compare, plot, open and delete runs."""
+    # tyro has called the chosen function already
 
 
 def import_released(
@@ -368,6 +651,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code. What the user can mend is one line, `--debug` shows the traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug, arguments = "--debug" in arguments, [word for word in arguments if word != "--debug"]
+    if arguments[:1] == ["runs"] and not {*RUNS_COMMANDS, "--help", "-h"} & set(arguments[1:2]):
+        arguments = ["runs", "list", *arguments[1:]]
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,

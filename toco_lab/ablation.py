@@ -225,11 +225,11 @@ def protocol_text(configs: Iterable[Config], frame: pd.DataFrame) -> str:
     def said(field: str) -> str:
         return "varying" if field in varying else str(getattr(cfg, field))
 
-    seeds = " to ".join(map(str, dict.fromkeys((counts.min(), counts.max()))))
+    seeds = " to ".join(map(str, dict.fromkeys((counts.min(), counts.max())))) + " seed" + "s" * bool(counts.max() > 1)
     images = said("val_images") if cfg.val_images else "all"
     return (
         f"Data {said('dataset')}, preset {cfg.preset_name or 'custom'}, {said('steps')} steps of {said('batch_size')}; "
-        f"{seeds} seeds, mean ± standard deviation over runs. mIoU in points over {images} images of "
+        f"{seeds}, mean ± standard deviation over runs. mIoU in points over {images} images of "
         f"{said('val_split')}: CAM scales {said('cam_scales')} with flip, CAMs masked by the true image labels, "
         f"background threshold {said('background_threshold')}, no CRF; segmentation scales {said('eval_seg_scales')}. "
         "Similarity: mean |cos| of all pairs of patch tokens (metric 1a), raw residual stream. Differences: row minus "

@@ -1,4 +1,4 @@
-"""What a ViT computes on its way: tokens at every site and attention maps, from one pass through any timm ViT.
+"""What an encoder computes on its way: tokens at every site and attention maps, from one pass through a timm model.
 
 Nothing is left behind: hooks are removed, fused attention is switched on again, every part has its own mode back.
 """
@@ -10,27 +10,40 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from toco_lab.encoders import (
+    any_encoder_of,
+    blocks_of,
+    encoder_of,
+    fill_patches,
+    final_norm,
+    is_plain_vit,
+    stage_maps,
+)
+
 
 @dataclass(frozen=True)
 class Activations:
     """Tokens (B, P + N, D) of one pass, prefix tokens first: P class, distillation and register tokens, maybe none.
 
     Attributes:
-        grid: Rows and columns (h, w) of the N patch tokens.
+        grid: Rows and columns (h, w) of the N final patch tokens.
+        block_grids: The same of the tokens after each block: all alike in a ViT, finer before in a model in stages,
+            where N and D are those of the block.
         num_prefix: P.
-        patch_embedding: The patches alone, before positions, (B, N, D).
-        embedding: What enters the first block: patches with their positions, behind the prefix tokens.
+        patch_embedding: The patches alone, before positions, (B, N, D); None in a model in stages.
+        embedding: What enters the first block: patches with their positions, behind the prefix tokens; None likewise.
         after_block: The raw residual stream after each block, L of them.
         after_attention: The residual stream after the attention of each block, before its MLP; empty if not asked for.
         final: After the final norm.
-        norm: Class of that norm.
+        norm: Class of that norm; "none" where there is none.
         attention: (B, heads, P + N, P + N) of each block, rows sum to 1; empty if not asked for.
     """
 
     grid: tuple[int, int]
+    block_grids: list[tuple[int, int]]
     num_prefix: int
-    patch_embedding: Tensor
-    embedding: Tensor
+    patch_embedding: Tensor | None
+    embedding: Tensor | None
     after_block: list[Tensor]
     after_attention: list[Tensor]
     final: Tensor
@@ -51,19 +64,21 @@ def capture(model: nn.Module, image: Tensor, *, attention: bool = False, after_a
     """Tokens at every site, in one pass in evaluation mode.
 
     Args:
-        model: A timm ViT or DeiT, with or without register or distillation tokens, or a model that carries one as
-            `.encoder` (ToCo).
-        image: Normalised, (B, 3, H, W), brought to device and precision of the model; right and bottom pixels that
-            fill no patch are dropped, as in ToCo.
+        model: A timm ViT or DeiT, with or without register or distillation tokens, a Swin, ResNet or ConvNeXt, or a
+            model that carries one as `.encoder` (ToCo).
+        image: Normalised, (B, 3, H, W), brought to device and precision of the model, and to whole tokens as in ToCo.
         attention: Keep the attention maps: L * B * heads * (P + N)^2 numbers, 0.35 GB for one image of 448 pixels in
             ViT-B.
         after_attention: Keep the residual stream after each attention as well.
 
     Raises:
-        ValueError: If the model is no plain ViT, or the image too small, or of a size the model does not take.
+        ValueError: If the model is of neither kind, a model in stages is asked for attention, or the image is too
+            small, or of a size the model does not take.
     """
-    encoder = encoder_of(model)
+    encoder = encoder_of(model) if attention or after_attention else any_encoder_of(model)
     image, grid = fill_patches(encoder, image.to(next(encoder.parameters())))
+    if not is_plain_vit(encoder):
+        return _capture_stages(encoder, image, grid)
     maps, middle, entering, embedded = [], [], [], []
     prefixed = encoder.num_prefix_tokens > 0
     with ExitStack() as stack:
@@ -81,6 +96,7 @@ def capture(model: nn.Module, image: Tensor, *, attention: bool = False, after_a
         )
     return Activations(
         grid=grid,
+        block_grids=[grid] * len(blocks),
         num_prefix=encoder.num_prefix_tokens,
         patch_embedding=embedded[0].flatten(1, -2).float(),  # timm gives (B, h, w, D) where sizes are free
         embedding=entering[0],
@@ -89,6 +105,24 @@ def capture(model: nn.Module, image: Tensor, *, attention: bool = False, after_a
         final=final,
         norm=type(encoder.norm).__name__,
         attention=maps,
+    )
+
+
+def _capture_stages(encoder: nn.Module, image: Tensor, grid: tuple[int, int]) -> Activations:
+    with evaluating(encoder):
+        final, maps = stage_maps(encoder, image, range(len(blocks_of(encoder))))
+    norm = final_norm(encoder)
+    return Activations(
+        grid=grid,
+        block_grids=[tuple(one.shape[-2:]) for one in maps],
+        num_prefix=0,
+        patch_embedding=None,
+        embedding=None,
+        after_block=[one.flatten(2).mT for one in maps],
+        after_attention=[],
+        final=final.flatten(2).mT,
+        norm="none" if norm is None else type(norm).__name__,
+        attention=[],
     )
 
 
@@ -130,39 +164,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, mode in modes:
             part.training = mode
-
-
-def encoder_of(model: nn.Module) -> nn.Module:
-    """The ViT of a model: `model.encoder` if there is one, else the model itself.
-
-    Raises:
-        ValueError: If it is no plain ViT (blocks, patch embedding, prefix tokens).
-    """
-    encoder = getattr(model, "encoder", model)
-    absent = [name for name in ("blocks", "patch_embed", "num_prefix_tokens", "norm") if not hasattr(encoder, name)]
-    if absent or not hasattr(encoder, "forward_intermediates"):
-        raise ValueError(f"{type(encoder).__name__} is no plain ViT (it has no {', '.join(absent) or 'intermediates'})")
-    return encoder
-
-
-def fill_patches(encoder: nn.Module, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """The image (..., H, W) cut to whole patches, and the grid (h, w) of its tokens.
-
-    Raises:
-        ValueError: If it is smaller than one patch, or not of the one size the encoder takes.
-    """
-    rows, columns = encoder.patch_embed.patch_size
-    if rows != columns or hasattr(encoder.patch_embed, "backbone"):
-        raise ValueError(f"patches of {rows} x {columns} pixels, or of a CNN before the ViT, are not supported")
-    grid = image.shape[-2] // rows, image.shape[-1] // columns
-    if min(grid) == 0:
-        raise ValueError(f"image {tuple(image.shape[-2:])} is smaller than one patch of {rows} pixels")
-    if not getattr(encoder, "dynamic_img_size", True) and grid != tuple(encoder.patch_embed.grid_size):
-        raise ValueError(
-            f"this ViT takes images of {encoder.patch_embed.img_size} pixels only, got {tuple(image.shape[-2:])}; make "
-            f"it with timm.create_model(..., dynamic_img_size=True)"
-        )
-    return image[..., : grid[0] * rows, : grid[1] * columns], grid
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 A CAM is what the classifier says at each patch. These ask where the logit came from: through attention alone (rollout),
 through the features of one layer (Grad-CAM), through attention that the gradient holds for relevant. All work on a
 plain timm classifier and on ToCo, in evaluation mode, also inside `torch.no_grad()`; no parameter gets a gradient, no
-mode and no `requires_grad` is changed.
+mode and no `requires_grad` is changed. Those that follow attention need a plain ViT; Grad-CAM does not.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toco_lab.activations import attention_maps, capture, encoder_of, evaluating, fill_patches
+from toco_lab.activations import attention_maps, capture, evaluating
 from toco_lab.cam import min_max
+from toco_lab.encoders import any_encoder_of, as_map, blocks_of, encoder_of, fill_patches, is_plain_vit
 from toco_lab.model import ToCo
 
 Attribution = Callable[[nn.Module, Tensor, int | Tensor], Tensor]
@@ -56,13 +57,14 @@ def grad_cam(model: nn.Module, image: Tensor, class_index: int | Tensor, *, laye
     Source: Selvaraju et al., "Grad-CAM" (ICCV 2017), equations 1 and 2, with patches as positions.
 
     Args:
-        model: A timm ViT with a classifier, or ToCo.
+        model: A timm ViT, Swin, ResNet or ConvNeXt with a classifier, or ToCo.
         image: Normalised, (B, 3, H, W).
         class_index: The class whose logit is explained, one for all images or (B,).
         layer: Part of the encoder whose output, (B, T, D), is explained. None takes the first norm of the last block,
             as is usual for ViTs: behind the last attention no patch has a gradient if the logit reads the class token.
             It sees what passes through that attention, not what a patch of ToCo carries past it; with
-            `model.encoder.norm` of a ToCo model the result is the ReLU of its CAM over the number of patches.
+            `model.encoder.norm` of a ToCo model the result is the ReLU of its CAM over the number of patches. In a
+            model in stages None takes the last block, as the paper does, and any layer that gives a map may be named.
 
     Returns:
         (B, h, w), >= 0; zero throughout where every patch speaks against the class.
@@ -70,12 +72,17 @@ def grad_cam(model: nn.Module, image: Tensor, class_index: int | Tensor, *, laye
     Raises:
         ValueError: If the model has no classifier, or not this class.
     """
-    encoder = encoder_of(model)
+    encoder = any_encoder_of(model)
     image, grid = fill_patches(encoder, image)
-    layer = encoder.blocks[-1].norm1 if layer is None else layer
+    plain = is_plain_vit(encoder)
+    if layer is None:
+        layer = encoder.blocks[-1].norm1 if plain else blocks_of(encoder)[-1]
     with evaluating(model), torch.enable_grad(), _output_of(layer) as outputs:
         logit = _class_logit(model, image, class_index)
         (gradient,) = torch.autograd.grad(logit, outputs)
+    if not plain:
+        maps, gradient = (as_map(encoder, x.detach().float()) for x in (outputs[0], gradient))
+        return (maps * gradient.mean((2, 3), keepdim=True)).sum(1).relu()
     tokens, gradient = (x.detach().float()[:, encoder.num_prefix_tokens :] for x in (outputs[0], gradient))
     return (tokens * gradient.mean(1, keepdim=True)).sum(2).relu().unflatten(1, grid)
 

@@ -68,13 +68,17 @@ def multi_scale_cam(
 @torch.no_grad()
 def raw_cams(model: ToCo, image: Tensor, scale: float, *, plain: TokenFeatures | None = None) -> Tensor:
     """CAMs of one scale as they come: (2, 2, B, C, h, w), of the final and the auxiliary tokens, by image and mirror
-    image (still mirrored). Arguments as in `multi_scale_cam`.
+    image (still mirrored). Where the grids of the two differ, both have the finer one. Arguments as in
+    `multi_scale_cam`.
     """
     scaled = image if scale == 1 else resize(image, [int(length * scale) for length in image.shape[-2:]])
     if scale == 1 and plain is not None:
         pair = model.cams(plain), model.cams(model.encode(scaled.flip(-1)))
-        return torch.stack([torch.stack(of_head) for of_head in zip(*pair, strict=True)])
-    both = model.cams(model.encode(torch.cat([scaled, scaled.flip(-1)])))
+        both = [torch.cat(of_head) for of_head in zip(*pair, strict=True)]
+    else:
+        both = model.cams(model.encode(torch.cat([scaled, scaled.flip(-1)])))
+    finer = max((maps.shape[-2:] for maps in both), key=sum)
+    both = [maps if maps.shape[-2:] == finer else resize(maps, finer) for maps in both]
     return torch.stack([maps.unflatten(0, (2, -1)) for maps in both])
 
 

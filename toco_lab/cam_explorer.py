@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import anywidget
 import ipywidgets as widgets
 import numpy as np
 import traitlets
@@ -24,6 +23,7 @@ from toco_lab.attribution import ATTRIBUTIONS
 from toco_lab.checkpoints import load_run_model
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.data import EvalSamples, eval_samples
+from toco_lab.keys import KeepsKeys
 from toco_lab.labels import PALETTE, class_names
 from toco_lab.model import ToCo
 from toco_lab.panels import REGIONS, CropBox, Figure, Panel, as_figure, label_legend, panel_row, png_bytes
@@ -59,29 +59,6 @@ class _Opened:
     class_names: tuple[str, ...]
     samples: EvalSamples | None
     problem: str
-
-
-class KeepsKeys(anywidget.AnyWidget):
-    """Shows nothing; as a child of a box it keeps JupyterLab's keys (b: a new cell) away from the controls in there.
-
-    Keys with Ctrl, Alt or Meta stay JupyterLab's: Ctrl+S saves the notebook.
-    """
-
-    # From the focused element upwards JupyterLab looks for a shortcut's selector or this attribute: the first it finds
-    # counts. The selector of `b` fits the focused element itself, so the attribute must be there, not on the box.
-    # JupyterLab listens at the document, before anything inside it; only the window is earlier.
-    _esm = """
-        export default {
-            render({ el }) {
-                const mark = ({ target, ctrlKey, altKey, metaKey }) => {
-                    if (el.parentElement?.contains(target))
-                        target.toggleAttribute("data-lm-suppress-shortcuts", !(ctrlKey || altKey || metaKey));
-                };
-                window.addEventListener("keydown", mark, true);
-                return () => window.removeEventListener("keydown", mark, true);
-            },
-        };
-    """
 
 
 @dataclass(frozen=True)

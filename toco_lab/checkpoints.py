@@ -2,6 +2,8 @@
 
 import hashlib
 import pickle
+import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +17,8 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 
 from toco_lab.config import Config
-from toco_lab.model import ToCo
+from toco_lab.encoders import is_plain_vit
+from toco_lab.model import ToCo, check_crops, full_backbone_name
 from toco_lab.remedies import REMEDY_PARAMETERS
 from toco_lab.runs import RunDir, atomic_write
 
@@ -91,10 +94,23 @@ def save_checkpoint(path: Path, model: ToCo, optimizer: torch.optim.Optimizer, s
     """Write a checkpoint under a temporary name, then rename it.
 
     Data order, augmentation and crops depend on (seed, step) alone, so these four things are all a run needs to go on.
+    Equal states give equal bytes, and so one hash, whether or not the run was interrupted before.
     """
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "config": cfg.to_json()}
+    state["optimizer"] = _apart(state["optimizer"])
     with atomic_write(path) as file:
         torch.save(state, file)
+
+
+def _apart(state: Any) -> Any:
+    """The same values in new containers: a pickle also keeps which strings and tuples are one object, and a state that
+    was loaded shares others than a new one.
+    """
+    if isinstance(state, dict):
+        return {sys.intern(key) if isinstance(key, str) else key: _apart(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)([_apart(value) for value in state])
+    return sys.intern(state) if isinstance(state, str) else state
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -145,26 +161,29 @@ def initial_model(cfg: Config) -> ToCo:
     """A ToCo as training starts it: random heads, the encoder pretrained where the config says so.
 
     Raises:
+        ValueError: If the crops of training do not consist of whole tokens of this backbone.
         CheckpointError: If the weights can not be had; the message names the model and how to pass a local file.
     """
     model = ToCo(cfg)
+    check_crops(model, cfg)
     if cfg.pretrained and cfg.weights:
         load_backbone_weights(model.encoder, cfg.weights)
     elif cfg.pretrained:
+        name = full_backbone_name(cfg)
         try:
-            downloaded = timm.create_model(cfg.backbone, pretrained=True, num_classes=0)
+            downloaded = timm.create_model(name, pretrained=True, num_classes=0)
         except Exception as error:  # network, hub and file errors of several libraries
             raise CheckpointError(
-                f"the pretrained weights of {cfg.backbone!r} can not be downloaded ({type(error).__name__}: {error}). "
+                f"the pretrained weights of {name!r} can not be downloaded ({type(error).__name__}: {error}). "
                 f"Without a network, pass a local file: weights='path/to/{cfg.backbone}.safetensors' "
                 f"(--weights on the command line), or pretrained=False to start from random weights"
             ) from error
-        _load_encoder(model.encoder, downloaded.state_dict(), f"timm's {cfg.backbone}")
+        _load_encoder(model.encoder, downloaded.state_dict(), f"timm's {name}")
     return model
 
 
 def load_backbone_weights(encoder: nn.Module, path: Path | str) -> None:
-    """Load a local file with timm's (or the original DeiT's and ViT's) names into a timm encoder.
+    """Load a local file with timm's (or, where timm can translate them, the original authors') names into an encoder.
 
     The position grid is resampled where its size differs; a classification head in the file is ignored.
 
@@ -178,9 +197,8 @@ def load_backbone_weights(encoder: nn.Module, path: Path | str) -> None:
 
 
 def _load_encoder(encoder: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    state = {name: value for name, value in state.items() if not name.startswith(("head.", "head_dist.", "fc_norm."))}
     try:
-        result = encoder.load_state_dict(checkpoint_filter_fn(dict(state), encoder), strict=False)
+        result = encoder.load_state_dict(_translated(encoder, dict(state)), strict=False)
     except (RuntimeError, KeyError) as error:
         raise CheckpointError(f"{source} does not fit this backbone: {error}") from error
     missing = [name for name in result.missing_keys if not name.endswith(REMEDY_PARAMETERS)]
@@ -189,6 +207,18 @@ def _load_encoder(encoder: nn.Module, state: Mapping[str, Tensor], source: str) 
             f"{source} does not fit this backbone; missing: {', '.join(missing) or 'none'}; "
             f"unexpected: {', '.join(result.unexpected_keys) or 'none'}"
         )
+
+
+def _translated(encoder: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with the names and sizes of this encoder, without the parts only a classifier has."""
+    if is_plain_vit(encoder):
+        if "norm.weight" not in state:  # a model that pools first has its norm behind the pooling
+            state = {re.sub(r"^fc_norm\.", "norm.", name): value for name, value in state.items()}
+        classifier = ("head.", "head_dist.", "fc_norm.", "attn_pool.")
+        return checkpoint_filter_fn({k: v for k, v in state.items() if not k.startswith(classifier)}, encoder)
+    translate = getattr(sys.modules[type(encoder).__module__], "checkpoint_filter_fn", lambda state, _: state)
+    own = encoder.state_dict()
+    return {k: v for k, v in translate(state, encoder).items() if k in own or not k.startswith(("head.", "fc."))}
 
 
 # --- the authors' checkpoints -----------------------------------------------------------------------------------------

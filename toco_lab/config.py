@@ -11,8 +11,13 @@ import hashlib
 import json
 import types
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
+VIT_SIZES = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+CNN_NAMES = (  # beginnings of timm's names of its ResNet and ConvNeXt families
+    "convnext", "resnet", "resnext", "wide_resnet", "senet", "seresne", "ecaresne",
+)  # fmt: skip
 IGNORE_INDEX: int = 255  # label value that no loss and no metric counts (VOC's border, unsure pseudo labels)
 
 
@@ -34,12 +39,24 @@ class Config:
 
     # --- data ---------------------------------------------------------------------------------------------------
     preset_name: str = opt("", "preset this config started from (a label for folders and tables)", result=False)
-    dataset: Literal["toy", "voc", "coco"] = opt("voc", "which reader reads the images and masks")
+    dataset: Literal["toy", "voc", "coco", "folder"] = opt(
+        "voc", "which reader reads the images and masks; `folder` is any folder of images, see data/README.md"
+    )
     data_root: str = opt("data/VOC2012", "folder of the data set (VOC: the one that holds JPEGImages)", result=False)
     train_split: str = opt("train_aug", "name of the training list (toy: a stream of scenes)")
     val_split: str = opt("val", "name of the list that is evaluated")
-    label_source: str = opt("masks", "image labels from `masks`, from `xml`, or from a CSV, JSON or .npy label file")
-    num_classes: int = opt(20, "foreground classes C; background is class 0 and not counted")
+    label_source: str = opt(
+        "masks",
+        "image labels from `masks`, `xml`, `annotations` (COCO's json), or a CSV, JSON or .npy label file; "
+        "`auto` (folder): its labels.csv or labels.json, else the masks, else the XML files",
+    )
+    num_classes: int = opt(
+        20, "foreground classes C; background is class 0 and not counted; 0 (folder): as many as the folder names"
+    )
+    classes: tuple[str, ...] | None = opt(None, "class names of a folder; None = read from it when a run starts")
+    crowds: Literal["class", "ignore"] = opt(
+        "class", "crowd regions in masks made from COCO's json: painted as their class, or as 255 (not counted)"
+    )
     train_images: int = opt(0, "use only the first n training images (toy: size of the stream); 0 = all")
     val_images: int = opt(0, "evaluate only the first n images; 0 = all")
     crop_size: int = opt(448, "side of the square training crop, in pixels")
@@ -67,15 +84,25 @@ class Config:
     num_workers: int = opt(2, "loader processes; 0 loads in the training process", result=False)
 
     # --- model --------------------------------------------------------------------------------------------------
-    backbone: str = opt("deit_base_patch16_224", "timm model name of a plain ViT or DeiT")
+    backbone: str = opt("deit_base_patch16_224", "timm model name: a plain ViT or DeiT, a Swin, ResNet or ConvNeXt")
+    weights_tag: str = opt(
+        "", "timm's tag of the pretrained weights, fb_in1k or augreg_in21k, say; empty = the backbone's default"
+    )
+    backbone_args: str = opt(
+        "", 'further arguments of timm.create_model as JSON: {"depths": [2, 2, 2, 2]}, or {"patch_size": 2} for a Swin'
+    )
+    output_stride: int | None = opt(
+        None, "pixels per final token of a ResNet or ConvNeXt, by dilation: 8, 16 or 32; None = 16"
+    )
     pretrained: bool = opt(True, "start from pretrained weights (downloaded by timm unless `weights` names a file)")
     weights: str = opt("", "local weights file (.safetensors, .pth) for the backbone; empty = timm downloads them")
-    image_size: int | None = opt(None, "side the position grid was made for; None = the backbone's own")
-    patch_size: int | None = opt(None, "patch side in pixels; None = the backbone's own")
-    embed_dim: int | None = opt(None, "token width D; None = the backbone's own")
-    depth: int | None = opt(None, "number of blocks; None = the backbone's own")
-    num_heads: int | None = opt(None, "attention heads; None = the backbone's own")
-    mlp_ratio: float | None = opt(None, "hidden width of a block's MLP over D; None = the backbone's own")
+    # sizes of plain ViTs: `replace` drops them for another backbone, which keeps its own
+    image_size: int | None = opt(None, "ViT: side the position grid was made for; None = the backbone's own")
+    patch_size: int | None = opt(None, "ViT: patch side in pixels; None = the backbone's own")
+    embed_dim: int | None = opt(None, "ViT: token width D; None = the backbone's own")
+    depth: int | None = opt(None, "ViT: number of blocks; None = the backbone's own")
+    num_heads: int | None = opt(None, "ViT: attention heads; None = the backbone's own")
+    mlp_ratio: float | None = opt(None, "ViT: hidden width of a block's MLP over D; None = the backbone's own")
     pos_embed_antialias: bool = opt(False, "antialias when the frozen position grid is resampled")
     aux_layer: int = opt(-3, "block whose raw output feeds the auxiliary classifier (python index)")
     pooling: Literal["max", "average"] = opt(
@@ -221,7 +248,6 @@ class Config:
             _require(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], got {getattr(self, name)}")
         for name in (
             "num_local_crops",
-            "num_classes",
             "steps",
             "batch_size",
             "accumulate",
@@ -230,10 +256,46 @@ class Config:
             "probe_images",
         ):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        self._check_backbone()
+        fewest = 0 if self.dataset == "folder" else 1
+        _require(self.num_classes >= fewest, f"num_classes must be at least {fewest}, got {self.num_classes}")
         for size, patch in ((self.crop_size, self.patch_size), (self.local_crop_size, self.patch_size)):
             _require(
                 patch is None or size % patch == 0, f"crop of {size} pixels is not a multiple of patch_size {patch}"
             )
+
+    def _check_backbone(self) -> None:
+        """What the name of the backbone rules out; the rest shows when the model is made."""
+        kind, name = backbone_kind(self.backbone), self.backbone
+        given = {size: getattr(self, size) for size in VIT_SIZES if getattr(self, size) is not None}
+        _require(
+            kind == "vit" or not given,
+            f"{', '.join(f'{size}={value}' for size, value in given.items())} are sizes of plain ViTs; {name} keeps "
+            "its own: leave them out (None), or give timm's names for them in backbone_args",
+        )
+        _require(
+            kind == "cnn" or self.output_stride is None,
+            f"output_stride dilates a ResNet or ConvNeXt, {name} is none: the side of its tokens is "
+            + ("patch_size" if kind == "vit" else "32 pixels, or less with backbone_args='{\"patch_size\": 2}'"),
+        )
+        _require(
+            self.output_stride in (None, 8, 16, 32), f"output_stride must be 8, 16 or 32, got {self.output_stride}"
+        )
+        _require(
+            kind == "vit" or self.anti_smoothing == "none",
+            f"anti_smoothing {self.anti_smoothing!r} rescales attention between all tokens, which {name} does not "
+            "have: set it to 'none', or take a plain ViT",
+        )
+        _require(
+            not (self.weights_tag and "." in self.backbone),
+            f"backbone {name} names its weights already; leave weights_tag {self.weights_tag!r} out, or the tag in the "
+            "name",
+        )
+        try:
+            wrong = not isinstance(json.loads(self.backbone_args or "{}"), dict)
+        except json.JSONDecodeError:
+            wrong = True
+        _require(not wrong, f'backbone_args must be a JSON object like {{"embed_dim": 48}}, got {self.backbone_args!r}')
 
     @classmethod
     def preset(cls, name: str) -> Self:
@@ -245,6 +307,10 @@ class Config:
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed.
 
+        What belongs to the backbone goes with it: one that is no plain ViT by its name drops the sizes of plain ViTs
+        and the local weights file, unless they are among the changes; a tag in its name drops `weights_tag`, and
+        `weights_tag` takes the place of a tag in its name.
+
         Raises:
             ValueError: For an unknown field (the closest name is in the message) or a value of the wrong type. Only
                 int to float and list to tuple are converted.
@@ -253,6 +319,13 @@ class Config:
         for key in changes:
             if key not in names:
                 raise ValueError(f"unknown config field {key!r}{_nearest(key, names)}")
+        backbone = changes.get("backbone", self.backbone)
+        if backbone != self.backbone and backbone_kind(backbone) != "vit":
+            changes = dict.fromkeys(VIT_SIZES) | {"weights": ""} | changes
+        if backbone != self.backbone and "." in backbone:
+            changes = {"weights_tag": ""} | changes
+        elif changes.get("weights_tag") and "backbone" not in changes:
+            changes["backbone"] = backbone.partition(".")[0]
         return dataclasses.replace(self, **changes)
 
     def released(self) -> Self:
@@ -272,13 +345,16 @@ class Config:
     def digest(self) -> str:
         """Eight hex digits over the fields that can change a number, seed left out: runs of one digest are repeats.
 
-        Fields at their default do not count, so that a field added later leaves the names of old runs alone.
+        Fields at their default do not count, so that a field added later leaves the names of old runs alone. Of a data
+        set that is any folder its name counts, because no other field says which one it is.
         """
         kept = {
             f.name: value
             for f in dataclasses.fields(self)
             if f.metadata["result"] and f.name != "seed" and (value := getattr(self, f.name)) != f.default
         }
+        if self.dataset == "folder":
+            kept["data_root"] = Path(self.data_root).resolve().name
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
 
     def run_name(self) -> str:
@@ -291,6 +367,12 @@ class Config:
 
         rows = [(f.name, getattr(self, f.name), f.default, f.metadata["help"]) for f in dataclasses.fields(self)]
         return pd.DataFrame(rows, columns=["field", "value", "default", "meaning"]).set_index("field")
+
+
+def backbone_kind(backbone: str) -> Literal["vit", "swin", "cnn"]:
+    """What a timm name stands for, by its beginning; all but Swins, ResNets and ConvNeXts count as plain ViTs."""
+    name = backbone.rpartition("/")[2].removeprefix("test_")
+    return "swin" if name.startswith("swin") else "cnn" if name.startswith(CNN_NAMES) else "vit"
 
 
 def field_help() -> dict[str, str]:
@@ -408,4 +490,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "coco_deit_b": _COCO | {"backbone": DEIT_B},
     # published 42.2 val
     "coco_vit_b": _COCO | {"backbone": VIT_B},
+    # your own images, `python -m toco_lab train folder --data-root my/folder`: VOC's numbers, classes from the folder
+    "folder": _VOC
+    | {
+        "dataset": "folder",
+        "data_root": "",
+        "train_split": "train",
+        "label_source": "auto",
+        "num_classes": 0,
+        "backbone": DEIT_B,
+    },
 }

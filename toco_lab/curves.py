@@ -250,8 +250,9 @@ def _of_key(frame: pd.DataFrame, key: tuple[str, str]) -> pd.DataFrame:
 
 def _layer_axis(figure: "go.Figure", shown: pd.DataFrame, **place: int) -> None:
     """Blocks as ticks, and the place of the final norm behind them."""
-    last, normed = int(shown["layer"].max()), "final norm" in set(shown["site"])
-    first = 0 if "patch embedding" in set(shown["site"]) else 1
+    sites = shown["site"].unique()
+    last, normed = int(shown["layer"].max()), "final norm" in sites
+    first = 0 if "patch embedding" in sites else 1
     step = 1 if last <= 12 and not place else max(1, last // 4)
     ticks = [tick for tick in range(first, last + 1, step) if not (place and normed and tick == last)]
     names = [*map(str, ticks)] + (["norm"] if normed else [])
@@ -274,7 +275,8 @@ def _add_layers(
     """Mean and quartiles of one model and metric: a line through the stream, and one diamond for the final norm."""
     normed = rows["site"] == "final norm"
     half = 0.5 * (rows["site"] == "after attention")
-    stats = rows.assign(x=rows["layer"] - half)[~normed].groupby("x")["value"].describe()  # count, mean, ..., 25%, 75%
+    places = rows.assign(x=rows["layer"] - half)[~normed].groupby("x")["value"]
+    stats = places.agg(["count", "mean"]).join(places.quantile([0.25, 0.75]).unstack().set_axis(["25%", "75%"], axis=1))
     last = int(shown["layer"].max())
     x, mean, low, high = stats.index.tolist(), *(stats[key].tolist() for key in ("mean", "25%", "75%"))
     figure.add_scatter(
@@ -348,7 +350,8 @@ def training_curves(
     """Small panels over the step: each loss term, |cos| of PTC's pairs, and validation scores where there are some.
 
     Args:
-        metrics: Rows of metrics.csv with a column `step`, of one run or per run name.
+        metrics: Rows of metrics.csv with a column `step`, of one run or per run name. Several rows of one step, as of
+            seeds of one config, are drawn as their mean with a band from the lowest to the highest.
         colours: Colour of each run, see `run_colours`.
         columns: Columns to draw; None takes the known ones that are not empty or zero throughout.
     """
@@ -370,10 +373,26 @@ def training_curves(
     for i, column in enumerate(columns):
         for name, frame in frames.items():
             if column in frame:
-                rows = frame[frame[column].notna()]
+                rows = frame[frame[column].notna()].groupby("step", as_index=False)[column].agg(["mean", "min", "max"])
+                place = {"row": i // width + 1, "col": i % width + 1}
+                if (rows["min"] < rows["max"]).any():
+                    figure.add_scatter(
+                        x=rows["step"].tolist() + rows["step"].tolist()[::-1],
+                        y=rows["max"].tolist() + rows["min"].tolist()[::-1],
+                        fill="toself",
+                        fillcolor=colours[name],
+                        opacity=0.15,
+                        mode="lines",
+                        line_width=0,
+                        hoverinfo="skip",
+                        showlegend=False,
+                        legendgroup=name,
+                        name=f"{_text(name)}, lowest to highest",
+                        **place,
+                    )
                 figure.add_scatter(
                     x=rows["step"].tolist(),
-                    y=rows[column].tolist(),
+                    y=rows["mean"].tolist(),
                     name=_text(name),
                     legendgroup=name,
                     showlegend=i == 0,
@@ -381,8 +400,7 @@ def training_curves(
                     line={"color": colours[name], "width": 1.8},
                     marker_size=4,
                     hovertemplate=f"{_text(name)}<br>step %{{x}}: %{{y:.4g}}<extra></extra>",
-                    row=i // width + 1,
-                    col=i % width + 1,
+                    **place,
                 )
         if column.startswith("val_") or column.endswith("_cosine"):
             figure.update_yaxes(range=[0, 1], row=i // width + 1, col=i % width + 1)

@@ -3,10 +3,11 @@ number.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from toco_lab.cam import cam_to_label, mask_by_label, multi_scale_cam
 from toco_lab.checkpoints import load_run_model, weights_hash
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.data import EvalSample, eval_samples
+from toco_lab.gallery import MAPS, NUM_IMAGES, save_gallery
 from toco_lab.labels import class_names
 from toco_lab.model import ToCo
 from toco_lab.refine import dense_crf, refine_cam
@@ -56,10 +58,12 @@ class Evaluation:
         table: Tidy: target, class, iou, over_activation. Rows with class `mIoU` are the means (of the over-activation:
             over foreground classes that are predicted); the row `F1` of target `labels` has its score in `iou`.
         protocol: For each target, everything that defines its number.
+        gallery: Maps of the first images, by image name, for `gallery.save_gallery`; as many as were asked for.
     """
 
     table: pd.DataFrame
     protocol: dict[str, dict[str, Any]]
+    gallery: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
 
     @property
     def scores(self) -> dict[str, float]:
@@ -158,7 +162,10 @@ def multi_scale_segmentation(
 def predict(
     model: ToCo, cfg: Config, image: Tensor, image_label: Tensor, size: tuple[int, int], targets: Iterable[str]
 ) -> dict[str, Tensor]:
-    """Label maps (B, H, W) of the asked targets for images of one size, and `labels`: (B, C) predicted image labels.
+    """Label maps (B, H, W) of the asked targets for images of one size.
+
+    With the CAMs come `labels`: (B, C) predicted image labels, and `cam_scores`, `cam_aux_scores`: (B, H, W), of the
+    strongest class that is there.
 
     Args:
         image: Normalised, native size, (B, 3, H, W).
@@ -174,8 +181,9 @@ def predict(
         out["labels"] = (plain.logits > 0).int()
         maps = multi_scale_cam(model, resized, cfg.cam_scales, plain=plain.features)
         cam, cam_aux = (F.interpolate(m, size, mode="bilinear", align_corners=False) for m in (maps.cam, maps.cam_aux))
-        out["cam"] = cam_to_label(cam, image_label, threshold=cfg.background_threshold)
-        out["cam_aux"] = cam_to_label(cam_aux, image_label, threshold=cfg.background_threshold)
+        for name, scores in (("cam", cam), ("cam_aux", cam_aux)):
+            out[name] = cam_to_label(scores, image_label, threshold=cfg.background_threshold)
+            out[f"{name}_scores"] = mask_by_label(scores, image_label).amax(1)
     if "cam_refined" in targets:
         pixels = denormalise(image, model.mean, model.std).clamp(0, 255)
         box = torch.tensor([[0, size[0], 0, size[1]]], device=image.device).expand(len(image), -1)
@@ -209,6 +217,7 @@ def evaluate_model(
     targets: Sequence[str] | None = None,
     split: str | None = None,
     checkpoint: str = "",
+    gallery: int = 0,
     progress: bool = True,
 ) -> Evaluation:
     """Score a model on a split, image by image, keeping confusion matrices only.
@@ -219,6 +228,7 @@ def evaluate_model(
         targets: Names of `TARGETS`, `seg_crf`; None takes all the config asks for.
         split: None takes `cfg.val_split`.
         checkpoint: Hash of the weights, for the protocol record.
+        gallery: Images whose maps are kept, the first ones.
         progress: Show a progress bar.
 
     Raises:
@@ -232,7 +242,7 @@ def evaluate_model(
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     matrices = {target: 0 for target in targets}
-    f1, count = [], 0
+    f1, kept, count = [], {}, 0
     samples = eval_samples(cfg, model.mean, model.std, split)
     with tqdm(total=len(samples), unit="image", desc=f"evaluate {split}", disable=not progress) as bar:
         for group in grouped_by_size(samples, BATCH):
@@ -247,6 +257,8 @@ def evaluate_model(
                 matrices[target] = matrices[target] + confusion_matrix(predicted[target], truth, cfg.num_classes + 1)
             if "labels" in predicted:
                 f1.append(label_f1(label, predicted["labels"]))
+            if shown := group[: max(0, gallery - count)]:
+                kept |= zip((sample.name for sample in shown), _map_rows(shown, predicted), strict=True)
             count += len(group)
             bar.update(len(group))
     model.train(was_training)
@@ -261,7 +273,7 @@ def evaluate_model(
     if f1:
         rows.append(("labels", "F1", torch.cat(f1).mean().item(), torch.nan))
         protocol["labels"] = protocol_record(cfg, "labels", split, count, checkpoint)
-    return Evaluation(pd.DataFrame(rows, columns=["target", "class", "iou", "over_activation"]), protocol)
+    return Evaluation(pd.DataFrame(rows, columns=["target", "class", "iou", "over_activation"]), protocol, kept)
 
 
 def evaluate_run(
@@ -272,15 +284,18 @@ def evaluate_run(
     device: str = "auto",
     progress: bool = True,
 ) -> Evaluation:
-    """Evaluate a run's last checkpoint; writes evaluation.csv and protocol.json into its folder.
+    """Evaluate a run's last checkpoint; writes evaluation.csv, protocol.json and its gallery into its folder.
 
     Scores of other targets that the same checkpoint already has are kept; another split than `val_split` goes to files
-    of its own, evaluation_<split>.csv and protocol_<split>.json.
+    of its own, evaluation_<split>.csv and protocol_<split>.json, and has no gallery.
     """
     model, cfg = load_run_model(run, resolve_device(device))
     checkpoint = weights_hash(run.checkpoints()[-1])
-    new = evaluate_model(model, cfg, targets=targets, split=split, progress=progress, checkpoint=checkpoint)
     suffix = "" if split in (None, cfg.val_split) else f"_{split}"
+    new = evaluate_model(
+        model, cfg, targets=targets, split=split, progress=progress, checkpoint=checkpoint,
+        gallery=0 if suffix else NUM_IMAGES,
+    )  # fmt: skip
     table, protocol = new.table, new.protocol
     if (run.path / f"protocol{suffix}.json").is_file():
         old = run.read_json(f"protocol{suffix}")
@@ -290,7 +305,9 @@ def evaluate_run(
         protocol = {name: old[name] for name in kept} | protocol
     run.write_table(f"evaluation{suffix}", table)
     run.write_json(f"protocol{suffix}", protocol)
-    return Evaluation(table, protocol)
+    if new.gallery:
+        save_gallery(run, new.gallery, checkpoint)
+    return Evaluation(table, protocol, new.gallery)
 
 
 def protocol_record(cfg: Config, target: str, split: str, images: int, checkpoint: str) -> dict[str, Any]:
@@ -343,18 +360,16 @@ def gallery_rows(model: ToCo, cfg: Config, num_images: int = 6, split: str | Non
     """
     device, rows = next(model.parameters()).device, []
     for sample in islice(eval_samples(cfg, model.mean, model.std, split), num_images):
-        image, label, size = sample.image[None].to(device), sample.image_label[None].to(device), sample.raw.shape[:2]
-        edge = (cfg.eval_cam_size,) * 2 if cfg.eval_cam_size else size
-        resized = F.interpolate(image, edge, mode="bilinear", align_corners=False)
-        maps = multi_scale_cam(model, resized, cfg.cam_scales)
-        cams = {"CAM": maps.cam, "auxiliary CAM": maps.cam_aux}
-        strongest = {
-            name: F.interpolate(mask_by_label(cam, label), size, mode="bilinear", align_corners=False).amax(1)
-            for name, cam in cams.items()
-        }
-        predicted = predict(model, cfg, image, label, size, ("cam", "seg"))
-        labels = {"truth": sample.mask[None], "CAM as label": predicted["cam"], "segmentation": predicted["seg"]}
-        shown = {name: value[0].cpu().numpy() for name, value in (strongest | labels).items()}
-        order = ("truth", "CAM", "auxiliary CAM", "CAM as label", "segmentation")
-        rows.append({"image": sample.raw} | {name: shown[name] for name in order})
+        image, label = sample.image[None].to(device), sample.image_label[None].to(device)
+        rows += _map_rows([sample], predict(model, cfg, image, label, sample.raw.shape[:2], ("cam", "seg")))
     return rows
+
+
+def _map_rows(group: Sequence[EvalSample], predicted: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """What `predict` found for each of some images, as arrays under the headings of a gallery."""
+    keys = dict(zip(MAPS, ("cam_scores", "cam_aux_scores", "cam", "seg"), strict=True))
+    found = {title: predicted[key].cpu().numpy() for title, key in keys.items() if key in predicted}
+    return [
+        {"image": sample.raw, "truth": sample.mask.numpy()} | {title: maps[i] for title, maps in found.items()}
+        for i, sample in enumerate(group)
+    ]

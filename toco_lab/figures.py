@@ -118,7 +118,14 @@ def cam_gallery(
     if cams:
         _colour_bar(figure, list(grid.flat), vmin, vmax)
     if labels:
-        _legend(figure, labels, palette, class_names, loc="outside lower center", ncols=max(3, 2 * len(columns)))
+        _legend(
+            figure,
+            labels,
+            palette,
+            class_names,
+            loc="outside lower center",
+            ncols=max(2, int(figure.get_figwidth() / 1.4)),
+        )
     figure.suptitle(title or "", fontsize=13)
     return figure
 
@@ -201,7 +208,7 @@ def ablation_plot(frame: pd.DataFrame, summary: pd.DataFrame, *, titles: Mapping
         axes.locator_params(axis="x", nbins=4)
         axes.grid(axis="x", color="0.85", linewidth=0.6)
         axes.set_axisbelow(True)
-    panels[0].set_yticks(range(len(rows)), rows)
+    panels[0].set_yticks(range(len(rows)), list(map(plain_text, rows)))
     panels[0].set_ylim(len(rows) - 0.4, -0.6)
     return figure
 
@@ -267,7 +274,8 @@ def line_panels(
     """Small panels of lines with bands, as training curves and curves over layers are printed.
 
     Args:
-        table: Tidy: panel, line, x, mean, and low, high for the band (NaN: none). The panels have their own scales.
+        table: Tidy: panel, line, x, mean, low and high for the band (NaN: none), and apart: points that belong to no
+            line, drawn as diamonds with bars. The panels have their own scales.
         colours: Colour of each line.
         x_title: Name of x.
         ticks: Words for some x; numbers without.
@@ -284,10 +292,13 @@ def line_panels(
     axes = figure.subplots(height, width, squeeze=False).ravel()
     for ax, panel in zip(axes, panels, strict=False):
         for line, rows in table[table["panel"] == panel].groupby("line", sort=False):
-            marker = "o" if len(rows) < 30 else ""
-            ax.plot(rows["x"], rows["mean"], marker, linestyle="-", color=colours[line], markersize=2.5, label=line)
+            alone, rows = rows[rows["apart"]], rows[~rows["apart"]]
+            points = {"marker": "o", "markersize": 2.5} if len(rows) < 30 else {}
+            ax.plot(rows["x"], rows["mean"], color=colours[line], label=plain_text(line), **points)
             ax.fill_between(rows["x"], rows["low"], rows["high"], color=colours[line], alpha=0.18, linewidth=0)
-        ax.set_title(panel, fontsize=9)
+            ax.vlines(alone["x"], alone["low"], alone["high"], color=colours[line], linewidth=1.2)
+            ax.plot(alone["x"], alone["mean"], "D", color=colours[line], markersize=4)
+        ax.set_title(plain_text(panel), fontsize=9)
         ax.tick_params(labelsize=8)
         ax.grid(color="0.88", linewidth=0.6)
         ax.spines[["top", "right"]].set_visible(False)
@@ -314,6 +325,11 @@ def label_pixels(label: np.ndarray, palette: np.ndarray) -> np.ndarray:
     colours = np.asarray(palette, np.uint8).copy()
     colours[IGNORED] = 255
     return colours[label]
+
+
+def plain_text(text: str) -> str:
+    """Text that matplotlib does not take for mathematics."""
+    return text.replace("$", r"\$")
 
 
 def colour_scale(steps: int = 9) -> list[str]:

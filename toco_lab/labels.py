@@ -4,6 +4,7 @@ import csv
 import difflib
 import json
 import pickle
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -30,6 +31,12 @@ COCO_CLASSES = (
 )  # fmt: skip
 
 
+_LABEL_LAYOUTS = (
+    "CSV: header `name,labels`, class names separated by `;`; JSON: {name: [class names]}; npy: a dict {name: one-hot "
+    "array}"
+)
+
+
 class DataError(ValueError):
     """Something is wrong with the data; the message says what, in which file, and how to mend it."""
 
@@ -47,9 +54,12 @@ PALETTE = voc_palette()
 
 def class_names(cfg: Config) -> tuple[str, ...]:
     """Names of the `cfg.num_classes` foreground classes; name k belongs to label k + 1 of a mask."""
-    known = {"toy": toy.TOY_CLASSES, "voc": VOC_CLASSES, "coco": COCO_CLASSES}
-    if cfg.dataset not in known:
-        raise DataError(f"no reader for dataset {cfg.dataset!r}; there are: {', '.join(known)}")
+    if cfg.dataset == "folder" and cfg.classes is None:
+        raise DataError(
+            f"the classes of folder {cfg.data_root or '(none given)'} have not been read: use "
+            "`cfg = toco_lab.folder.resolve(cfg)`, as the commands do, or give the config's `classes`"
+        )
+    known = {"toy": toy.TOY_CLASSES, "voc": VOC_CLASSES, "coco": COCO_CLASSES, "folder": cfg.classes or ()}
     names = tuple(known[cfg.dataset])
     if len(names) != cfg.num_classes:
         raise DataError(f"{cfg.dataset} has {len(names)} classes, the config says num_classes={cfg.num_classes}")
@@ -75,20 +85,40 @@ def read_labels(path: Path, classes: Sequence[str]) -> dict[str, np.ndarray]:
         if path.suffix == ".npy":
             table = _read_pickled_arrays(path)
             return {str(name): _checked_onehot(path, name, values, len(classes)) for name, values in table.items()}
+    except (AttributeError, TypeError) as error:
+        raise DataError(f"label file {path} has the wrong layout ({error!r}). {_LABEL_LAYOUTS}") from error
+    table = read_label_names(path)
+    return {name: onehot(labels, classes, f"label file {path}, image {name!r}") for name, labels in table.items()}
+
+
+def read_label_names(path: Path) -> dict[str, list[str]]:
+    """Class names by image name from a CSV or JSON label file, whatever the classes are; see `read_labels`.
+
+    Raises:
+        DataError: For another extension, a wrong layout, or an image that is listed twice.
+    """
+    if path.suffix not in (".csv", ".json"):
+        raise DataError(f"label file {path} must end in .csv, .json or .npy")
+    try:
         if path.suffix == ".json":
-            table = json.loads(path.read_text())
-        elif path.suffix == ".csv":
-            with path.open(newline="") as file:
-                rows = [(row["name"], row["labels"]) for row in csv.DictReader(file)]
-            table = {name: [label.strip() for label in labels.split(";") if label.strip()] for name, labels in rows}
+            rows = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=list)  # keeps repeated names
+            rows = [(name, [str(label) for label in _as_list(labels)]) for name, labels in rows]
         else:
-            raise DataError(f"label file {path} must end in .csv, .json or .npy")
-        return {name: _onehot(labels, classes, f"label file {path}, image {name!r}") for name, labels in table.items()}
-    except (KeyError, AttributeError, TypeError, json.JSONDecodeError) as error:
-        raise DataError(
-            f"label file {path} has the wrong layout ({error!r}). CSV: header `name,labels`, class names separated by "
-            "`;`; JSON: {name: [class names]}; npy: a dict {name: one-hot array}"
-        ) from error
+            with path.open(newline="", encoding="utf-8-sig") as file:  # Excel puts a mark before the header
+                rows = [(row["name"], row["labels"].split(";")) for row in csv.DictReader(file)]
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise DataError(f"label file {path} has the wrong layout ({error!r}). {_LABEL_LAYOUTS}") from error
+    table = {name: [label.strip() for label in labels if label.strip()] for name, labels in rows}
+    if len(table) < len(rows):
+        twice = next(name for name, count in Counter(name for name, _ in rows).items() if count > 1)
+        raise DataError(f"label file {path} has {twice!r} more than once. Keep one row with all its classes")
+    return table
+
+
+def _as_list(labels: object) -> list:
+    if not isinstance(labels, list):
+        raise TypeError(f"class names must be a list, got {labels!r}")
+    return labels
 
 
 def find_label_file(source: str, root: Path) -> Path:
@@ -98,36 +128,45 @@ def find_label_file(source: str, root: Path) -> Path:
     raise DataError(f"label_source is neither `masks` nor `xml`, and there is no file {source} or {root / source}")
 
 
-def _onehot(labels: Iterable[str], classes: Sequence[str], where: str) -> np.ndarray:
-    onehot = np.zeros(len(classes), np.float32)
+def onehot(labels: Iterable[str], classes: Sequence[str], where: str) -> np.ndarray:
+    """float32 (C,) in {0, 1} of class names; DataError for an unknown one, which names the place `where`."""
+    found = np.zeros(len(classes), np.float32)
     for label in labels:
         if label not in classes:
             near = difflib.get_close_matches(str(label), classes, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(classes)}"
             raise DataError(f"unknown class {label!r} in {where}. Correct the name there; {hint}")
-        onehot[classes.index(label)] = 1
-    return onehot
+        found[classes.index(label)] = 1
+    return found
 
 
 def _checked_onehot(path: Path, name: str, values: np.ndarray, num_classes: int) -> np.ndarray:
-    onehot = np.asarray(values)
-    if onehot.shape != (num_classes,) or not np.isin(onehot, (0, 1)).all():
+    vector = np.asarray(values)
+    if vector.shape != (num_classes,) or not np.isin(vector, (0, 1)).all():
         raise DataError(
-            f"label file {path}, image {name!r}: need {num_classes} values of 0 or 1, got an array {onehot.shape}. Use "
+            f"label file {path}, image {name!r}: need {num_classes} values of 0 or 1, got an array {vector.shape}. Use "
             "the file of this data set, or correct num_classes"
         )
-    return onehot.astype(np.float32)
+    return vector.astype(np.float32)
 
 
 def read_xml_label(path: Path, classes: Sequence[str]) -> np.ndarray:
-    """Classes of a VOC or labelme annotation, objects marked `difficult` included."""
+    """float32 (C,) in {0, 1}: classes of a VOC or labelme annotation, objects marked `difficult` included."""
+    return onehot(read_xml_names(path), classes, str(path))
+
+
+def read_xml_names(path: Path) -> list[str]:
+    """Class name of each object of a VOC or labelme annotation; DataError if it is missing or damaged."""
     try:
         objects = ElementTree.parse(path).getroot().findall("object")
     except FileNotFoundError as error:
         raise DataError(f"no annotation {path}. Add it, or use label_source `masks` or a label file") from error
     except ElementTree.ParseError as error:
         raise DataError(f"cannot parse {path}: {error}. Copy the file again") from error
-    return _onehot([(item.findtext("name") or "").strip() for item in objects], classes, str(path))
+    names = [(item.findtext("name") or "").strip() for item in objects]
+    if not all(names):
+        raise DataError(f"{path} has an object without a name. Name it, or take it out")
+    return names
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -15,6 +15,7 @@ from toco_lab.activations import capture
 from toco_lab.cam import cam_to_label, fuse_flip, min_max, resize
 from toco_lab.config import Config
 from toco_lab.data import EvalSample, eval_samples
+from toco_lab.encoders import final_norm
 from toco_lab.evaluate import confusion_matrix, iou_scores
 from toco_lab.losses import classification_loss
 from toco_lab.model import ToCo
@@ -31,6 +32,7 @@ def layer_cam_quality(
     Head, pooling and protocol are ToCo's: maximum over positions per channel, a linear map without bias, multi-scale
     CAM with flip, masked by the true image labels. Tokens are divided by the root mean square of each channel over the
     training images, because blocks differ in scale. The heads see image labels of the training split, never a mask.
+    Blocks of a model in stages differ in their grid as well: a CAM of an early one is finer.
 
     Args:
         model: Frozen; its mode is left alone.
@@ -69,10 +71,10 @@ def layer_cam_quality(
             for place, threshold in enumerate(thresholds):
                 slot = cam_to_label(cam[None], torch.ones(1, len(present)), threshold=threshold)[0]
                 matrices[layer, place] += confusion_matrix(class_ids[slot], sample.mask, count)
-    rows = []
+    rows, normed = [], final_norm(model.encoder) is not None
     for layer, of_layer in enumerate(matrices, start=1):
         scores = [iou_scores(matrix, over=cfg.miou_over).miou.item() for matrix in of_layer]
-        final = layer == len(matrices)
+        final = normed and layer == len(matrices)
         site, number = ("final norm", layer - 1) if final else ("after block", layer)
         for threshold, score in zip(thresholds, scores, strict=True):
             own, best = threshold == cfg.background_threshold, score == max(scores)
@@ -104,11 +106,13 @@ def fit_heads(pooled: Tensor, labels: Tensor) -> Tensor:
     return heads.detach() / scale
 
 
-def _tokens(model: ToCo, image: Tensor) -> Tensor:
-    """Patch tokens (L + 1, B, D, h, w) after every block and after the final norm."""
+def _tokens(model: ToCo, image: Tensor) -> list[Tensor]:
+    """Patch tokens (B, D, h, w) after every block and after the final norm, each with the width and grid it has."""
     seen = capture(model, image)
-    layers = torch.stack([seen.patches(tokens) for tokens in (*seen.after_block, seen.final)])
-    return layers.transpose(2, 3).unflatten(3, seen.grid)
+    layers = [*zip(seen.after_block, seen.block_grids, strict=True)]
+    if final_norm(model.encoder) is not None:
+        layers.append((seen.final, seen.grid))
+    return [seen.patches(tokens).mT.unflatten(2, grid) for tokens, grid in layers]
 
 
 def _resized(model: ToCo, cfg: Config, sample: EvalSample) -> Tensor:
@@ -120,8 +124,9 @@ def _resized(model: ToCo, cfg: Config, sample: EvalSample) -> Tensor:
 
 
 def _pooled(model: ToCo, cfg: Config, sample: EvalSample) -> Tensor:
-    """Maximum over positions, (L + 1, D)."""
-    return _tokens(model, _resized(model, cfg, sample)).amax((3, 4))[:, 0]
+    """Maximum over positions, (L + 1, D) of the widest layer; what a narrower one lacks is 0, which no head reads."""
+    pooled = [tokens.amax((2, 3))[0] for tokens in _tokens(model, _resized(model, cfg, sample))]
+    return torch.nn.utils.rnn.pad_sequence(pooled, batch_first=True)
 
 
 def _cams(model: ToCo, cfg: Config, sample: EvalSample, heads: Tensor) -> Tensor:
@@ -129,7 +134,9 @@ def _cams(model: ToCo, cfg: Config, sample: EvalSample, heads: Tensor) -> Tensor
     image, total = _resized(model, cfg, sample), 0
     for scale in cfg.cam_scales:
         scaled = image if scale == 1 else resize(image, [int(length * scale) for length in image.shape[-2:]])
-        tokens = _tokens(model, torch.cat([scaled, scaled.flip(-1)]))
-        maps = torch.einsum("lcd,lbdhw->lbchw", heads, tokens)
-        total = total + fuse_flip(maps[:, :, None], image.shape[-2:])[:, 0]  # (L + 1, C', H, W)
+        layers = []
+        for head, tokens in zip(heads, _tokens(model, torch.cat([scaled, scaled.flip(-1)])), strict=True):
+            maps = torch.einsum("cd,bdhw->bchw", head[:, : tokens.shape[1]], tokens)
+            layers.append(fuse_flip(maps[None, :, None], image.shape[-2:])[0, 0])
+        total = total + torch.stack(layers)  # (L + 1, C', H, W)
     return resize(min_max(total), sample.mask.shape)

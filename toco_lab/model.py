@@ -1,8 +1,12 @@
-"""The network: any timm ViT, two classifiers, the LargeFOV decoder and the projection head with its EMA teacher."""
+"""The network: a timm encoder, two classifiers, the LargeFOV decoder and the projection head with its EMA teacher."""
 
 import copy
+import difflib
+import json
+import math
 import types
 from dataclasses import dataclass
+from typing import Any
 
 import timm
 import torch
@@ -11,18 +15,22 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from toco_lab.config import Config
+from toco_lab.config import VIT_SIZES, Config, backbone_kind
+from toco_lab.encoders import block_widths, fill_patches, is_plain_vit, stage_maps, token_side
 from toco_lab.remedies import add_attn_scale, add_feat_scale
+
+STAGED = ("SwinTransformer", "SwinTransformerV2", "ResNet", "ConvNeXt")  # timm's classes of models in stages
 
 
 @dataclass(frozen=True)
 class TokenFeatures:
-    """Tokens of one encoder pass; h = H // patch size, w = W // patch size.
+    """Tokens of one encoder pass; h = H // token side, w = W // token side. See `encoders` for what is what where.
 
     Attributes:
-        class_token: (B, D) after the final norm.
+        class_token: (B, D) after the final norm; the mean of the patch tokens where the encoder has no class token.
         patch_tokens: (B, D, h, w) after the final norm.
-        aux_patch_tokens: (B, D, h, w), raw output of block `aux_layer`, NOT normalised.
+        aux_patch_tokens: (B, D', h', w'), raw output of block `aux_layer`, NOT normalised. In a plain ViT D, h and w
+            are those of the final tokens; an earlier stage of another model has a finer grid and fewer channels.
     """
 
     class_token: Tensor
@@ -41,7 +49,7 @@ class ToCoOutput:
     Attributes:
         features: The tokens everything below is computed from.
         logits, aux_logits: Image logits of the two classifiers, (B, C).
-        cam, cam_aux: Raw class activation maps, (B, C, h, w), no ReLU, detached.
+        cam, cam_aux: Raw class activation maps, (B, C, h, w) and (B, C, h', w'), no ReLU, detached.
         seg_logits: Segmentation logits, (B, C + 1, h, w), channel 0 is background; None where not asked for.
     """
 
@@ -92,63 +100,81 @@ class ProjectionHead(nn.Module):
 class ToCo(nn.Module):
     """Encoder and heads, sized by the config. Weights are random: see `checkpoints.initial_model` for pretrained ones.
 
-    Only the projection head has a teacher: both heads read the same encoder. The position embedding is frozen.
+    Only the projection head has a teacher: both heads read the same encoder. The position embedding of a ViT is
+    frozen. `patch_size` is the side of a final token in pixels.
 
     Raises:
-        ValueError: If the backbone is not a ViT with a class token, or `aux_layer` names no block.
+        ValueError: If timm can not make the backbone, it is of a family that is not read here, or `aux_layer` names no
+            block.
     """
 
     def __init__(self, cfg: Config) -> None:
         super().__init__()
         self.encoder = build_encoder(cfg)
-        blocks = len(self.encoder.blocks)
+        widths = block_widths(self.encoder)
+        blocks = len(widths)
         if not -blocks <= cfg.aux_layer < blocks:
             raise ValueError(f"aux_layer {cfg.aux_layer} is not one of the {blocks} blocks of {cfg.backbone}")
         self.aux_index = cfg.aux_layer % blocks
-        self.patch_size: int = self.encoder.patch_embed.patch_size[0]
+        self.patch_size: int = token_side(self.encoder)
         self.precision = cfg.precision
         self.pool = {"max": torch.amax, "average": torch.mean}[cfg.pooling]
         self.mean, self.std = image_statistics(self.encoder, cfg.normalisation)
-        width, head = self.encoder.embed_dim, (cfg.head_hidden, cfg.head_bottleneck, cfg.head_out)
+        width, head = self.encoder.num_features, (cfg.head_hidden, cfg.head_bottleneck, cfg.head_out)
         self.classifier = nn.Conv2d(width, cfg.num_classes, 1, bias=False)
-        self.aux_classifier = nn.Conv2d(width, cfg.num_classes, 1, bias=False)
+        self.aux_classifier = nn.Conv2d(widths[self.aux_index], cfg.num_classes, 1, bias=False)
         self.decoder = LargeFOVDecoder(width, cfg.decoder_width, cfg.num_classes + 1, cfg.decoder_dilation)
         self.projection_head = ProjectionHead(width, *head)
         self.teacher_head = copy.deepcopy(self.projection_head).requires_grad_(False)
         self.teacher_momentum = cfg.teacher_momentum
+        self.aux_is_final = self.aux_index == blocks - 1
+        self.train()
 
     @property
     def num_prefix_tokens(self) -> int:
         """Tokens before the patches: class, distillation, registers."""
-        return self.encoder.num_prefix_tokens
+        return getattr(self.encoder, "num_prefix_tokens", 0)
+
+    def train(self, mode: bool = True) -> "ToCo":
+        """Training or evaluation mode; batch norms stay in evaluation mode, as is usual for CAMs and segmentation.
+
+        A batch has few images, and a step passes views of several sizes and mirror images through the encoder: their
+        statistics would be noise, and the CAMs of training others than those that are evaluated.
+        """
+        super().train(mode)
+        for part in self.encoder.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.eval()
+        return self
 
     def encode(self, image: Tensor) -> TokenFeatures:
-        """One encoder pass over normalised images (B, 3, H, W) of any size of at least one patch.
-
-        Right and bottom pixels that do not fill a patch are dropped, as a strided convolution without padding does.
-        """
-        size = self.patch_size
-        height, width = image.shape[-2] // size, image.shape[-1] // size
-        if min(height, width) == 0:
-            raise ValueError(f"image {tuple(image.shape[-2:])} is smaller than one patch of {size} pixels")
+        """One encoder pass over normalised images (B, 3, H, W), brought to whole tokens as `fill_patches` says."""
+        image, grid = fill_patches(self.encoder, image)
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[self.precision]
         with torch.autocast(image.device.type, dtype=dtype, enabled=self.precision != "fp32"):
-            final, (aux,) = self.encoder.forward_intermediates(
-                image[..., : height * size, : width * size], indices=[self.aux_index], norm=False, output_fmt="NCHW"
-            )
-        final = final.float()
-        patch_tokens = final[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, (height, width))  # (B, D, h, w)
-        if self.aux_index == len(self.encoder.blocks) - 1:
-            aux = patch_tokens  # the reference's list of blocks ends with the normalised one
-        return TokenFeatures(final[:, 0], patch_tokens, aux.float())
+            if not is_plain_vit(self.encoder):
+                tokens, (aux,) = stage_maps(self.encoder, image, [self.aux_index])
+            else:
+                tokens, (aux,) = self.encoder.forward_intermediates(
+                    image, indices=[self.aux_index], norm=False, output_fmt="NCHW"
+                )
+        tokens, class_token = tokens.float(), None
+        if tokens.ndim == 3:  # (B, P + N, D) of a plain ViT
+            class_token = tokens[:, 0] if getattr(self.encoder, "cls_token", None) is not None else None
+            tokens = tokens[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid)  # (B, D, h, w)
+        if class_token is None:
+            class_token = tokens.mean((2, 3))
+        if self.aux_is_final:
+            aux = tokens  # the reference's list of blocks ends with the normalised one
+        return TokenFeatures(class_token, tokens, aux.float())
 
     def cams(self, features: TokenFeatures) -> tuple[Tensor, Tensor]:
-        """Raw CAMs (B, C, h, w) of the final and of the auxiliary tokens, detached."""
+        """Raw CAMs of the final tokens, (B, C, h, w), and of the auxiliary ones, (B, C, h', w'), detached."""
         with torch.no_grad():
             return self.classifier(features.patch_tokens), self.aux_classifier(features.aux_patch_tokens)
 
     def read(self, features: TokenFeatures, *, segment: bool = True) -> ToCoOutput:
-        """The heads applied to given tokens. Image logits: tokens pooled per channel (maximum in ToCo), then the map."""
+        """The heads applied to given tokens. Image logits: tokens pooled per channel (ToCo: maximum), then the map."""
         cam, cam_aux = self.cams(features)
         tokens = features.patch_tokens, features.aux_patch_tokens
         pooled, aux_pooled = (self.pool(x, (2, 3), keepdim=True) for x in tokens)
@@ -174,28 +200,34 @@ class ToCo(nn.Module):
             teacher.lerp_(student.detach(), 1 - self.teacher_momentum)
 
 
-def build_encoder(cfg: Config) -> VisionTransformer:
-    """The timm ViT named by the config, randomly initialised, for any image size, its position embedding frozen.
+def build_encoder(cfg: Config) -> nn.Module:
+    """The timm model named by the config, randomly initialised, for any image size, without head and stochastic depth;
+    the position embedding of a ViT is frozen.
 
     Raises:
-        ValueError: For an unknown timm name, or a backbone that is not a ViT with a class token.
+        ValueError: For an unknown timm name or tag, a family that is not read here, or arguments it does not take.
     """
-    sizes = {
-        "img_size": cfg.image_size,
-        "patch_size": cfg.patch_size,
-        "embed_dim": cfg.embed_dim,
-        "depth": cfg.depth,
-        "num_heads": cfg.num_heads,
-        "mlp_ratio": cfg.mlp_ratio,
-    }
-    sizes = {name: value for name, value in sizes.items() if value is not None}
-    try:
-        encoder = timm.create_model(cfg.backbone, num_classes=0, global_pool="token", dynamic_img_size=True, **sizes)
-    except (RuntimeError, TypeError, AssertionError) as error:
-        raise ValueError(f"backbone {cfg.backbone!r} can not be built as a ViT: {error}") from error
-    if getattr(encoder, "cls_token", None) is None or not hasattr(encoder, "forward_intermediates"):
-        raise ValueError(f"backbone {cfg.backbone!r} has no class token; ToCo's CTC needs a ViT that has one")
-    if isinstance(encoder, VisionTransformer):
+    name, kind = full_backbone_name(cfg), backbone_kind(cfg.backbone)
+    given = {"num_classes": 0, "global_pool": "token" if kind == "vit" else ""}
+    if kind == "vit":
+        sizes = {"image_size": "img_size"}  # config field -> timm's argument, where they differ
+        sizes = {sizes.get(size, size): getattr(cfg, size) for size in VIT_SIZES}
+        given |= {"dynamic_img_size": True} | {size: value for size, value in sizes.items() if value is not None}
+    elif kind == "swin":
+        given |= {"strict_img_size": False, "drop_path_rate": 0.0}
+    else:
+        given |= {"output_stride": cfg.output_stride or 16, "drop_path_rate": 0.0}
+    further = json.loads(cfg.backbone_args or "{}")
+    if taken := sorted(further.keys() & {*given, "pretrained", "in_chans", "features_only"}):
+        raise ValueError(f"backbone_args can not set {', '.join(taken)}: other fields of the config, or the method, do")
+    encoder = _create(name, given | further)
+    if kind != "vit":
+        if type(encoder).__name__ not in STAGED:
+            raise ValueError(_no_backbone(name, f"timm makes it a {type(encoder).__name__}, which is not read here"))
+        return encoder
+    if not is_plain_vit(encoder):
+        raise ValueError(_no_backbone(name, f"{type(encoder).__name__} is no plain ViT"))
+    if isinstance(encoder, VisionTransformer) and encoder.pos_embed is not None:
         encoder._pos_embed = types.MethodType(_add_positions, encoder)
         encoder.pos_embed_antialias = cfg.pos_embed_antialias
     if encoder.pos_embed is not None:
@@ -205,6 +237,63 @@ def build_encoder(cfg: Config) -> VisionTransformer:
     elif cfg.anti_smoothing == "feat_scale":
         add_feat_scale(encoder)
     return encoder
+
+
+def check_crops(model: ToCo, cfg: Config) -> None:
+    """Whether the crops of training consist of whole tokens.
+
+    PTC's labels and valid boxes count tokens from the corner of the crop, so the crop must end with a token. A local
+    crop has the class token alone, but in a plain ViT pixels that fill no patch would be lost.
+
+    Raises:
+        ValueError: With the nearest sizes that do.
+    """
+    wanted = {"crop_size": (cfg.crop_size, model.patch_size)}
+    if backbone_kind(cfg.backbone) == "vit":
+        wanted["local_crop_size"] = (cfg.local_crop_size, math.lcm(2, model.patch_size))  # even, besides
+    for name, (size, unit) in wanted.items():
+        if size % unit:
+            fitting = [times * unit for times in (size // unit, size // unit + 1) if times]
+            offer = " or ".join(f"{one} = {one // model.patch_size} x {model.patch_size}" for one in fitting)
+            raise ValueError(
+                f"{name} {size} does not consist of whole tokens of {cfg.backbone}, which have a side of "
+                f"{model.patch_size} pixels; take {offer}"
+            )
+
+
+def full_backbone_name(cfg: Config) -> str:
+    """timm's name of the backbone with the tag of its weights.
+
+    Raises:
+        ValueError: If timm knows no such tag of this model; those it knows are listed.
+    """
+    if not cfg.weights_tag:
+        return cfg.backbone
+    name = f"{cfg.backbone}.{cfg.weights_tag}"
+    known = list(timm.models.get_arch_pretrained_cfgs(cfg.backbone))
+    if name not in known:
+        tags = ", ".join(one.partition(".")[2] for one in known if "." in one) or "none"
+        raise ValueError(f"timm has no weights_tag {cfg.weights_tag!r} for {cfg.backbone}; there are: {tags}")
+    return name
+
+
+def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
+    """timm.create_model, with errors that name the backbone and say what is read here."""
+    try:
+        return timm.create_model(name, **arguments)
+    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+        # a ViT that pools instead of reading a class token: its class token will be the mean
+        if isinstance(error, AssertionError) and arguments["global_pool"] == "token":
+            return _create(name, arguments | {"global_pool": ""})
+        raise ValueError(_no_backbone(name, str(error) or type(error).__name__)) from error
+
+
+def _no_backbone(name: str, reason: str) -> str:
+    near = [] if timm.is_model(name) else difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=1)
+    return (
+        f"backbone {name!r} can not be built: {reason}{f', did you mean {near[0]!r}?' if near else ''}. Backbones are "
+        "timm's plain ViTs (vit, deit, beit, eva), Swin and Swin v2, ResNet and ConvNeXt"
+    )
 
 
 def image_statistics(encoder: nn.Module, normalisation: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -228,12 +317,12 @@ def _add_positions(encoder: VisionTransformer, patches: Tensor) -> Tensor:
     """
     batch, height, width, dim = patches.shape
     prefix = [getattr(encoder, name, None) for name in ("cls_token", "dist_token", "reg_token")]
-    prefix = torch.cat([token.expand(batch, -1, -1) for token in prefix if token is not None], dim=1)
+    prefix = [token.expand(batch, -1, -1) for token in prefix if token is not None]
     placed = 0 if encoder.no_embed_class else encoder.num_prefix_tokens  # prefix tokens that have a position
     grid = encoder.pos_embed[:, placed:].transpose(1, 2).unflatten(2, encoder.patch_embed.grid_size)
     if grid.shape[-2:] != (height, width):
         grid = F.interpolate(grid, (height, width), mode="bicubic", antialias=encoder.pos_embed_antialias)
     tokens = patches.reshape(batch, -1, dim) + grid.flatten(2).transpose(1, 2)
     if placed:
-        prefix = prefix + encoder.pos_embed[:, :placed]
-    return encoder.pos_drop(torch.cat([prefix, tokens], dim=1))
+        prefix = [torch.cat(prefix, dim=1) + encoder.pos_embed[:, :placed]]
+    return encoder.pos_drop(torch.cat([*prefix, tokens], dim=1))

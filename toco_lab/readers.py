@@ -1,23 +1,24 @@
-"""Readers of images, masks and image labels, and the check of a whole data set.
+"""Readers of images, masks and image labels.
 
 A reader gives `names`, `image(i)`, `mask(i)`, `image_label(i)`; toy scenes have one, and all data sets that lie in
-folders share the other: VOC and COCO differ only in folder names (`LAYOUTS`).
+folders share the other: VOC, COCO and any other folder differ in where their files lie (`layouts.LAYOUTS`), COCO's
+masks may be painted from its json (`coco`), and a folder's lists may be drawn (`folder`).
 Masks are numbers, not colours: 0 background, 1..C classes, 255 (`IGNORE_INDEX`) not counted.
 """
 
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from toco_lab import toy
+from toco_lab.coco import CocoMasks, find_annotations
 from toco_lab.config import IGNORE_INDEX, Config
+from toco_lab.folder import folder_names
 from toco_lab.labels import (
     DataError,
     class_names,
@@ -26,36 +27,9 @@ from toco_lab.labels import (
     read_labels,
     read_xml_label,
 )
+from toco_lab.layouts import LAYOUTS, clashes, find_root, locate, read_list
 
 CHECK_HINT = "`python -m toco_lab data check` lists every problem"
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where a data set keeps its files, relative to its folder; of several folders the first that holds a file wins."""
-
-    roots: tuple[str, ...]  # where the folder itself may lie below `cfg.data_root`
-    images: tuple[str, ...]
-    masks: tuple[str, ...]
-    lists: str
-    objects: str = ""  # XML files that name the objects of an image
-
-
-LAYOUTS = {
-    "voc": Layout(
-        roots=(".", "VOCdevkit/VOC2012", "VOC2012"),
-        images=("JPEGImages",),
-        masks=("SegmentationClass", "SegmentationClassAug"),
-        lists="ImageSets/Segmentation",
-        objects="Annotations",
-    ),
-    "coco": Layout(
-        roots=(".", "COCO2014"),
-        images=("coco2014/train2014", "coco2014/val2014", "train2014", "val2014"),
-        masks=("SegmentationClass/train2014", "SegmentationClass/val2014"),
-        lists="lists",
-    ),
-}
 
 
 class FolderReader:
@@ -65,24 +39,62 @@ class FolderReader:
     is ignored on purpose: the masks are aligned with the pixels as stored.
     """
 
-    def __init__(self, cfg: Config, split: str) -> None:
-        """Reads the list, the folder contents and the label file, but no image; raises DataError."""
+    def __init__(self, cfg: Config, split: str | None) -> None:
+        """Reads the list, the folder contents and the label file, but no image; raises DataError.
+
+        Of a folder without lists the names are drawn, of COCO without lists the json gives them; `split` None takes
+        every image.
+        """
         self.classes = class_names(cfg)
         layout = LAYOUTS[cfg.dataset]
-        self.root = _find_root(Path(cfg.data_root), layout)
-        self.list_file = self.root / layout.lists / f"{split}.txt"
-        self.names = _read_list(self.list_file)[: _limit(cfg, split)]
+        self.root = find_root(cfg.data_root, layout)
         # SBD's masks make up train_aug; for the official lists VOC's own files come first
         masks = layout.masks if split != "train_aug" else layout.masks[::-1]
-        self._images = _locate(self.root, layout.images, (".jpg", ".jpeg", ".png"))
-        self._masks = _locate(self.root, masks, (".png",))
+        self._images = locate(self.root, layout.images, layout.suffixes)
+        self._masks = locate(self.root, masks, (".png",))
         self._layout = layout
         self._source = cfg.label_source
+        self._painted = self._open_annotations(cfg, split)
+        self.list_file, self.names = self._read_names(cfg, split)
+        self.names = self.names[: _limit(cfg, split) if split else None]
         self._table: dict[str, np.ndarray] = {}
         if self._source == "xml" and not layout.objects:
             raise DataError(f"label_source 'xml' is not known for {cfg.dataset}; use `masks` or a label file")
-        if self._source not in ("masks", "xml"):
+        if self._source == "masks":
+            for painted in self._painted:
+                painted.prepare(painted.classes.keys() & set(self.names))
+        elif self._source == "annotations":
+            self._table = {name: part.image_label(name) for part in self._painted for name in part.classes}
+        elif self._source != "xml":
             self._table = read_labels(find_label_file(self._source, self.root), self.classes)
+
+    def _open_annotations(self, cfg: Config, split: str | None) -> list[CocoMasks]:
+        """COCO's jsons, where masks or labels come from them: ready-made masks win."""
+        needed = self._source == "annotations"
+        paths = find_annotations(self.root, split) if cfg.dataset == "coco" and (needed or not self._masks) else []
+        if needed and not paths:
+            raise DataError(
+                f"label_source 'annotations' needs COCO's {self.root}/annotations/instances_*.json. Put it there "
+                "(data/README.md), or use `masks` or a label file"
+            )
+        return [CocoMasks(path, crowds=cfg.crowds) for path in paths]
+
+    def _read_names(self, cfg: Config, split: str | None) -> tuple[Path, list[str]]:
+        """The list file, or what stands in for it, and its names."""
+        if split is None:
+            return self.root, sorted(self._images)
+        if cfg.dataset == "folder" and (drawn := folder_names(cfg, split)):
+            return self.root, drawn
+        try:
+            return read_list(self.root, self._layout, split)
+        except DataError:
+            own = [part for part in self._painted if part.path.stem.startswith(f"instances_{split}")]
+            if not own:
+                raise
+            names = [name for part in own for name in part.classes]
+            if not names:
+                raise DataError(f"{own[0].path} annotates no image. Take another json, or add a list") from None
+            return own[0].path, names
 
     def __len__(self) -> int:
         """Number of images."""
@@ -96,10 +108,19 @@ class FolderReader:
         twice = [name for name, count in Counter(self.names).items() if count > 1]
         found = [f"{name!r} stands twice in {self.list_file}. Remove the repeated line" for name in twice]
         found += [self._missing_image(name) for name in self.names if name not in self._images]
-        without = [name for name in self.names if name not in self._masks]
+        found += [
+            f"two images are called {stem}.*, and only one is read. Rename or remove the other"
+            for stem in clashes(self.root, self._layout.images, self._layout.suffixes)
+        ]
+        without = [name for name, has_mask in zip(self.names, self.has_masks(), strict=True) if not has_mask]
         if self._source == "masks" and len(without) < len(self):
             found += [self._missing_mask(name) for name in without]
         return found
+
+    def has_masks(self) -> list[bool]:
+        """Whether each image has a mask, or annotations to paint one from; none is read."""
+        known = self._masks or set().union(*(part.classes for part in self._painted))
+        return [name in known for name in self.names]
 
     def image(self, index: int) -> np.ndarray:
         """uint8 (H, W, 3); grey and CMYK files are converted. Decoded in full, so a truncated file is an error."""
@@ -108,7 +129,7 @@ class FolderReader:
 
     def mask(self, index: int) -> np.ndarray | None:
         """uint8 (H, W) of labels, or None where there is no mask; DataError if it cannot be the image's mask."""
-        path = self._masks.get(self.names[index])
+        path = self.mask_path(index)
         if path is None:
             return None
         with _opened(path) as file:
@@ -134,6 +155,14 @@ class FolderReader:
             )
         return mask
 
+    def mask_path(self, index: int) -> Path | None:
+        """The mask's file, unchecked; painted now if it comes from COCO's json. None where there is none."""
+        name = self.names[index]
+        if self._masks:  # ready-made and painted masks never mix: they differ
+            return self._masks.get(name)
+        painted = next((part for part in self._painted if name in part.classes), None)
+        return painted and painted.mask_path(name)
+
     def image_label(self, index: int) -> np.ndarray:
         """float32 (C,) in {0, 1} from `cfg.label_source`; all 0 where no class is present."""
         name = self.names[index]
@@ -145,7 +174,9 @@ class FolderReader:
         if self._source == "xml":
             return read_xml_label(self.root / self._layout.objects / f"{name}.xml", self.classes)
         if name not in self._table:
-            raise DataError(f"no entry for {name!r} in label file {self._source}. Add it, or shorten {self.list_file}")
+            near = next((key for key in self._table if Path(key).stem == name), None)
+            hint = f"It has {near!r}: names go without folder and extension" if near else "Add it"
+            raise DataError(f"no entry for {name!r} in label file {self._source}. {hint}, or shorten {self.list_file}")
         return self._table[name]
 
     def _image_path(self, index: int) -> Path:
@@ -193,9 +224,16 @@ class ToyReader:
         """Number of scenes."""
         return len(self.names)
 
+    def has_masks(self) -> list[bool]:
+        """True for every scene."""
+        return [True] * len(self)
+
     def problems(self) -> list[str]:
         """None: scenes are right by construction."""
         return []
+
+    def mask_path(self, index: int) -> None:
+        """None: the mask of a scene is in no file."""
 
     def image(self, index: int) -> np.ndarray:
         """uint8 (H, W, 3)."""
@@ -218,8 +256,8 @@ def _toy_scene(seed: int, index: int, size: int) -> toy.Scene:
 Reader = FolderReader | ToyReader
 
 
-def make_reader(cfg: Config, split: str) -> Reader:
-    """The reader of `cfg.dataset`, not yet checked."""
+def make_reader(cfg: Config, split: str | None) -> Reader:
+    """The reader of `cfg.dataset`, not yet checked; `split` None is every image of a folder."""
     return ToyReader(cfg, split) if cfg.dataset == "toy" else FolderReader(cfg, split)
 
 
@@ -242,33 +280,6 @@ def _limit(cfg: Config, split: str) -> int | None:
     return (cfg.train_images if split == cfg.train_split else cfg.val_images) or None
 
 
-def _find_root(data_root: Path, layout: Layout) -> Path:
-    for root in (data_root / below for below in layout.roots):
-        if any((root / folder).is_dir() for folder in layout.images):
-            return root
-    looked = ", ".join(str(data_root / below / layout.images[0]) for below in layout.roots)
-    raise DataError(f"no images below data_root {data_root}: looked for {looked}. See data/README.md, or set data_root")
-
-
-def _read_list(path: Path) -> list[str]:
-    if not path.is_file():
-        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.txt"))) or "none"
-        raise DataError(f"no list {path}; lists in that folder: {there}. Add it (data/README.md) or correct the split")
-    names = path.read_text().split()
-    if not names:
-        raise DataError(f"list {path} is empty. It needs one file name a line, without folder and extension")
-    return names
-
-
-def _locate(root: Path, folders: Sequence[str], suffixes: tuple[str, ...]) -> dict[str, Path]:
-    """File stem -> path. Listing a folder is far faster than asking for 80,000 files one by one on a network disk."""
-    found = {}
-    for folder in reversed(folders):  # so that the first folder wins
-        if (root / folder).is_dir():
-            found |= {path.stem: path for path in (root / folder).iterdir() if path.suffix.lower() in suffixes}
-    return found
-
-
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     try:
@@ -289,68 +300,17 @@ def training_label(reader: Reader, index: int) -> np.ndarray:
     return label
 
 
-# --- check ------------------------------------------------------------------------------------------------------------
+def missing_truth(cfg: Config) -> str:
+    """Why the validation split can not be scored, in a sentence; "" if every image has a mask.
 
-
-@dataclass
-class CheckReport:
-    """What `check_dataset` found; `str(report)` is meant to be read."""
-
-    dataset: str
-    split: str
-    folder: str = ""
-    num_images: int = 0
-    num_masks: int = 0
-    problems: list[str] = field(default_factory=list)
-    class_images: dict[str, int] = field(default_factory=dict)  # class -> images whose label names it
-    sizes: Counter = field(default_factory=Counter)  # (width, height) -> images
-    ignored: float = 0.0  # share of mask pixels that are 255
-
-    def __str__(self) -> str:
-        """A summary of some lines, every problem on its own line at the end."""
-        lines = [f"{self.dataset} {self.split}: {self.num_images} images, {self.num_masks} masks in {self.folder}"]
-        if self.sizes:
-            widths, heights = (sorted(size[axis] for size in self.sizes.elements()) for axis in (0, 1))
-            middle = len(widths) // 2
-            lines.append(f"width {widths[0]}..{widths[-1]}, median {widths[middle]}; "
-                         f"height {heights[0]}..{heights[-1]}, median {heights[middle]}")  # fmt: skip
-        lines.append(f"share of mask pixels that are {IGNORE_INDEX}: {self.ignored:.1%}")
-        lines.append("images per class: " + ", ".join(f"{name} {n}" for name, n in self.class_images.items()))
-        absent = [name for name, count in self.class_images.items() if count == 0]
-        lines += [f"in no image: {', '.join(absent)}"] if absent else []
-        return "\n".join([*lines, f"{len(self.problems)} problems", *self.problems])
-
-
-def check_dataset(cfg: Config, split: str, *, progress: bool = True) -> CheckReport:
-    """Reads every image, mask and label of a split and collects all problems instead of stopping at the first."""
-    report = CheckReport(cfg.dataset, split)
-    try:
-        reader = make_reader(cfg, split)
-    except DataError as error:
-        report.problems.append(str(error))
-        return report
-    report.folder, report.num_images = str(reader.root), len(reader)
-    problems = dict.fromkeys(reader.problems())  # a dict keeps the order and drops repeats
-
-    def attempt(read: Callable, *arguments):
-        try:
-            return read(*arguments)
-        except DataError as error:
-            problems[str(error)] = None
-
-    is_training = split == cfg.train_split
-    labels, pixels = np.zeros(len(reader.classes), int), np.zeros(256, int)
-    for index in tqdm(range(len(reader)), desc=f"check {split}", disable=not progress):
-        image, mask = attempt(reader.image, index), attempt(reader.mask, index)
-        if image is not None:
-            report.sizes[image.shape[1], image.shape[0]] += 1
-        if mask is not None:
-            report.num_masks += 1
-            pixels += np.bincount(mask.ravel(), minlength=256)
-        if is_training or mask is not None or cfg.label_source != "masks":  # evaluation may do without labels
-            label = attempt(training_label, reader, index) if is_training else attempt(reader.image_label, index)
-            labels += 0 if label is None else label.astype(int)
-    report.class_images = dict(zip(reader.classes, labels.tolist(), strict=True))
-    report.ignored = float(pixels[IGNORE_INDEX] / max(1, pixels.sum()))
-    report.problems = list(problems)
-    return report
+    Raises:
+        DataError: See `open_dataset`: a run learns of a missing list before it trains.
+    """
+    reader = open_dataset(cfg, cfg.val_split)
+    without = reader.has_masks().count(False)
+    if not without:
+        return ""
+    return (
+        f"{without} of {len(reader)} images of {cfg.val_split!r} in {reader.root} have no mask: the mIoU of CAM and "
+        "segmentation can not be measured. Put masks there, or make a list of the images that have one, and evaluate"
+    )

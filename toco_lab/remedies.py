@@ -14,7 +14,7 @@ the plain model loads with `strict=False` and lacks these alone.
 import torch
 from torch import Tensor, nn
 
-from toco_lab.activations import encoder_of
+from toco_lab.encoders import encoder_of
 
 REMEDY_PARAMETERS = ("attn_scale.omega", "feat_scale.s", "feat_scale.t")  # ends of names; no plain checkpoint has them
 

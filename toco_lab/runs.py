@@ -7,15 +7,17 @@ and `os.replace`, rows are appended, and half a last row is dropped when the tab
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import os
 import platform
 import re
 import secrets
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from importlib import metadata
@@ -30,6 +32,7 @@ STATES = ("new", "running", "done", "failed")
 SCORES = ("mIoU", "F1")  # `class` values of evaluation.csv that are a mean, not a class
 _PACKAGES = ("torch", "torchvision", "timm", "torchmetrics", "numpy", "pandas")
 _FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+RUN_COLUMNS = ("run", "state", "step", "seconds", "made", "seed")  # of `list_runs`, before config fields and scores
 _STALE_SECONDS = 3600  # a temporary file this old was left by a killed process: nobody is writing it
 
 
@@ -231,6 +234,11 @@ class RunDir:
         found = (self.path / "figures").glob("[!.]*")
         return sorted(path for path in found if path.suffix in (".png", ".json"))
 
+    @property
+    def gallery_path(self) -> Path:
+        """Name of the maps of a few validation images, written with the evaluation."""
+        return self.path / "gallery.npz"
+
     def token_maps_path(self, image: int, step: int) -> Path:
         """Name of the tokens of probe image `image` after `step` optimiser steps."""
         return self.path / "tokens" / f"image_{image:02d}" / f"step_{step:08d}.npz"
@@ -248,37 +256,147 @@ class RunDir:
         found = (self.path / "checkpoints").glob("step_*.pt")
         return sorted(found, key=lambda path: int(path.stem.removeprefix("step_")))
 
+    def notebooks(self) -> list[Path]:
+        """Executed notebooks, by name."""
+        return sorted((self.path / "notebooks").glob("[!.]*.ipynb"))
 
-def list_runs(root: Path | str = "results") -> pd.DataFrame:
-    """One row per run in `root`: run, state, step, seed, config fields that differ, scores like `cam_mIoU`.
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(path.lstat().st_size for path in self.path.rglob("*") if not path.is_dir())
 
-    A folder whose config cannot be read (written by another version) is listed with the state "unreadable".
+    # --- the end ----------------------------------------------------------------------------------
+
+    def busy(self) -> str:
+        """Which other living process may be at work here, in words; empty if none is.
+
+        A run that is done or failed is left alone. Otherwise each start has noted its process in env.json. Where the
+        last note is missing or of another machine, a run counts as busy if it was written to within the last hour.
+        """
+        try:
+            if self.status()["state"] in ("done", "failed"):
+                return ""
+            notes = [record.get("process") for record in self.read_json("env")]
+        except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):  # damaged: nothing is known
+            notes = [None]
+        if _is_locked(self.path.parent / ".lock"):
+            return f"a sweep is running in {self.path.parent}"
+        here = [bool(note) and note["host"] == platform.node() and note["began"] is not None for note in notes]
+        for note in itertools.compress(notes, here):
+            if note["pid"] != os.getpid() and _process_began(note["pid"]) == note["began"]:
+                return f"process {note['pid']} of this machine has it open"
+        if not all(here[-1:]):
+            names = ("status.json", "metrics.csv", "log.txt")
+            written = [path.stat().st_mtime for name in names if (path := self.path / name).is_file()]
+            minutes = (time.time() - max(written, default=0)) / 60
+            if minutes < _STALE_SECONDS / 60:
+                where = f" on {notes[-1]['host']}" if notes[-1] else ""
+                return f"it was written to {minutes:.0f} minutes ago, perhaps by a process{where} that still lives"
+        return ""
+
+    def check_deletable(self) -> None:
+        """Raises ValueError if the folder should not be deleted: busy, a link, of others, or with runs inside."""
+        if self.path.is_symlink():
+            raise ValueError(f"{self.path} is a link; delete the folder it leads to, {self.path.resolve()}")
+        if not any((self.path / name).is_file() for name in ("env.json", "status.json")):
+            raise ValueError(f"{self.path} has neither env.json nor status.json: is it a run? Delete it by hand")
+        inner = [path.parent for path in self.path.rglob("config.json") if path.parent != self.path]
+        if inner:
+            raise ValueError(f"{self.path} holds another run, {inner[0]}; move or delete that one first")
+        if reason := self.busy():
+            raise ValueError(f"{self.path} is in use: {reason}; stop it first")
+
+    def delete(self) -> None:
+        """Delete the folder. Killed half way it leaves a hidden folder, which the next deletion beside it removes.
+
+        Raises:
+            ValueError: If `check_deletable` does, or the system does not allow it.
+        """
+        self.check_deletable()
+        path = self.path.resolve()
+        hidden = path.parent / f".{path.name}.{secrets.token_hex(4)}.deleted"
+        try:
+            path.rename(hidden)  # from here on it is no run
+            for left in path.parent.glob(".*.deleted"):
+                shutil.rmtree(left, ignore_errors=left != hidden)
+        except OSError as error:
+            raise ValueError(f"{self.path} can not be deleted: {error}") from error
+
+
+def find_runs(root: Path | str = "results") -> list[Path]:
+    """Folders of the runs anywhere below `root`. Not searched: the folder of a run, and hidden folders."""
+    found, seen = [], set()
+    for folder, inner, files in os.walk(root, followlinks=True):
+        real = Path(folder).resolve()
+        if real in seen:  # a link back would be followed for ever
+            inner.clear()
+        elif "config.json" in files:
+            found.append(Path(folder))
+            inner.clear()
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        seen.add(real)
+    return found
+
+
+def list_runs(root: Path | str = "results", *, everything: bool = False) -> pd.DataFrame:
+    """One row per run anywhere below `root`, see `read_runs`; a run is named by its path from there."""
+    root = Path(root)
+    return read_runs({path.relative_to(root).as_posix(): path for path in find_runs(root)}, everything=everything)
+
+
+def read_runs(paths: Mapping[str, Path | str], *, everything: bool = False) -> pd.DataFrame:
+    """One row per run: `RUN_COLUMNS`, config fields that differ, scores like `cam_mIoU`, error of a failed one.
+
+    A folder that can not be read (damaged, or written by another version) has the state "unreadable", and says why.
+
+    Args:
+        paths: Folder of each run, by the name it has in the column `run`.
+        everything: Also the config fields that are the same in all runs, and the last values of metrics.csv.
     """
     rows, configs = {}, {}
-    for path in sorted(Path(root).glob("*/config.json")):
-        run = RunDir(path.parent)
+    for name, path in paths.items():
         try:
-            configs[run.name], status = run.config(), run.status()
-            rows[run.name] = {"run": run.name, "state": status["state"], "step": status.get("step", 0)}
-        except (ValueError, KeyError, TypeError):
-            configs.pop(run.name, None)
-            rows[run.name] = {"run": run.name, "state": "unreadable"}
-    differing = config_differences(configs)
+            run = RunDir(path)
+            cfg, status = run.config(), run.status()
+            lead = {
+                "run": name, "state": status["state"], "step": status.get("step", 0),
+                "seconds": status.get("total_seconds", status.get("seconds")), "made": _made(run), "seed": cfg.seed,
+            }  # fmt: skip
+            found = final_scores(run) | (_last_metrics(run) if everything else {})
+            rows[name] = lead | {key: value for key, value in found.items() if key not in _FIELDS}
+            rows[name]["error"] = str(status.get("error", "")).partition("\n")[0]
+            configs[name] = cfg
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            rows[name] = {"run": name, "state": "unreadable", "error": " ".join(str(error).split())}
+    fields = [key for key in (_FIELDS if everything else config_differences(configs)) if key != "seed"]
     for name, cfg in configs.items():
-        rows[name]["seed"] = cfg.seed
-        rows[name] |= {key: values[name] for key, values in differing.items() if key != "seed"}
-        rows[name] |= final_scores(RunDir(Path(root) / name))
-    return pd.DataFrame(list(rows.values()), columns=None if rows else ["run", "state", "step", "seed"])
+        rows[name] |= {key: getattr(cfg, key) for key in fields}
+    measured = [key for row in rows.values() for key in row if key not in (*RUN_COLUMNS, *fields, "error")]
+    columns = [*RUN_COLUMNS, *fields, *dict.fromkeys(measured), "error"]
+    return pd.DataFrame(list(rows.values()), columns=columns)
 
 
 def final_scores(run: RunDir) -> dict[str, float]:
     """Mean scores of evaluation.csv as {"cam_mIoU": ..., "labels_F1": ...}; empty without an evaluation."""
-    if not (run.path / "evaluation.csv").is_file():
+    path = run.path / "evaluation.csv"
+    if not path.is_file():
         return {}
-    table = run.read_table("evaluation")
-    table = table[table["class"].isin(SCORES)]
-    rows = zip(table["target"], table["class"], table["iou"], strict=True)
-    return {f"{target}_{score}": float(value) for target, score, value in rows}
+    with path.open(encoding="utf-8", newline="") as file:  # hundreds of runs are listed: pandas takes far longer
+        rows = [row for row in csv.DictReader(file) if row["class"] in SCORES]
+    return {f"{row['target']}_{row['class']}": float(row["iou"] or "nan") for row in rows}
+
+
+def _last_metrics(run: RunDir) -> dict[str, float]:
+    """The last value of each column of metrics.csv but `step`; validation scores are not in every row."""
+    last = {}
+    for row in csv.DictReader(io.StringIO(_complete_lines(run.path / "metrics.csv"))):
+        last |= {key: float(value) for key, value in row.items() if key != "step" and value not in ("", "nan")}
+    return last
+
+
+def _made(run: RunDir) -> str:
+    """When the run was started first, like 2026-01-31 12:00:00; empty if that was not written down."""
+    records = run.read_json("env") if (run.path / "env.json").is_file() else []
+    return records[0]["start"][:19].replace("T", " ") if records else ""
 
 
 def environment(device: str = "auto") -> dict[str, Any]:
@@ -292,7 +410,34 @@ def environment(device: str = "auto") -> dict[str, Any]:
         "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "device": _device_name(device),
         "git": _git_revision(),
+        "process": {"host": platform.node(), "pid": os.getpid(), "began": _process_began(os.getpid())},
     }
+
+
+def _process_began(pid: int) -> int | None:
+    """When a process of this machine began, in clock ticks after the start of Linux; None if there is no such process.
+
+    A number given to a new process does not revive the old one. None on systems without /proc, too.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] == "Z" else int(fields[19])  # the command in parentheses may hold spaces
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether some process holds the lock of a running sweep."""
+    if not path.is_file():
+        return False
+    import fcntl
+
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 def _version(package: str) -> str | None:

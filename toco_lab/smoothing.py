@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from toco_lab.activations import Activations, capture, encoder_of, fill_patches
+from toco_lab.activations import Activations, capture
 from toco_lab.checkpoints import load_run_model, weights_hash
 from toco_lab.config import Config
 from toco_lab.data import EvalSample, eval_samples
+from toco_lab.encoders import any_encoder_of, fill_patches, final_norm, is_plain_vit
 from toco_lab.model import ToCo
 from toco_lab.runs import RunDir
 from toco_lab.token_metrics import ALL_TOKENS, METRICS, PATCH_TOKENS, RankMe, layer_cka, measure
@@ -63,15 +64,18 @@ def smoothing_per_layer(
     """Over-smoothing metrics at every layer, one encoder pass per image; images stream through, one at a time.
 
     Args:
-        model: A timm ViT or DeiT, with or without register or distillation tokens, or anything that carries one as
-            `.encoder` (ToCo). Images that are not of its native size need `dynamic_img_size=True`.
+        model: A timm ViT or DeiT, with or without register or distillation tokens, a Swin, ResNet or ConvNeXt, or
+            anything that carries one as `.encoder` (ToCo). Images that are not of its native size need
+            `dynamic_img_size=True`. In a model in stages each block has its own grid, and the number of tokens in the
+            table with it: most metrics depend on it, so compare blocks of one stage, or models layer by layer.
         images: Normalised images, (3, H, W) each; a (B, 3, H, W) tensor will do. Sizes may differ.
         labels: Pixel labels of each image, (H, W) integers with `IGNORE_INDEX`, or None; without them the metrics that
             need labels are left out.
         name: Name of the model in the table.
         weights: Which weights it carries (pretrained, random, a step of training ...).
         metrics: Names (not variants) among `metric_names()`; None takes all.
-        sites: Among `SITES`. A model without a norm at the end of its stream (it pools first) has no final norm.
+        sites: Among `SITES`. A model without a norm at the end of its stream (it pools first, or is a ResNet) has no
+            final norm, one in stages neither patch embedding nor attention that all tokens share: they are left out.
         image_names: Value of the column `image`; numbers from 0 by default.
         total: Number of images, for the progress bar, where `images` does not know it.
         progress: Show a progress bar.
@@ -82,12 +86,14 @@ def smoothing_per_layer(
         as the cosine of negative pairs in an image of one class, has no row.
 
     Raises:
-        ValueError: For an unknown site or metric, one that the sites can not give, a model that is no plain ViT, an
-            image smaller than one patch, or labels and names that are not as many, or as large, as the images.
+        ValueError: For an unknown site or metric, one that the sites or the model can not give, a model that is of no
+            kind read here, an image smaller than one patch, or labels and names that are not as many, or as large, as
+            the images.
     """
-    encoder = encoder_of(model)
+    encoder = any_encoder_of(model)
     keys, pool, sites = _wanted(encoder, metrics, sites)
-    attention = AFTER_BLOCK in sites and any("attention" in METRICS[key].needs for key in keys)
+    needed = AFTER_BLOCK in sites and any("attention" in METRICS[key].needs for key in keys)
+    attention = needed and is_plain_vit(encoder)
     device, rank_me, rows = next(encoder.parameters()).device, {}, []
     given = {"image": images, "label": labels, "name": image_names}
     given = {key: values for key, values in given.items() if values is not None}
@@ -131,25 +137,29 @@ def layers_of(
     Args:
         model: See `smoothing_per_layer`.
         image: Normalised, (B, 3, H, W).
-        label: Pixel labels, (B, H, W), or None; each token takes the majority of its patch.
+        label: Pixel labels, (B, H, W), or None; each token takes the majority of its pixels.
         sites: Among `SITES`.
         attention: Give the views after each block the attention of that block and of the one before.
 
     Yields:
         Layers in the order a token meets them.
     """
-    encoder = encoder_of(model)
-    patch = encoder.patch_embed.patch_size[0]
+    encoder = any_encoder_of(model)
     seen = capture(encoder, image, attention=attention, after_attention=AFTER_ATTENTION in sites)
+    rows = fill_patches(encoder, image)[0].shape[-2]
     if label is not None:
         if label.shape[-2:] != image.shape[-2:]:
             raise ValueError(f"label {tuple(label.shape[-2:])} and image {tuple(image.shape[-2:])} differ in size")
-        label = majority_label(fill_patches(encoder, label)[0], patch).flatten(1)
-    common = {"grid": seen.grid, "label": label, "num_prefix": seen.num_prefix, "patch_size": patch}
+        label = fill_patches(encoder, label)[0]
+    patches = {grid: rows // grid[0] for grid in (seen.grid, *seen.block_grids)}  # side of a token in pixels
+    labels = {grid: None if label is None else majority_label(label, side).flatten(1) for grid, side in patches.items()}
 
-    def view(tokens: Tensor, **further: Tensor) -> TokenView:
+    def view(tokens: Tensor, grid: tuple[int, int] = seen.grid, **further: Tensor | None) -> TokenView:
         first = seen.class_token(tokens) if getattr(encoder, "cls_token", None) is not None else None
-        return TokenView(seen.patches(tokens), class_token=first, embedding=seen.patch_embedding, **common, **further)
+        return TokenView(
+            seen.patches(tokens), grid, labels[grid], class_token=first, embedding=seen.patch_embedding,
+            num_prefix=seen.num_prefix, patch_size=patches[grid], **further,
+        )  # fmt: skip
 
     if EMBEDDING in sites:
         yield Layer(EMBEDDING, "none", 0, view(seen.embedding))
@@ -157,13 +167,17 @@ def layers_of(
         if AFTER_ATTENTION in sites:
             yield Layer(AFTER_ATTENTION, "none", number, view(seen.after_attention[number - 1]))
         if AFTER_BLOCK in sites:
-            yield Layer(AFTER_BLOCK, "none", number, view(tokens, **_before(seen, number)))
+            yield Layer(
+                AFTER_BLOCK, "none", number, view(tokens, seen.block_grids[number - 1], **_before(seen, number))
+            )
     if FINAL_NORM in sites:
         yield Layer(FINAL_NORM, seen.norm, len(seen.after_block), view(seen.final))
 
 
 def layer_similarity(model: nn.Module, images: Iterable[Tensor], *, progress: bool = False) -> pd.DataFrame:
     """Linear CKA between every two blocks, centred over the tokens of an image, mean over images.
+
+    It compares the same places in both, so the finer grids of a model in stages are averaged down to the final one.
 
     Args:
         model: See `smoothing_per_layer`.
@@ -174,11 +188,11 @@ def layer_similarity(model: nn.Module, images: Iterable[Tensor], *, progress: bo
         Square table, layers 1..L as index and columns, values in [0, 1]. Bright squares along the diagonal are runs of
         blocks that change little (Kornblith et al. 2019; Raghu et al. 2021 for ViTs).
     """
-    encoder, total, number = encoder_of(model), 0, 0
+    encoder, total, number = any_encoder_of(model), 0, 0
     device = next(encoder.parameters()).device
     for image in tqdm(images, "similarity of layers", disable=not progress):
         seen = capture(encoder, image[None].to(device))
-        total = total + layer_cka([seen.patches(tokens) for tokens in seen.after_block])[0].cpu()
+        total = total + layer_cka(_on_final_grid(seen))[0].cpu()
         number += 1
     if number == 0:
         raise ValueError("no images to compare layers on")
@@ -252,11 +266,15 @@ def _wanted(
         raise ValueError(f"unknown metric {', '.join(unknown)}; there are: {', '.join(metric_names())}")
     if not sites or set(sites) - set(SITES):
         raise ValueError(f"sites must be some of {', '.join(SITES)}, got {tuple(sites)}")
-    if isinstance(encoder.norm, nn.Identity):  # it would repeat the last block
-        sites = [site for site in sites if site != FINAL_NORM]
-        if not sites:
-            raise ValueError(f"this model has no norm at the end of its stream: take the site {AFTER_BLOCK!r}")
+    absent = set() if is_plain_vit(encoder) else {EMBEDDING, AFTER_ATTENTION}
+    absent |= {FINAL_NORM} if final_norm(encoder) is None else set()  # it would repeat the last block
+    asked, sites = sites, [site for site in sites if site not in absent]
+    if not sites:
+        what = "norm at the end of its stream" if FINAL_NORM in asked else f"site {' or '.join(asked)}"
+        raise ValueError(f"this model has no {what}: take the site {AFTER_BLOCK!r}")
     for name in metrics or ():
+        if not is_plain_vit(encoder) and name != RANK_ME[0] and all("attention" in need for need in _needs(name)):
+            raise ValueError(f"{name!r} is about attention between all tokens: {type(encoder).__name__} has none")
         if AFTER_BLOCK not in sites and name != RANK_ME[0] and _of_block(name):
             raise ValueError(f"{name!r} is about a block: add the site {AFTER_BLOCK!r}")
     keys = [key for key in METRICS if metrics is None or key[0] in metrics]
@@ -265,8 +283,12 @@ def _wanted(
 
 def _of_block(name: str) -> bool:
     """Whether every variant of a metric needs the attention of a block, or the block before."""
-    needs = [one.needs for (metric, _), one in METRICS.items() if metric == name]
-    return all({"attention", "previous_tokens"} & set(need) for need in needs)
+    return all({"attention", "previous_tokens"} & set(need) for need in _needs(name))
+
+
+def _needs(name: str) -> list[Sequence[str]]:
+    """What the variants of a metric need."""
+    return [one.needs for (metric, _), one in METRICS.items() if metric == name]
 
 
 def _measurable(keys: Iterable[tuple[str, str]], view: TokenView) -> list[tuple[str, str]]:
@@ -276,11 +298,24 @@ def _measurable(keys: Iterable[tuple[str, str]], view: TokenView) -> list[tuple[
 def _before(seen: Activations, number: int) -> dict[str, Tensor | None]:
     """What block `number` (from 1) attended to, and what the block before it gave and attended to."""
     maps = [one.float() for one in seen.attention[max(0, number - 2) : number]]  # half precision can not add up rows
+    tokens = seen.after_block[max(0, number - 2) : number]
+    alike = len(tokens) > 1 and tokens[0].shape == tokens[1].shape  # a new stage begins with tokens of another kind
     return {
         "attention": maps[-1] if maps else None,
         "previous_attention": maps[0] if len(maps) > 1 else None,
-        "previous_tokens": seen.patches(seen.after_block[number - 2]) if number > 1 else None,
+        "previous_tokens": seen.patches(tokens[0]) if alike else None,
     }
+
+
+def _on_final_grid(seen: Activations) -> list[Tensor]:
+    """Patch tokens after every block, (B, N, D) with D of the block, on the grid of the final tokens."""
+    found = []
+    for tokens, grid in zip(seen.after_block, seen.block_grids, strict=True):
+        tokens = seen.patches(tokens)
+        if grid != seen.grid:
+            tokens = F.adaptive_avg_pool2d(tokens.mT.unflatten(2, grid), seen.grid).flatten(2).mT
+        found.append(tokens)
+    return found
 
 
 def _resize(sample: EvalSample, size: int) -> tuple[Tensor, Tensor | None, str]:

@@ -8,10 +8,11 @@ from itertools import islice
 import torch
 import torch.nn.functional as F
 
-from toco_lab.activations import capture, fill_patches
+from toco_lab.activations import capture
 from toco_lab.checkpoints import load_run_model
 from toco_lab.config import Config
 from toco_lab.data import EvalSample, eval_samples
+from toco_lab.encoders import fill_patches, final_norm
 from toco_lab.model import ToCo
 from toco_lab.runs import RunDir
 from toco_lab.token_maps import TokenMaps, load_run_maps, quantise_tokens, save_token_maps
@@ -34,6 +35,9 @@ def token_maps(
 ) -> list[TokenMaps]:
     """The tokens of each image after every block and after the final norm, as the token explorer shows them.
 
+    The explorer has one grid and one width for all layers: of a model in stages these are the blocks whose tokens are
+    shaped like the final ones.
+
     Args:
         model: Its mode is left alone.
         cfg: For `eval_cam_size`, the square size images are brought to (0: native).
@@ -49,7 +53,13 @@ def token_maps(
             image = F.interpolate(image, (cfg.eval_cam_size,) * 2, mode="bilinear", align_corners=False)
         image, grid = fill_patches(model.encoder, image)
         seen = capture(model, image)
-        layers = [seen.patches(tokens)[0] for tokens in (*seen.after_block, seen.final)]
+        layers = {
+            f"block {number}": seen.patches(tokens)[0]
+            for number, tokens in enumerate(seen.after_block, start=1)
+            if tokens.shape == seen.final.shape
+        }
+        if final_norm(model.encoder) is not None:
+            layers["final norm"] = seen.patches(seen.final)[0]
         pixels = denormalise(image, model.mean, model.std)[0].clamp(0, 255).round().to(torch.uint8)
         found.append(
             TokenMaps(
@@ -59,8 +69,8 @@ def token_maps(
                 image=pixels.permute(1, 2, 0).cpu().numpy(),
                 grid=grid,
                 steps=(step,),
-                layers=(*(f"block {i}" for i in range(1, len(layers))), "final norm"),
-                tokens=quantise_tokens([layers]),
+                layers=tuple(layers),
+                tokens=quantise_tokens([list(layers.values())]),
             )
         )
     return found

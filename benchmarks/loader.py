@@ -1,0 +1,109 @@
+"""Training images a second per loader process at full augmentation, and what the time goes to, as a Markdown table.
+
+    python benchmarks/loader.py
+    python benchmarks/loader.py --data-root data/VOC2012 --images 200
+
+Processor time of one thread, which is what a loader process has: a busy machine does not change it much. Without
+`--data-root` images of VOC's most common size are made of toy scenes. The last line says how many processes
+(`num_workers`) feed steps of 4 images that take `--step-seconds` each. The paper's 3.6 hours for 20,000 steps on two
+A100 are 0.65 seconds; the default stands for a GPU that is more than twice as fast as both.
+"""
+
+import argparse
+import math
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from toco_lab.config import Config
+from toco_lab.data import TrainSamples
+from toco_lab.toy import make_scene
+
+SIZE = (500, 375)  # width and height of half of VOC's images
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+STEP_IMAGES = 4
+# classes of `_colours`, in the words of the table
+NAMES = {"RandomApply": "jitter", "RandomGrayscale": "grey", "RandomBlur": "blur", "RandomSolarize": "solarise"}
+
+
+def make_data(root: Path, count: int) -> None:
+    """A VOC folder of toy scenes, whose classes 1..6 pass for VOC's."""
+    names = [f"scene{index}" for index in range(count)]
+    for below in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / below).mkdir(parents=True)
+    for index, name in enumerate(names):
+        scene = make_scene(0, index, size=SIZE[1])
+        grain = np.random.default_rng(index).integers(-9, 9, scene.image.shape)  # photographs are not smooth
+        Image.fromarray((scene.image.astype(int) + grain).clip(0, 255).astype(np.uint8)).resize(SIZE).save(
+            root / f"JPEGImages/{name}.jpg", quality=90
+        )
+        Image.fromarray(scene.mask).resize(SIZE, Image.Resampling.NEAREST).save(root / f"SegmentationClass/{name}.png")
+    (root / "ImageSets/Segmentation/train_aug.txt").write_text("\n".join(names))
+
+
+def timed(seconds: dict[str, float], part: str, call: Callable) -> Callable:
+    """`call`, its processor time added to `seconds[part]`."""
+
+    def measured(*arguments: Any) -> Any:
+        began = time.process_time()
+        try:
+            return call(*arguments)
+        finally:
+            seconds[part] += time.process_time() - began
+
+    return measured
+
+
+def measure(samples: TrainSamples, count: int) -> dict[str, float]:
+    """Milliseconds per image of each part and of the whole, over `count` samples."""
+    seconds: dict[str, float] = defaultdict(float)
+    reader, views = samples.reader, samples.views
+    reader.image = timed(seconds, "decode JPEG", reader.image)
+    reader.image_label = timed(seconds, "label from mask", reader.image_label)
+    views._scale_and_crop = timed(seconds, "resize and crop", views._scale_and_crop)
+    views._resized_crop.forward = timed(seconds, "crop of view 2", views._resized_crop.forward)
+    views._pad = timed(seconds, "normalise and pad", views._pad)
+    for colours in (views._colours1, views._colours2, views._colours_local):
+        for step in colours:
+            step.forward = timed(seconds, NAMES.get(type(step).__name__, type(step).__name__), step.forward)
+    samples[0]  # first calls are slower
+    seconds.clear()
+    began = time.process_time()
+    for position in range(count):
+        samples[position]
+    whole = time.process_time() - began
+    seconds["rest"] = whole - sum(seconds.values())
+    parts = sorted(seconds.items(), key=lambda item: -item[1])
+    return {name: 1000 * spent / count for name, spent in [*parts, ("all", whole)]}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--data-root")
+    parser.add_argument("--images", type=int, default=60)
+    parser.add_argument("--step-seconds", type=float, default=0.25)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        if not arguments.data_root:
+            make_data(Path(folder), min(arguments.images, 24))
+        cfg = Config.preset("voc_vit_b").replace(data_root=arguments.data_root or folder, num_workers=0)
+        found = measure(TrainSamples(cfg, MEAN, STD), arguments.images)
+    print(f"| part, {cfg.crop_size} pixels | ms an image | share |\n|---|---|---|")
+    for part, spent in found.items():
+        print(f"| {part} | {spent:.1f} | {spent / found['all']:.0%} |")
+    rate = 1000 / found["all"]
+    needed = STEP_IMAGES / arguments.step_seconds
+    print(f"\n{rate:.1f} images a second per process; {needed:.1f} a second need {math.ceil(needed / rate)} processes")
+
+
+if __name__ == "__main__":
+    main()

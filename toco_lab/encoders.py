@@ -1,0 +1,191 @@
+"""What the workbench knows of timm's models: which can be an encoder, where their blocks lie, how wide and how coarse
+they are.
+
+Two kinds are read: plain ViTs, one grid of tokens from the first block to the last, and models in stages (Swin, ResNet,
+ConvNeXt), whose grid becomes coarser and whose tokens become wider from stage to stage. A "token" of these is one
+position of a feature map. Nothing behind `ToCo.encode` knows which kind it has.
+
+| | ViT, DeiT, DINOv2 | ViT without class token | Swin, Swin v2 | ResNet, ConvNeXt |
+|---|---|---|---|---|
+| class token (CTC) | its own | mean of final tokens | mean of final tokens | mean of final tokens |
+| final tokens | after the norm | after the norm | after the norm | ConvNeXt: after the norm; ResNet: last block |
+| side of a final token | `patch_size` | `patch_size` | 32 pixels | `output_stride`, 16 unless set |
+| `aux_layer` counts | blocks | blocks | blocks of all stages | blocks of all stages |
+| sizes of the config | apply | apply | its own | its own |
+| image of no whole tokens | cut | cut | resized | resized |
+| all losses, evaluation, explorer | yes | yes | yes | yes |
+| metrics after block, final norm | yes | yes | each block on its grid | so; ResNet has no final norm |
+| ... of embedding, attention | yes | yes | no | no |
+| ... of the class token | yes | no | no | no |
+| token snapshots | all blocks | all blocks | blocks like the final one | blocks like the final one |
+| CAM of every block | yes | yes | yes | yes |
+| Grad-CAM | yes | yes | last block | last block |
+| rollout, gradient x attention | yes | second | no | no |
+| AttnScale, FeatScale | yes | yes | refused | refused |
+
+The mean over positions stands for the class token because it is what the heads of these models read when they were
+pretrained (exactly so in Swin and ResNet; ConvNeXt pools before its norm, here after it, so that CTC and PTC move the
+same tokens). Batch norms keep the statistics of their weights, see `ToCo.train`.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from timm.layers import NormMlpClassifierHead
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blocks that share a grid: their number of channels, and the side of one position in pixels."""
+
+    blocks: list[nn.Module]
+    width: int
+    stride: int
+
+
+def is_plain_vit(encoder: nn.Module) -> bool:
+    """Whether it has blocks behind one patch embedding, prefix tokens (maybe none) and a norm."""
+    return not _absent_parts(encoder) and hasattr(encoder, "forward_intermediates")
+
+
+def encoder_of(model: nn.Module) -> nn.Module:
+    """The ViT of a model: `model.encoder` if there is one, else the model itself.
+
+    Raises:
+        ValueError: If it is no plain ViT (blocks, patch embedding, prefix tokens).
+    """
+    encoder = any_encoder_of(model)
+    if not is_plain_vit(encoder):
+        absent = ", ".join(_absent_parts(encoder)) or "forward_intermediates"
+        raise ValueError(
+            f"{type(encoder).__name__} is no plain ViT (it has no {absent}): this needs attention between all tokens"
+        )
+    return encoder
+
+
+def any_encoder_of(model: nn.Module) -> nn.Module:
+    """The encoder of a model, of either kind: `model.encoder` if there is one, else the model itself.
+
+    Raises:
+        ValueError: If it is neither a plain ViT nor a timm model with stages.
+    """
+    encoder = getattr(model, "encoder", model)
+    if not is_plain_vit(encoder) and not stages_of(encoder):
+        raise ValueError(f"{type(encoder).__name__} is no plain ViT, and no model of timm with stages of blocks either")
+    return encoder
+
+
+def stages_of(encoder: nn.Module) -> list[Stage]:
+    """Stages of a Swin, ResNet or ConvNeXt, first one first; none in a plain ViT."""
+    stages = []
+    for info in getattr(encoder, "feature_info", None) or ():
+        part = encoder.get_submodule(info["module"])
+        blocks = getattr(part, "blocks", part)
+        # a ResNet lists its stem as well, a ViT each block by itself
+        if isinstance(blocks, nn.Sequential | nn.ModuleList):
+            stages.append(Stage(list(blocks), info["num_chs"], info["reduction"]))
+    return stages
+
+
+def blocks_of(encoder: nn.Module) -> list[nn.Module]:
+    """All blocks in the order an image meets them; `Config.aux_layer` is an index into this list."""
+    if is_plain_vit(encoder):
+        return list(encoder.blocks)
+    return [block for stage in stages_of(encoder) for block in stage.blocks]
+
+
+def block_widths(encoder: nn.Module) -> list[int]:
+    """Channels of the output of each block."""
+    if is_plain_vit(encoder):
+        return [encoder.embed_dim] * len(encoder.blocks)
+    return [stage.width for stage in stages_of(encoder) for _ in stage.blocks]
+
+
+def token_side(encoder: nn.Module) -> int:
+    """Side of one final token in pixels."""
+    return encoder.patch_embed.patch_size[0] if is_plain_vit(encoder) else stages_of(encoder)[-1].stride
+
+
+def final_norm(encoder: nn.Module) -> nn.Module | None:
+    """The norm behind the last block; None where there is none, as in a ResNet."""
+    norm = getattr(encoder, "norm", None)
+    if norm is None:
+        norm = _head_norm(encoder) or getattr(encoder, "norm_pre", None)
+    return None if isinstance(norm, nn.Identity) else norm
+
+
+def fill_patches(encoder: nn.Module, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+    """The image, or label map, (..., H, W) as the encoder reads it, and the grid (h, w) of its final tokens.
+
+    A plain ViT drops the right and bottom pixels that fill no patch, as its strided convolution does. In stages that
+    would be up to 31 pixels, and maps laid back over the whole image would be stretched: there it is resized to the
+    nearest size of whole tokens (labels by their nearest pixel).
+
+    Raises:
+        ValueError: If a plain ViT gets an image smaller than one patch, or not of the one size it takes.
+    """
+    height, width = image.shape[-2:]
+    if not is_plain_vit(encoder):
+        side = token_side(encoder)
+        grid = max(1, round(height / side)), max(1, round(width / side))
+        size = grid[0] * side, grid[1] * side
+        if size == (height, width):
+            return image, grid
+        flat = image.reshape(1, -1, height, width)
+        if image.is_floating_point():
+            flat = F.interpolate(flat, size, mode="bilinear", align_corners=False)
+        else:
+            flat = F.interpolate(flat.float(), size).to(image.dtype)
+        return flat.reshape(*image.shape[:-2], *size), grid
+    rows, columns = encoder.patch_embed.patch_size
+    if rows != columns or hasattr(encoder.patch_embed, "backbone"):
+        raise ValueError(f"patches of {rows} x {columns} pixels, or of a CNN before the ViT, are not supported")
+    grid = height // rows, width // columns
+    if min(grid) == 0:
+        raise ValueError(f"image {(height, width)} is smaller than one patch of {rows} pixels")
+    if not getattr(encoder, "dynamic_img_size", True) and grid != tuple(encoder.patch_embed.grid_size):
+        raise ValueError(
+            f"this ViT takes images of {encoder.patch_embed.img_size} pixels only, got {(height, width)}; make "
+            f"it with timm.create_model(..., dynamic_img_size=True)"
+        )
+    return image[..., : grid[0] * rows, : grid[1] * columns], grid
+
+
+def stage_maps(encoder: nn.Module, image: Tensor, blocks: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+    """One pass of a model in stages: final features, and the raw outputs of some blocks.
+
+    Args:
+        encoder: A Swin, ResNet or ConvNeXt of timm.
+        image: Normalised, (B, 3, H, W), of whole tokens (`fill_patches`).
+        blocks: Indices into `blocks_of`.
+
+    Returns:
+        (B, D, h, w) after the final norm where there is one, and one (B, D', h', w') for each of `blocks`.
+    """
+    parts, found = blocks_of(encoder), {}
+    with ExitStack() as stack:
+        for index in blocks:
+            hook = parts[index].register_forward_hook(lambda _, __, output, index=index: found.update({index: output}))
+            stack.callback(hook.remove)
+        final = as_map(encoder, encoder.forward_features(image))
+    head_norm = _head_norm(encoder)
+    return final if head_norm is None else head_norm(final), [as_map(encoder, found[index]) for index in blocks]
+
+
+def as_map(encoder: nn.Module, features: Tensor) -> Tensor:
+    """Features of a model in stages as (B, D, h, w): Swin keeps its channels last."""
+    channels_last = getattr(encoder, "output_fmt", "NCHW") == "NHWC"
+    return features.permute(0, 3, 1, 2) if channels_last else features
+
+
+def _head_norm(encoder: nn.Module) -> nn.Module | None:
+    """ConvNeXt keeps its final norm, which acts on each position by itself, in the head, behind the pooling."""
+    head = getattr(encoder, "head", None)
+    return head.norm if isinstance(head, NormMlpClassifierHead) else None
+
+
+def _absent_parts(encoder: nn.Module) -> list[str]:
+    return [name for name in ("blocks", "patch_embed", "num_prefix_tokens", "norm") if not hasattr(encoder, name)]

@@ -7,6 +7,7 @@ Modules that train or need papermill are imported where they are used.
 import contextlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -113,6 +114,8 @@ def error_of(folder: Path) -> str:
 
 def main() -> int:
     """`python -m toco_lab.worker TASK`: make one run of a sweep; the exit code says whether it failed."""
+    # begun in the background of a shell, a sweep ignores Ctrl-C, and so would its workers when it stops them
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.pop(BOUND, None):
         threading.Thread(target=_end_with_parent, daemon=True).start()
     return 0 if work(sys.argv[1]) else RECORDED

@@ -12,11 +12,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "toco_lab"
 ORDER = [
-    "config", "runs", "run_table", "gallery", "toy", "pretrain", "transforms",
+    "config", "distributed", "runs", "run_table", "gallery", "toy", "pretrain", "transforms",
     "labels", "layouts", "coco", "folder", "readers", "check", "prepare", "data",
     "encoders", "activations", "remedies", "model", "checkpoints", "token_view", "token_metrics", "token_maps",
-    "snapshots", "cam", "attribution", "lattice", "refine", "losses", "step", "train",
-    "evaluate", "smoothing", "layer_cams", "session", "figures", "curves", "panels",
+    "snapshots", "cam", "attribution", "lattice", "refine", "losses", "step", "train", "cost",
+    "evaluate", "pseudo_labels", "smoothing", "layer_cams", "session", "figures", "curves", "panels",
     "keys", "token_explorer", "cam_explorer", "run_browser",
     "batch", "ablation", "grid", "worker", "executors", "progress", "sweep",
     "tables", "findings", "report_parts", "report_tables", "report_sections", "report", "appendix", "__main__",

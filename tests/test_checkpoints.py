@@ -17,14 +17,14 @@ from toco_lab.checkpoints import (
 )
 from toco_lab.config import Config
 from toco_lab.model import ToCo
-from toco_lab.train import build_optimizer
+from toco_lab.train import Learner
 
 CFG = Config.preset("smoke")
 
 
 def test_training_checkpoint_round_trip(tmp_path):
     model = ToCo(CFG)
-    save_checkpoint(tmp_path / "step_00000003.pt", model, build_optimizer(model, CFG), 3, CFG)
+    save_checkpoint(tmp_path / "step_00000003.pt", Learner.of(model, CFG).state(), 3, CFG)
     state = load_checkpoint(tmp_path / "step_00000003.pt")
     assert state["step"] == 3 and Config.from_json(state["config"]) == CFG
     for name, value in model.state_dict().items():
@@ -35,7 +35,7 @@ def test_training_checkpoint_round_trip(tmp_path):
 def test_truncated_checkpoint_is_named_and_the_one_before_offered(tmp_path):
     model = ToCo(CFG)
     for step in (2, 4):
-        save_checkpoint(tmp_path / f"step_0000000{step}.pt", model, build_optimizer(model, CFG), step, CFG)
+        save_checkpoint(tmp_path / f"step_0000000{step}.pt", Learner.of(model, CFG).state(), step, CFG)
     damaged = tmp_path / "step_00000004.pt"
     damaged.write_bytes(damaged.read_bytes()[:5000])
     with pytest.raises(CheckpointError) as error:

@@ -53,9 +53,19 @@ def test_evaluate_and_report(smoke_run: RunDir, tmp_path: Path, capsys: pytest.C
 def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["train", "smoke", "--root", str(tmp_path / "runs"), "--dry-run", "--steps", "7"]) == 0
     printed = capsys.readouterr().out
-    assert "7 steps of 2 images" in printed and "16 images in toy train" in printed and "device:" in printed
-    assert "embed_dim = 24 (default None)" in printed
+    assert "7 steps of 2 images" in printed and "toy train: 16 images" in printed and "device:" in printed
+    assert "embed_dim = 24 (default None)" in printed and "random weights" in printed
+    assert "GiB a process at least" in printed and "for the encoder passes" in printed
     assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_without_the_data_is_a_plan_all_the_same(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    voc = ["--dataset", "voc", "--num-classes", "20", "--data-root", "nowhere", "--root", str(tmp_path / "runs")]
+    assert main(["train", "smoke", *voc, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "data:       voc train: NOT READY: " in printed and "nowhere" in printed and "GiB a process" in printed
+    assert main(["train", "smoke", *voc]) == 2
+    assert "nowhere" in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
 def test_a_misspelt_option_is_refused_with_a_suggestion(capsys: pytest.CaptureFixture) -> None:
@@ -69,7 +79,6 @@ def test_a_misspelt_option_is_refused_with_a_suggestion(capsys: pytest.CaptureFi
     ("arguments", "message"),
     [
         (["train", "smoke", "--high-threshold", "0.1"], "low_threshold < high_threshold"),
-        (["train", "voc_vit_b", "--data-root", "nowhere", "--dry-run"], "nowhere"),
         (["evaluate", "no/such/run"], "no config.json"),
         (["report", "no/such/run"], "no config.json"),
         (["report", "no/such/run", "--out", "report.pdf"], "a file .html or .md, got report.pdf"),

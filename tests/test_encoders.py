@@ -338,6 +338,7 @@ def test_names_tell_the_kind():
     ({"backbone": "swin_tiny_patch4_window7_224", "output_stride": 16}, "32 pixels, or less with backbone_args="),
     ({"backbone": "resnet18", "output_stride": 12}, "output_stride must be 8, 16 or 32, got 12"),
     ({"backbone": "resnet18", "anti_smoothing": "attn_scale"}, "attention between all tokens, which resnet18 does not"),
+    ({"backbone": "resnet18", "compile_blocks": True}, "compile_blocks is for plain ViTs"),
     ({"backbone_args": "depths=3"}, "backbone_args must be a JSON object"),
     ({"backbone": "vit_base_patch16_224.mae", "weights_tag": "mae"}, "names its weights already"),
 ])  # fmt: skip
@@ -444,6 +445,30 @@ def test_all_losses_of_a_step(name, smoke_batch):
     assert all(torch.isfinite(terms[key]) for key in ("cls", "cls_aux", "ptc", "ctc", "seg", "reg", "total"))
     output.terms.ctc.backward()
     assert any(p.grad is not None and p.grad.any() for p in model.encoder.parameters())
+
+
+@pytest.mark.parametrize("name", ["swin", "resnet", "convnext", "dino"])
+def test_blocks_that_compute_twice_give_the_same_gradients(name, smoke_batch):
+    """The auxiliary tokens leave the encoder from within a block whose activations are not kept."""
+    gradients, kept = [], []
+    for twice in (False, True):
+        cfg = small(name, checkpoint_blocks=twice)
+        torch.manual_seed(0)
+        model, bytes_kept = ToCo(cfg).train(), 0
+
+        def count(tensor):
+            nonlocal bytes_kept
+            bytes_kept += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            features = model.encode(smoke_batch.image)
+        (features.patch_tokens.square().mean() + features.aux_patch_tokens.square().mean()).backward()
+        gradients.append({name: p.grad for name, p in model.encoder.named_parameters() if p.requires_grad})
+        kept.append(bytes_kept)
+    for key, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], expected, msg=lambda m, key=key: f"{key}: {m}")
+    assert kept[1] < kept[0]
 
 
 @pytest.fixture

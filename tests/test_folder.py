@@ -177,10 +177,15 @@ def test_a_folder_without_masks_trains_and_says_what_it_can_not_measure(tmp_path
     assert main([*command, *SMALL]) == 0
     printed = capsys.readouterr().out
     assert "wrote train.txt with 4 images" in printed
-    assert "no scores: 1 of 1 images of 'val'" in printed and "can not be measured" in printed
+    assert "no mIoU: 1 of 1 images of 'val'" in printed and "can not be measured" in printed
     run = RunDir(tmp_path / "run")
     assert run.status()["state"] == "done" and (run.path / "smoothing.csv").is_file()
-    assert not (run.path / "evaluation.csv").exists()
+    table = run.read_table("evaluation")
+    assert table[["target", "class"]].to_numpy().tolist() == [["labels", "F1"]] and 0 <= table["iou"][0] <= 1
+    assert run.read_json("protocol")["labels"]["images"] == 1
+    assert main(["evaluate", str(run.path)]) == 0  # none asked for: what can be measured
+    assert main(["evaluate", str(run.path), "--targets", "cam"]) == 2
+    assert "1 of 1 images of split 'val' have no mask, the first is" in capsys.readouterr().err
     assert (run.config().classes, run.config().num_classes) == (("ant", "cat", "dog"), 3)
 
 

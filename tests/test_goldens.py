@@ -24,7 +24,7 @@ from toco_lab.losses import affinity_mask, ctc_loss, ptc_loss, reg_loss, seg_los
 from toco_lab.model import ToCo
 from toco_lab.refine import dense_crf, par, refine_cam
 from toco_lab.step import LocalViews, compute_losses
-from toco_lab.train import build_optimizer, learning_rate, set_learning_rate, train_step
+from toco_lab.train import Learner, learning_rate, set_learning_rate, train_step
 from toco_lab.transforms import denormalise
 
 GIVEN = os.environ.get("TOCO_GOLDENS")
@@ -471,7 +471,7 @@ def test_train_trace():
         reg_sigma_xy=energy["sigma_xy"],
     )
     model = tiny_model(cfg).train()
-    optimizer = build_optimizer(model, cfg)
+    learner = Learner.of(model, cfg)
     batch = Batch(
         names=[""] * len(golden["inputs"]),
         image=golden["inputs"],
@@ -486,8 +486,8 @@ def test_train_trace():
     assert torch.equal(region, golden["step0/roi_mask"])
     for i in range(len(golden["loss_terms"])):
         step = m["first_global_step"] + i
-        output = train_step(model, optimizer, batch, cfg, step, views=views)
-        close(torch.tensor([group["lr"] for group in optimizer.param_groups]), golden["lr"][i], rel=1e-6)
+        output = train_step(learner, batch, cfg, step, views=views)
+        close(torch.tensor([group["lr"] for group in learner.optimizer.param_groups]), golden["lr"][i], rel=1e-6)
         differing = (output.pseudo_label != golden[f"step{i}/refined_label"]).sum()
         assert differing <= 2
         assert torch.equal(output.token_label, golden[f"step{i}/pseudo_label_aux"])

@@ -14,7 +14,7 @@ from toco_lab.runs import RunDir
 from toco_lab.smoothing import SITES, metric_names, smoothing_of_run, smoothing_per_layer
 from toco_lab.snapshots import probe_samples, token_maps
 from toco_lab.token_maps import save_token_maps
-from toco_lab.train import build_optimizer, fit, train_step
+from toco_lab.train import Learner, fit, train_step
 
 pytestmark = [pytest.mark.data, pytest.mark.slow, needs_samples]
 
@@ -80,7 +80,7 @@ def test_image_labels_alone_separate_real_photographs():
     )  # fmt: skip
     torch.manual_seed(0)
     model = ToCo(cfg).train()
-    optimizer = build_optimizer(model, cfg)
-    losses = [train_step(model, optimizer, batch, cfg, step).terms.cls.item()
+    learner = Learner.of(model, cfg)
+    losses = [train_step(learner, batch, cfg, step).terms.cls.item()
               for step, batch in enumerate(train_loader(cfg, model.mean, model.std))]  # fmt: skip
     assert losses[-1] < 0.6 * losses[0]

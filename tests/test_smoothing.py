@@ -23,6 +23,7 @@ from toco_lab.smoothing import (
     smoothing_per_layer,
 )
 from toco_lab.token_metrics import METRICS, RankMe, layer_cka, token_similarity
+from toco_lab.train import Learner
 
 KEY = ("pairwise cosine", "absolute, off-diagonal")
 
@@ -229,7 +230,7 @@ def test_no_attention_is_kept_where_no_metric_wants_it(vit, monkeypatch):
 def test_smoothing_of_run_reads_the_checkpoint_and_writes_the_table(tmp_path, eval_cam_size, tokens):
     cfg = Config.preset("smoke").replace(eval_cam_size=eval_cam_size)
     run, model = RunDir.create(cfg, tmp_path), ToCo(cfg)
-    save_checkpoint(run.checkpoint_path(7), model, torch.optim.SGD(model.parameters(), lr=1.0), 7, cfg)
+    save_checkpoint(run.checkpoint_path(7), Learner.of(model, cfg).state(), 7, cfg)
     frame = smoothing_of_run(run, 2, device="cpu", progress=False)
     assert frame["image"].nunique() == 2
     assert set(frame["model"]) == {run.name}

@@ -18,7 +18,7 @@ from toco_lab.data import train_loader
 from toco_lab.model import ToCo
 from toco_lab.runs import RunDir
 from toco_lab.step import LossTerms
-from toco_lab.train import TrainingError, build_optimizer, fit, learning_rate, train_step
+from toco_lab.train import Learner, TrainingError, build_optimizer, fit, learning_rate, train_step
 
 CFG = Config.preset("smoke")
 
@@ -59,7 +59,7 @@ def test_accumulation_averages_the_gradients_of_micro_batches():
     for accumulate in (1, 4):
         c = cfg.replace(accumulate=accumulate)
         model = fresh(c)
-        terms = train_step(model, build_optimizer(model, c), first_batch(c), c, 1).terms
+        terms = train_step(Learner.of(model, c), first_batch(c), c, 1).terms
         results.append((terms.total, model.classifier.weight.grad))
     torch.testing.assert_close(results[0][0], results[1][0])
     torch.testing.assert_close(results[0][1], results[1][1])
@@ -169,10 +169,10 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
     cfg = CFG.replace(steps=8, checkpoint_every=2, log_every=8)
     real, run = train.train_step, RunDir.create(cfg, tmp_path)
 
-    def poisoned(model, optimizer, batch, cfg, step, **kwargs):
-        output = real(model, optimizer, batch, cfg, step, **kwargs)
+    def poisoned(learner, batch, cfg, step, **kwargs):
+        output = real(learner, batch, cfg, step, **kwargs)
         if step == 3:
-            model.decoder.conv1.weight.data[0, 0, 0, 0] = math.nan  # after the losses of this step were finite
+            learner.model.decoder.conv1.weight.data[0, 0, 0, 0] = math.nan  # after the losses of this step were finite
         return output
 
     monkeypatch.setattr(train, "train_step", poisoned)
@@ -185,10 +185,10 @@ def test_an_interrupted_run_is_no_failure_and_validation_may_join_later(tmp_path
     cfg, real = CFG.replace(steps=6, checkpoint_every=2), train.train_step
     run = RunDir.create(cfg, tmp_path)
 
-    def interrupted(model, optimizer, batch, cfg, step, **kwargs):
+    def interrupted(learner, batch, cfg, step, **kwargs):
         if step == 3:
             raise KeyboardInterrupt
-        return real(model, optimizer, batch, cfg, step, **kwargs)
+        return real(learner, batch, cfg, step, **kwargs)
 
     monkeypatch.setattr(train, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -212,6 +212,63 @@ def test_a_run_begun_from_other_weights_is_not_reused(tmp_path):
         fit(cfg, run, progress=False)
     (tmp_path / "vit.pth").unlink()
     fit(cfg, run, progress=False)  # a finished run does not need the file
+
+
+def test_half_precision_keeps_losses_in_fp32_and_scales_the_gradients():
+    terms = {}
+    for precision in ("fp32", "bf16", "fp16"):
+        cfg = CFG.replace(precision=precision)
+        learner = Learner.of(fresh(cfg), cfg)
+        output = train_step(learner, first_batch(cfg), cfg, 1)
+        assert all(value.dtype == torch.float32 for value in vars(output.terms).values())
+        assert learner.scaler.is_enabled() == (precision == "fp16") == ("scaler" in learner.state())
+        terms[precision] = output.terms.total.item()
+        gradient = learner.model.classifier.weight.grad
+        assert gradient.isfinite().all() and 0 < gradient.abs().max() < 10, "unscaled before the step"
+    assert len(set(terms.values())) == 3
+    assert terms["bf16"] == pytest.approx(terms["fp32"], rel=0.05)
+    assert terms["fp16"] == pytest.approx(terms["fp32"], rel=0.02)
+
+
+def test_gradients_that_overflow_in_fp16_skip_the_step_and_lower_the_scale():
+    cfg = CFG.replace(precision="fp16")
+    learner = Learner.of(fresh(cfg), cfg)
+    learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": 2.0**120})
+    before = learner.model.classifier.weight.detach().clone()
+    train_step(learner, first_batch(cfg), cfg, 1)
+    assert torch.equal(learner.model.classifier.weight, before)
+    assert learner.scaler.get_scale() == 2.0**119
+
+
+def test_a_run_in_fp16_continues_with_its_scale(tmp_path):
+    cfg = CFG.replace(precision="fp16")
+    straight = RunDir.create(cfg, tmp_path / "a")
+    fit(cfg, straight, progress=False)
+    again = RunDir.create(cfg, tmp_path / "b")
+    fit(cfg, again, progress=False)
+    again.checkpoints()[-1].unlink()
+    fit(cfg, again, progress=False)
+    assert again.checkpoints()[-1].read_bytes() == straight.checkpoints()[-1].read_bytes()
+
+
+def test_compiled_blocks_give_the_same_step_and_are_given_back(tmp_path, monkeypatch):
+    made = []
+
+    def compile_quickly(block):  # inductor takes a minute; the graph is the same
+        made.append(block)
+        block._compiled_call_impl = torch.compile(block._call_impl, backend="aot_eager", dynamic=True)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_quickly)
+    cfg = CFG.replace(steps=2)
+    plain = RunDir.create(cfg, tmp_path)
+    fit(cfg, plain, progress=False)
+    cfg = cfg.replace(compile_blocks=True)
+    run = RunDir.create(cfg, tmp_path)
+    model = fit(cfg, run, progress=False)
+    assert len(made) == cfg.depth and all(block._compiled_call_impl is None for block in model.encoder.blocks)
+    torch.testing.assert_close(
+        torch.tensor(run.metrics()["total_loss"]), torch.tensor(plain.metrics()["total_loss"]), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_device_that_is_not_there_is_named():

@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 _HOMES = {
-    "Config": "config", "RunDir": "runs", "list_runs": "runs", "make_scene": "toy", "open_dataset": "readers",
-    "eval_samples": "data", "ToCo": "model", "initial_model": "checkpoints", "load_run_model": "checkpoints",
-    "multi_scale_cam": "cam", "fit": "train", "evaluate_run": "evaluate", "smoothing_per_layer": "smoothing",
+    "Config": "config", "RunDir": "runs", "list_runs": "runs", "make_scene": "toy", "resolve": "folder",
+    "open_dataset": "readers", "eval_samples": "data", "ToCo": "model", "initial_model": "checkpoints",
+    "load_run_model": "checkpoints", "multi_scale_cam": "cam", "fit": "train", "evaluate_run": "evaluate",
+    "write_pseudo_labels": "pseudo_labels", "smoothing_per_layer": "smoothing",
     "smoothing_of_run": "smoothing", "layer_cam_quality": "layer_cams", "maps_of_run": "snapshots",
     "CamSession": "session", "CamExplorer": "cam_explorer", "TokenExplorer": "token_explorer",
     "RunBrowser": "run_browser", "build_report": "report", "Grid": "grid", "run_sweep": "sweep",

@@ -90,14 +90,20 @@ def read_weights(path: Path | str) -> dict[str, Any]:
 # --- training checkpoints ---------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(path: Path, model: ToCo, optimizer: torch.optim.Optimizer, step: int, cfg: Config) -> None:
+def save_checkpoint(path: Path, states: Mapping[str, Any], step: int, cfg: Config) -> None:
     """Write a checkpoint under a temporary name, then rename it.
 
-    Data order, augmentation and crops depend on (seed, step) alone, so these four things are all a run needs to go on.
-    Equal states give equal bytes, and so one hash, whether or not the run was interrupted before.
+    Data order, augmentation and crops depend on (seed, step) alone, so this is all a run needs to go on. Equal states
+    give equal bytes, and so one hash, whether or not the run was interrupted before.
+
+    Args:
+        path: Its file.
+        states: State dicts `model` and `optimizer`, and what else the learner has.
+        step: Steps made so far.
+        cfg: The run's config.
     """
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "config": cfg.to_json()}
-    state["optimizer"] = _apart(state["optimizer"])
+    state = {name: value if name == "model" else _apart(value) for name, value in states.items()}
+    state |= {"step": step, "config": cfg.to_json()}
     with atomic_write(path) as file:
         torch.save(state, file)
 

@@ -178,7 +178,9 @@ class Config:
     # --- optimisation -------------------------------------------------------------------------------------------
     steps: int = opt(20000, "optimiser steps T")
     batch_size: int = opt(4, "effective batch, in images")
-    accumulate: int = opt(1, "micro-batches the batch is split into (gradient accumulation)")
+    accumulate: int = opt(
+        1, "micro-batches the batch is split into: one after the other, or side by side in several processes"
+    )
     learning_rate: float = opt(6e-5, "peak learning rate of the encoder")
     head_lr_factor: float = opt(10.0, "factor on it for classifiers, projection head and decoder")
     weight_decay: float = opt(0.01, "decoupled weight decay of AdamW, all parameters")
@@ -190,7 +192,15 @@ class Config:
         "continuous", "decay counted from the end of warm-up, or from step 0 (a drop when warm-up ends)", quirk="drop"
     )
     seed: int = opt(0, "seed of the initial weights, data order, augmentation and crops")
-    precision: Literal["fp32", "bf16"] = opt("fp32", "arithmetic of the encoder; losses stay in fp32")
+    precision: Literal["fp32", "bf16", "fp16"] = opt("fp32", "arithmetic of the encoder; losses stay in fp32")
+    checkpoint_blocks: bool = opt(
+        False,
+        "keep no activations inside the encoder's blocks, compute them again: less memory, more time",
+        result=False,
+    )
+    compile_blocks: bool = opt(
+        False, "torch.compile the encoder's blocks: the first steps take minutes; rounds differently"
+    )
     device: str = opt("auto", "auto (cuda if there is one), cpu, cuda, cuda:1 ...", result=False)
 
     # --- evaluation and bookkeeping -----------------------------------------------------------------------------
@@ -285,6 +295,11 @@ class Config:
             kind == "vit" or self.anti_smoothing == "none",
             f"anti_smoothing {self.anti_smoothing!r} rescales attention between all tokens, which {name} does not "
             "have: set it to 'none', or take a plain ViT",
+        )
+        _require(
+            kind == "vit" or not self.compile_blocks,
+            f"compile_blocks is for plain ViTs: the auxiliary tokens of {name} come from a hook, which compiled blocks "
+            "miss. Leave it False",
         )
         _require(
             not (self.weights_tag and "." in self.backbone),

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from toco_lab.config import Config
+from toco_lab.distributed import share
 from toco_lab.readers import open_dataset, training_label
 from toco_lab.transforms import TrainViews, normalise
 
@@ -64,18 +65,19 @@ class TrainSamples(Dataset):
 def train_loader(
     cfg: Config, mean: Sequence[float], std: Sequence[float], *, start_step: int = 0
 ) -> "DataLoader[Batch]":
-    """The batches of steps `start_step` .. `cfg.steps - 1`.
+    """The batches of steps `start_step` .. `cfg.steps - 1`; of several processes each loads its share of every batch.
 
     Stateless: sample j of step k depends only on (seed, k * batch_size + j), so a resumed run sees the batches it would
-    have seen, whatever `num_workers`, and no random number of the training process is used.
+    have seen, whatever `num_workers` and the number of processes, and no random number of the training process is used.
 
     Raises:
         DataError: See `open_dataset`; while iterating, for a file that cannot be read or an image without a class.
     """
+    mine = share(cfg.batch_size)
     return DataLoader(
         TrainSamples(cfg, mean, std),
-        batch_size=cfg.batch_size,
-        sampler=range(start_step * cfg.batch_size, cfg.steps * cfg.batch_size),
+        batch_size=len(mine),
+        sampler=[step * cfg.batch_size + place for step in range(start_step, cfg.steps) for place in mine],
         num_workers=cfg.num_workers,
         collate_fn=_collate,
         pin_memory=torch.cuda.is_available(),
@@ -119,6 +121,10 @@ class EvalSamples(Dataset):
     def __len__(self) -> int:
         """Number of samples."""
         return self.length
+
+    def has_masks(self) -> list[bool]:
+        """Whether each sample has a mask."""
+        return self.reader.has_masks()[: self.length]
 
     def __getitem__(self, index: int) -> EvalSample:
         """Sample `index`; IndexError at the end, so that `for sample in samples` works."""

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from toco_lab.cam import cam_to_label, mask_by_label, multi_scale_cam
 from toco_lab.checkpoints import load_run_model, weights_hash
 from toco_lab.config import IGNORE_INDEX, Config
-from toco_lab.data import EvalSample, eval_samples
+from toco_lab.data import EvalSample, EvalSamples, eval_samples
+from toco_lab.distributed import everywhere, is_first, share, total, wait
 from toco_lab.gallery import MAPS, NUM_IMAGES, save_gallery
 from toco_lab.labels import class_names
 from toco_lab.model import ToCo
@@ -222,58 +223,83 @@ def evaluate_model(
 ) -> Evaluation:
     """Score a model on a split, image by image, keeping confusion matrices only.
 
+    Several processes (`distributed.process_group`) share the images out, dense CRF included; each returns all scores.
+
     Args:
         model: Its mode is restored afterwards.
         cfg: Protocol: sizes, scales, thresholds, fusion, which classes the mean is over.
-        targets: Names of `TARGETS`, `seg_crf`; None takes all the config asks for.
+        targets: Names of `TARGETS`, `seg_crf`, or `labels` alone; None takes all the config asks for, or `labels` where
+            no image has a mask.
         split: None takes `cfg.val_split`.
         checkpoint: Hash of the weights, for the protocol record.
         gallery: Images whose maps are kept, the first ones.
         progress: Show a progress bar.
 
     Raises:
-        ValueError: For an unknown target, or a split whose images have no masks.
+        ValueError: For an unknown target, or one that needs masks on a split where images have none.
     """
     split = split or cfg.val_split
-    targets = tuple(targets or (TARGETS + (("seg_crf",) if cfg.eval_crf else ())))
-    unknown = set(targets) - {*TARGETS, "seg_crf"}
-    if unknown:
-        raise ValueError(f"unknown target {', '.join(sorted(unknown))}; there are {', '.join(TARGETS)}, seg_crf")
+    samples = eval_samples(cfg, model.mean, model.std, split)
+    targets = _targets(cfg, targets, samples, split)
+    maps = tuple(target for target in targets if target != "labels")
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
-    matrices = {target: 0 for target in targets}
-    f1, kept, count = [], {}, 0
-    samples = eval_samples(cfg, model.mean, model.std, split)
-    with tqdm(total=len(samples), unit="image", desc=f"evaluate {split}", disable=not progress) as bar:
-        for group in grouped_by_size(samples, BATCH):
-            without = [sample.name for sample in group if sample.mask is None]
-            if without:
-                raise ValueError(f"{without[0]} of split {split!r} has no mask: there is nothing to evaluate against")
+    num_labels = cfg.num_classes + 1
+    matrices = {target: torch.zeros(num_labels, num_labels, dtype=torch.int64, device=device) for target in maps}
+    f1, kept, mine = torch.zeros(2, dtype=torch.float64, device=device), {}, share(len(samples))
+    shown = range(min(gallery, len(samples))) if maps else range(0)
+    with tqdm(total=len(mine), unit="image", desc=f"evaluate {split}", disable=not (progress and is_first())) as bar:
+        done = mine.start
+        for group in grouped_by_size((samples[index] for index in mine), BATCH):
             image = torch.stack([sample.image for sample in group]).to(device)
             label = torch.stack([sample.image_label for sample in group]).to(device)
-            truth = torch.stack([sample.mask for sample in group]).to(device)
-            predicted = predict(model, cfg, image, label, tuple(truth.shape[-2:]), targets)
-            for target in targets:
-                matrices[target] = matrices[target] + confusion_matrix(predicted[target], truth, cfg.num_classes + 1)
+            size = tuple(group[0].raw.shape[:2])
+            predicted = predict(model, cfg, image, label, size, targets)
+            if maps:
+                truth = torch.stack([sample.mask for sample in group]).to(device)
+                for target in maps:
+                    matrices[target] += confusion_matrix(predicted[target], truth, num_labels)
             if "labels" in predicted:
-                f1.append(label_f1(label, predicted["labels"]))
-            if shown := group[: max(0, gallery - count)]:
-                kept |= zip((sample.name for sample in shown), _map_rows(shown, predicted), strict=True)
-            count += len(group)
+                scores = label_f1(label, predicted["labels"]).double()
+                f1 += torch.stack([scores.sum(), torch.tensor(len(scores), device=device)])
+            if first := group[: max(0, shown.stop - done)]:
+                kept |= zip((sample.name for sample in first), _map_rows(first, predicted), strict=True)
+            done += len(group)
             bar.update(len(group))
     model.train(was_training)
     names = ("background", *class_names(cfg))
     rows = []
-    for target in targets:
-        scores = iou_scores(matrices[target].cpu(), over=cfg.miou_over)
+    for target in maps:
+        scores = iou_scores(total(matrices[target]).cpu(), over=cfg.miou_over)
         over = scores.over_activation
         rows += [(target, *row) for row in zip(names, scores.iou.tolist(), over.tolist(), strict=True)]
         rows.append((target, "mIoU", scores.miou.item(), over[1:].nanmean().item()))
-    protocol = {target: protocol_record(cfg, target, split, count, checkpoint) for target in targets}
-    if f1:
-        rows.append(("labels", "F1", torch.cat(f1).mean().item(), torch.nan))
-        protocol["labels"] = protocol_record(cfg, "labels", split, count, checkpoint)
+    f1_sum, f1_count = total(f1).tolist()
+    if f1_count:
+        rows.append(("labels", "F1", f1_sum / f1_count, torch.nan))
+    protocol = {
+        target: protocol_record(cfg, target, split, len(samples), checkpoint)
+        for target in (*maps, *(["labels"] if f1_count else []))
+    }
+    kept = {name: row for part in everywhere(kept) for name, row in part.items()}
     return Evaluation(pd.DataFrame(rows, columns=["target", "class", "iou", "over_activation"]), protocol, kept)
+
+
+def _targets(cfg: Config, targets: Sequence[str] | None, samples: EvalSamples, split: str) -> tuple[str, ...]:
+    """What is measured; ValueError for an unknown name, or where images lack the masks it needs."""
+    known = (*TARGETS, "seg_crf", "labels")
+    if unknown := set(targets or ()) - set(known):
+        raise ValueError(f"unknown target {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    has_mask = samples.has_masks()
+    if not targets:
+        targets = TARGETS + (("seg_crf",) if cfg.eval_crf else ()) if any(has_mask) else ("labels",)
+    if (set(targets) != {"labels"} or samples.label_from_mask) and not all(has_mask):
+        raise ValueError(
+            f"{has_mask.count(False)} of {len(has_mask)} images of split {split!r} have no mask, the first is "
+            f"{samples.reader.names[has_mask.index(False)]}: there is nothing to measure {', '.join(targets)} against. "
+            "Put masks there, make a list of the images that have one, or take the target `labels` alone"
+        )
+    return tuple(targets)
 
 
 def evaluate_run(
@@ -286,8 +312,9 @@ def evaluate_run(
 ) -> Evaluation:
     """Evaluate a run's last checkpoint; writes evaluation.csv, protocol.json and its gallery into its folder.
 
-    Scores of other targets that the same checkpoint already has are kept; another split than `val_split` goes to files
-    of its own, evaluation_<split>.csv and protocol_<split>.json, and has no gallery.
+    Several processes share the images out, the first one writes. Scores of other targets that the same checkpoint
+    already has are kept; another split than `val_split` goes to files of its own, evaluation_<split>.csv and
+    protocol_<split>.json, and has no gallery.
     """
     model, cfg = load_run_model(run, resolve_device(device))
     checkpoint = weights_hash(run.checkpoints()[-1])
@@ -303,10 +330,13 @@ def evaluate_run(
         rows = run.read_table(f"evaluation{suffix}")
         table = pd.concat([rows[rows["target"].isin(kept)], table], ignore_index=True)
         protocol = {name: old[name] for name in kept} | protocol
-    run.write_table(f"evaluation{suffix}", table)
-    run.write_json(f"protocol{suffix}", protocol)
-    if new.gallery:
-        save_gallery(run, new.gallery, checkpoint)
+    wait()  # every process has read what the first one changes
+    if is_first():
+        run.write_table(f"evaluation{suffix}", table)
+        run.write_json(f"protocol{suffix}", protocol)
+        if new.gallery:
+            save_gallery(run, new.gallery, checkpoint)
+    wait()
     return Evaluation(table, protocol, new.gallery)
 
 

@@ -19,6 +19,7 @@ from toco_lab.config import VIT_SIZES, Config, backbone_kind
 from toco_lab.encoders import block_widths, fill_patches, is_plain_vit, stage_maps, token_side
 from toco_lab.remedies import add_attn_scale, add_feat_scale
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 STAGED = ("SwinTransformer", "SwinTransformerV2", "ResNet", "ConvNeXt")  # timm's classes of models in stages
 
 
@@ -117,7 +118,7 @@ class ToCo(nn.Module):
             raise ValueError(f"aux_layer {cfg.aux_layer} is not one of the {blocks} blocks of {cfg.backbone}")
         self.aux_index = cfg.aux_layer % blocks
         self.patch_size: int = token_side(self.encoder)
-        self.precision = cfg.precision
+        self.precision, self.checkpoint_blocks = cfg.precision, cfg.checkpoint_blocks
         self.pool = {"max": torch.amax, "average": torch.mean}[cfg.pooling]
         self.mean, self.std = image_statistics(self.encoder, cfg.normalisation)
         width, head = self.encoder.num_features, (cfg.head_hidden, cfg.head_bottleneck, cfg.head_out)
@@ -142,6 +143,7 @@ class ToCo(nn.Module):
         statistics would be noise, and the CAMs of training others than those that are evaluated.
         """
         super().train(mode)
+        self.encoder.set_grad_checkpointing(mode and self.checkpoint_blocks)  # evaluation may hang hooks on blocks
         for part in self.encoder.modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
                 part.eval()
@@ -150,8 +152,7 @@ class ToCo(nn.Module):
     def encode(self, image: Tensor) -> TokenFeatures:
         """One encoder pass over normalised images (B, 3, H, W), brought to whole tokens as `fill_patches` says."""
         image, grid = fill_patches(self.encoder, image)
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[self.precision]
-        with torch.autocast(image.device.type, dtype=dtype, enabled=self.precision != "fp32"):
+        with torch.autocast(image.device.type, dtype=DTYPES[self.precision], enabled=self.precision != "fp32"):
             if not is_plain_vit(self.encoder):
                 tokens, (aux,) = stage_maps(self.encoder, image, [self.aux_index])
             else:

@@ -27,8 +27,8 @@ OUT = Path(__file__).parent / "results" / "ablations"
 KEPT = ("row", "reference", "seed", "seconds", *SCORES, "run")  # columns of the table that is kept
 
 
-def write_tables(grid: Grid, root: Path, out: Path) -> str | None:
-    """Table and picture of the runs of a grid that are finished; None where there are none."""
+def write_tables(grid: Grid, root: Path, out: Path, *, command: str = "") -> str | None:
+    """Table and picture of the runs of a grid that are finished; None where there are none. `command` made them."""
     table = sweep_table(root, grid)
     table = table[table["state"] == "done"]
     if table.empty:
@@ -37,7 +37,8 @@ def write_tables(grid: Grid, root: Path, out: Path) -> str | None:
     summary = summarise(frame)
     runs = {run.folder.name: run for run in grid.runs(root)}
     configs = [runs[name].config for name in frame["run"]]
-    text = markdown(grid, frame, summary, configs, RunDir(runs[frame["run"].iloc[-1]].folder))
+    last = RunDir(runs[frame["run"].iloc[-1]].folder)
+    text = markdown(grid, frame, summary, configs, last, command or f"python benchmarks/ablations.py {grid.name}")
     with atomic_write(out / f"{grid.name}.csv", "w") as file:
         frame.to_csv(file, index=False, lineterminator="\n")
     with atomic_write(out / f"{grid.name}.md", "w") as file:
@@ -47,7 +48,9 @@ def write_tables(grid: Grid, root: Path, out: Path) -> str | None:
     return text
 
 
-def markdown(grid: Grid, frame: pd.DataFrame, summary: pd.DataFrame, configs: list[Config], run: RunDir) -> str:
+def markdown(
+    grid: Grid, frame: pd.DataFrame, summary: pd.DataFrame, configs: list[Config], run: RunDir, command: str
+) -> str:
     """What was asked, how it was measured, the table, and the command."""
     made = run.read_json("env")[-1]
     machine = f"{made['device']}, torch {made['packages']['torch']}, commit {made['git']['commit'][:9]}"
@@ -57,9 +60,8 @@ def markdown(grid: Grid, frame: pd.DataFrame, summary: pd.DataFrame, configs: li
         f"| {' | '.join(map(str, cells))} |" for cells in [wide.columns, ["---"] * wide.shape[1], *wide.to_numpy()]
     ]
     protocol = textwrap.fill(f"{protocol_text(configs, frame)} {seconds}", 120)
-    command = f"    python benchmarks/ablations.py {grid.name}"
     return "\n".join(
-        [grid.about.strip(), "", protocol, "", *lines, "", f"![{grid.name}]({grid.name}.png)", "", command, ""]
+        [grid.about.strip(), "", protocol, "", *lines, "", f"![{grid.name}]({grid.name}.png)", "", f"    {command}", ""]
     )
 
 

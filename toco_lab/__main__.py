@@ -7,6 +7,7 @@ command that needs them: `--help` answers at once.
 import ast
 import dataclasses
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_type_hints
 
@@ -69,45 +70,120 @@ def _config(options: RunOptions) -> Config:
 
 
 def train(options: tyro.conf.OmitArgPrefixes[TrainOptions]) -> None:
-    """Train, or continue, a run of a preset; then evaluate it and measure over-smoothing."""
+    """Train, or continue, a run of a preset; then evaluate it and measure over-smoothing.
+
+    Several GPUs: torchrun --nproc-per-node 4 -m toco_lab train ... shares each batch and the evaluation out.
+    """
+    from toco_lab.distributed import everywhere, is_first, process_group
+
+    with process_group():
+        first = is_first()
+        begun = _begin(options) if first else None
+        [(path, gap), *_] = everywhere(begun)  # the first process makes the folder, the others wait for it
+        if path is None:
+            return
+        from toco_lab.evaluate import evaluate_run, validator
+        from toco_lab.train import fit, resolve_device
+
+        run, cfg = RunDir(path), RunDir(path).config()
+        fit(cfg, run, validate=None if gap else validator(cfg))
+        if options.evaluate:
+            targets = ("labels",) if gap else None
+            evaluation = evaluate_run(run, targets=targets, device=str(resolve_device(cfg.device)))
+    if first:
+        if options.evaluate:
+            from toco_lab.smoothing import smoothing_of_run
+
+            smoothing_of_run(run, device=cfg.device)
+            _print_scores(evaluation)
+            if gap:
+                print(f"no mIoU: {gap}")
+        print(f"done: {run.path}")
+
+
+def _begin(options: RunOptions) -> tuple[Path | None, str]:
+    """The folder of the run that the options ask for, made and described; None after a dry run. With it, why the
+    validation split has no mIoU ("" where it has).
+    """
+    from toco_lab.distributed import micro_batches, num_processes
     from toco_lab.folder import resolve, write_split
+    from toco_lab.readers import missing_truth
 
     cfg = resolve(_config(options))
+    parts = micro_batches(cfg.batch_size, cfg.accumulate, num_processes())
+    if parts != cfg.accumulate:
+        print(
+            f"accumulate {cfg.accumulate} -> {parts}: {num_processes()} processes share a batch of {cfg.batch_size} "
+            f"images, and means of losses are over micro-batches. With --accumulate {parts} any number of processes "
+            "that divides it continues this run"
+        )
+        cfg = cfg.replace(accumulate=parts)
+    tuned = Config.preset(options.preset)
+    if (cfg.learning_rate, cfg.steps) == (tuned.learning_rate, tuned.steps) and cfg.batch_size != tuned.batch_size:
+        print(
+            f"warning: a batch of {cfg.batch_size} images, but the preset's learning rate {tuned.learning_rate} and "
+            f"its {tuned.steps} steps were chosen for {tuned.batch_size}"
+            + (
+                f". Too little memory? --accumulate {tuned.batch_size} keeps the batch, one image at a time"
+                if cfg.batch_size < tuned.batch_size
+                else ""
+            )
+        )
     if options.dry_run:
-        return _dry_run(cfg, options)
-    from toco_lab.evaluate import evaluate_run, validator
-    from toco_lab.readers import missing_truth
-    from toco_lab.smoothing import smoothing_of_run
-    from toco_lab.train import fit, resolve_device
-
+        _dry_run(cfg, options)
+        return None, ""
     if drawn := write_split(cfg):
         print(drawn)
     gap = missing_truth(cfg) if options.evaluate or cfg.val_every else ""
     if gap:
-        print(f"no scores: {gap}")
+        print(f"no mIoU: {gap}")
     run = RunDir.create(cfg, options.root, name=options.name)
     print(f"run folder: {run.path}")
-    fit(cfg, run, validate=None if gap else validator(cfg))
-    if options.evaluate:
-        evaluation = None if gap else evaluate_run(run, device=str(resolve_device(cfg.device)))
-        smoothing_of_run(run, device=cfg.device)
-        _print_scores(evaluation) if evaluation else print(f"no scores: {gap}")
-    print(f"done: {run.path}")
+    return run.path, gap
 
 
 def _dry_run(cfg: Config, options: RunOptions) -> None:
+    """What the command would do, need and take; a data set that is not there yet does not stop it."""
+    import torch
+
+    from toco_lab.cost import measured_rate, step_cost
+    from toco_lab.distributed import num_processes
+    from toco_lab.labels import DataError
     from toco_lab.readers import open_dataset
     from toco_lab.train import resolve_device
 
     path = options.root / (options.name or cfg.run_name())
     state = RunDir(path).status() if (path / "config.json").is_file() else {"state": "new", "step": 0}
     print(f"run folder: {path} ({state['state']}, step {state['step']})")
+    print(f"training:   {cfg.steps} steps of {cfg.batch_size} images in {cfg.accumulate} micro-batches")
+    for split in dict.fromkeys((cfg.train_split, cfg.val_split)):
+        try:
+            found = f"{len(open_dataset(cfg, split))} images"
+        except DataError as error:
+            found = f"NOT READY: {error}"
+        print(f"data:       {cfg.dataset} {split}: {found}")
+    weights = cfg.weights or "downloaded by timm where they are not on this machine yet"
+    print(f"backbone:   {cfg.backbone}, " + (f"weights: {weights}" if cfg.pretrained else "random weights"))
+    device = resolve_device(cfg.device)
+    print(f"device:     {device}, {num_processes()} processes")
+    gpus = torch.cuda.device_count()
+    if gpus > 1 and num_processes() == 1 and cfg.device == "auto":
+        print(f"            {gpus} GPUs are here: torchrun --nproc-per-node {gpus} -m toco_lab train ... uses them all")
+    cost = step_cost(cfg, processes=num_processes())
+    rate = measured_rate(cfg, device, cost=cost)
+    left = cfg.steps - state["step"]
     print(
-        f"training:   {cfg.steps} steps of {cfg.batch_size} images ({cfg.accumulate} micro-batches), "
-        f"{len(open_dataset(cfg, cfg.train_split))} images in {cfg.dataset} {cfg.train_split}"
+        f"memory:     {cost.memory_bytes / 2**30:.1f} GiB a process at least: {cost.weight_bytes / 2**30:.1f} for "
+        f"{cost.parameters / 1e6:.0f} million weights with gradients and moments, "
+        f"{cost.activation_bytes / 2**30:.1f} of activations (--checkpoint-blocks, --accumulate and --precision bf16 "
+        "lower them)"
     )
-    print(f"evaluation: {len(open_dataset(cfg, cfg.val_split))} images in {cfg.dataset} {cfg.val_split}")
-    print(f"device:     {resolve_device(cfg.device)}\nfields that differ from the defaults of Config:")
+    print(
+        f"time:       {left} steps of {cost.flops / 1e12:.2g} TFLOP at {rate / 1e12:.2g} TFLOP/s, measured just now: "
+        f"about {timedelta(seconds=round(left * cost.flops / rate))} for the encoder passes; the rest of a step comes "
+        "on top"
+    )
+    print("fields that differ from the defaults of Config:")
     for name, values in config_differences({"default": Config(), "here": cfg}).items():
         print(f"  {name} = {values['here']!r} (default {values['default']!r})")
 
@@ -117,16 +193,22 @@ def evaluate(
 ) -> None:
     """Score the last checkpoint of a run again; writes evaluation.csv and protocol.json.
 
+    torchrun --nproc-per-node 8 -m toco_lab evaluate ... shares the images out, dense CRF included.
+
     Args:
         run: Folder of the run.
         split: List to evaluate; None takes the one of the config.
-        targets: Among cam, cam_aux, cam_refined, seg, seg_crf; none given takes all the config asks for.
+        targets: Among cam, cam_aux, cam_refined, seg, seg_crf, labels; none given takes all the config asks for.
         device: auto, cpu, cuda ...
     """
+    from toco_lab.distributed import is_first, process_group
     from toco_lab.evaluate import evaluate_run
     from toco_lab.train import resolve_device
 
-    _print_scores(evaluate_run(RunDir(run), targets=targets or None, split=split, device=str(resolve_device(device))))
+    with process_group():
+        found = evaluate_run(RunDir(run), targets=targets or None, split=split, device=str(resolve_device(device)))
+        if is_first():
+            _print_scores(found)
 
 
 def _print_scores(evaluation: Any) -> None:
@@ -135,6 +217,51 @@ def _print_scores(evaluation: Any) -> None:
     table = evaluation.summary.set_index("target")
     print(f"\nscores in per cent; seed {table['seed'].iloc[0]}")
     print(table[shown].to_string(float_format="{:.1f}".format))
+
+
+def pseudo_labels(
+    run: tyro.conf.Positional[Path],
+    split: str | None = None,
+    out: Path | None = None,
+    kinds: tuple[Literal["seed", "refined", "crf", "aux"], ...] = ("seed", "refined", "crf"),
+    thresholds: tuple[float, ...] = (),
+    uncertain: bool = False,
+    scores: bool = False,
+    images: Literal["link", "copy"] | None = None,
+    device: str = "auto",
+) -> None:
+    """Write the pseudo labels of a run as a data set for a second stage: palette PNGs in VOC's layout, and a protocol.
+
+    Killed, the same command continues. OUT/seed and its like are folders of their own; `toco_lab/pseudo_labels.py` says
+    what lies in them.
+
+    Args:
+        run: Folder of the run.
+        split: List to label; None takes the training list of the config.
+        out: Folder to write; None takes pseudo_labels/<split> in the run's folder.
+        kinds: seed (final CAM, what `evaluate` calls cam), refined (by PAR: cam_refined), crf (CAM and dense CRF),
+            aux (auxiliary CAM: cam_aux). All are masked by the true image labels.
+        thresholds: One background score, or a low and a high one with 255 (ignored) between them; none given takes
+            background_threshold of the config, as `evaluate` does.
+        uncertain: Take low_threshold and high_threshold of the config.
+        scores: Also write the soft scores of seed and aux, float16 in one .npz per image.
+        images: Put the images there too, as links or copies: OUT/<kind> is then a data_root of the preset `folder`.
+        device: auto, cpu, cuda ...
+    """
+    from toco_lab.pseudo_labels import Thresholds, write_pseudo_labels
+
+    found = RunDir(run)
+    cfg = found.config()
+    if len(thresholds) > 2 or (thresholds and uncertain):
+        raise ValueError("give one threshold, or a low and a high one, or --uncertain without --thresholds")
+    if uncertain:
+        thresholds = (cfg.low_threshold, cfg.high_threshold)
+    chosen = Thresholds(thresholds[0], thresholds[-1]) if thresholds else None
+    written = write_pseudo_labels(
+        found, split=split, out=out, kinds=kinds, thresholds=chosen, scores=scores, images=images, device=device
+    )
+    print(written)
+    _write_pictures(cfg, written.shown, written.out / "contact_sheet.png")
 
 
 def report(
@@ -579,13 +706,13 @@ def import_released(
     """
     from toco_lab import checkpoints
     from toco_lab.model import ToCo
-    from toco_lab.train import build_optimizer
+    from toco_lab.train import Learner
 
     cfg = Config.preset(preset).released()
     model = ToCo(cfg)
     found = checkpoints.import_released(model, checkpoint)
     run = RunDir.create(cfg, root, name=name or f"released-{checkpoint.stem}")
-    checkpoints.save_checkpoint(run.checkpoint_path(cfg.steps), model, build_optimizer(model, cfg), cfg.steps, cfg)
+    checkpoints.save_checkpoint(run.checkpoint_path(cfg.steps), Learner.of(model, cfg).state(), cfg.steps, cfg)
     run.set_status("done", step=cfg.steps)
     run.log(f"imported {checkpoint} ({checkpoints.weights_hash(checkpoint)}); {found}")
     print(f"{found}\nrun folder: {run.path}")
@@ -643,7 +770,8 @@ def _executed(notebook: Path, output: Path, parameters: dict[str, Any]) -> bool:
 
 
 COMMANDS = {
-    function.__name__: function for function in (train, evaluate, report, run, sweep, data, runs, import_released, demo)
+    function.__name__: function
+    for function in (train, evaluate, pseudo_labels, report, run, sweep, data, runs, import_released, demo)
 }
 
 
@@ -651,6 +779,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code. What the user can mend is one line, `--debug` shows the traceback."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug, arguments = "--debug" in arguments, [word for word in arguments if word != "--debug"]
+    if arguments and (name := arguments[0].replace("-", "_")) in COMMANDS:  # `pseudo-labels`, written like an option
+        arguments = [name, *arguments[1:]]
     if arguments[:1] == ["runs"] and not {*RUNS_COMMANDS, "--help", "-h"} & set(arguments[1:2]):
         arguments = ["runs", "list", *arguments[1:]]
     try:

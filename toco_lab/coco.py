@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from toco_lab.config import IGNORE_INDEX
-from toco_lab.labels import COCO_CLASSES, PALETTE, DataError, onehot
+from toco_lab.labels import COCO_CLASSES, DataError, onehot, save_mask
 from toco_lab.runs import atomic_write
 
 CACHE = "masks_from_json"  # beside the folder `annotations`, or in the user's cache where that is read-only
@@ -100,10 +99,7 @@ class CocoMasks:
         """The PNG of an image, painted now if it is not there; KeyError for an unknown name."""
         path = self.folder / f"{name}.png"
         if not path.is_file():
-            picture = Image.fromarray(self._paint(name))
-            picture.putpalette(PALETTE.tobytes())  # an image viewer shows the classes; the numbers stay
-            with atomic_write(path) as file:
-                picture.save(file, format="PNG")
+            save_mask(path, self._paint(name))
         return path
 
     def prepare(self, names: Iterable[str]) -> None:

@@ -11,9 +11,11 @@ from typing import ClassVar
 from xml.etree import ElementTree
 
 import numpy as np
+from PIL import Image
 
 from toco_lab import toy
 from toco_lab.config import Config
+from toco_lab.runs import atomic_write
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -50,6 +52,14 @@ def voc_palette() -> np.ndarray:
 
 
 PALETTE = voc_palette()
+
+
+def save_mask(path: Path, mask: np.ndarray) -> None:
+    """Write class numbers, (H, W) uint8, as a palette PNG: a viewer shows VOC's colours, a reader gets the numbers."""
+    picture = Image.fromarray(mask)
+    picture.putpalette(PALETTE.tobytes())
+    with atomic_write(path) as file:
+        picture.save(file, format="PNG")
 
 
 def class_names(cfg: Config) -> tuple[str, ...]:

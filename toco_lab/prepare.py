@@ -21,7 +21,7 @@ from tqdm import tqdm
 from toco_lab.coco import CocoMasks, find_annotations
 from toco_lab.config import Config
 from toco_lab.folder import resolve
-from toco_lab.labels import COCO_CLASSES, PALETTE, DataError, class_names, label_of_mask, onehot, read_xml_names
+from toco_lab.labels import COCO_CLASSES, DataError, class_names, label_of_mask, onehot, read_xml_names, save_mask
 from toco_lab.layouts import LAYOUTS, find_root, locate
 from toco_lab.readers import FolderReader
 from toco_lab.runs import atomic_write
@@ -106,7 +106,7 @@ def prepare_voc(folder: Path, *, download: bool = False, subset: bool = False, p
     made = locate(root, layout.masks[1:], (".png",))
     todo = [name for name in names if name not in own and name not in made]
     for name in tqdm(todo, desc="SBD masks", unit="mask", disable=not progress):
-        _write_mask(out / f"{name}.png", _read_sbd(sbd / "cls" / f"{name}.mat"))
+        save_mask(out / f"{name}.png", _read_sbd(sbd / "cls" / f"{name}.mat"))
     _write_list(lists / "train_aug.txt", names)
     return f"{lists}/train_aug.txt: {len(names)} images; {len(todo)} masks written to {out}"
 
@@ -310,13 +310,6 @@ def _unpack(folder: Path, archive: Archive) -> None:
         raise DataError(f"cannot unpack {folder / archive.name}: {error}. Remove it and fetch it again") from error
     finally:
         shutil.rmtree(half, ignore_errors=True)
-
-
-def _write_mask(path: Path, mask: np.ndarray) -> None:
-    picture = Image.fromarray(mask)
-    picture.putpalette(PALETTE.tobytes())
-    with atomic_write(path) as file:
-        picture.save(file, format="PNG")
 
 
 def _write_list(path: Path, names: Sequence[str]) -> None:

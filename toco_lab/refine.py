@@ -211,6 +211,37 @@ def dense_crf(
     return q.view(batch, height, width, num_classes).permute(0, 3, 1, 2)
 
 
+@torch.no_grad()
+def crf_label(pixels: Tensor, cam: Tensor, image_label: Tensor, *, low: float, high: float) -> Tensor:
+    """The label of a CAM after the dense CRF: `refine_cam` with the CRF in place of PAR.
+
+    The probabilities are those that PAR gets (method: training step, 5): softmax over the background score, a constant,
+    and the CAM scores of the present classes; absent classes take no part. Where the runs with `high` and with `low` as
+    background score disagree about background, the label is 255.
+
+    Args:
+        pixels: (B, 3, H, W), values in [0, 255]; rounded.
+        cam: (B, C, H, W) in [0, 1].
+        image_label: (B, C) in {0, 1}.
+        low, high: Background scores; equal ones take one run, and leave nothing open.
+
+    Returns:
+        (B, H, W) int64: 0 background, 1..C classes, 255 ignored.
+    """
+    labels = []
+    for picture, scores, present in zip(pixels.round(), cam, image_label, strict=True):
+        slots = present.nonzero().flatten()
+        numbers = F.pad(slots + 1, (1, 0))
+        runs = []
+        for background in dict.fromkeys((high, low)):
+            constant = scores.new_full((1, 1, *scores.shape[-2:]), background)
+            probability = torch.cat([constant, scores[None, slots]], dim=1).softmax(1)
+            runs.append(numbers[dense_crf(picture, probability).argmax(1)[0]])
+        strict, loose = runs[0], runs[-1]
+        labels.append(strict.masked_fill((strict == 0) & (loose != 0), IGNORE_INDEX))
+    return torch.stack(labels)
+
+
 def _offsets(dilations: Sequence[int]) -> list[tuple[int, int]]:
     """(dy, dx) of the eight neighbours at each dilation, row-major."""
     return [(dy * d, dx * d) for d in dilations for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]

@@ -35,7 +35,7 @@ from toco_lab.data import EvalSample
 from toco_lab.evaluate import confusion_matrix, iou_scores
 from toco_lab.labels import DataError
 from toco_lab.model import ToCo, ToCoOutput
-from toco_lab.refine import dense_crf, refine_cam
+from toco_lab.refine import crf_label, refine_cam
 from toco_lab.transforms import normalise
 
 LONGEST_SIDE = 1024  # pixels; a larger uploaded image is scaled down to it
@@ -304,11 +304,7 @@ class CamSession:
                 dilations=self.cfg.par_dilations, num_iter=self.cfg.par_iterations,
             )[0]  # fmt: skip
         else:
-            strict, loose = (
-                dense_crf(pixels, F.pad(maps, (0, 0, 0, 0, 1, 0), value=background).softmax(1)).argmax(1)[0]
-                for background in (high, low)
-            )
-            label = strict.masked_fill((strict == 0) & (loose != 0), IGNORE_INDEX)
+            label = crf_label(pixels, maps, present, low=low, high=high)[0]
         names = torch.full((IGNORE_INDEX + 1,), IGNORE_INDEX, device=label.device)
         names[: len(classes) + 1] = torch.tensor([0, *(index + 1 for index in classes)])
         return names[label]

@@ -155,7 +155,8 @@ def _dry_run(cfg: Config, options: RunOptions) -> None:
     path = options.root / (options.name or cfg.run_name())
     state = RunDir(path).status() if (path / "config.json").is_file() else {"state": "new", "step": 0}
     print(f"run folder: {path} ({state['state']}, step {state['step']})")
-    print(f"training:   {cfg.steps} steps of {cfg.batch_size} images in {cfg.accumulate} micro-batches")
+    parts = f"in {cfg.accumulate} micro-batches" if cfg.accumulate > 1 else "at once"
+    print(f"training:   {cfg.steps} steps of {cfg.batch_size} images {parts}")
     for split in dict.fromkeys((cfg.train_split, cfg.val_split)):
         try:
             found = f"{len(open_dataset(cfg, split))} images"
@@ -165,7 +166,7 @@ def _dry_run(cfg: Config, options: RunOptions) -> None:
     weights = cfg.weights or "downloaded by timm where they are not on this machine yet"
     print(f"backbone:   {cfg.backbone}, " + (f"weights: {weights}" if cfg.pretrained else "random weights"))
     device = resolve_device(cfg.device)
-    print(f"device:     {device}, {num_processes()} processes")
+    print(f"device:     {device}" + (f", {num_processes()} processes" if num_processes() > 1 else ""))
     gpus = torch.cuda.device_count()
     if gpus > 1 and num_processes() == 1 and cfg.device == "auto":
         print(f"            {gpus} GPUs are here: torchrun --nproc-per-node {gpus} -m toco_lab train ... uses them all")

@@ -1,20 +1,27 @@
 """The whole way on real photographs: VOC samples that lie beside the project (skipped where they do not)."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import timm
 import torch
 from folders import SAMPLES, needs_samples
 
 from toco_lab.cam import multi_scale_cam
-from toco_lab.config import Config
+from toco_lab.config import Config, config_differences
 from toco_lab.data import eval_samples, train_loader
 from toco_lab.evaluate import evaluate_run
 from toco_lab.model import ToCo
 from toco_lab.runs import RunDir
 from toco_lab.smoothing import SITES, metric_names, smoothing_of_run, smoothing_per_layer
 from toco_lab.snapshots import probe_samples, token_maps
+from toco_lab.step import loss_weights
 from toco_lab.token_maps import save_token_maps
 from toco_lab.train import Learner, fit, train_step
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import real_images
 
 pytestmark = [pytest.mark.data, pytest.mark.slow, needs_samples]
 
@@ -84,3 +91,16 @@ def test_image_labels_alone_separate_real_photographs():
     losses = [train_step(learner, batch, cfg, step).terms.cls.item()
               for step, batch in enumerate(train_loader(cfg, model.mean, model.std))]  # fmt: skip
     assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("dataset, folder, classes", [
+    ("voc", "voc_sample/VOCdevkit/VOC2012", 20), ("folder", "msrc_v2", 23), ("coco", "coco_sample", 80),
+])  # fmt: skip
+def test_the_small_experiment_compares_three_rows_that_differ_in_their_weights_alone(dataset, folder, classes):
+    grid = real_images.real_grid(dataset, SAMPLES / folder, steps=120, seeds=2)
+    configs = {run.row: run.config for run in grid.runs()}
+    assert list(configs) == ["baseline", "+ PTC", "+ PTC + CTC"] and len(grid.runs()) == 6
+    for cfg in configs.values():
+        assert (cfg.num_classes, cfg.steps, cfg.backbone) == (classes, 120, "vit_tiny_patch16_224")
+    assert set(config_differences(configs)) == {"w_ptc", "w_ctc"}
+    assert loss_weights(configs["+ PTC"], 99)["ptc"] == 0 < loss_weights(configs["+ PTC"], 100)["ptc"]

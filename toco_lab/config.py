@@ -7,6 +7,7 @@ Fields marked "quirk" have a `released` value (what the authors' code does) and 
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import types
@@ -220,7 +221,7 @@ class Config:
 
     def __post_init__(self) -> None:
         """Check each type and the relations between fields; every message names the values."""
-        hints = get_type_hints(type(self))
+        hints = _type_hints(type(self))
         for field in dataclasses.fields(self):
             object.__setattr__(self, field.name, _coerce(field.name, getattr(self, field.name), hints[field.name]))
         _require(
@@ -403,6 +404,9 @@ def config_differences(configs: dict[str, Config]) -> dict[str, dict[str, Any]]:
         if field.name != "preset_name" and len(set(values.values())) > 1:
             table[field.name] = values
     return table
+
+
+_type_hints = functools.cache(get_type_hints)  # runs are listed by the hundred, each with its config
 
 
 def _require(holds: bool, message: str) -> None:

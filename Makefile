@@ -4,7 +4,7 @@ SYSTEM_PYTHON ?= python3
 PYTHON := $(VENV)/bin/python
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: demo test check lab notebooks strip table clean
+.PHONY: demo test check lab notebooks strip table bench clean
 
 demo: $(VENV)/.installed  ## train a baseline and ToCo on toy scenes, execute their notebooks, write one report
 	$(PYTHON) -m toco_lab demo
@@ -27,6 +27,15 @@ strip: $(VENV)/.installed  ## take outputs and stray metadata out of the noteboo
 
 table: $(VENV)/.installed  ## the README's toy table: seven rows, five seeds, about half an hour
 	$(PYTHON) benchmarks/toy_table.py
+
+bench: $(VENV)/.installed  ## every benchmark at modest settings, then a table of targets; leave the machine alone
+	$(PYTHON) benchmarks/training_step.py toy deit_tiny --repeats 3
+	$(PYTHON) benchmarks/inference.py --repeats 3
+	$(PYTHON) benchmarks/crf.py --repeats 3
+	$(PYTHON) benchmarks/metrics.py --repeats 3
+	$(PYTHON) benchmarks/growth.py --repeats 1
+	$(PYTHON) benchmarks/startup.py --repeats 3
+	$(PYTHON) benchmarks/summary.py
 
 clean:  ## caches and the results of `demo` and `notebooks`; other runs and $(VENV) stay
 	rm -rf build *.egg-info .ruff_cache results/demo results/notebooks

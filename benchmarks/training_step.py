@@ -9,21 +9,26 @@ than the clock. Ratios are taken within a round, then their median. Memory is th
 Writes benchmarks/results/training_step.csv and .md; settings that are not asked for keep the rows they have there.
 """
 
-import argparse
-import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import textbook
 import torch
+from measure import (
+    Places,
+    in_a_fresh_process,
+    merged,
+    origin,
+    origin_lines,
+    parser_of,
+    peak_megabytes_of,
+    timed,
+    write,
+)  # fmt: skip
 from torch import Tensor
 from tqdm import tqdm
 
@@ -31,12 +36,10 @@ from toco_lab import cam, step
 from toco_lab.config import Config
 from toco_lab.data import Batch
 from toco_lab.model import ToCo
-from toco_lab.runs import atomic_write, environment
 from toco_lab.toy import make_scene
 from toco_lab.train import Learner, train_step
 from toco_lab.transforms import TrainViews
 
-HERE = Path(__file__).parent / "results"
 VOC = Config.preset("voc_vit_b")
 SETTINGS = {
     "toy": Config.preset("toy"),
@@ -44,7 +47,6 @@ SETTINGS = {
     "vit_b": VOC.replace(batch_size=2),
 }
 WHOLE, REST = "whole", "rest"
-Places = dict[str, list[tuple[Any, str]]]  # part -> functions, as (owner, name)
 SHARED: Places = {
     "forward": [(ToCo, "forward")],
     "backward": [(Tensor, "backward")],
@@ -108,32 +110,6 @@ def make_steps(cfg: Config) -> dict[str, Callable[[], Any]]:
     }
 
 
-@contextmanager
-def timed(places: Places) -> Iterator[dict[str, float]]:
-    """Processor seconds of each part, as they add up; a part within another one counts for the outer one alone."""
-    seconds, inside = dict.fromkeys(places, 0.0), []
-
-    def measured(part: str, call: Callable) -> Callable:
-        def run(*arguments: Any, **options: Any) -> Any:
-            if inside:
-                return call(*arguments, **options)
-            inside.append(part)
-            began = time.process_time()
-            try:
-                return call(*arguments, **options)
-            finally:
-                seconds[part] += time.process_time() - began
-                inside.clear()
-
-        return run
-
-    with ExitStack() as stack:
-        for part, owners in places.items():
-            for owner, name in owners:
-                stack.enter_context(patch.object(owner, name, measured(part, getattr(owner, name))))
-        yield seconds
-
-
 def measure(cfg: Config, repeats: int, advance: Callable[[], Any] = lambda: None) -> pd.DataFrame:
     """One row per round, step and part; a round before the first one is not counted."""
     steps, rows = make_steps(cfg), []
@@ -153,24 +129,12 @@ def peak_megabytes(cfg: Config, name: str) -> tuple[float, float]:
     """Largest resident memory of this process over two steps, and that without what the loaded model took before."""
     torch.set_num_threads(1)
     run = make_steps(cfg)[name]
-    before = _resident("VmRSS")
-    # getrusage would remember what building the model took, and what the parent process took
-    Path("/proc/self/clear_refs").write_text("5")
-    run()
-    run()
-    peak = _resident("VmHWM")
-    return peak, peak - before
 
+    def two_steps() -> None:
+        run()
+        run()
 
-def _resident(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith(f"{field}:"))
-
-
-def in_a_fresh_process(call: Callable, *arguments: Any) -> Any:
-    """The result of a function of this file, called in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(call, *arguments).result()
+    return peak_megabytes_of(two_steps)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
@@ -225,46 +189,27 @@ def markdown(table: pd.DataFrame) -> str:
                 f"| {part} | {fast['seconds'][part]:.4f} | {fast['seconds'][part] / fast['seconds'][WHOLE]:.1%} | "
                 f"{plain['seconds'][part]:.4f} | {'-' if pd.isna(ratio) else f'{ratio:.2f}'} |"
             )
-        lines += ["", f"{about['machine']}; {about['versions']}; commit {about['commit']}.", ""]
-        lines += [f"    {about['command']}"]
+        lines += origin_lines(about)
     return "\n".join([*lines, ""])
-
-
-def merged(path: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """The rows that are kept in a file with those of the settings just measured in the place of theirs."""
-    kept = pd.read_csv(path) if path.is_file() else table[:0]
-    parts = [table, kept[~kept["setting"].isin(table["setting"])]]
-    both = pd.concat([part for part in parts if len(part)], ignore_index=True)
-    places = both["setting"].map(list(SETTINGS).index)
-    return both.iloc[places.argsort(kind="stable")]
 
 
 def measured_rows(setting: str, repeats: int, advance: Callable[[], Any]) -> pd.DataFrame:
     """Time and memory of one setting, with what they were made on."""
-    cfg, made = SETTINGS[setting], environment("cpu")
+    cfg = SETTINGS[setting]
     table = summarise(measure(cfg, repeats, advance))
     for name in PARTS:
         peaks = in_a_fresh_process(peak_megabytes, cfg, name)
         table.loc[(table["step"] == name) & (table["part"] == WHOLE), ["peak_mb", "step_mb"]] = peaks
         advance()
     table.insert(0, "setting", setting)
-    git, packages = made["git"], made["packages"]
-    return table.assign(
-        repeats=repeats,
-        sizes=describe(cfg),
-        machine=f"{made['device']}, {made['cpu_count']} cores",
-        versions=f"python {made['python']}, torch {packages['torch']}, timm {packages['timm']}",
-        commit=git["commit"][:9] if git else "unknown",
-        command=f"python benchmarks/training_step.py {setting} --repeats {repeats}",
-    )
+    about = origin(__file__, [setting, "--repeats", repeats])
+    return table.assign(repeats=repeats, sizes=describe(cfg), **about)
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = parser_of(__doc__, repeats=5)
     parser.add_argument("settings", nargs="*", metavar="SETTING", help=f"all by default: {', '.join(SETTINGS)}")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=HERE)
     args = parser.parse_args(arguments)
     if unknown := set(args.settings) - set(SETTINGS):
         parser.error(f"no setting {', '.join(sorted(unknown))}; there are: {', '.join(SETTINGS)}")
@@ -273,12 +218,10 @@ def main(arguments: Iterable[str] | None = None) -> None:
     with tqdm(total=len(settings) * len(PARTS) * (args.repeats + 2), unit="run") as bar:
         for setting in settings:
             bar.set_description(setting)
-            table = merged(path, measured_rows(setting, args.repeats, bar.update).round(4))
-            with atomic_write(path, "w") as file:
-                table.to_csv(file, index=False, lineterminator="\n")
+            measured = measured_rows(setting, args.repeats, bar.update).round(4)
+            table = merged(path, measured, "setting", SETTINGS)
             text = markdown(table)
-            with atomic_write(path.with_suffix(".md"), "w") as file:
-                file.write(text)
+            write(path, table, text)
     print(text)
 
 

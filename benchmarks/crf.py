@@ -1,0 +1,203 @@
+"""What the dense CRF costs, where its time goes, and how it grows with pixels and with classes.
+
+    python benchmarks/crf.py                                  # some minutes
+    python benchmarks/crf.py --sizes 112x112 224x224 --classes 1 21 --repeats 1
+
+`refine.dense_crf` of 10 iterations, beside it the bilateral lattice alone (`lattice.Lattice`): building it, and one
+filtering. The picture is made here: smooth shapes with noise of 6 grey levels, which give about 0.3 lattice vertices a
+pixel, as photographs of VOC and COCO do on average (0.02 to 0.7 among a dozen of them). Its number of vertices, not
+only of pixels, sets the cost of the blur. One thread, processor seconds; sizes and classes take turns in a round.
+Writes benchmarks/results/crf.csv and .md.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from measure import growth_exponent, markdown_table, origin, origin_lines, parser_of, rounds, timed, write
+from torch import Tensor
+from tqdm import tqdm
+
+from toco_lab.lattice import Lattice, bilateral_features
+from toco_lab.refine import dense_crf
+
+SIZES = ("112x112", "224x224", "375x500", "500x667")
+CLASSES = (1, 5, 21, 81)
+SIGMA_XY, SIGMA_RGB = 121, 5  # those of `dense_crf`
+NOISE = 6.0  # standard deviation in grey levels
+PROFILED = "375x500"
+BUILD, FILTER, CRF, REST = "lattice", "one filtering", "dense CRF", "rest"
+
+
+def photo(height: int, width: int, *, seed: int = 0) -> Tensor:
+    """A picture that is photo-like to a bilateral filter, (3, H, W) whole grey levels; scaled, its shapes stay."""
+    rng = np.random.default_rng(seed)
+    y, x = ((np.arange(side) + 0.5) / side for side in (height, width))
+    slope = rng.uniform(-60, 60, (2, 3))
+    image = rng.uniform(60, 200, 3) + slope[0] * y[:, None, None] + slope[1] * x[None, :, None]
+    for _ in range(12):
+        centre, radius = rng.uniform(0, 1, 2), rng.uniform(0.05, 0.3, 2)
+        distance = ((y[:, None] - centre[0]) / radius[0]) ** 2 + ((x - centre[1]) / radius[1]) ** 2
+        inside = 1 / (1 + np.exp((distance - 1).clip(-1, 1) * 30))[..., None]
+        shaded = rng.uniform(20, 235, 3) * (1 - 0.4 * distance.clip(0, 1))[..., None]
+        image = image + (shaded - image) * inside
+    image += rng.normal(0, NOISE, (height, width, 1)) + rng.normal(0, NOISE / 2, (height, width, 3))
+    return torch.from_numpy(image.clip(0, 255).round()).permute(2, 0, 1).float()
+
+
+def make_calls(height: int, width: int, num_classes: int) -> dict[str, Callable[[], Any]]:
+    """Build, filter and the whole, on one picture."""
+    generator = torch.Generator().manual_seed(0)
+    image = photo(height, width)
+    probability = torch.rand(1, num_classes, height, width, generator=generator).softmax(1)
+    features = bilateral_features(image[None], SIGMA_XY, SIGMA_RGB)
+    lattice = Lattice(features)
+    rows = probability.flatten(2)[0].T.contiguous()
+    return {
+        BUILD: lambda: Lattice(features),
+        FILTER: lambda: lattice.filter_rows(rows),
+        CRF: lambda: dense_crf(image, probability),
+    }
+
+
+def measure(
+    points: Iterable[tuple[int, int, int]], repeats: int, advance: Callable[[], Any] = lambda: None
+) -> pd.DataFrame:
+    """A row per (height, width, classes): seconds of each part."""
+    points = list(points)
+    calls = {(*point, name): call for point in points for name, call in make_calls(*point).items()}
+    median, rows = rounds(calls, repeats, advance).median(), []
+    for height, width, classes in points:
+        row = {"height": height, "width": width, "pixels": height * width, "classes": classes}
+        row |= {name: median[height, width, classes, name] for name in (BUILD, FILTER, CRF)}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def profile(height: int, width: int, num_classes: int) -> dict[str, float]:
+    """Share of the CRF's time by part: building both lattices, the three steps of filtering, softmax, the rest."""
+    crf = make_calls(height, width, num_classes)[CRF]
+    crf()
+    with (
+        filter_steps() as steps,
+        timed({"construction": [(Lattice, "__init__")], "softmax": [(Tensor, "softmax")]}) as others,
+    ):
+        began = time.process_time()
+        crf()
+        whole = time.process_time() - began
+    parts = {"construction": others["construction"]} | steps | {"softmax": others["softmax"]}
+    parts[REST] = whole - sum(parts.values())
+    return {part: spent / whole for part, spent in parts.items()}
+
+
+@contextmanager
+def filter_steps() -> Iterator[dict[str, float]]:
+    """Processor seconds of splat, blur and slice in every filtering inside: its `embedding_bag`s, in this order."""
+    bag, filter_rows, seconds = F.embedding_bag, Lattice.filter_rows, {"splat": 0.0, "blur": 0.0, "slice": 0.0}
+
+    def split(lattice: Lattice, rows: Tensor) -> Tensor:
+        order = iter(["splat", *["blur"] * (lattice.shape[1] + 1), "slice"])
+
+        def one(*arguments: Any, **options: Any) -> Tensor:
+            began = time.process_time()
+            found = bag(*arguments, **options)
+            seconds[next(order)] += time.process_time() - began
+            return found
+
+        with patch.object(F, "embedding_bag", one):
+            return filter_rows(lattice, rows)
+
+    with patch.object(Lattice, "filter_rows", split):
+        yield seconds
+
+
+def growth(table: pd.DataFrame, many: int) -> pd.DataFrame:
+    """Exponents of the seconds of each part: in pixels at `many` classes, in classes at the size with most of them."""
+    by_size = table[table["classes"] == many]
+    counts = table.groupby("pixels")["classes"].nunique()
+    by_class = table[table["pixels"] == counts.idxmax()]
+    rows = []
+    for over, points in (("pixels", by_size), ("classes", by_class)):
+        if points[over].nunique() > 1:
+            found = {part: growth_exponent(points[over], points[part]) for part in (BUILD, FILTER, CRF)}
+            rows.append({"over": over, "points": len(points)} | found)
+    return pd.DataFrame(rows)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """Seconds, growth, profile, origin."""
+    about = table.iloc[0]
+    lines = [
+        "Dense CRF of 10 iterations and its bilateral lattice. Processor seconds, one thread, medians of",
+        f"{about['repeats']} rounds; a made-up picture with noise of {NOISE:g} grey levels.",
+        "",
+    ]
+    points = table[table["kind"] == "seconds"]
+    cells = [
+        [
+            f"{row.height:.0f} x {row.width:.0f}",
+            f"{row.classes:.0f}",
+            f"{row.build:.3f}",
+            f"{row.filter:.4f}",
+            f"{row.crf:.3f}",
+        ]
+        for row in points.rename(columns={BUILD: "build", FILTER: "filter", CRF: "crf"}).itertuples()
+    ]
+    lines += markdown_table(["pixels", "classes", BUILD, FILTER, CRF], cells)
+    lines += ["", "Seconds grow as a power of pixels, of classes, with the exponent:", ""]
+    cells = [
+        [row["over"], *(f"{row[part]:.2f}" for part in (BUILD, FILTER, CRF))]
+        for _, row in table[table["kind"] == "exponent"].iterrows()
+    ]
+    lines += markdown_table(["over", BUILD, FILTER, CRF], cells)
+    shares = table[table["kind"] == "share"]
+    one = shares.iloc[0]
+    lines += [
+        "",
+        f"Where the CRF's time goes, {one['height']:.0f} x {one['width']:.0f}, {one['classes']:.0f} classes:",
+        "",
+    ]
+    lines += markdown_table(["part", "share"], [[row.part, f"{row.share:.0%}"] for row in shares.itertuples()])
+    return "\n".join([*lines, *origin_lines(about), ""])
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """ "375x500" -> (375, 500), rows first."""
+    height, _, width = text.partition("x")
+    return int(height), int(width)
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """Measure, print and write."""
+    parser = parser_of(__doc__, repeats=3)
+    parser.add_argument("--sizes", nargs="+", type=size_of, metavar="HxW", default=[*map(size_of, SIZES)])
+    parser.add_argument("--classes", nargs="+", type=int, default=list(CLASSES), help="at the second size")
+    parser.add_argument("--many", type=int, default=21, help="classes at the other sizes (21, VOC with background)")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    about, (first, *others) = origin(__file__, arguments), args.sizes
+    small = others[0] if others else first
+    points = [(*size, args.many) for size in args.sizes] + [(*small, count) for count in args.classes]
+    points = list(dict.fromkeys(points))
+    with tqdm(total=3 * len(points) * (args.repeats + 1), unit="call") as bar:
+        table = measure(points, args.repeats, bar.update)
+    # the size of VOC's photographs where it is among them
+    size = size_of(PROFILED) if size_of(PROFILED) in args.sizes else args.sizes[-1]
+    shares = pd.DataFrame(profile(*size, args.many).items(), columns=["part", "share"])
+    shares = shares.assign(height=size[0], width=size[1], classes=args.many)
+    kinds = {"seconds": table, "exponent": growth(table, args.many), "share": shares}
+    table = pd.concat([part.assign(kind=kind) for kind, part in kinds.items()], ignore_index=True)
+    table = table.assign(repeats=args.repeats, **about).round(4)
+    text = markdown(table)
+    write(args.out / "crf.csv", table, text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""What multi-scale CAMs and the evaluation of an image cost beside the bare encoder passes they need.
+
+    python benchmarks/inference.py                      # toy and deit_tiny
+    python benchmarks/inference.py vit_b --repeats 3
+
+Measured are `cam.multi_scale_cam` after the forward pass whose logits are scored as well, for the two classes that are
+there, as the evaluation calls it, and for all classes; and `evaluate.predict`, for each target and for all at once.
+Weights are random. The floor of each: timm's encoder on the same images and their
+mirror images at the same scales, in batches of the same size; what two targets share is needed once. All take turns in
+one process with one thread. Memory is the peak of a fresh process (Linux) that evaluates toy scenes of 192 pixels, and
+of one that evaluates four times as many. Writes benchmarks/results/inference.csv and .md; settings that are not asked
+for keep the rows they have there.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from measure import (
+    in_a_fresh_process,
+    markdown_table,
+    merged,
+    origin,
+    origin_lines,
+    parser_of,
+    peak_megabytes_of,
+    ratio,
+    rounds,
+    write,
+)
+from torch import Tensor
+from tqdm import tqdm
+
+from toco_lab.cam import multi_scale_cam
+from toco_lab.config import Config
+from toco_lab.encoders import encoder_of
+from toco_lab.evaluate import TARGETS, evaluate_model, predict
+from toco_lab.model import ToCo
+
+MULTI_SCALE_CAM, ALL_CLASSES, EVERYTHING = "multi-scale CAM", "multi-scale CAM of all classes", "all targets"
+MEMORY = "memory"  # the setting of the rows about it
+TIMES_AS_MANY = 4  # images of the second memory measurement
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is evaluated: a config, the native (H, W) of the images, images at once."""
+
+    cfg: Config
+    native: tuple[int, int]
+    batch: int
+
+
+VOC = Config.preset("voc_vit_b")
+SETTINGS = {
+    "toy": Setting(Config.preset("toy"), (96, 96), 8),
+    # half of VOC's usual 375 x 500 and of the 448 pixels of CAMs, in whole tokens at every scale
+    "deit_tiny": Setting(VOC.replace(backbone="deit_tiny_patch16_224", eval_cam_size=224), (192, 256), 4),
+    "vit_b": Setting(VOC, (384, 512), 1),
+}
+DEFAULT = ("toy", "deit_tiny")
+Size = tuple[int, int]
+
+
+# --- what is measured -------------------------------------------------------------------------------------------------
+
+
+def cam_passes(setting: Setting) -> list[Size]:
+    """Sizes the encoder sees for the CAMs; each runs mirrored, too."""
+    edge = setting.cfg.eval_cam_size
+    return _scaled((edge, edge) if edge else setting.native, setting.cfg.cam_scales)
+
+
+def segmentation_passes(setting: Setting) -> list[Size]:
+    """The same for the segmentation."""
+    return _scaled(setting.native, setting.cfg.eval_seg_scales)
+
+
+def _scaled(size: Size, scales: Sequence[float]) -> list[Size]:
+    return [(int(scale * size[0]), int(scale * size[1])) for scale in scales]
+
+
+def passes_of(setting: Setting, name: str) -> list[Size]:
+    """Sizes that a measured thing can not do without, each once."""
+    cams = [] if name == "seg" else cam_passes(setting)
+    return list(dict.fromkeys(cams + (segmentation_passes(setting) if name in ("seg", EVERYTHING) else [])))
+
+
+def make_calls(setting: Setting) -> dict[str, Callable[[], Any]]:
+    """Everything that takes turns: each measured thing, and each floor under the name of its passes."""
+    torch.manual_seed(0)
+    cfg, model = setting.cfg, ToCo(setting.cfg).eval()
+    encoder = encoder_of(model)
+    image = torch.randn(setting.batch, 3, *setting.native)
+    edge = cfg.eval_cam_size
+    for_cams = torch.randn(setting.batch, 3, edge, edge) if edge else image
+    label = torch.zeros(setting.batch, cfg.num_classes)
+    label[:, :2] = 1  # few photographs show more
+
+    @torch.no_grad()
+    def evaluation(*targets: str) -> None:
+        predict(model, cfg, image, label, targets)
+
+    @torch.no_grad()
+    def cams(image_label: Tensor | None) -> None:
+        plain = model(for_cams, segment=False)
+        multi_scale_cam(model, for_cams, cfg.cam_scales, plain=plain.features, image_label=image_label)
+
+    @torch.no_grad()
+    def floor(pairs: Sequence[Tensor]) -> None:
+        for pair in pairs:
+            encoder.forward_features(pair)
+
+    calls = {MULTI_SCALE_CAM: lambda: cams(label), ALL_CLASSES: lambda: cams(None)}
+    calls |= {target: lambda target=target: evaluation(target) for target in TARGETS}
+    calls[EVERYTHING] = lambda: evaluation(*TARGETS)
+    for sizes in dict.fromkeys(tuple(passes_of(setting, name)) for name in calls):
+        pairs = [torch.randn(2 * setting.batch, 3, *size) for size in sizes]
+        calls[floor_name(sizes)] = lambda pairs=pairs: floor(pairs)
+    return calls
+
+
+def floor_name(sizes: Iterable[Size]) -> str:
+    """Name of the encoder passes at some sizes."""
+    return " + ".join(f"{height} x {width}" for height, width in sizes)
+
+
+def measure(setting: Setting, repeats: int, advance: Callable[[], Any] = lambda: None) -> pd.DataFrame:
+    """A row per measured thing: seconds of a batch, images a second, the ratio to its floor."""
+    seconds = rounds(make_calls(setting), repeats, advance)
+    rows = []
+    for name in (MULTI_SCALE_CAM, ALL_CLASSES, *TARGETS, EVERYTHING):
+        floor = floor_name(passes_of(setting, name))
+        spent = seconds[name].median()
+        rows.append(
+            {
+                "what": name,
+                "passes": floor,
+                "seconds": spent,
+                "floor_seconds": seconds[floor].median(),
+                "images_per_second": setting.batch / spent,
+                "to_floor": ratio(seconds, name, floor),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def peak_of_evaluation(count: int) -> float:
+    """Peak memory in MB of this process over the evaluation of so many toy scenes.
+
+    A sample that is kept would hold 0.8 MB. The toy reader keeps image and mask of up to 128 scenes, 0.15 MB each.
+    """
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    cfg = Config.preset("toy").replace(crop_size=192, val_images=count)
+    model = ToCo(cfg)
+    return peak_megabytes_of(lambda: evaluate_model(model, cfg, targets=TARGETS, progress=False))[0]
+
+
+def measure_memory(images: int, advance: Callable[[], Any] = lambda: None) -> pd.DataFrame:
+    """A row per number of images: peak, and its ratio to that of the fewer images."""
+    rows = []
+    for count in (images, TIMES_AS_MANY * images):
+        peak = in_a_fresh_process(peak_of_evaluation, count)
+        rows.append({"what": f"{count} images", "images": count, "peak_mb": peak})
+        advance()
+    table = pd.DataFrame(rows)
+    return table.assign(to_fewer=table["peak_mb"] / table["peak_mb"].iloc[0])
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def describe(setting: Setting) -> str:
+    """Sizes that the cost depends on."""
+    cfg, (height, width) = setting.cfg, setting.native
+    cam_scales, seg_scales = (" ".join(f"{s:g}" for s in scales) for scales in (cfg.cam_scales, cfg.eval_seg_scales))
+    return (
+        f"{cfg.backbone.partition('.')[0]}{f' with {cfg.depth} blocks of {cfg.embed_dim}' if cfg.depth else ''}, "
+        f"{cfg.num_classes} classes, batch {setting.batch}, images {height} x {width}; CAM at "
+        f"{cfg.eval_cam_size or 'native size'}, scales {cam_scales}; segmentation scales {seg_scales}; all mirrored too"
+    )
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A section per setting."""
+    lines = [
+        "Inference against the encoder passes it needs. Processor seconds of a batch, one thread, fp32, medians;",
+        "ratios are medians over rounds. `cam`, `cam_aux`, `cam_refined` and `seg` are targets of the evaluation; the",
+        "first two come from the same passes.",
+    ]
+    for setting, rows in table.groupby("setting", sort=False):
+        about = rows.iloc[0]
+        lines += ["", f"## {setting}", "", f"{about['sizes']}. {about['repeats']:.0f} rounds.", ""]
+        if setting == MEMORY:
+            cells = [[row.what, f"{row.peak_mb:.0f}", f"{row.to_fewer:.3f}"] for row in rows.itertuples()]
+            lines += markdown_table(["", "peak MB", "x the fewer images"], cells)
+        else:
+            cells = [
+                [row.what, f"{row.seconds:.3f}", f"{row.images_per_second:.2f}", row.passes, f"{row.floor_seconds:.3f}",
+                 f"{row.to_floor:.2f}"]
+                for row in rows.itertuples()
+            ]  # fmt: skip
+            lines += markdown_table(["", "seconds", "images a second", "passes", "seconds of them", "x"], cells)
+        lines += origin_lines(about)
+    return "\n".join([*lines, ""])
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """Measure, print and write."""
+    parser = parser_of(__doc__, repeats=7)
+    parser.add_argument("settings", nargs="*", metavar="SETTING", help=f"{', '.join(SETTINGS)}; {' '.join(DEFAULT)}")
+    parser.add_argument("--images", type=int, default=16, help="of the smaller memory measurement (16); 0: none")
+    args = parser.parse_args(arguments)
+    if unknown := set(args.settings) - set(SETTINGS):
+        parser.error(f"no setting {', '.join(sorted(unknown))}; there are: {', '.join(SETTINGS)}")
+    torch.set_num_threads(1)
+    about, tables = origin(__file__, arguments), []
+    with tqdm(unit="call") as bar:
+        for name in args.settings or DEFAULT:
+            bar.set_description(name)
+            table = measure(SETTINGS[name], args.repeats, bar.update)
+            tables.append(table.assign(setting=name, sizes=describe(SETTINGS[name]), repeats=args.repeats))
+        if args.images:
+            bar.set_description(MEMORY)
+            table = measure_memory(args.images, bar.update)
+            sizes = "Peak memory of an evaluation, toy scenes of 192 x 192 pixels, all targets"
+            tables.append(table.assign(setting=MEMORY, sizes=sizes, repeats=1))
+    table, path = pd.concat(tables).assign(**about).round(4), args.out / "inference.csv"
+    table = merged(path, table, "setting", [*SETTINGS, MEMORY])
+    text = markdown(table)
+    write(path, table, text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""How long one waits for the first thing: imports, the first batch, the first figure of a notebook, a report.
+
+    python benchmarks/startup.py
+    python benchmarks/startup.py --runs results/demo/baseline results/demo/toco
+    python benchmarks/startup.py --report results/demo/report.html --no-browser
+
+Each of the first three is a fresh Python process with one thread, several times, in turns:
+
+- imports: torch and timm, then what `import toco_lab` adds, what training adds (`toco_lab.fit`), what all public names;
+- the first batch of the toy preset, after its model;
+- the code of notebook 00 up to the cell that saves the first figure, without Jupyter.
+
+A report is built from two runs, by default two smoke runs trained on the spot, and opened in Chromium without a network
+until its last plot is drawn; without a Chromium its size alone is known. Processor seconds beside the clock's; medians.
+The ratio is to importing torch and timm in the same round. Writes benchmarks/results/startup.csv and .md.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from measure import markdown_table, origin, origin_lines, parser_of, write
+from tqdm import tqdm
+
+from toco_lab.config import Config
+from toco_lab.evaluate import evaluate_run
+from toco_lab.report import build_report
+from toco_lab.runs import RunDir
+from toco_lab.smoothing import smoothing_of_run
+from toco_lab.train import fit
+
+ROOT = Path(__file__).resolve().parents[1]
+BASE = "torch and timm"
+IMPORTS = {
+    BASE: "import torch, timm",
+    "import toco_lab": "import toco_lab",
+    "what training imports": "toco_lab.fit",
+    "every public name": "[getattr(toco_lab, name) for name in dir(toco_lab)]",
+}
+FIRST_BATCH = {
+    "imports": "import torch, timm, toco_lab; toco_lab.fit; from toco_lab.data import train_loader",
+    "model": "cfg = toco_lab.Config.preset({preset!r}); model = toco_lab.initial_model(cfg)",
+    "first batch": "next(iter(train_loader(cfg, model.mean, model.std)))",
+}
+# runs named pieces of code one after the other, and says what each took
+CHILD = """
+import json, sys, time
+found, names = {}, {"__name__": "__main__"}
+for name, code in json.loads(sys.argv[1]).items():
+    processor, clock = time.process_time(), time.perf_counter()
+    exec(code, names)
+    found[name] = {"cpu": time.process_time() - processor, "wall": time.perf_counter() - clock}
+print("\\n" + json.dumps(found))
+"""
+
+
+# --- what is measured -------------------------------------------------------------------------------------------------
+
+
+def stages(code: Mapping[str, str]) -> pd.DataFrame:
+    """Seconds of pieces of code, run in turn in one fresh process: a row per piece, columns cpu and wall.
+
+    Raises:
+        RuntimeError: With the end of its messages, if the code fails.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, json.dumps(code)],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"the measured process failed:\n{done.stderr[-2000:]}")
+    return pd.DataFrame.from_dict(json.loads(done.stdout.splitlines()[-1]), orient="index")
+
+
+def first_cells(notebook: Path, run_dir: Path, **parameters: Any) -> dict[str, str]:
+    """Code of a notebook up to the cell that saves the first figure, without magics.
+
+    Args:
+        notebook: Its first code cell holds the parameters.
+        run_dir: Value of its parameter of this name.
+        **parameters: Further parameters.
+    """
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    last = next(number for number, source in enumerate(code) if "save_figure" in source)
+    code = ["\n".join(line for line in source.splitlines() if not line.startswith("%")) for source in code[: last + 1]]
+    given = {"run_dir": str(run_dir)} | parameters
+    code[0] += "".join(f"\n{name} = {value!r}" for name, value in given.items())
+    return {f"cell {number}": source for number, source in enumerate(code)}
+
+
+def measure_processes(repeats: int, *, preset: str = "toy", advance: Callable[[], Any] = lambda: None) -> pd.DataFrame:
+    """A row per thing one waits for: medians of cpu, wall and to_base, cpu over that of importing torch and timm."""
+    rows = []
+    for number in range(repeats + 1):  # the first round fills the disk cache
+        imports = stages(IMPORTS)
+        advance()
+        batch = stages({name: code.format(preset=preset) for name, code in FIRST_BATCH.items()})
+        advance()
+        with tempfile.TemporaryDirectory() as folder:
+            cells = first_cells(ROOT / "notebooks/00_start_here.ipynb", Path(folder) / "scratch", preset=preset)
+            figure = stages(cells).sum()
+        advance()
+        found = {name: imports.loc[name] for name in IMPORTS}
+        found |= {name: batch.loc[name] for name in ("model", "first batch")}
+        found |= {"imports, model and first batch": batch.sum(), "notebook 00 to its first figure": figure}
+        base = imports.loc[BASE, "cpu"]
+        rows += [
+            {"round": number, "what": name, "cpu": spent["cpu"], "wall": spent["wall"], "to_base": spent["cpu"] / base}
+            for name, spent in found.items()
+        ]
+    table = pd.DataFrame(rows).query("round > 0").drop(columns="round")
+    return table.groupby("what", sort=False).median().reset_index()
+
+
+def smoke_runs(root: Path) -> list[RunDir]:
+    """Two finished runs of the smoke preset, with and without token contrast."""
+    runs = []
+    for name, overrides in (("baseline", {"w_ptc": 0.0, "w_ctc": 0.0}), ("toco", {})):
+        cfg = Config.preset("smoke").replace(**overrides)
+        run = RunDir.create(cfg, root, name=name)
+        fit(cfg, run, progress=False)
+        evaluate_run(run, progress=False)
+        smoothing_of_run(run, progress=False)
+        runs.append(run)
+    return runs
+
+
+def measure_report(report: Path | None, runs: Iterable[Path], repeats: int, *, browser: bool = True) -> pd.DataFrame:
+    """Rows about a report: building it, unless a file is given, and opening it; megabytes of the file."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        if report is None:
+            shown = [RunDir(run) for run in runs] or smoke_runs(Path(folder))
+            processor, clock = time.process_time(), time.perf_counter()
+            report = build_report(shown, Path(folder) / "report.html")
+            spent = {"cpu": time.process_time() - processor, "wall": time.perf_counter() - clock}
+            rows.append({"what": f"building a report of {len(shown)} runs"} | spent)
+        opened = [seconds_to_open(report) for _ in range(repeats)] if browser else []
+        wall = pd.Series([seconds for seconds in opened if seconds is not None], dtype=float).median()
+        rows.append({"what": "opening a report", "wall": wall, "megabytes": report.stat().st_size / 1e6})
+    return pd.DataFrame(rows)
+
+
+def seconds_to_open(report: Path) -> float | None:
+    """The clock's seconds from a new tab to the last plot drawn, in a Chromium of its own; None without one."""
+    sys.path.append(str(ROOT / "tests"))
+    try:
+        import pytest
+        from browser import offline_page, running_browser
+    except ImportError:
+        return None
+    try:
+        with running_browser() as browser:
+            clock = time.perf_counter()
+            with offline_page(browser, report) as page:
+                page.wait_for_function(
+                    "() => [...document.querySelectorAll('.plotly-graph-div')].every((one) => one.querySelector('svg'))"
+                )
+                return time.perf_counter() - clock
+    except pytest.skip.Exception:  # no Chromium here
+        return None
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """One table."""
+    about = table.iloc[0]
+    lines = [
+        f"Waiting for the first thing: fresh processes, one thread, medians of {about['repeats']} rounds, in seconds;",
+        "the last rows are about a report.",
+        "",
+    ]
+
+    def cell(value: float, form: str) -> str:
+        return "-" if pd.isna(value) else f"{value:{form}}"
+
+    cells = [
+        [row.what, cell(row.cpu, ".3f"), cell(row.wall, ".2f"), cell(row.to_base, ".3f"), cell(row.megabytes, ".2f")]
+        for row in table.itertuples()
+    ]
+    lines += markdown_table(["", "processor", "clock", "x torch and timm", "megabytes"], cells)
+    return "\n".join([*lines, *origin_lines(about), ""])
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """Measure, print and write."""
+    parser = parser_of(__doc__, repeats=3)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--report", type=Path, help="an HTML report; by default one is made")
+    what.add_argument(
+        "--runs", type=Path, nargs="+", default=[], help="run folders to make it of; by default smoke runs"
+    )
+    parser.add_argument("--no-browser", action="store_true", help="do not open the report")
+    args = parser.parse_args(arguments)
+    about = origin(__file__, arguments)
+    with tqdm(total=3 * (args.repeats + 1) + 1, unit="process") as bar:
+        table = measure_processes(args.repeats, advance=bar.update)
+        report = measure_report(args.report, args.runs, args.repeats, browser=not args.no_browser)
+        bar.update()
+    table = pd.concat([table, report], ignore_index=True).assign(repeats=args.repeats, **about).round(4)
+    text = markdown(table)
+    write(args.out / "startup.csv", table, text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

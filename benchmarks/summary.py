@@ -1,0 +1,154 @@
+"""The benchmarks in one Markdown table: a row per target with what was measured, made of the CSVs of the other scripts.
+
+    python benchmarks/summary.py                        # prints the README's table
+
+It reads benchmarks/results; what has not been measured is left out. Every number here comes from a file.
+"""
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from measure import RESULTS, growth_exponent, markdown_table
+
+Values = Iterator[tuple[str, float]]  # which setting (empty where there is one), number
+
+
+@dataclass(frozen=True)
+class Target:
+    """One thing to measure.
+
+    Attributes:
+        what: In words.
+        script: Which benchmark measures it; its CSV has the same name.
+        read: The numbers in that CSV.
+        form: Format of a number.
+        most: The largest number that will do; None where there is no target.
+    """
+
+    what: str
+    script: str
+    read: Callable[[pd.DataFrame], Values]
+    form: str
+    most: float | None = None
+
+
+def rows_of(column: str, **equal: object) -> Callable[[pd.DataFrame], Values]:
+    """Reads a column where others have given values, by setting where the table has several."""
+
+    def read(table: pd.DataFrame) -> Values:
+        for name, value in equal.items():
+            table = table[table[name] == value]
+        names = table["setting"] if "setting" in table else [""] * len(table)
+        yield from zip(names, table[column], strict=True)
+
+    return read
+
+
+def exponents_of(axis: str) -> Callable[[pd.DataFrame], Values]:
+    """Reads how the seconds of the training step grow over an axis, by backbone."""
+
+    def read(table: pd.DataFrame) -> Values:
+        for group, rows in table[table["axis"] == axis].groupby("group", sort=False):
+            values = rows["value"].astype(float)
+            if len(rows) > 1:
+                yield group, growth_exponent(values**2 if axis == "size" else values, rows["seconds"])
+
+    return read
+
+
+def whole_steps(step: str, column: str) -> Callable[[pd.DataFrame], Values]:
+    """Reads a column about whole training steps of a kind."""
+    return rows_of(column, step=step, part="whole")
+
+
+TARGETS = (
+    Target("training step, x the bare encoder passes", "training_step", whole_steps("fast", "to_floor"), "x {:.2f}"),
+    Target(
+        "the same step written plainly, x ours", "training_step", whole_steps("textbook", "to_fast"), "x {:.2f}"
+    ),
+    Target("training step over pixels, exponent", "growth", exponents_of("size"), "{:.2f}"),
+    Target("training step over the batch, exponent", "growth", exponents_of("batch"), "{:.2f}"),
+    Target(
+        "multi-scale CAM, x the bare encoder passes", "inference", rows_of("to_floor", what="multi-scale CAM"),
+        "x {:.2f}", 1.1,
+    ),
+    Target("evaluation, x the bare encoder passes", "inference", rows_of("to_floor", what="all targets"), "x {:.2f}"),
+    Target(
+        "peak memory of an evaluation, x that of a quarter of the images", "inference",
+        lambda table: iter([("", table["to_fewer"].max())]), "x {:.2f}", 1.05,
+    ),
+    Target(
+        "dense CRF, 375 x 500, 21 classes, 10 iterations", "crf",
+        rows_of("dense CRF", kind="seconds", height=375, width=500, classes=21), "{:.2f} s", 1.5,
+    ),
+    Target(
+        "dense CRF over pixels, exponent (1: linear)", "crf", rows_of("dense CRF", kind="exponent", over="pixels"),
+        "{:.2f}", 1.1,
+    ),
+    Target(
+        "all over-smoothing metrics, in forward passes", "metrics", rows_of("to_forward", metric="all metrics"),
+        "{:.1f}", 3,
+    ),
+    Target(
+        "`import toco_lab` beside torch and timm", "startup", rows_of("cpu", what="import toco_lab"), "{:.3f} s", 0.2
+    ),
+    Target(
+        "what training imports beside them", "startup", rows_of("cpu", what="what training imports"), "{:.2f} s"
+    ),
+    Target("model and first batch, imports included", "startup", rows_of("cpu", what="imports, model and first batch"),
+           "{:.1f} s"),
+    Target("notebook 00 to its first figure", "startup", rows_of("cpu", what="notebook 00 to its first figure"),
+           "{:.1f} s"),
+    Target("size of a report", "startup", rows_of("megabytes", what="opening a report"), "{:.1f} MB"),
+    Target("opening a report, by the clock", "startup", rows_of("wall", what="opening a report"), "{:.1f} s"),
+)  # fmt: skip
+
+
+def summary(folder: Path) -> list[tuple[str, str, str, str, str]]:
+    """What, target, measured, whether it holds, script: for every number of every target whose CSV is there."""
+    rows = []
+    for target in TARGETS:
+        path = folder / f"{target.script}.csv"
+        if not path.is_file():
+            continue
+        for setting, value in target.read(pd.read_csv(path)):
+            if pd.isna(value):
+                continue
+            wanted = "-" if target.most is None else f"at most {target.form.format(target.most).removeprefix('x ')}"
+            holds = "-" if target.most is None else "yes" if value <= target.most else "**no**"
+            what = f"{target.what}, {setting}" if setting else target.what
+            rows.append((what, wanted, target.form.format(value), holds, target.script))
+    return rows
+
+
+def markdown(folder: Path) -> str:
+    """The table and the machines it was measured on.
+
+    Raises:
+        FileNotFoundError: If there is nothing to sum up.
+    """
+    rows = summary(folder)
+    if not rows:
+        raise FileNotFoundError(f"no results in {folder}: run `make bench` first")
+    scripts = dict.fromkeys(row[-1] for row in rows)
+    made = dict.fromkeys(
+        f"{row.machine}; {row.versions}"
+        for script in scripts
+        for row in pd.read_csv(folder / f"{script}.csv").itertuples()
+    )
+    lines = markdown_table(["what", "target", "measured", "holds", "`benchmarks/`"], rows)
+    return "\n".join([*lines, "", f"One thread, processor seconds; {'; also '.join(made)}.", ""])
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSVs")
+    print(markdown(parser.parse_args(arguments).results))
+
+
+if __name__ == "__main__":
+    main()

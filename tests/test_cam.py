@@ -56,6 +56,62 @@ def test_multi_scale_cam_of_a_mirror_image_is_the_mirror_image(model):
     torch.testing.assert_close(mirrored.flip(-1), straight, atol=1e-5, rtol=0)
 
 
+# none, one, all, a different number in each image
+LABELS = {
+    "none": torch.zeros(3, 6),
+    "one": torch.eye(6)[[4, 0, 2]],
+    "all": torch.ones(3, 6),
+    "mixed": torch.tensor([[0, 0, 0, 0, 0, 0], [0, 1, 1, 0, 0, 1], [0, 0, 0, 0, 1, 0]]).float(),
+}
+
+
+@pytest.fixture
+def one_thread():
+    """With one thread torch has a kernel of its own that resizes three channels, and rounds otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("size", [None, (120, 88)])
+@pytest.mark.parametrize("label", LABELS.values(), ids=LABELS)
+def test_maps_of_present_classes_are_those_of_all_classes_masked(model, label, size, one_thread):
+    """To the bit: no operation mixes classes."""
+    torch.manual_seed(1)
+    image, scales = torch.randn(3, 3, 96, 80), (1.0, 0.5, 1.5)
+    dense = cams.multi_scale_cam(model, image, scales)
+    most = int(label.sum(1).max())
+    for bound in (None, max(1, most), min(6, most + 2)):
+        found = cams.multi_scale_cam(model, image, scales, image_label=label, max_present=bound, size=size)
+        for head in ("cam", "cam_aux"):
+            expected = getattr(dense, head) if size is None else cams.resize_each(getattr(dense, head), size)
+            assert torch.equal(getattr(found, head), cams.mask_by_label(expected, label))
+            assert bool(getattr(found, head).any()) == bool(most)
+
+
+def test_only_present_classes_are_resized(model, monkeypatch):
+    resized, resize = [], cams.resize
+    monkeypatch.setattr(cams, "resize", lambda maps, size: resized.append(maps.shape) or resize(maps, size))
+    cams.multi_scale_cam(model, torch.randn(3, 3, 32, 32), (1.0,), image_label=LABELS["mixed"])
+    assert resized == [(2 * 2 * 3 * 3, 1, 4, 4)]  # heads x mirroring x images x classes of the image with the most
+
+
+def test_slots():
+    slots = cams.Slots.of(LABELS["mixed"])
+    assert slots.classes[:, :2].tolist() == [[0, 1], [1, 2], [4, 0]] and slots.classes[1, 2] == 5
+    assert slots.present.tolist() == [[False] * 3, [True] * 3, [True, False, False]]
+    maps = torch.randn(2, 3, 6, 2, 2)
+    taken = slots.take(maps)
+    for image in range(3):
+        for slot in range(3):
+            assert torch.equal(taken[:, image, slot], maps[:, image, slots.classes[image, slot]])
+    assert torch.equal(slots.spread(taken), maps * LABELS["mixed"][:, :, None, None])
+    assert cams.Slots.of(LABELS["mixed"], 2).classes.tolist() == slots.classes[:, :2].tolist()
+    with pytest.raises(ValueError, match=r"\(3, 6\).*\(3, 5, 2, 2\)"):
+        slots.take(torch.zeros(3, 5, 2, 2))
+
+
 def test_labels_of_a_hand_made_map():
     cam = torch.tensor([[[[0.9, 0.6], [0.3, 0.2]], [[1.0, 0.1], [0.5, 0.0]]]])  # two classes on 2 x 2
     only_first, both = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]])

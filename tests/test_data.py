@@ -26,13 +26,22 @@ def equal(first: data.Batch, second: data.Batch) -> bool:
 def test_batch_shapes_and_slices():
     cfg = toy(view2_size=64)
     batch = next(iter(train_loader(cfg, MEAN, STD)))
-    shapes = {name: tuple(value.shape) for name, value in vars(batch).items() if name != "names"}
+    shapes = {name: tuple(value.shape) for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
     assert shapes == {"image": (3, 3, 96, 96), "view2": (3, 3, 64, 64), "local_source": (3, 3, 96, 96),
                       "image_label": (3, 6), "valid_box": (3, 4)}  # fmt: skip
     assert batch.valid_box.dtype == torch.int64 and batch.image.dtype == batch.image_label.dtype == torch.float32
     part = batch[1:3]
     assert part.names == batch.names[1:3] and torch.equal(part.view2, batch.view2[1:])
     assert equal(batch.to("cpu"), batch)
+
+
+def test_batches_know_the_largest_number_of_present_classes():
+    batches = list(train_loader(toy(), MEAN, STD))
+    bounds = [batch.max_present for batch in batches]
+    assert bounds == [int(batch.image_label.sum(1).max()) for batch in batches] and len(set(bounds)) > 1
+    assert all(type(bound) is int for bound in bounds)  # on the host
+    batch = batches[0]
+    assert batch.to("cpu").max_present == batch[:1].max_present == batch.max_present  # a bound for a part as well
 
 
 def test_resumed_loader_gives_the_same_batches():

@@ -149,7 +149,7 @@ def test_a_second_evaluation_keeps_the_other_scores(smoke_run, tmp_path):
 def test_a_perfect_prediction_scores_one(monkeypatch):
     samples = iter(list(eval_samples(CFG, (0.5,) * 3, (0.5,) * 3)))
 
-    def oracle(model, cfg, image, image_label, size, targets):
+    def oracle(model, cfg, image, image_label, targets):
         return {"seg": torch.stack([next(samples).mask for _ in image])}
 
     monkeypatch.setattr(evaluate, "predict", oracle)

@@ -1,5 +1,7 @@
 """The losses of a step: terms and weights, what is computed when, each encoder pass made once."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -93,6 +95,22 @@ def test_one_encoder_pass_per_view():
     pixels = cfg.crop_size**2 * (1 + 1 + sum(2 * scale**2 for scale in cfg.cam_scales[1:]))
     pixels += cfg.view2_size**2 + cfg.num_local_crops * cfg.local_crop_size**2
     assert sum(images) == cfg.batch_size * pixels
+
+
+@pytest.mark.parametrize("refine", [True, False])
+def test_a_known_number_of_classes_is_not_counted(refine, monkeypatch):
+    """Counting would make the host wait for a GPU; with a bound or without it the step is the same."""
+    cfg = CFG.replace(seg_start_step=0, w_distil=0.5, refine=refine)
+    batch, asked, of = first_batch(cfg), [], cams.Slots.of
+    monkeypatch.setattr(cams.Slots, "of", lambda label, most=None: asked.append(most) or of(label, most))
+    known, counted = (
+        compute_losses(fresh(cfg), replace(batch, max_present=most), cfg, 1, generator=torch.Generator().manual_seed(0))
+        for most in (batch.max_present, None)
+    )
+    calls = 1 + refine
+    assert asked == [int(batch.image_label.sum(1).max())] * calls + [None] * calls
+    assert torch.equal(known.terms.total, counted.terms.total) and known.terms.total > 0
+    assert torch.equal(known.cams.cam, cams.mask_by_label(known.cams.cam, batch.image_label))
 
 
 @pytest.mark.parametrize("step, source", [(1, "cam_aux"), (2, "cam")])

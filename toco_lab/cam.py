@@ -15,7 +15,7 @@ BACKGROUND, UNCERTAIN, FOREGROUND = 0, 1, 2  # values of a region mask
 
 @dataclass(frozen=True)
 class Cams:
-    """Multi-scale CAMs, (B, C, H, W), each map min-max normalised to [0, 1).
+    """Multi-scale CAMs, (B, C, H, W), each map min-max normalised to [0, 1), or 0 where a class does not count.
 
     Attributes:
         cam: From the final patch tokens.
@@ -24,6 +24,55 @@ class Cams:
 
     cam: Tensor
     cam_aux: Tensor
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The classes present in each image of a batch, in the first of S slots: what costs time need not see the others.
+
+    Attributes:
+        classes: (B, S) int64, class index of each slot: present ones in order, absent ones behind them.
+        present: (B, S) bool, whether the class of the slot is there.
+        num_classes: C.
+    """
+
+    classes: Tensor
+    present: Tensor
+    num_classes: int
+
+    @classmethod
+    def of(cls, image_label: Tensor, most: int | None = None) -> "Slots":
+        """Slots of image labels, (B, C) in {0, 1}.
+
+        Args:
+            most: Their number: a bound the caller knows on the present classes of one image, further ones would be
+                dropped. None counts, for which the host waits where the labels are on a GPU.
+        """
+        most = max(1, int(image_label.count_nonzero(1).max())) if most is None else most
+        classes = image_label.bool().int().argsort(dim=1, descending=True, stable=True)[:, :most]
+        return cls(classes, image_label.gather(1, classes) != 0, image_label.shape[1])
+
+    def take(self, maps: Tensor) -> Tensor:
+        """Maps of classes, (..., B, C, h, w), to maps of slots, (..., B, S, h, w).
+
+        Raises:
+            ValueError: If they do not fit the image labels.
+        """
+        if maps.shape[-4:-2] != (len(self.classes), self.num_classes):
+            raise ValueError(
+                f"image_label {(len(self.classes), self.num_classes)} does not fit maps {tuple(maps.shape)}"
+            )
+        return maps[..., self._images, self.classes, :, :]
+
+    def spread(self, maps: Tensor) -> Tensor:
+        """The way back, to (..., B, C, h, w); maps of absent classes are 0."""
+        spread = maps.new_zeros(*maps.shape[:-3], self.num_classes, *maps.shape[-2:])
+        spread[..., self._images, self.classes, :, :] = maps * self.present[:, :, None, None]
+        return spread
+
+    @property
+    def _images(self) -> Tensor:
+        return torch.arange(len(self.classes), device=self.classes.device)[:, None]
 
 
 @dataclass(frozen=True)
@@ -49,7 +98,14 @@ class LocalCrops:
 
 @torch.no_grad()
 def multi_scale_cam(
-    model: ToCo, image: Tensor, scales: tuple[float, ...] = (1.0, 0.5, 1.5), *, plain: TokenFeatures | None = None
+    model: ToCo,
+    image: Tensor,
+    scales: tuple[float, ...] = (1.0, 0.5, 1.5),
+    *,
+    plain: TokenFeatures | None = None,
+    image_label: Tensor | None = None,
+    max_present: int | None = None,
+    size: Sequence[int] | None = None,
 ) -> Cams:
     """Multi-scale CAM of the final and of the auxiliary tokens (method: training step, 1).
 
@@ -60,9 +116,21 @@ def multi_scale_cam(
         image: Normalised images, (B, 3, H, W).
         scales: Image scales; each runs once as it is and once mirrored.
         plain: Tokens of `image` where a pass at scale 1 was already made: that pass is not repeated.
+        image_label: (B, C) in {0, 1}: the maps of absent classes are 0, and nothing is spent on them. None: all count.
+        max_present: Bound on the present classes of one image, see `Slots.of`.
+        size: The maps are resized to it at the end; None leaves them at H x W.
+
+    Raises:
+        ValueError: If `image_label` does not fit the images and the classes of the model.
     """
-    total = sum(fuse_flip(raw_cams(model, image, scale, plain=plain), image.shape[-2:]) for scale in scales)
-    return Cams(*min_max(total))
+    if image_label is None:
+        image_label = image.new_ones(len(image), model.classifier.out_channels)
+    slots = Slots.of(image_label, max_present)
+    raw = (slots.take(raw_cams(model, image, scale, plain=plain)) for scale in scales)
+    maps = min_max(sum(fuse_flip(one, image.shape[-2:]) for one in raw))  # (2, B, S, H, W)
+    if size is not None:
+        maps = resize_each(maps, size)
+    return Cams(*slots.spread(maps))
 
 
 @torch.no_grad()
@@ -93,7 +161,7 @@ def fuse_flip(raw: Tensor, size: Sequence[int], *, flip: bool = True) -> Tensor:
     Returns:
         (K, B, C, H, W).
     """
-    straight, mirrored = resize(raw.flatten(0, 2), size).unflatten(0, raw.shape[:3]).unbind(1)
+    straight, mirrored = resize_each(raw, size).unbind(1)
     return (torch.maximum(straight, mirrored.flip(-1)) if flip else straight).relu_()
 
 
@@ -106,6 +174,13 @@ def min_max(cam: Tensor) -> Tensor:
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     """(B, C, h, w) at another size: bilinear, corners not aligned, as CAMs and their images are resized throughout."""
     return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
+
+
+def resize_each(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """(..., h, w) at another size, each map to the same bits whatever others there are: `resize` may round differently
+    where there are three channels, for which torch has a kernel of its own.
+    """
+    return resize(maps.flatten(0, -3)[:, None], size).view(*maps.shape[:-2], *size)
 
 
 def mask_by_label(cam: Tensor, image_label: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ class Batch:
     local_source: Tensor  # (B, 3, S, S) the image in other colours; the training step cuts local crops from it
     image_label: Tensor  # (B, C) float in {0, 1}
     valid_box: Tensor  # (B, 4) int64 top, bottom, left, right, half-open
+    max_present: int | None = None  # no image shows more classes; None: to be counted, which waits for a GPU
 
     def __getitem__(self, part: slice) -> "Batch":
         """The images of a slice, for gradient accumulation."""
@@ -41,7 +42,10 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        return Batch(self.names, *(change(getattr(self, item.name)) for item in fields(self)[1:]))
+        return replace(self, **{name: change(getattr(self, name)) for name in TENSORS})
+
+
+TENSORS = tuple(item.name for item in fields(Batch) if item.type is Tensor)  # fields that are stacked, cut and moved
 
 
 class TrainSamples(Dataset):
@@ -59,7 +63,10 @@ class TrainSamples(Dataset):
         seed = int(np.random.SeedSequence([self.seed, 1, position]).generate_state(1)[0])
         views = self.views(self.reader.image(index), seed)
         name = self.reader.names[index]
-        return Batch(name, views.image, views.view2, views.local_source, torch.from_numpy(label), views.valid_box)
+        return Batch(
+            name, views.image, views.view2, views.local_source, torch.from_numpy(label), views.valid_box,
+            max_present=int(np.count_nonzero(label)),
+        )  # fmt: skip
 
 
 def train_loader(
@@ -91,8 +98,11 @@ def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
 
 
 def _collate(samples: list[Batch]) -> Batch:
-    stacked = (torch.stack([getattr(sample, item.name) for sample in samples]) for item in fields(Batch)[1:])
-    return Batch([sample.names for sample in samples], *stacked)
+    return Batch(
+        names=[sample.names for sample in samples],
+        **{name: torch.stack([getattr(sample, name) for sample in samples]) for name in TENSORS},
+        max_present=max(sample.max_present for sample in samples),
+    )
 
 
 # --- evaluation ---------------------------------------------------------------------------------------------

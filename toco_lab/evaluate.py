@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 from tqdm import tqdm
 
-from toco_lab.cam import cam_to_label, mask_by_label, multi_scale_cam
+from toco_lab.cam import Cams, cam_to_label, multi_scale_cam, resize
 from toco_lab.checkpoints import load_run_model, weights_hash
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.data import EvalSample, EvalSamples, eval_samples
@@ -160,9 +160,46 @@ def multi_scale_segmentation(
     return stacked.amax(0) if fusion == "voc" else stacked.sum(0)
 
 
-def predict(
-    model: ToCo, cfg: Config, image: Tensor, image_label: Tensor, size: tuple[int, int], targets: Iterable[str]
-) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class NativeCams(Cams):
+    """Multi-scale CAMs at the size of the images, 0 for absent classes.
+
+    Attributes:
+        logits: Of the plain pass, (B, C).
+    """
+
+    logits: Tensor
+
+
+@torch.no_grad()
+def native_cams(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor) -> NativeCams:
+    """The CAMs that are evaluated and that pseudo labels are made of.
+
+    Args:
+        model: In evaluation mode.
+        cfg: Gives `eval_cam_size` and `cam_scales`.
+        image: Normalised, native size, (B, 3, H, W).
+        image_label: TRUE image labels, (B, C) in {0, 1}.
+
+    Raises:
+        ValueError: If the model, or a part of it, is in training mode.
+    """
+    training = [name for name, part in model.named_modules() if part.training]
+    if training:
+        raise ValueError(
+            f"the model is in training mode ({training[0] or 'all of it'}): its CAMs would not be those that are "
+            "evaluated. Call model.eval() first; load_run_model does"
+        )
+    edge = cfg.eval_cam_size
+    resized = resize(image, (edge, edge)) if edge else image
+    plain = model(resized, segment=False)
+    maps = multi_scale_cam(
+        model, resized, cfg.cam_scales, plain=plain.features, image_label=image_label, size=image.shape[-2:]
+    )
+    return NativeCams(maps.cam, maps.cam_aux, plain.logits)
+
+
+def predict(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor, targets: Iterable[str]) -> dict[str, Tensor]:
     """Label maps (B, H, W) of the asked targets for images of one size.
 
     With the CAMs come `labels`: (B, C) predicted image labels, and `cam_scores`, `cam_aux_scores`: (B, H, W), of the
@@ -171,27 +208,23 @@ def predict(
     Args:
         image: Normalised, native size, (B, 3, H, W).
         image_label: TRUE image labels, which mask the CAMs (not the segmentation).
-        size: (H, W) of the ground truth.
         targets: Names of `TARGETS` or `seg_crf`.
     """
     targets, out = set(targets), {}
     if targets & {"cam", "cam_aux", "cam_refined", "labels"}:
-        edge = cfg.eval_cam_size
-        resized = F.interpolate(image, (edge, edge), mode="bilinear", align_corners=False) if edge else image
-        plain = model(resized, segment=False)
-        out["labels"] = (plain.logits > 0).int()
-        maps = multi_scale_cam(model, resized, cfg.cam_scales, plain=plain.features)
-        cam, cam_aux = (F.interpolate(m, size, mode="bilinear", align_corners=False) for m in (maps.cam, maps.cam_aux))
-        for name, scores in (("cam", cam), ("cam_aux", cam_aux)):
+        maps = native_cams(model, cfg, image, image_label)
+        out["labels"] = (maps.logits > 0).int()
+        for name, scores in (("cam", maps.cam), ("cam_aux", maps.cam_aux)):
             out[name] = cam_to_label(scores, image_label, threshold=cfg.background_threshold)
-            out[f"{name}_scores"] = mask_by_label(scores, image_label).amax(1)
+            out[f"{name}_scores"] = scores.amax(1)
     if "cam_refined" in targets:
         pixels = denormalise(image, model.mean, model.std).clamp(0, 255)
-        box = torch.tensor([[0, size[0], 0, size[1]]], device=image.device).expand(len(image), -1)
+        height, width = image.shape[-2:]
+        box = torch.tensor([[0, height, 0, width]], device=image.device).expand(len(image), -1)
         one = cfg.background_threshold  # one threshold: nothing is left uncertain
         out["cam_refined"] = refine_cam(
             pixels / 255,
-            mask_by_label(cam, image_label),
+            maps.cam,
             image_label,
             box,
             low_threshold=one,
@@ -203,7 +236,7 @@ def predict(
         logits = multi_scale_segmentation(
             model, image, cfg.eval_seg_scales, fusion=cfg.eval_fusion, flip=cfg.eval_seg_flip
         )
-        out["seg"] = logits.argmax(1)
+        out["seg"] = logits.max(1).indices  # argmax(1) is many times slower on a CPU
         if "seg_crf" in targets:
             pixels = denormalise(image, model.mean, model.std).clamp(0, 255).round()
             out["seg_crf"] = dense_crf(pixels, logits.softmax(1)).argmax(1)
@@ -253,8 +286,7 @@ def evaluate_model(
         for group in grouped_by_size((samples[index] for index in mine), BATCH):
             image = torch.stack([sample.image for sample in group]).to(device)
             label = torch.stack([sample.image_label for sample in group]).to(device)
-            size = tuple(group[0].raw.shape[:2])
-            predicted = predict(model, cfg, image, label, size, targets)
+            predicted = predict(model, cfg, image, label, targets)
             if maps:
                 truth = torch.stack([sample.mask for sample in group]).to(device)
                 for target in maps:
@@ -391,7 +423,7 @@ def gallery_rows(model: ToCo, cfg: Config, num_images: int = 6, split: str | Non
     device, rows = next(model.parameters()).device, []
     for sample in islice(eval_samples(cfg, model.mean, model.std, split), num_images):
         image, label = sample.image[None].to(device), sample.image_label[None].to(device)
-        rows += _map_rows([sample], predict(model, cfg, image, label, sample.raw.shape[:2], ("cam", "seg")))
+        rows += _map_rows([sample], predict(model, cfg, image, label, ("cam", "seg")))
     return rows
 
 

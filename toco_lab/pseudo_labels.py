@@ -27,11 +27,11 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from toco_lab.cam import Cams, confident_label, mask_by_label, multi_scale_cam, resize
+from toco_lab.cam import Cams, confident_label
 from toco_lab.checkpoints import load_run_model, weights_hash
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.data import EvalSample, EvalSamples, eval_samples
-from toco_lab.evaluate import BATCH, confusion_matrix, grouped_by_size, iou_scores, protocol_record
+from toco_lab.evaluate import BATCH, confusion_matrix, grouped_by_size, iou_scores, native_cams, protocol_record
 from toco_lab.gallery import NUM_IMAGES
 from toco_lab.labels import DataError, class_names, save_mask
 from toco_lab.layouts import LAYOUTS, locate
@@ -109,32 +109,6 @@ class PseudoLabels:
 
 
 # --- labels of a batch ------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def native_cams(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor) -> Cams:
-    """Multi-scale CAMs at the size of the images, as `evaluate` makes them; 0 for absent classes.
-
-    Args:
-        model: In evaluation mode.
-        cfg: Gives `eval_cam_size` and `cam_scales`.
-        image: Normalised, native size, (B, 3, H, W).
-        image_label: TRUE image labels, (B, C) in {0, 1}.
-
-    Raises:
-        ValueError: If the model, or a part of it, is in training mode.
-    """
-    training = [name for name, part in model.named_modules() if part.training]
-    if training:
-        raise ValueError(
-            f"the model is in training mode ({training[0] or 'all of it'}): its CAMs would not be those that are "
-            "evaluated. Call model.eval() first; load_run_model does"
-        )
-    edge = cfg.eval_cam_size
-    resized = resize(image, (edge, edge)) if edge else image
-    maps = multi_scale_cam(model, resized, cfg.cam_scales, plain=model.encode(resized))
-    size = image.shape[-2:]
-    return Cams(*(mask_by_label(resize(scores, size), image_label) for scores in (maps.cam, maps.cam_aux)))
 
 
 def label_maps(

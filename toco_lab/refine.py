@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toco_lab.cam import outside_to_ignore
+from toco_lab.cam import Slots, outside_to_ignore
 from toco_lab.config import IGNORE_INDEX
 from toco_lab.lattice import Lattice, bilateral_features, spatial_features
 
@@ -110,7 +110,7 @@ def refine_cam(
 
     Args:
         image01: (B, 3, H, W), values in [0, 1].
-        valid_cam: (B, C, H, W), values in [0, 1], zero for absent classes.
+        valid_cam: (B, C, H, W), values in [0, 1]; maps of absent classes do not count.
         image_label: (B, C) in {0, 1}.
         valid_box: (B, 4) top, bottom, left, right in pixels, half-open.
         low_threshold: Background score of the loose run.
@@ -118,8 +118,7 @@ def refine_cam(
         scale: Size at which PAR works, relative to the image.
         dilations: Of PAR, in pixels of the scaled image.
         num_iter: Of PAR.
-        max_present: A bound the caller knows on the classes of one image; more than that would be dropped. None:
-            counted here on a CPU; all C on a GPU, where counting would wait for the device. PAR's cost grows with it.
+        max_present: Bound on the present classes of one image, see `Slots.of`; the cost of PAR grows with it.
 
     Returns:
         (B, H, W) int64: 0 background, 1..C classes, 255 ignored, also outside the box.
@@ -127,24 +126,19 @@ def refine_cam(
     Raises:
         ValueError: If the shapes do not fit.
     """
-    batch, num_classes, height, width = valid_cam.shape
-    fits = image01.shape == (batch, 3, height, width) and image_label.shape == (batch, num_classes)
+    batch, _, height, width = valid_cam.shape
+    fits = image01.shape == (batch, 3, height, width) and image_label.shape == valid_cam.shape[:2]
     if not fits or valid_box.shape != (batch, 4):
         raise ValueError(
             f"valid_cam {tuple(valid_cam.shape)} does not fit image01 {tuple(image01.shape)}, image_label "
             f"{tuple(image_label.shape)} and valid_box {tuple(valid_box.shape)}"
         )
-    if max_present is None:
-        max_present = num_classes if image_label.is_cuda else max(1, int(image_label.count_nonzero(1).max()))
-
-    # Only background and present classes take part: sort the present ones into the first slots, in order of their ids.
-    slots = image_label.bool().int().argsort(dim=1, descending=True, stable=True)[:, :max_present]  # (B, S)
-    absent = F.pad(image_label.gather(1, slots) == 0, (1, 0))[:, :, None, None]  # (B, 1 + S, 1, 1)
-    class_ids = F.pad(slots + 1, (1, 0))  # (B, 1 + S)
+    slots = Slots.of(image_label, max_present)
+    absent = F.pad(~slots.present, (1, 0))[:, :, None, None]  # (B, 1 + S, 1, 1)
+    class_ids = F.pad(slots.classes + 1, (1, 0))  # (B, 1 + S)
 
     size = int(height * scale), int(width * scale)
-    foreground = valid_cam.float().gather(1, slots[:, :, None, None].expand(-1, -1, height, width))
-    foreground = F.interpolate(foreground, size=size, mode="bilinear", align_corners=False)
+    foreground = F.interpolate(slots.take(valid_cam).float(), size=size, mode="bilinear", align_corners=False)
     scores = [
         F.pad(foreground, (0, 0, 0, 0, 1, 0), value=background).masked_fill(absent, -torch.inf).softmax(1)
         for background in (high_threshold, low_threshold)
@@ -152,7 +146,8 @@ def refine_cam(
     image = F.interpolate(image01.float(), size=size, mode="bilinear", align_corners=False)
     refined = par_filter(par_weights(image, dilations), torch.cat(scores, 1), dilations, num_iter)
     refined = F.interpolate(refined, size=(height, width), mode="bilinear", align_corners=False)
-    winners = (run.argmax(1).flatten(1) for run in refined.chunk(2, dim=1))  # (B, H W) slots
+    # max(1).indices is argmax(1), which is many times slower on a CPU where the axis is not the last
+    winners = (run.max(1).indices.flatten(1) for run in refined.chunk(2, dim=1))  # (B, H W) slots
     high, low = (class_ids.gather(1, winner).view(batch, height, width) for winner in winners)
     return outside_to_ignore(high.masked_fill((high == 0) & (low != 0), IGNORE_INDEX), valid_box)
 

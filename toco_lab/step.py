@@ -52,7 +52,7 @@ class StepOutput:
 
     Attributes:
         terms: The losses.
-        cams: Multi-scale CAMs; None where no term needs them.
+        cams: Multi-scale CAMs, 0 for absent classes; None where no term needs them.
         pseudo_label: (B, H, W) for the segmentation loss; None while that is off.
         token_label: (B, h, w) for PTC; None while that is off.
         region: (B, H, W) region mask the local crops come from; None while CTC is off.
@@ -114,7 +114,10 @@ def compute_losses(
     }
     maps, made, cosines = None, {}, (zero * torch.nan, zero * torch.nan)
     if contrast or segment:
-        maps = multi_scale_cam(model, batch.image, cfg.cam_scales, plain=output.features.detach())
+        maps = multi_scale_cam(
+            model, batch.image, cfg.cam_scales, plain=output.features.detach(), image_label=batch.image_label,
+            max_present=batch.max_present,
+        )  # fmt: skip
 
     if weights["ptc"] > 0:
         tokens = output.features.patch_tokens
@@ -200,7 +203,7 @@ def pseudo_label(maps: Cams, pixels: Tensor, batch: Batch, cfg: Config, step: in
             cam, batch.image_label, low=cfg.low_threshold, high=cfg.high_threshold, valid_box=batch.valid_box
         )
     return refine_cam(
-        pixels.clamp(0, 255).byte().float() / 255, cams.mask_by_label(cam, batch.image_label), batch.image_label,
-        batch.valid_box, low_threshold=cfg.low_threshold, high_threshold=cfg.high_threshold,
-        dilations=cfg.par_dilations, num_iter=cfg.par_iterations,
+        pixels.clamp(0, 255).byte().float() / 255, cam, batch.image_label, batch.valid_box,
+        low_threshold=cfg.low_threshold, high_threshold=cfg.high_threshold, dilations=cfg.par_dilations,
+        num_iter=cfg.par_iterations, max_present=batch.max_present,
     )  # fmt: skip

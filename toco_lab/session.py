@@ -221,7 +221,7 @@ class CamSession:
     def segmentation(self) -> Tensor:
         """(H, W) int64: the decoder's label of the plain pass (`evaluate.predict` may fuse several scales)."""
         image = self.image
-        return self._keep("segmentation", lambda: resize(image.output.seg_logits, image.size).argmax(1)[0])
+        return self._keep("segmentation", lambda: resize(image.output.seg_logits, image.size).max(1).indices[0])
 
     def attribution(self, name: str, class_index: int) -> Tensor:
         """(H, W) in [0, 1]: one of `attribution.ATTRIBUTIONS` for a class index, computed once and kept.

@@ -5,6 +5,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
+from toco_lab import encoders
 from toco_lab.config import Config
 from toco_lab.model import ProjectionHead, ToCo, build_encoder
 
@@ -32,6 +33,54 @@ def test_tokens_are_those_of_timm_whatever_the_prefix(backbone, prefix):
     torch.testing.assert_close(features.class_token, sequence[:, 0])
     torch.testing.assert_close(features.patch_tokens.flatten(2).transpose(1, 2), sequence[:, prefix:])
     torch.testing.assert_close(features.aux_patch_tokens, aux)
+
+
+CLASS_TOKEN_CASES = [
+    # backbone, further config, whether the last block sees the class token alone
+    ("vit_tiny_patch16_224", {}, True),
+    ("deit_tiny_distilled_patch16_224", {}, True),
+    ("vit_small_patch14_reg4_dinov2", {"backbone_args": '{"qk_norm": true, "qkv_bias": false}'}, True),
+    ("deit3_small_patch16_224", {"checkpoint_blocks": True}, True),
+    ("vit_tiny_patch16_224", {"anti_smoothing": "attn_scale"}, False),
+    ("vit_tiny_patch16_224", {"anti_smoothing": "feat_scale"}, False),
+    ("vit_tiny_patch16_224", {"depth": 1, "aux_layer": -1}, False),
+    ("vit_base_patch16_clip_224", {}, True),
+    ("eva02_tiny_patch14_224", {}, False),
+    ("vit_base_patch16_gap_224", {}, False),  # no class token: the mean
+]
+
+
+@pytest.mark.parametrize("backbone, changes, alone", CLASS_TOKEN_CASES)
+def test_the_class_token_alone_is_that_of_the_whole_pass(backbone, changes, alone, monkeypatch):
+    torch.manual_seed(0)
+    cfg = tiny(**{"backbone": backbone, "image_size": 32, "aux_layer": -2} | changes)
+    model, last_blocks, shortcut = ToCo(cfg).train(), [], encoders._first_token_after
+    monkeypatch.setattr(encoders, "_first_token_after", lambda *x: last_blocks.append(x) or shortcut(*x))
+    with torch.no_grad():
+        for parameter in model.encoder.parameters():  # zeroed scales would hide what a block does
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    image, found = torch.randn(3, 3, 40, 48), []
+    for encode in (lambda: model.encode(image).class_token, lambda: model.encode_class_token(image)):
+        model.zero_grad()
+        token = encode()
+        (token * torch.arange(token.numel()).view_as(token).cos()).sum().backward()
+        found.append((token.detach(), {name: p.grad for name, p in model.encoder.named_parameters()}))
+    (whole, slopes), (short, short_slopes) = found
+    assert len(last_blocks) == alone
+    torch.testing.assert_close(short, whole, rtol=1e-5, atol=1e-5)
+    largest = max(slope.abs().max().item() for slope in slopes.values() if slope is not None)
+    for name, slope in slopes.items():
+        message = f"{name}: {{}}".format
+        torch.testing.assert_close(short_slopes[name], slope, rtol=1e-4, atol=1e-6 * largest, msg=message)
+
+
+def test_a_hook_on_the_last_block_sees_all_of_it():
+    """Whoever hangs something on the block gets what the block does, at the cost of the shortcut."""
+    model, seen = ToCo(tiny()), []
+    short = model.encode_class_token(torch.ones(1, 3, 32, 32))
+    model.encoder.blocks[-1].mlp.register_forward_hook(lambda _, __, output: seen.append(output.shape[1]))
+    torch.testing.assert_close(model.encode_class_token(torch.ones(1, 3, 32, 32)), short)
+    assert seen == [1 + 16]
 
 
 def test_448_pixels_give_28_by_28_tokens():

@@ -49,8 +49,7 @@ def test_total_is_the_weighted_sum_and_every_term_reaches_its_parameters():
 def test_terms_of_weight_zero_are_not_computed():
     cfg = CFG.replace(w_ptc=0.0, w_ctc=0.0, w_seg=0.0, w_reg=0.0)
     model, passes = fresh(cfg), []
-    encode = model.encode
-    model.encode = lambda image: passes.append(1) or encode(image)
+    model.encoder.blocks[0].register_forward_hook(lambda *_: passes.append(1))
     output = compute_losses(model, first_batch(cfg), cfg, 1)
     assert len(passes) == 1 and output.cams is None
     assert output.terms.ptc == output.terms.seg == 0 and output.terms.positive_cosine.isnan()
@@ -88,8 +87,12 @@ def test_regression_on_the_auxiliary_cam_moves_final_tokens_and_not_its_target()
 def test_one_encoder_pass_per_view():
     cfg, images = CFG.replace(seg_start_step=0, cam_scales=(1.0, 0.5, 1.5)), []
     model = fresh(cfg)
-    encode = model.encode
-    model.encode = lambda image: images.append(len(image) * image.shape[-1] ** 2) or encode(image)
+
+    def counted(encode):
+        return lambda image: images.append(len(image) * image.shape[-1] ** 2) or encode(image)
+
+    for name in ("encode", "encode_class_token"):
+        setattr(model, name, counted(getattr(model, name)))
     compute_losses(model, first_batch(cfg), cfg, 1, generator=torch.Generator().manual_seed(0))
     # main view once, its flip for the CAM, each other scale and its flip, second view, local crops
     pixels = cfg.crop_size**2 * (1 + 1 + sum(2 * scale**2 for scale in cfg.cam_scales[1:]))

@@ -341,7 +341,7 @@ def test_energy(scale, rng):
 def tokens_encoded(model: ToCo, run) -> list[int]:
     """Patches of each encoder pass of `run`, with gradient positive and without negative, sorted."""
     passes = []
-    hook = model.encoder.norm.register_forward_hook(
+    hook = model.encoder.blocks[0].register_forward_hook(
         lambda _, __, tokens: passes.append(len(tokens) * (tokens.shape[1] - 1) * (1 if tokens.requires_grad else -1))
     )
     run()

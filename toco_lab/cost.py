@@ -76,9 +76,9 @@ def step_cost(cfg: Config, *, processes: int = 1) -> StepCost:
             if segment:
                 loss = loss + output.seg_logits.sum()
             if cfg.w_ctc > 0:
-                loss = loss + model.encode(view(images, cfg.view2_size)).class_token.sum()
+                loss = loss + model.encode_class_token(view(images, cfg.view2_size)).sum()
                 crops = view(images * cfg.num_local_crops, cfg.local_crop_size)
-                loss = loss + model.encode(crops).class_token.sum()
+                loss = loss + model.encode_class_token(crops).sum()
             torch.autograd.grad(loss, trained, allow_unused=True)
         with FlopCounterMode(display=False) as looked, torch.no_grad():
             if contrast or segment:

@@ -32,8 +32,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
-from timm.layers import NormMlpClassifierHead
+from timm.layers import Attention, NormMlpClassifierHead
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 
@@ -175,6 +177,27 @@ def stage_maps(encoder: nn.Module, image: Tensor, blocks: Sequence[int]) -> tupl
     return final if head_norm is None else head_norm(final), [as_map(encoder, found[index]) for index in blocks]
 
 
+def class_token_pass(encoder: nn.Module, image: Tensor) -> Tensor:
+    """One pass of a plain ViT for its class token alone: (B, D) after the final norm.
+
+    In the last block only this token asks, and all others only answer: their own queries, attention, projection and MLP
+    would change nothing. That is five sixths of the block, forward and backward. Where the block is not timm's plain
+    one, or something is hung on it that would miss the rest, the pass is made in full; the result is the same.
+
+    Args:
+        encoder: A plain ViT with a class token.
+        image: Normalised, (B, 3, H, W), of whole patches (`fill_patches`).
+    """
+    before = len(encoder.blocks) - 2
+    if before < 0 or not _is_bare_block(encoder.blocks[-1]):
+        return encoder.forward_features(image)[:, 0]
+    [(patches, prefix)] = encoder.forward_intermediates(
+        image, indices=[before], norm=False, output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True,
+        stop_early=True,
+    )  # fmt: skip
+    return encoder.norm(_first_token_after(encoder.blocks[-1], torch.cat([prefix, patches], dim=1)))[:, 0]
+
+
 def as_map(encoder: nn.Module, features: Tensor) -> Tensor:
     """Features of a model in stages as (B, D, h, w): Swin keeps its channels last."""
     channels_last = getattr(encoder, "output_fmt", "NCHW") == "NHWC"
@@ -185,6 +208,33 @@ def _head_norm(encoder: nn.Module) -> nn.Module | None:
     """ConvNeXt keeps its final norm, which acts on each position by itself, in the head, behind the pooling."""
     head = getattr(encoder, "head", None)
     return head.norm if isinstance(head, NormMlpClassifierHead) else None
+
+
+def _is_bare_block(block: nn.Module) -> bool:
+    """Whether `_first_token_after` does what the block does: no remedy, mask, gate or hook in it."""
+    if type(block) is not Block or type(block.attn) is not Attention or not block.attn.fused_attn:
+        return False
+    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in block.modules())
+    return getattr(block.attn, "gate", None) is None and not hooked
+
+
+def _first_token_after(block: Block, tokens: Tensor) -> Tensor:
+    """The first of tokens (B, T, D) after a block, (B, 1, D)."""
+    attn, normed = block.attn, block.norm1(tokens)
+    width = attn.proj.in_features
+    weights = attn.qkv.weight.split([width, 2 * width])
+    biases = (None, None) if attn.qkv.bias is None else attn.qkv.bias.split([width, 2 * width])
+    query, pair = (F.linear(x, *linear) for x, *linear in zip((normed[:, :1], normed), weights, biases, strict=True))
+    query = query.unflatten(2, (1, attn.num_heads, -1))
+    query, key, value = (
+        part.transpose(1, 2) for part in (*query.unbind(2), *pair.unflatten(2, (2, attn.num_heads, -1)).unbind(2))
+    )  # (B, heads, T, D / heads), T = 1 for the query
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    seen = F.scaled_dot_product_attention(attn.q_norm(query), attn.k_norm(key), value, dropout_p=dropout)
+    seen = getattr(attn, "norm", nn.Identity())(seen.transpose(1, 2).flatten(2))
+    first = tokens[:, :1]
+    first = first + block.drop_path1(block.ls1(attn.proj_drop(attn.proj(seen))))
+    return first + block.drop_path2(block.ls2(block.mlp(block.norm2(first))))
 
 
 def _absent_parts(encoder: nn.Module) -> list[str]:

@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from toco_lab.config import VIT_SIZES, Config, backbone_kind
-from toco_lab.encoders import block_widths, fill_patches, is_plain_vit, stage_maps, token_side
+from toco_lab.encoders import block_widths, class_token_pass, fill_patches, is_plain_vit, stage_maps, token_side
 from toco_lab.remedies import add_attn_scale, add_feat_scale
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -74,7 +74,8 @@ class LargeFOVDecoder(nn.Module):
 
     def forward(self, patch_tokens: Tensor) -> Tensor:
         """(B, D, h, w) -> logits (B, C + 1, h, w)."""
-        return self.conv3(F.relu(self.conv2(F.relu(self.conv1(patch_tokens)))))
+        logits = self.conv3(F.relu(self.conv2(F.relu(self.conv1(patch_tokens)))))
+        return logits.contiguous()  # tokens come channels last: every softmax of full-size logits would copy them
 
 
 class ProjectionHead(nn.Module):
@@ -152,7 +153,7 @@ class ToCo(nn.Module):
     def encode(self, image: Tensor) -> TokenFeatures:
         """One encoder pass over normalised images (B, 3, H, W), brought to whole tokens as `fill_patches` says."""
         image, grid = fill_patches(self.encoder, image)
-        with torch.autocast(image.device.type, dtype=DTYPES[self.precision], enabled=self.precision != "fp32"):
+        with self._autocast(image.device):
             if not is_plain_vit(self.encoder):
                 tokens, (aux,) = stage_maps(self.encoder, image, [self.aux_index])
             else:
@@ -168,6 +169,19 @@ class ToCo(nn.Module):
         if self.aux_is_final:
             aux = tokens  # the reference's list of blocks ends with the normalised one
         return TokenFeatures(class_token, tokens, aux.float())
+
+    def encode_class_token(self, image: Tensor) -> Tensor:
+        """The class token of `encode`, (B, D), where nothing else of the pass is wanted: in a plain ViT the last block
+        then does a sixth of its work.
+        """
+        if getattr(self.encoder, "cls_token", None) is None or not is_plain_vit(self.encoder):
+            return self.encode(image).class_token
+        image, _ = fill_patches(self.encoder, image)
+        with self._autocast(image.device):
+            return class_token_pass(self.encoder, image).float()
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, dtype=DTYPES[self.precision], enabled=self.precision != "fp32")
 
     def cams(self, features: TokenFeatures) -> tuple[Tensor, Tensor]:
         """Raw CAMs of the final tokens, (B, C, h, w), and of the auxiliary ones, (B, C, h', w'), detached."""

@@ -34,16 +34,21 @@ def par_weights(image: Tensor, dilations: Sequence[int] = DILATIONS) -> Tensor:
     Returns:
         (B, n, h, w), dilation-major; sums to 1.01 over n.
     """
-    image = image.float()
-    difference = torch.stack([near - image for near in _neighbours(image, dilations)], dim=1)  # (B, n, 3, h, w)
-    # std by hand: torch's own over a strided dimension takes longer than all of the rest.
-    centred = difference - difference.mean(1, keepdim=True)
-    std = (centred.square_().sum(1, keepdim=True) / (difference.shape[1] - 1)).sqrt_()
-    colour_term = -difference.div_((std + 1e-8) * PAR_SIGMA).square_().mean(2)  # (B, n, h, w)
+    image, number = image.float(), 8 * len(dilations)
+    # Neighbour by neighbour, three times: to hold all of them would take 48 images' memory, and longer to fill it.
+    mean = sum(_neighbours(image, dilations)) / number
+    variance = torch.zeros_like(image)
+    for near in _neighbours(image, dilations):
+        centred = near - mean
+        variance.addcmul_(centred, centred, value=1 / (number - 1))
+    width = variance.sqrt_().add_(1e-8).mul_(PAR_SIGMA)
+    colour_term = image.new_empty(len(image), number, *image.shape[2:])  # (B, n, h, w)
+    for term, near in zip(colour_term.unbind(1), _neighbours(image, dilations), strict=True):
+        torch.mean((near - image).div_(width).square_(), dim=1, out=term)
     distance = torch.tensor([math.hypot(*offset) for offset in _offsets(dilations)])
     position_term = -(distance / (distance.std() + 1e-8) / PAR_SIGMA).square()  # (n,)
     position = (PAR_POSITION_WEIGHT * position_term.softmax(0)).to(image.device, non_blocking=True)
-    return colour_term.softmax(1) + position[:, None, None]
+    return colour_term.neg_().softmax(1).add_(position[:, None, None])
 
 
 @torch.no_grad()

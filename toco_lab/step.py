@@ -119,6 +119,19 @@ def compute_losses(
             max_present=batch.max_present,
         )  # fmt: skip
 
+    # before CTC encodes its views: what refinement and energy need for a moment does not add to what those keep
+    if segment:
+        pixels = denormalise(batch.image, model.mean, model.std)
+        label = made["pseudo_label"] = pseudo_label(maps, pixels, batch, cfg, step)
+        logits = F.interpolate(output.seg_logits, pixels.shape[-2:], mode="bilinear", align_corners=False)
+        if weights["seg"] > 0:
+            terms["seg"] = seg_loss(logits, label)
+        if weights["reg"] > 0:
+            terms["reg"] = reg_loss(
+                logits, pixels, label, batch.valid_box, weight=cfg.reg_scale_factor, sigma_rgb=cfg.reg_sigma_rgb,
+                sigma_xy=cfg.reg_sigma_xy, scale=cfg.reg_scale, gate=cfg.reg_gate,
+            )  # fmt: skip
+
     if weights["ptc"] > 0:
         tokens = output.features.patch_tokens
         made["token_label"] = cams.token_labels(
@@ -140,18 +153,6 @@ def compute_losses(
         )
         made["views"] = views or local_views(batch, made["region"], cfg, generator)
         terms["ctc"] = class_token_contrast(model, output.features.class_token, batch.view2, made["views"], cfg)
-
-    if segment:
-        pixels = denormalise(batch.image, model.mean, model.std)
-        label = made["pseudo_label"] = pseudo_label(maps, pixels, batch, cfg, step)
-        logits = F.interpolate(output.seg_logits, pixels.shape[-2:], mode="bilinear", align_corners=False)
-        if weights["seg"] > 0:
-            terms["seg"] = seg_loss(logits, label)
-        if weights["reg"] > 0:
-            terms["reg"] = reg_loss(
-                logits, pixels, label, batch.valid_box, weight=cfg.reg_scale_factor, sigma_rgb=cfg.reg_sigma_rgb,
-                sigma_xy=cfg.reg_sigma_xy, scale=cfg.reg_scale, gate=cfg.reg_gate,
-            )  # fmt: skip
 
     total = sum(weights[name] * terms[name] for name in LOSSES)
     losses = LossTerms(**terms, total=total, positive_cosine=cosines[0], negative_cosine=cosines[1])
@@ -175,8 +176,8 @@ def class_token_contrast(model: ToCo, class_token: Tensor, view2: Tensor, views:
     the training image) is not encoded again. Without a teacher (`cfg.teacher` "none") the student's own projections of
     the global views take its place, and the gradient runs through both.
     """
-    global_tokens = torch.cat([class_token, model.encode(view2).class_token])
-    student = model.projection_head(torch.cat([global_tokens, model.encode(views.image).class_token]))
+    global_tokens = torch.cat([class_token, model.encode_class_token(view2)])
+    student = model.projection_head(torch.cat([global_tokens, model.encode_class_token(views.image)]))
     if cfg.teacher == "none":
         teacher = student[: len(global_tokens)]
     else:

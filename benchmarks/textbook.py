@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toco_lab.cam import Cams
+from toco_lab.cam import Cams, Slots
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.data import Batch
 from toco_lab.encoders import encoder_of
@@ -127,7 +127,8 @@ def textbook_losses(
     losses = LossTerms(
         **terms, total=total, positive_cosine=pairs.positive_cosine, negative_cosine=pairs.negative_cosine
     )
-    return StepOutput(losses, maps, label, token_label, region, views)
+    every = Slots.of(torch.ones_like(batch.image_label))  # nothing is left out
+    return StepOutput(losses, maps, every, label, token_label, region, views)
 
 
 @contextmanager

@@ -55,7 +55,7 @@ SHARED: Places = {
 PARTS: dict[str, Places] = {
     "fast": SHARED
     | {
-        "multi-scale CAM": [(step, "multi_scale_cam")],
+        "multi-scale CAM": [(step, "slot_cams")],
         "refinement": [(step, "pseudo_label")],
         "energy": [(step, "reg_loss")],
         "PTC": [(cam, "token_labels"), (step, "affinity_mask"), (step, "ptc_terms")],

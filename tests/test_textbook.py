@@ -302,8 +302,9 @@ def test_pseudo_label(number, batch):
     batch, cfg = boxed(batch), CFG.replace(low_threshold=0.2, high_threshold=0.7)
     maps, (mean, std) = blobs(batch), statistics(cfg)
     pixels = denormalise(batch.image, mean, std)
-    found = textbook.pseudo_label(maps, pixels, batch, cfg, number)
-    assert torch.equal(found, step.pseudo_label(maps, pixels, batch, cfg, number))
+    found, slots = textbook.pseudo_label(maps, pixels, batch, cfg, number), cams.Slots.of(batch.image_label)
+    short = cams.Cams(slots.take(maps.cam), slots.take(maps.cam_aux))
+    assert torch.equal(found, step.pseudo_label(short, slots, pixels, batch, cfg, number))
     assert {0, 1, 4, 5, 6, 255} <= set(found.unique().tolist())
     assert set(found[4].unique().tolist()) == {0, 255}  # without a class all is background, in the box
 

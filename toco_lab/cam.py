@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from toco_lab.config import IGNORE_INDEX
-from toco_lab.model import ToCo, TokenFeatures
+from toco_lab.model import ToCo, TokenFeatures, pieces_of
 
 BACKGROUND, UNCERTAIN, FOREGROUND = 0, 1, 2  # values of a region mask
 
@@ -70,6 +70,12 @@ class Slots:
         spread[..., self._images, self.classes, :, :] = maps * self.present[:, :, None, None]
         return spread
 
+    def class_label(self, label: Tensor) -> Tensor:
+        """A label map in slots, (B, h, w): 0 background, 1..S slots, 255 ignored; the same with 1..C classes."""
+        numbers = F.pad(self.classes + 1, (1, 0))  # (B, 1 + S)
+        slot = label.flatten(1)
+        return numbers.gather(1, slot.clamp(max=numbers.shape[1] - 1)).where(slot != IGNORE_INDEX, slot).view_as(label)
+
     @property
     def _images(self) -> Tensor:
         return torch.arange(len(self.classes), device=self.classes.device)[:, None]
@@ -126,11 +132,26 @@ def multi_scale_cam(
     if image_label is None:
         image_label = image.new_ones(len(image), model.classifier.out_channels)
     slots = Slots.of(image_label, max_present)
+    maps = slot_cams(model, image, slots, scales, plain=plain, size=size)
+    return Cams(slots.spread(maps.cam), slots.spread(maps.cam_aux))
+
+
+@torch.no_grad()
+def slot_cams(
+    model: ToCo,
+    image: Tensor,
+    slots: Slots,
+    scales: tuple[float, ...] = (1.0, 0.5, 1.5),
+    *,
+    plain: TokenFeatures | None = None,
+    size: Sequence[int] | None = None,
+) -> Cams:
+    """`multi_scale_cam` of the classes in slots alone, (B, S, H, W); what stands in slots of absent classes means
+    nothing.
+    """
     raw = (slots.take(raw_cams(model, image, scale, plain=plain)) for scale in scales)
     maps = min_max(sum(fuse_flip(one, image.shape[-2:]) for one in raw))  # (2, B, S, H, W)
-    if size is not None:
-        maps = resize_each(maps, size)
-    return Cams(*slots.spread(maps))
+    return Cams(*(maps if size is None else resize_each(maps, size)))
 
 
 @torch.no_grad()
@@ -144,7 +165,9 @@ def raw_cams(model: ToCo, image: Tensor, scale: float, *, plain: TokenFeatures |
         pair = model.cams(plain), model.cams(model.encode(scaled.flip(-1)))
         both = [torch.cat(of_head) for of_head in zip(*pair, strict=True)]
     else:
-        both = model.cams(model.encode(torch.cat([scaled, scaled.flip(-1)])))
+        pieces = pieces_of(torch.cat([scaled, scaled.flip(-1)]), model.patch_size)
+        parts = [model.cams(model.encode(piece)) for piece in pieces]
+        both = [torch.cat(of_head) for of_head in zip(*parts, strict=True)]
     finer = max((maps.shape[-2:] for maps in both), key=sum)
     both = [maps if maps.shape[-2:] == finer else resize(maps, finer) for maps in both]
     return torch.stack([maps.unflatten(0, (2, -1)) for maps in both])

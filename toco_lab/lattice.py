@@ -179,7 +179,7 @@ def _simplices(features: Tensor, *, check_range: bool) -> tuple[Tensor, Tensor, 
     nearest = torch.round(elevated / (d + 1))
     excess = nearest.sum(0).long()  # multiples of d + 1 too many
     remainder = elevated - nearest * (d + 1)
-    rank = remainder.argsort(dim=0, descending=True, stable=True).argsort(dim=0) + excess
+    rank = _descending_rank(remainder) + excess
     wrap = (rank < 0).long() - (rank > d).long()
     rank = rank + wrap * (d + 1)
     point = (nearest.long() + wrap) * (d + 1)
@@ -208,6 +208,19 @@ def _simplices(features: Tensor, *, check_range: bool) -> tuple[Tensor, Tensor, 
     steps = strides.sum() - (d + 1) * stride_by_rank[1:].flip(0)  # (d, P)
     keys = torch.cat([first[None], steps]).cumsum(0)  # (d+1, P)
     return keys.t().contiguous(), strides, weights.t().contiguous()
+
+
+def _descending_rank(values: Tensor) -> Tensor:
+    """Place of each of few rows (n, P) in their descending order, column by column; of equal ones the first is first.
+
+    Rows are compared in pairs: two sorts along an axis that is not the last take ten times as long.
+    """
+    rank = torch.zeros_like(values, dtype=torch.int64)
+    for row in range(len(values) - 1):
+        above = values[row + 1 :] > values[row]
+        rank[row] += above.sum(0)
+        rank[row + 1 :] += ~above
+    return rank
 
 
 def _axis_steps(strides: Tensor) -> list[Tensor]:

@@ -261,7 +261,8 @@ def reg_loss(
     with torch.set_grad_enabled(gate == "exact" and torch.is_grad_enabled()):
         masked = pred * inside
         openness = torch.where(ignored > 0, 1.0, inside - pred.amax(1, keepdim=True)).clamp(min=0)
-        gated = lattice.filter(masked.flatten(2)).view_as(pred) * openness
+        # contiguous: pixels first, as the lattice has them, every gradient from here up would be copied
+        gated = lattice.filter(masked.flatten(2)).contiguous().view_as(pred) * openness
     energy = (pred * inside * gated).sum()
     if gate == "released":
         energy = 2 * energy - energy.detach()  # both factors S count in the gradient, once in the value

@@ -20,6 +20,7 @@ from toco_lab.encoders import block_widths, class_token_pass, fill_patches, is_p
 from toco_lab.remedies import add_attn_scale, add_feat_scale
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PIECE_TOKENS = 2048  # of a pass without gradient on a CPU: up to a tenth faster than more at once (benchmarks/pieces.py)
 STAGED = ("SwinTransformer", "SwinTransformerV2", "ResNet", "ConvNeXt")  # timm's classes of models in stages
 
 
@@ -252,6 +253,17 @@ def build_encoder(cfg: Config) -> nn.Module:
     elif cfg.anti_smoothing == "feat_scale":
         add_feat_scale(encoder)
     return encoder
+
+
+def pieces_of(image: Tensor, token_side: int) -> tuple[Tensor, ...]:
+    """Images (B, 3, H, W) in the batches that an encoder should see them in where no gradient is wanted.
+
+    On a CPU some 2,000 tokens at once keep a block's activations in its cache; a GPU takes all together.
+    """
+    if image.device.type != "cpu":
+        return (image,)
+    tokens = image.shape[-2] * image.shape[-1] // token_side**2
+    return image.split(max(1, PIECE_TOKENS // max(1, tokens)))
 
 
 def check_crops(model: ToCo, cfg: Config) -> None:

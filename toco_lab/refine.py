@@ -139,11 +139,30 @@ def refine_cam(
             f"{tuple(image_label.shape)} and valid_box {tuple(valid_box.shape)}"
         )
     slots = Slots.of(image_label, max_present)
-    absent = F.pad(~slots.present, (1, 0))[:, :, None, None]  # (B, 1 + S, 1, 1)
-    class_ids = F.pad(slots.classes + 1, (1, 0))  # (B, 1 + S)
+    return refine_slots(
+        image01, slots.take(valid_cam), slots, valid_box, low_threshold=low_threshold, high_threshold=high_threshold,
+        scale=scale, dilations=dilations, num_iter=num_iter,
+    )  # fmt: skip
 
+
+@torch.no_grad()
+def refine_slots(
+    image01: Tensor,
+    maps: Tensor,
+    slots: Slots,
+    valid_box: Tensor,
+    *,
+    low_threshold: float,
+    high_threshold: float,
+    scale: float = 0.5,
+    dilations: Sequence[int] = DILATIONS,
+    num_iter: int = 10,
+) -> Tensor:
+    """`refine_cam` of maps of slots, (B, S, H, W), as `slot_cams` gives them; the label has classes."""
+    height, width = maps.shape[-2:]
+    absent = F.pad(~slots.present, (1, 0))[:, :, None, None]  # (B, 1 + S, 1, 1)
     size = int(height * scale), int(width * scale)
-    foreground = F.interpolate(slots.take(valid_cam).float(), size=size, mode="bilinear", align_corners=False)
+    foreground = F.interpolate(maps.float(), size=size, mode="bilinear", align_corners=False)
     scores = [
         F.pad(foreground, (0, 0, 0, 0, 1, 0), value=background).masked_fill(absent, -torch.inf).softmax(1)
         for background in (high_threshold, low_threshold)
@@ -152,9 +171,9 @@ def refine_cam(
     refined = par_filter(par_weights(image, dilations), torch.cat(scores, 1), dilations, num_iter)
     refined = F.interpolate(refined, size=(height, width), mode="bilinear", align_corners=False)
     # max(1).indices is argmax(1), which is many times slower on a CPU where the axis is not the last
-    winners = (run.max(1).indices.flatten(1) for run in refined.chunk(2, dim=1))  # (B, H W) slots
-    high, low = (class_ids.gather(1, winner).view(batch, height, width) for winner in winners)
-    return outside_to_ignore(high.masked_fill((high == 0) & (low != 0), IGNORE_INDEX), valid_box)
+    high, low = (run.max(1).indices for run in refined.chunk(2, dim=1))  # (B, H, W), 0 background, then slots
+    label = slots.class_label(high).masked_fill((high == 0) & (low != 0), IGNORE_INDEX)
+    return outside_to_ignore(label, valid_box)
 
 
 @torch.no_grad()

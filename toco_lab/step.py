@@ -1,5 +1,6 @@
 """The losses of one training step, with every encoder pass made once (method: one training step, 1 to 7)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from toco_lab import cam as cams
-from toco_lab.cam import Cams, multi_scale_cam
+from toco_lab.cam import Cams, Slots, slot_cams
 from toco_lab.config import Config
 from toco_lab.data import Batch
 from toco_lab.losses import affinity_mask, classification_loss, ctc_loss, distil_loss, ptc_terms, reg_loss, seg_loss
 from toco_lab.model import ToCo
-from toco_lab.refine import refine_cam
+from toco_lab.refine import refine_slots
 from toco_lab.transforms import denormalise
 
 LOSSES = ("cls", "cls_aux", "ptc", "ctc", "distil", "seg", "reg")
@@ -52,7 +53,8 @@ class StepOutput:
 
     Attributes:
         terms: The losses.
-        cams: Multi-scale CAMs, 0 for absent classes; None where no term needs them.
+        maps: Multi-scale CAMs of the classes in slots, (B, S, H, W); None where no term needs them.
+        slots: Which classes these are.
         pseudo_label: (B, H, W) for the segmentation loss; None while that is off.
         token_label: (B, h, w) for PTC; None while that is off.
         region: (B, H, W) region mask the local crops come from; None while CTC is off.
@@ -60,11 +62,17 @@ class StepOutput:
     """
 
     terms: LossTerms
-    cams: Cams | None = None
+    maps: Cams | None = None
+    slots: Slots | None = None
     pseudo_label: Tensor | None = None
     token_label: Tensor | None = None
     region: Tensor | None = None
     views: LocalViews | None = None
+
+    @property
+    def cams(self) -> Cams | None:
+        """The multi-scale CAMs, (B, C, H, W), 0 for absent classes."""
+        return self.maps and Cams(self.slots.spread(self.maps.cam), self.slots.spread(self.maps.cam_aux))
 
 
 def loss_weights(cfg: Config, step: int) -> dict[str, float]:
@@ -112,18 +120,17 @@ def compute_losses(
         "cls": classification_loss(output.logits, batch.image_label),
         "cls_aux": classification_loss(output.aux_logits, batch.image_label),
     }
-    maps, made, cosines = None, {}, (zero * torch.nan, zero * torch.nan)
+    made, cosines = {}, (zero * torch.nan, zero * torch.nan)
     if contrast or segment:
-        maps = multi_scale_cam(
-            model, batch.image, cfg.cam_scales, plain=output.features.detach(), image_label=batch.image_label,
-            max_present=batch.max_present,
-        )  # fmt: skip
+        slots = Slots.of(batch.image_label, batch.max_present)
+        maps = slot_cams(model, batch.image, slots, cfg.cam_scales, plain=output.features.detach())
+        made |= {"maps": maps, "slots": slots}
 
     # before CTC encodes its views: what refinement and energy need for a moment does not add to what those keep
     if segment:
         pixels = denormalise(batch.image, model.mean, model.std)
-        label = made["pseudo_label"] = pseudo_label(maps, pixels, batch, cfg, step)
-        logits = F.interpolate(output.seg_logits, pixels.shape[-2:], mode="bilinear", align_corners=False)
+        label = made["pseudo_label"] = pseudo_label(maps, slots, pixels, batch, cfg, step)
+        logits = enlarge(output.seg_logits, pixels.shape[-2:])
         if weights["seg"] > 0:
             terms["seg"] = seg_loss(logits, label)
         if weights["reg"] > 0:
@@ -134,10 +141,11 @@ def compute_losses(
 
     if weights["ptc"] > 0:
         tokens = output.features.patch_tokens
-        made["token_label"] = cams.token_labels(
-            maps.cam_aux, batch.image_label, tokens.shape[-2:], batch.valid_box, low=cfg.low_threshold,
+        token_label = cams.token_labels(
+            maps.cam_aux, slots.present, tokens.shape[-2:], batch.valid_box, low=cfg.low_threshold,
             high=cfg.high_threshold, patch_size=model.patch_size, box_units=cfg.ptc_box_units,
         )  # fmt: skip
+        made["token_label"] = slots.class_label(token_label)
         pairs = ptc_terms(tokens, affinity_mask(made["token_label"]), similarity=cfg.ptc_similarity)
         terms["ptc"], cosines = pairs.loss, (pairs.positive_cosine, pairs.negative_cosine)
 
@@ -145,18 +153,27 @@ def compute_losses(
         tokens = output.features.patch_tokens
         inside = cams.inside_box(cams.token_box(batch.valid_box, model.patch_size), *tokens.shape[-2:])
         target = cams.resize(maps.cam_aux, tokens.shape[-2:])
-        terms["distil"] = distil_loss(model.classifier(tokens), target, batch.image_label, inside)
+        terms["distil"] = distil_loss(slots.take(model.classifier(tokens)), target, slots.present, inside)
 
     if weights["ctc"] > 0:
-        made["region"] = cams.region_mask(
-            maps.cam_aux, batch.image_label, low=cfg.low_threshold, high=cfg.high_threshold
-        )
+        made["region"] = cams.region_mask(maps.cam_aux, slots.present, low=cfg.low_threshold, high=cfg.high_threshold)
         made["views"] = views or local_views(batch, made["region"], cfg, generator)
         terms["ctc"] = class_token_contrast(model, output.features.class_token, batch.view2, made["views"], cfg)
 
     total = sum(weights[name] * terms[name] for name in LOSSES)
     losses = LossTerms(**terms, total=total, positive_cosine=cosines[0], negative_cosine=cosines[1])
-    return StepOutput(losses, maps, **made)
+    return StepOutput(losses, **made)
+
+
+def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, K, h, w) at a larger size, bilinear, corners not aligned: what `F.interpolate` gives, as two products with
+    small matrices. Their gradient takes a quarter of the time of its own, and is the same in every run on a GPU.
+    """
+    rows, columns = (
+        F.interpolate(torch.eye(old, device=maps.device, dtype=maps.dtype)[None], new, mode="linear")[0]  # (old, new)
+        for old, new in zip(maps.shape[-2:], size, strict=True)
+    )
+    return rows.T @ (maps @ columns)
 
 
 def local_views(batch: Batch, region: Tensor, cfg: Config, generator: torch.Generator | None = None) -> LocalViews:
@@ -188,23 +205,24 @@ def class_token_contrast(model: ToCo, class_token: Tensor, view2: Tensor, views:
     )
 
 
-def pseudo_label(maps: Cams, pixels: Tensor, batch: Batch, cfg: Config, step: int) -> Tensor:
+def pseudo_label(maps: Cams, slots: Slots, pixels: Tensor, batch: Batch, cfg: Config, step: int) -> Tensor:
     """The label of the segmentation loss, (B, H, W), 255 where unsure (method: training step, 5).
 
     Args:
-        maps: Multi-scale CAMs; the auxiliary one counts before `cfg.aux_label_steps`, then the final one.
+        maps: Multi-scale CAMs of slots; the auxiliary one counts before `cfg.aux_label_steps`, then the final one.
+        slots: Their classes.
         pixels: Denormalised images, (B, 3, H, W) in 0..255; PAR sees them cut to whole grey levels, as released.
-        batch: For image labels and valid boxes.
+        batch: For the valid boxes.
         cfg: Thresholds and the settings of PAR; without `cfg.refine` the thresholds alone decide.
         step: 0-based.
     """
     cam = maps.cam_aux if step < cfg.aux_label_steps else maps.cam
     if not cfg.refine:
-        return cams.confident_label(
-            cam, batch.image_label, low=cfg.low_threshold, high=cfg.high_threshold, valid_box=batch.valid_box
+        label = cams.confident_label(
+            cam, slots.present, low=cfg.low_threshold, high=cfg.high_threshold, valid_box=batch.valid_box
         )
-    return refine_cam(
-        pixels.clamp(0, 255).byte().float() / 255, cam, batch.image_label, batch.valid_box,
-        low_threshold=cfg.low_threshold, high_threshold=cfg.high_threshold, dilations=cfg.par_dilations,
-        num_iter=cfg.par_iterations, max_present=batch.max_present,
+        return slots.class_label(label)
+    return refine_slots(
+        pixels.clamp(0, 255).byte().float() / 255, cam, slots, batch.valid_box, low_threshold=cfg.low_threshold,
+        high_threshold=cfg.high_threshold, dilations=cfg.par_dilations, num_iter=cfg.par_iterations,
     )  # fmt: skip

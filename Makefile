@@ -30,6 +30,7 @@ table: $(VENV)/.installed  ## the README's toy table: seven rows, five seeds, ab
 
 bench: $(VENV)/.installed  ## every benchmark at modest settings, then a table of targets; leave the machine alone
 	$(PYTHON) benchmarks/training_step.py toy deit_tiny --repeats 3
+	$(PYTHON) benchmarks/pieces.py deit_tiny --repeats 3
 	$(PYTHON) benchmarks/inference.py --repeats 3
 	$(PYTHON) benchmarks/crf.py --repeats 3
 	$(PYTHON) benchmarks/metrics.py --repeats 3

@@ -6,6 +6,7 @@ measured in turn less than either of them: ratios are taken within a round, then
 
 import argparse
 import multiprocessing
+import os
 import shlex
 import sys
 import time
@@ -18,6 +19,8 @@ from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
+
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # scipy's LAPACK, loaded below, has threads of its own
 
 from toco_lab.runs import atomic_write, environment
 

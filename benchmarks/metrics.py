@@ -166,7 +166,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     """Measure, print and write."""
     parser = parser_of(__doc__, repeats=5)
     parser.add_argument("settings", nargs="*", metavar="SETTING", help=f"{', '.join(SETTINGS)}; {' '.join(DEFAULT)}")
-    parser.add_argument("--images", type=int, default=4, help="images in a row (4)")
+    parser.add_argument("--images", type=int, default=16, help="images in a row (16)")
     args = parser.parse_args(arguments)
     if unknown := set(args.settings) - set(SETTINGS):
         parser.error(f"no setting {', '.join(sorted(unknown))}; there are: {', '.join(SETTINGS)}")

@@ -6,13 +6,14 @@ It reads benchmarks/results; what has not been measured is left out. Every numbe
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 from measure import RESULTS, growth_exponent, markdown_table
 
+Limit = float | Mapping[str, float] | None  # one for all settings, or by setting
 Values = Iterator[tuple[str, float]]  # which setting (empty where there is one), number
 
 
@@ -25,14 +26,24 @@ class Target:
         script: Which benchmark measures it; its CSV has the same name.
         read: The numbers in that CSV.
         form: Format of a number.
-        most: The largest number that will do; None where there is no target.
+        most: The largest number that will do, for all settings or by setting; None where there is no target.
+        least: The smallest, likewise.
     """
 
     what: str
     script: str
     read: Callable[[pd.DataFrame], Values]
     form: str
-    most: float | None = None
+    most: Limit = None
+    least: Limit = None
+
+    def wanted(self, setting: str, value: float) -> tuple[str, str]:
+        """What is wanted of a number, and whether it holds."""
+        for word, limit, holds in (("most", self.most, value.__le__), ("least", self.least, value.__ge__)):
+            limit = limit.get(setting) if isinstance(limit, Mapping) else limit
+            if limit is not None:
+                return f"at {word} {self.form.format(limit).removeprefix('x ')}", "yes" if holds(limit) else "**no**"
+        return "-", "-"
 
 
 def rows_of(column: str, **equal: object) -> Callable[[pd.DataFrame], Values]:
@@ -64,11 +75,30 @@ def whole_steps(step: str, column: str) -> Callable[[pd.DataFrame], Values]:
     return rows_of(column, step=step, part="whole")
 
 
+def memory_of_steps(column: str) -> Callable[[pd.DataFrame], Values]:
+    """Reads a column of memory of our step over that of the textbook's."""
+
+    def read(table: pd.DataFrame) -> Values:
+        whole = table[table["part"] == "whole"].pivot(index="setting", columns="step", values=column)
+        ratios = whole["fast"] / whole["textbook"]
+        yield from ((setting, ratios[setting]) for setting in table["setting"].unique())
+
+    return read
+
+
 TARGETS = (
-    Target("training step, x the bare encoder passes", "training_step", whole_steps("fast", "to_floor"), "x {:.2f}"),
     Target(
-        "the same step written plainly, x ours", "training_step", whole_steps("textbook", "to_fast"), "x {:.2f}"
+        "training step, x the bare encoder passes", "training_step", whole_steps("fast", "to_floor"), "x {:.2f}",
+        most={"vit_b": 1.1, "deit_tiny": 1.6, "toy": 2.5},
     ),
+    Target(
+        "the same step written plainly, x ours", "training_step", whole_steps("textbook", "to_fast"), "x {:.2f}",
+        least={"vit_b": 2.2, "deit_tiny": 1.9},
+    ),
+    Target(
+        "memory of a step, x that of the plain one", "training_step", memory_of_steps("step_mb"), "x {:.2f}", most=0.6
+    ),
+    Target("the same with all that the process has before", "training_step", memory_of_steps("peak_mb"), "x {:.2f}"),
     Target("training step over pixels, exponent", "growth", exponents_of("size"), "{:.2f}"),
     Target("training step over the batch, exponent", "growth", exponents_of("batch"), "{:.2f}"),
     Target(
@@ -117,8 +147,7 @@ def summary(folder: Path) -> list[tuple[str, str, str, str, str]]:
         for setting, value in target.read(pd.read_csv(path)):
             if pd.isna(value):
                 continue
-            wanted = "-" if target.most is None else f"at most {target.form.format(target.most).removeprefix('x ')}"
-            holds = "-" if target.most is None else "yes" if value <= target.most else "**no**"
+            wanted, holds = target.wanted(setting, value)
             what = f"{target.what}, {setting}" if setting else target.what
             rows.append((what, wanted, target.form.format(value), holds, target.script))
     return rows

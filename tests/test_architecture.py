@@ -14,8 +14,8 @@ PACKAGE = ROOT / "toco_lab"
 ORDER = [
     "config", "distributed", "runs", "run_table", "gallery", "toy", "pretrain", "transforms",
     "labels", "layouts", "coco", "folder", "readers", "check", "prepare", "data",
-    "encoders", "activations", "remedies", "model", "checkpoints", "token_view", "token_metrics", "token_maps",
-    "snapshots", "cam", "attribution", "lattice", "refine", "losses", "step", "train", "cost",
+    "encoders", "activations", "remedies", "model", "checkpoints", "spectra", "token_view", "token_metrics",
+    "token_maps", "snapshots", "cam", "attribution", "lattice", "refine", "losses", "step", "train", "cost",
     "evaluate", "pseudo_labels", "smoothing", "layer_cams", "session", "figures", "curves", "panels",
     "keys", "token_explorer", "cam_explorer", "run_browser",
     "batch", "ablation", "grid", "worker", "executors", "progress", "sweep",

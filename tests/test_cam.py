@@ -208,3 +208,46 @@ def test_cut_local_views_are_view_major_copies_of_the_right_pixels():
         for i in range(2):
             top, left = crops.top[i, view], crops.left[i, view]
             assert torch.equal(views[view * 2 + i], image[i, :, top : top + 6, left : left + 6])
+
+
+def test_labels_in_slots_get_their_classes_back():
+    slots = cams.Slots.of(torch.tensor([[0, 1, 0, 1.0], [1, 0, 0, 0], [0, 0, 0, 0]]))
+    label = torch.tensor([[[0, 1, 2, 255]], [[1, 0, 255, 1]], [[0, 0, 255, 0]]])
+    assert slots.class_label(label).tolist() == [[[0, 2, 4, 255]], [[1, 0, 255, 1]], [[0, 0, 255, 0]]]
+
+
+def test_cams_of_slots_are_those_of_their_classes(model):
+    label, image = LABELS["mixed"], torch.randn(len(LABELS["mixed"]), 3, 32, 32)
+    slots = cams.Slots.of(label)
+    short, whole = cams.slot_cams(model, image, slots, (1.0, 0.5)), cams.multi_scale_cam(model, image, (1.0, 0.5))
+    for name in ("cam", "cam_aux"):
+        assert torch.equal(slots.spread(getattr(short, name)), cams.mask_by_label(getattr(whole, name), label))
+
+
+@pytest.mark.parametrize("draw", [cams._draw_by_permutation, cams._draw_by_rank])
+def test_crops_are_drawn_evenly_from_the_places_wanted(draw):
+    wanted = torch.tensor([[True, False, True, True, False, True], [False] * 5 + [True], [False] * 6])
+    allowed = torch.tensor(
+        [[True] * 6, [True, True, False, True, False, True], [False, True, False, False, False, True]]
+    )
+    generator, times = torch.Generator().manual_seed(0), 4000
+    drawn = draw(wanted.repeat(times, 1), allowed.repeat(times, 1), 3, generator).view(times, 3, 3)
+    assert drawn.sort(2).values.diff(dim=2)[:, :2].min() > 0  # no place twice while there are enough
+    pools = wanted[0], allowed[1], allowed[2]  # one wanted place is too few for three crops: any allowed one
+    for image, pool in enumerate(pools):
+        shares = drawn[:, image].flatten().bincount(minlength=6) / (3 * times)
+        torch.testing.assert_close(shares, pool / pool.sum(), atol=0.015, rtol=0)
+    assert (drawn[:, 2, 0] == drawn[:, 2, 2]).all()  # two places in turn
+
+
+def test_no_host_waits_for_the_region_mask_off_the_cpu(monkeypatch):
+    """On another device crops are drawn without asking how many places there are."""
+    asked = []
+    monkeypatch.setattr(cams, "_draw_by_permutation", lambda *_: asked.append("counted"))
+    monkeypatch.setattr(
+        cams, "_draw_by_rank", lambda wanted, *_: torch.zeros(len(wanted), 2, dtype=torch.int64, device="meta")
+    )
+    region = torch.ones(3, 20, 20, dtype=torch.int64, device="meta")  # has no values: whoever asked for one would fail
+    box = torch.zeros(3, 4, dtype=torch.int64, device="meta")
+    crops = cams.sample_local_crops(region, crop_size=8, num_crops=2, valid_box=box)
+    assert crops.positive.shape == (3, 2) and not asked

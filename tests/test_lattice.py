@@ -5,6 +5,7 @@ import oracles
 import pytest
 import torch
 
+from toco_lab import lattice
 from toco_lab.lattice import Lattice, bilateral_features, bilateral_filter, spatial_features
 
 
@@ -141,3 +142,9 @@ def test_gpu_equals_cpu_and_does_not_wait():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(actual.cpu(), Lattice(position).filter(values), rtol=1e-4, atol=1e-5)
+
+
+def test_ranks_are_those_of_two_stable_sorts(rng):
+    values = torch.randint(0, 4, (6, 500)).float()  # many equal ones
+    expected = values.argsort(dim=0, descending=True, stable=True).argsort(dim=0)
+    assert torch.equal(lattice._descending_rank(values), expected)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from toco_lab import encoders
 from toco_lab.config import Config
-from toco_lab.model import ProjectionHead, ToCo, build_encoder
+from toco_lab.model import ProjectionHead, ToCo, build_encoder, pieces_of
 
 
 def tiny(**changes) -> Config:
@@ -175,3 +175,13 @@ def test_bf16_encoder_keeps_fp32_outputs():
     assert features.patch_tokens.dtype == features.aux_patch_tokens.dtype == torch.float32
     error = (features.patch_tokens - reference.patch_tokens).abs().max()
     assert 1e-4 < error < 0.2  # another arithmetic, the same network
+
+
+@pytest.mark.parametrize(
+    "size, count", [((448, 448), 2), ((672, 672), 1), ((64, 128), 64), ((2000, 1000), 1), ((4, 4), 70)]
+)
+def test_pieces_have_some_two_thousand_tokens(size, count):
+    image = torch.zeros(70, 3, 1, 1).expand(-1, -1, *size)
+    pieces = pieces_of(image, 16)
+    assert len(pieces[0]) == count and sum(map(len, pieces)) == 70
+    assert len(pieces_of(image.to("meta"), 16)) == 1  # no CPU: all at once

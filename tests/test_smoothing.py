@@ -7,6 +7,7 @@ import pytest
 import timm
 import torch
 
+from toco_lab import smoothing
 from toco_lab.checkpoints import save_checkpoint
 from toco_lab.config import Config
 from toco_lab.data import eval_samples
@@ -22,7 +23,8 @@ from toco_lab.smoothing import (
     smoothing_of_run,
     smoothing_per_layer,
 )
-from toco_lab.token_metrics import METRICS, RankMe, layer_cka, token_similarity
+from toco_lab.token_metrics import METRICS, RankMe, layer_cka, measure, token_similarity
+from toco_lab.token_view import TokenView, stack_layers
 from toco_lab.train import Learner
 
 KEY = ("pairwise cosine", "absolute, off-diagonal")
@@ -102,6 +104,35 @@ def test_views_know_the_block_before_and_its_attention(vit):
     first = layers["after block", 1]
     assert first.previous_tokens is None and first.previous_attention is None
     assert layers["final norm", 3].attention is None and layers["after attention", 2].attention is None
+
+
+@pytest.mark.parametrize("numbers", [1, 1500, 2**30], ids=["one by one", "in pairs", "all at once"])
+def test_layers_together_have_the_values_each_has_alone(vit, numbers, monkeypatch):
+    monkeypatch.setattr(smoothing, "STACK_NUMBERS", numbers)
+    image, label = torch.randn(3, 32, 32), torch.randint(0, 3, (32, 32))
+    frame = smoothing_per_layer(vit, [image], [label], name="t", sites=SITES)
+    expected = {}
+    for layer in layers_of(vit, image[None], label[None], sites=SITES, attention=True):
+        for key, value in measure(layer.view).items():
+            site = "attention" if METRICS[key].row in smoothing.OF_ATTENTION else layer.site
+            if not value.isnan():
+                expected[(site, layer.number, *key)] = value.item()
+    frame = frame[frame["metric"] != "RankMe"]
+    found = frame.set_index(["site", "layer", "metric", "variant"])["value"].to_dict()
+    assert list(found) == list(expected)
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, rel=1e-5, abs=1e-7), key
+
+
+def test_only_layers_that_follow_each_other_are_stacked(vit):
+    views = [layer.view for layer in layers_of(vit, torch.randn(1, 3, 32, 32), attention=True)]
+    stack = stack_layers(views)
+    assert len(stack.tokens) == 4 and stack.previous_tokens.isnan().all()  # nothing before the first block
+    assert stack.attention[3].isnan().all() and not stack.attention[:3].isnan().any()  # the final norm has none
+    with pytest.raises(ValueError, match="not those of the layer before"):
+        stack_layers([views[0], views[2]])
+    with pytest.raises(ValueError, match=r"equal grids, not of tokens \[\(1, 15, 24\), \(1, 16, 24\)\]"):
+        stack_layers([views[0], TokenView(torch.ones(1, 15, 24), (3, 5))])
 
 
 def test_rank_me_pools_the_tokens_of_all_images(vit):

@@ -1,15 +1,17 @@
 """The losses of a step: terms and weights, what is computed when, each encoder pass made once."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from toco_lab import cam as cams
 from toco_lab.config import Config
 from toco_lab.data import train_loader
 from toco_lab.model import ToCo
-from toco_lab.step import compute_losses, loss_weights
+from toco_lab.step import compute_losses, enlarge, loss_weights
 
 CFG = Config.preset("smoke")
 
@@ -126,3 +128,27 @@ def test_the_pseudo_label_changes_its_source(step, source):
     )  # fmt: skip
     assert torch.equal(output.pseudo_label, expected)
     assert not torch.equal(output.cams.cam, output.cams.cam_aux)
+
+
+@pytest.mark.parametrize("old, new", [((14, 14), (224, 224)), ((5, 7), (80, 112)), ((3, 4), (10, 9)), ((1, 2), (7, 2))])
+def test_logits_are_enlarged_as_torch_interpolates(old, new):
+    maps = torch.randn(2, 3, *old, dtype=torch.float64, requires_grad=True)
+    slope = torch.randn(2, 3, *new, dtype=torch.float64)
+    both = enlarge(maps, new), F.interpolate(maps, new, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(*both, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(*(torch.autograd.grad(one, maps, slope)[0] for one in both), rtol=1e-12, atol=1e-10)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_nothing_on_the_path_asks_a_device_for_a_value(known, monkeypatch):
+    """On the meta device tensors have no values: .item(), nonzero, a boolean index or a copy to the host would fail, as
+    each would make the host wait for a GPU. It fails where the present classes have to be counted.
+    """
+    cfg = CFG.replace(seg_start_step=0, w_distil=0.5)
+    model, batch = fresh(cfg), first_batch(cfg)
+    batch = replace(batch, max_present=batch.max_present if known else None).to("meta")
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # torch has none for this device
+    with nullcontext() if known else pytest.raises(RuntimeError, match="meta"):
+        output = compute_losses(model.to("meta"), batch, cfg, 1, generator=torch.Generator().manual_seed(0))
+        output.terms.total.backward()
+        assert model.encoder.blocks[0].mlp.fc1.weight.grad.device.type == "meta" and output.pseudo_label is not None

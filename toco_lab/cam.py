@@ -332,30 +332,58 @@ def sample_local_crops(
         raise ValueError(f"crop_size {crop_size} must be even and smaller than the region mask {height} x {width}")
     half = crop_size // 2
     # a position of the window is a crop's centre in the image; its index in the window is the crop's corner
-    window = region[:, half : height - half, half : width - half].cpu()
+    window = region[:, half : height - half, half : width - half]
     wanted = window == UNCERTAIN if candidates == "uncertain" else window < FOREGROUND
     allowed = torch.ones_like(wanted)
     if valid_box is not None:
-        top, bottom, left, right = valid_box.cpu().unbind(1)
+        top, bottom, left, right = valid_box.unbind(1)
         rows = _fitting(top, bottom, crop_size, window.shape[1])
         allowed = rows[:, :, None] & _fitting(left, right, crop_size, window.shape[2])[:, None, :]
-    starts = []
-    for image_wanted, image_allowed in zip(wanted & allowed, allowed, strict=True):
-        places = image_wanted.flatten().nonzero().flatten()
-        if len(places) < num_crops:
-            places = image_allowed.flatten().nonzero().flatten()
-        chosen = torch.randperm(len(places), generator=generator)[:num_crops]
-        starts.append(places[chosen[torch.arange(num_crops) % len(chosen)]])
-    corner = torch.stack(starts).to(region.device)
+    draw = _draw_by_permutation if region.device.type == "cpu" else _draw_by_rank
+    corner = draw((wanted & allowed).flatten(1), allowed.flatten(1), num_crops, generator)
     top, left = corner // window.shape[-1], corner % window.shape[-1]
     weight = (region if content == "double_foreground" else region.clamp(max=1)).float()
     shown = _cut(weight[:, None], top, left, crop_size).mean((-3, -2, -1))  # (B, n)
     return LocalCrops(top, left, (shown > min_content).float(), crop_size)
 
 
+def _draw_by_permutation(
+    wanted: Tensor, allowed: Tensor, number: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Indices of random places, (B, number): different wanted ones; where there are fewer, any allowed, again and again
+    if need be.
+
+    Args:
+        wanted: (B, P) bool.
+        allowed: (B, P) bool, at least one True in a row.
+        number: Places to draw for each image.
+        generator: CPU generator; None uses torch's global one.
+    """
+    drawn = []
+    for image_wanted, image_allowed in zip(wanted, allowed, strict=True):
+        places = image_wanted.nonzero().flatten()
+        if len(places) < number:
+            places = image_allowed.nonzero().flatten()
+        chosen = torch.randperm(len(places), generator=generator)[:number]
+        drawn.append(places[chosen[torch.arange(number) % len(chosen)]])
+    return torch.stack(drawn)
+
+
+def _draw_by_rank(wanted: Tensor, allowed: Tensor, number: int, generator: torch.Generator | None = None) -> Tensor:
+    """As `_draw_by_permutation`, with other random numbers: the first in a random order of all places. For a GPU, where
+    the host must not wait to learn how many places there are.
+    """
+    pool = torch.where(wanted.sum(1, keepdim=True) >= number, wanted, allowed)
+    scores = torch.rand(pool.shape, generator=generator).to(pool.device, non_blocking=True)
+    most = min(number, pool.shape[1])
+    first = torch.where(pool, scores, -1.0).topk(most, dim=1).indices
+    turns = torch.arange(number, device=pool.device) % pool.sum(1, keepdim=True).clamp(max=most)
+    return first.gather(1, turns)
+
+
 def _fitting(begin: Tensor, end: Tensor, crop_size: int, num_starts: int) -> Tensor:
     """(B, starts) bool: starts of crops inside [begin, end) on one axis; where none fits, those that cover it."""
-    start = torch.arange(num_starts)
+    start = torch.arange(num_starts, device=begin.device)
     begin, end = begin[:, None], end[:, None]
     inside = (start >= begin) & (start + crop_size <= end)
     over = (start <= begin) & (start + crop_size >= end)

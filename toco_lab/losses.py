@@ -257,7 +257,7 @@ def reg_loss(
     image, inside, ignored = F.interpolate(stacked, scale_factor=scale, mode="nearest").split([3, 1, 1], dim=1)
 
     # A GPU must not wait for the number of vertices; on a CPU knowing it is free and saves work.
-    lattice = Lattice(bilateral_features(image, sigma_xy * scale, sigma_rgb), compact=not logits.is_cuda)
+    lattice = Lattice(bilateral_features(image, sigma_xy * scale, sigma_rgb), compact=logits.device.type == "cpu")
     with torch.set_grad_enabled(gate == "exact" and torch.is_grad_enabled()):
         masked = pred * inside
         openness = torch.where(ignored > 0, 1.0, inside - pred.amax(1, keepdim=True)).clamp(min=0)

@@ -20,7 +20,7 @@ from toco_lab.encoders import block_widths, class_token_pass, fill_patches, is_p
 from toco_lab.remedies import add_attn_scale, add_feat_scale
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PIECE_TOKENS = 2048  # of a pass without gradient on a CPU: up to a tenth faster than more at once (benchmarks/pieces.py)
+PIECE_TOKENS = 2048  # of a pass without gradient on a CPU: up to a tenth faster than more (benchmarks/pieces.py)
 STAGED = ("SwinTransformer", "SwinTransformerV2", "ResNet", "ConvNeXt")  # timm's classes of models in stages
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, tee
 from operator import itemgetter
+from typing import Any
 
 import pandas as pd
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from toco_lab.encoders import any_encoder_of, fill_patches, final_norm, is_plain
 from toco_lab.model import ToCo
 from toco_lab.runs import RunDir
 from toco_lab.token_metrics import ALL_TOKENS, METRICS, PATCH_TOKENS, RankMe, layer_cka, measure
-from toco_lab.token_view import TokenView, majority_label
+from toco_lab.token_view import TokenView, majority_label, stack_layers
 from toco_lab.train import resolve_device
 
 # sites, in the order a token meets them; attention is that of the block the layer is named after
@@ -35,6 +36,7 @@ OF_ATTENTION = ("14", "16", "17", "18")  # rows of the literature's list that lo
 RANK_ME = ("RankMe", "tokens of all images pooled")
 POOLED = "all images"  # value of the column `image` for a number that belongs to no single one
 SIMILARITY = ("pairwise cosine", "positive cosine", "negative cosine")  # what is measured after every training
+STACK_NUMBERS = 2**19  # of the largest array of a stack of layers: more would leave the cache, less is many small calls
 COLUMNS = "model weights site norm token_set tokens layer image metric variant value".split()
 
 
@@ -102,16 +104,17 @@ def smoothing_per_layer(
     for number, values in enumerate(tqdm(stream, f"smoothing {name}", total, disable=not progress)):
         one = {"label": None, "name": number} | dict(zip(given, values, strict=True))
         label = None if one["label"] is None else one["label"][None].to(device)
-        for layer in layers_of(encoder, one["image"][None].to(device), label, sites=sites, attention=attention):
+        layers = list(layers_of(encoder, one["image"][None].to(device), label, sites=sites, attention=attention))
+        for layer, values in zip(layers, _measured(layers, keys, pool=pool), strict=True):
             place, count = (name, weights, layer.site, layer.norm), layer.view.tokens.shape[1]
-            for key, value in measure(layer.view, _measurable(keys, layer.view)).items():
+            for key in _measurable(keys, layer.view):
                 metric = METRICS[key]
                 site = ATTENTION if metric.row in OF_ATTENTION else layer.site
                 tokens = count + layer.view.num_prefix if metric.token_set == ALL_TOKENS else count
                 about = (name, weights, site, layer.norm, metric.token_set, tokens, layer.number, str(one["name"]))
-                rows.append((*about, *key, value.item()))
+                rows.append((*about, *key, values[key]))
             if pool:
-                rank_me.setdefault((*place, layer.number), RankMe()).update(layer.view.tokens)
+                rank_me.setdefault((*place, layer.number), RankMe()).add(values[RANK_ME], count)
     rows += [
         (*place, PATCH_TOKENS, pooled.count, number, POOLED, *RANK_ME, pooled.compute())
         for (*place, number), pooled in rank_me.items()
@@ -151,14 +154,17 @@ def layers_of(
         if label.shape[-2:] != image.shape[-2:]:
             raise ValueError(f"label {tuple(label.shape[-2:])} and image {tuple(image.shape[-2:])} differ in size")
         label = fill_patches(encoder, label)[0]
+    blocks = [seen.patches(tokens) for tokens in seen.after_block]
     patches = {grid: rows // grid[0] for grid in (seen.grid, *seen.block_grids)}  # side of a token in pixels
     labels = {grid: None if label is None else majority_label(label, side).flatten(1) for grid, side in patches.items()}
 
-    def view(tokens: Tensor, grid: tuple[int, int] = seen.grid, **further: Tensor | None) -> TokenView:
+    def view(
+        tokens: Tensor, grid: tuple[int, int] = seen.grid, own: Tensor | None = None, **further: Tensor | None
+    ) -> TokenView:
         first = seen.class_token(tokens) if getattr(encoder, "cls_token", None) is not None else None
         return TokenView(
-            seen.patches(tokens), grid, labels[grid], class_token=first, embedding=seen.patch_embedding,
-            num_prefix=seen.num_prefix, patch_size=patches[grid], **further,
+            seen.patches(tokens) if own is None else own, grid, labels[grid], class_token=first,
+            embedding=seen.patch_embedding, num_prefix=seen.num_prefix, patch_size=patches[grid], **further,
         )  # fmt: skip
 
     if EMBEDDING in sites:
@@ -167,9 +173,8 @@ def layers_of(
         if AFTER_ATTENTION in sites:
             yield Layer(AFTER_ATTENTION, "none", number, view(seen.after_attention[number - 1]))
         if AFTER_BLOCK in sites:
-            yield Layer(
-                AFTER_BLOCK, "none", number, view(tokens, seen.block_grids[number - 1], **_before(seen, number))
-            )
+            grid, before = seen.block_grids[number - 1], _before(seen, blocks, number)
+            yield Layer(AFTER_BLOCK, "none", number, view(tokens, grid, blocks[number - 1], **before))
     if FINAL_NORM in sites:
         yield Layer(FINAL_NORM, seen.norm, len(seen.after_block), view(seen.final))
 
@@ -295,15 +300,55 @@ def _measurable(keys: Iterable[tuple[str, str]], view: TokenView) -> list[tuple[
     return [key for key in keys if all(getattr(view, need) is not None for need in METRICS[key].needs)]
 
 
-def _before(seen: Activations, number: int) -> dict[str, Tensor | None]:
-    """What block `number` (from 1) attended to, and what the block before it gave and attended to."""
+def _measured(layers: Sequence[Layer], keys: Sequence[tuple[str, str]], *, pool: bool) -> list[dict[tuple, Any]]:
+    """The metrics of every layer, many layers at once; what a layer can not give is not its own value, or NaN. With
+    `pool` what an image adds to RankMe, (D, D), under its name.
+
+    One stack is the residual stream with the final norm, as long as its grid stays; every other site is another.
+    """
+    stacks: dict[tuple, list[int]] = {}
+    for number, layer in enumerate(layers):
+        stream = layer.site in (AFTER_BLOCK, FINAL_NORM)
+        stacks.setdefault((stream or layer.site, *layer.view.tokens.shape), []).append(number)
+    found: list[dict[tuple, Any]] = [{} for _ in layers]
+    for numbers in stacks.values():
+        gram = None
+        for piece in _pieces(numbers, [layers[number].view for number in numbers]):
+            views = [layers[number].view for number in piece]
+            stack = stack_layers(views, gram_before=gram)
+            known = dict.fromkeys(key for view in views for key in _measurable(keys, view))
+            for key, values in measure(stack, known).items():
+                for number, value in zip(piece, values.tolist(), strict=True):
+                    found[number][key] = value
+            for number, moment in zip(piece, stack.moment if pool else (), strict=pool):
+                found[number][RANK_ME] = moment
+            gram = vars(stack)["unit_gram"][-1:] if "unit_gram" in vars(stack) else None
+    return found
+
+
+def _pieces(numbers: Sequence[int], views: Sequence[TokenView]) -> Iterator[Sequence[int]]:
+    """Of a stack, as many layers at once as their largest arrays allow."""
+    tokens = views[0].tokens.shape[1]
+    largest = max([2 * tokens**2, *(view.attention.numel() for view in views if view.attention is not None)])
+    size = max(1, STACK_NUMBERS // largest)
+    return (numbers[start : start + size] for start in range(0, len(numbers), size))
+
+
+def _before(seen: Activations, blocks: Sequence[Tensor], number: int) -> dict[str, Tensor | None]:
+    """What block `number` (from 1) attended to, and what the block before it gave and attended to.
+
+    Args:
+        seen: The pass.
+        blocks: Patch tokens after each block.
+        number: From 1.
+    """
     maps = [one.float() for one in seen.attention[max(0, number - 2) : number]]  # half precision can not add up rows
-    tokens = seen.after_block[max(0, number - 2) : number]
+    tokens = blocks[max(0, number - 2) : number]
     alike = len(tokens) > 1 and tokens[0].shape == tokens[1].shape  # a new stage begins with tokens of another kind
     return {
         "attention": maps[-1] if maps else None,
         "previous_attention": maps[0] if len(maps) > 1 else None,
-        "previous_tokens": seen.patches(tokens[0]) if alike else None,
+        "previous_tokens": tokens[0] if alike else None,
     }
 
 

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from toco_lab.spectra import gram_singular_values
 from toco_lab.token_view import (
     OUTLIER_DEVIATIONS,
     TokenView,
-    gram_singular_values,
-    inverse,
     off_diagonal_mean,
     patch_distance,
     ratio,
@@ -110,7 +109,8 @@ def radial_band_energy(view: TokenView, *, radius: float = HIGH_FREQUENCY) -> Te
     Returns:
         (B,) in [0, 1]; NaN for zero tokens.
     """
-    rows, columns = (torch.fft.fftfreq(side, d=0.5).to(view.power) for side in view.grid)  # Nyquist is 1
+    height, width = view.grid  # Nyquist is 1
+    rows, columns = (one.to(view.power) for one in (torch.fft.fftfreq(height, 0.5), torch.fft.rfftfreq(width, 0.5)))
     high = torch.hypot(rows[:, None], columns) > radius + 1e-6  # rounding must not move a frequency on the circle
     return ratio((view.power * high).sum((1, 2)), view.power.sum((1, 2)))
 
@@ -174,7 +174,7 @@ def layer_cka(tokens: Sequence[Tensor]) -> Tensor:
         (B, L, L) in [0, 1]; NaN for a layer whose tokens are all equal.
     """
     views = [TokenView(layer, (1, layer.shape[1])) for layer in tokens]
-    flat = torch.stack([_unit_gram(view) for view in views], dim=1)  # (B, L, N * N)
+    flat = torch.stack([view.unit_gram for view in views], dim=1)  # (B, L, N * N)
     return (flat @ flat.mT).clamp(0, 1)
 
 
@@ -199,9 +199,12 @@ class RankMe:
     def update(self, tokens: Tensor) -> None:
         """Add tokens, (B, N, D); D must not change."""
         rows = tokens.flatten(0, 1).double()
-        moment = rows.mT @ rows
-        self.moment = moment if self.moment is None else self.moment + moment
-        self.count += len(rows)
+        self.add(rows.mT @ rows, len(rows))
+
+    def add(self, moment: Tensor, count: int) -> None:
+        """Add `count` tokens by their X^T X, (D, D)."""
+        self.moment = moment.clone() if self.moment is None else self.moment.add_(moment)
+        self.count += count
 
     def compute(self) -> float:
         """The number, from 1 (all tokens on one line) to min(number of tokens, D); NaN for zero tokens.
@@ -325,18 +328,6 @@ def _ptc(view: TokenView) -> Tensor:
     pull = 1 - pairs.positive / (pairs.num_positive + 1)
     loss = 0.5 * pull + 0.5 * pairs.negative / (pairs.num_negative + 1)
     return loss.where((pairs.num_positive > 0) & (pairs.num_negative > 0), torch.nan)
-
-
-def _attention_similarity(view: TokenView) -> Tensor:
-    now, before = view.attention, view.previous_attention
-    scale = inverse(now.norm(dim=2)) * inverse(before.norm(dim=2))
-    return ((now * before).sum(2) * scale).mean((1, 2)).double()
-
-
-def _unit_gram(view: TokenView) -> Tensor:
-    """The centred Gram matrix as a vector of length 1, (B, N * N); NaN where the tokens have no spread."""
-    flat = view.centred_gram.flatten(1)
-    return (flat / flat.norm(dim=1, keepdim=True)).where(view.has_spread[:, None], torch.nan)
 
 
 def _mean_where(values: Tensor, chosen: Tensor) -> Tensor:
@@ -538,7 +529,8 @@ METRICS: dict[tuple[str, str], Metric] = {  # (metric, variant); a new metric is
         ("attention", "patch_size"),
     ),
     ("cross-layer attention similarity", "columns, block before"): Metric(
-        _attention_similarity, "18", "1", "Zhou et al. 2021, arXiv 2103.11886 (DeepViT)",
+        lambda view: view.attention_similarity.mean((1, 2)).double(), "18", "1",
+        "Zhou et al. 2021, arXiv 2103.11886 (DeepViT)",
         "Whether a block attends as the one before: attention collapse, which may come without equal tokens.",
         ("attention", "previous_attention"), ALL_TOKENS,
     ),
@@ -568,7 +560,7 @@ METRICS: dict[tuple[str, str], Metric] = {  # (metric, variant); a new metric is
         "Positive where outliers arise on redundant background, as in the paper.", ("embedding",),
     ),
     ("CKA", "block before"): Metric(
-        lambda view: (_unit_gram(view) * _unit_gram(view.previous)).sum(1).clamp(0, 1), "22",
+        lambda view: (view.unit_gram * view.previous_unit_gram).sum(1).clamp(0, 1), "22",
         "nothing fixed (NaN for equal tokens)", "Kornblith et al. 2019, arXiv 1905.00414",
         "Whether a block changes the pattern of its tokens at all; near 1 with and without over-smoothing.",
         ("previous_tokens",),

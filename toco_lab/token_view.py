@@ -5,15 +5,19 @@ counts all tokens, prefix tokens included. Everything on tokens is computed in f
 tokens themselves remains; everything that touches the (heads, T, T) attention stays in its own precision.
 """
 
+import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from toco_lab.config import IGNORE_INDEX
+from toco_lab.spectra import by_tokens, spectra
 
 OUTLIER_DEVIATIONS = 5.0  # of a Gaussian's tokens 3e-7 lie beyond; 3 would flag one normal token in each 28 x 28 image
 MAD_TO_DEVIATION = 1.4826  # median absolute deviation -> standard deviation, for a Gaussian
@@ -27,12 +31,13 @@ class TokenView:
     Attributes:
         tokens: Patch tokens, (B, N, D), without prefix tokens.
         grid: (h, w) with N = h * w, row-major.
-        label: Class of each token, (B, N) integers; `IGNORE_INDEX` leaves a token out. See `majority_label`.
+        label: Class of each token, (B, N) integers, or (1, N) for all; `IGNORE_INDEX` leaves a token out. See
+            `majority_label`.
         class_token: (B, D), of the same layer.
         attention: (B, heads, T, T), rows sum to 1, of the block that made these tokens; prefix tokens come first.
         previous_attention: The same of the block before.
         previous_tokens: Patch tokens of the block before, (B, N, D).
-        embedding: Tokens after the patch embedding, positions added, (B, N, D).
+        embedding: Tokens after the patch embedding, positions added, (B, N, D) or (1, N, D).
         num_prefix: Tokens before the patches; T = num_prefix + N.
         patch_size: Side of a patch in pixels.
 
@@ -58,12 +63,12 @@ class TokenView:
         batch, num_tokens, width = self.tokens.shape
         total = self.num_prefix + num_tokens
         shapes = {
-            "label": (batch, num_tokens),
+            "label": (_batch(self.label, batch), num_tokens),
             "class_token": (batch, width),
             "attention": (batch, None, total, total),
-            "previous_attention": (batch, None, total, total),
-            "previous_tokens": (batch, num_tokens, None),
-            "embedding": (batch, num_tokens, None),
+            "previous_attention": (self._num_previous, None, total, total),
+            "previous_tokens": (self._num_previous, num_tokens, None),
+            "embedding": (_batch(self.embedding, batch), num_tokens, None),
         }
         for name, wanted in shapes.items():
             value = getattr(self, name)
@@ -74,6 +79,11 @@ class TokenView:
                 wish = ", ".join("any" if need is None else str(need) for need in wanted)
                 given = tuple(value.shape)
                 raise ValueError(f"{name} {given} does not fit tokens {tuple(self.tokens.shape)}: need ({wish})")
+
+    @property
+    def _num_previous(self) -> int:
+        """How many layers `previous_tokens` and `previous_attention` have."""
+        return len(self.tokens)
 
     # --- tokens -------------------------------------------------------------------------------------------
 
@@ -133,7 +143,10 @@ class TokenView:
     @cached_property
     def cosine(self) -> Tensor:
         """Cosine of every pair of tokens, (B, N, N), in [-1, 1]."""
-        return (self.unit @ self.unit.mT).clamp(-1, 1)  # rounding may exceed 1
+        # x_i . x_j by the products of centred tokens, which are there: a_i + a_j more, a_i = c_i . m + m . m / 2
+        share = ((self.centred + self.mean[:, None] / 2) @ self.mean[:, :, None]).squeeze(2)
+        products = self.centred_gram + share[:, :, None]
+        return _scaled_to_cosine(products.add_(share[:, None]), self.norms)
 
     @cached_property
     def absolute_cosine(self) -> Tensor:
@@ -148,27 +161,38 @@ class TokenView:
     @cached_property
     def centred_cosine(self) -> Tensor:
         """Cosine of every pair of centred tokens, (B, N, N)."""
-        scale = inverse(self.centred_norms)
-        return (self.centred_gram * scale[:, :, None] * scale[:, None]).clamp(-1, 1)
+        return _scaled_to_cosine(self.centred_gram.clone(), self.centred_norms)
 
     @cached_property
-    def singular_values(self) -> Tensor:
-        """Of X, descending, (B, min(N, D)).
+    def unit_gram(self) -> Tensor:
+        """`centred_gram` as a vector of length 1, (B, N * N); NaN where the tokens have no spread."""
+        flat = self.centred_gram.flatten(1)
+        return (flat / flat.norm(dim=1, keepdim=True)).where(self.has_spread[:, None], torch.nan)
 
-        Roots of the eigenvalues of the smaller of X X^T and X^T X, so only those above about 4e-7 of the largest (N, D
-        = 784, 768) can be told from 0; smaller ones, which float32 tokens do not hold either, are set to 0.
-        """
-        num_tokens, width = self.x.shape[1:]
-        gram = self.cosine * self.norms[:, :, None] * self.norms[:, None] if num_tokens <= width else self.x.mT @ self.x
-        return gram_singular_values(gram, max(num_tokens, width))
+    @cached_property
+    def previous_unit_gram(self) -> Tensor:
+        """`unit_gram` of the block before. Needs `previous_tokens`."""
+        return TokenView(self.previous_tokens, self.grid).unit_gram
+
+    @cached_property
+    def moment(self) -> Tensor:
+        """X^T X, (B, D, D)."""
+        return self.x.mT @ self.x
+
+    @property
+    def singular_values(self) -> Tensor:
+        """Of X, descending, (B, min(N, D)); see `spectra`."""
+        return self._spectra[0]
 
     @cached_property
     def centred_singular_values(self) -> Tensor:
         """Of HC, as `singular_values`; NaN where the tokens have no spread."""
-        num_tokens, width = self.x.shape[1:]
-        gram = self.centred_gram if num_tokens <= width else self.centred.mT @ self.centred
-        values = gram_singular_values(gram, max(num_tokens, width))
-        return values.where(self.has_spread[:, None], torch.nan)
+        return self._spectra[1].where(self.has_spread[:, None], torch.nan)
+
+    @cached_property
+    def _spectra(self) -> tuple[Tensor, Tensor]:
+        gram = self.centred_gram if by_tokens(*self.x.shape[1:]) else self.centred.mT @ self.centred
+        return spectra(self.centred, self.mean, gram)
 
     @cached_property
     def composite_ratio(self) -> Tensor:
@@ -199,11 +223,6 @@ class TokenView:
         """(B, N) bool: tokens longer than the `norm_cut` of their own image."""
         return self.norms > norm_cut(self.norms)[:, None]
 
-    @cached_property
-    def previous(self) -> "TokenView":
-        """The tokens of the block before. Needs `previous_tokens`."""
-        return TokenView(self.previous_tokens, self.grid)
-
     # --- the grid -----------------------------------------------------------------------------------------
 
     @cached_property
@@ -220,7 +239,7 @@ class TokenView:
 
     @cached_property
     def embedding_cosine(self) -> Tensor:
-        """`neighbour_cosine` of the patch embedding, (B, N). Needs `embedding`."""
+        """`neighbour_cosine` of the patch embedding, (B, N) or (1, N). Needs `embedding`."""
         return TokenView(self.embedding, self.grid).neighbour_cosine
 
     @cached_property
@@ -231,15 +250,35 @@ class TokenView:
 
     @cached_property
     def amplitude(self) -> Tensor:
-        """|2-D Fourier transform| over the grid, not normalised, (B, h, w, D); frequency 0 comes first."""
-        return torch.fft.fft2(self.x.unflatten(1, self.grid), dim=(1, 2)).abs()
+        """|2-D Fourier transform| over the grid, not normalised, (B, h, w // 2 + 1, D); frequency 0 comes first.
+
+        Tokens are real: the other columns would be those of the opposite frequencies once more.
+        """
+        return torch.fft.rfft2(self.x.unflatten(1, self.grid), dim=(1, 2)).abs()
 
     @cached_property
     def power(self) -> Tensor:
-        """Fourier energy summed over channels, (B, h, w)."""
-        return self.amplitude.square().sum(3)
+        """Fourier energy summed over channels, (B, h, w // 2 + 1); columns that stand for two count twice."""
+        power = self.amplitude.square().sum(3)
+        power[:, :, 1 : (self.grid[1] + 1) // 2] *= 2
+        return power
 
     # --- attention ----------------------------------------------------------------------------------------
+
+    @cached_property
+    def column_lengths(self) -> Tensor:
+        """Length of each column of the attention, (B, heads, T). Needs `attention`."""
+        return column_products(self.attention, self.attention).sqrt()
+
+    @cached_property
+    def attention_similarity(self) -> Tensor:
+        """Cosine of each column of the attention with that of the block before, (B, heads, T).
+
+        Needs `attention` and `previous_attention`.
+        """
+        before = column_products(self.previous_attention, self.previous_attention).sqrt()
+        products = column_products(self.attention, self.previous_attention)
+        return products * inverse(self.column_lengths) * inverse(before)
 
     @cached_property
     def patch_attention(self) -> Tensor:
@@ -256,13 +295,15 @@ class TokenView:
         """1 for images whose attention is a distribution, else NaN, (B, 1): AttnScale makes entries negative, and then
         entropies, mean distances and weighted energies mean nothing. Needs `attention`.
         """
-        negative = (self.attention < 0).flatten(1).any(1, keepdim=True)
+        negative = self.attention.flatten(1).amin(1, keepdim=True) < 0
         return torch.where(negative, torch.nan, 1.0).double()
 
     @cached_property
     def attention_entropy(self) -> Tensor:
         """-sum_j A_ij log A_ij in nats, mean over all T queries i, per head: (B, heads). Needs `attention`."""
-        return torch.special.entr(self.attention).sum(3).mean(2) * self.distribution
+        # torch.special.entr takes one number at a time; 0 log 0 is 0 here, too
+        logarithm = self.attention.clamp_min(torch.finfo(self.attention.dtype).tiny).log_()
+        return -logarithm.mul_(self.attention).sum(3).mean(2) * self.distribution
 
     @cached_property
     def attention_distance(self) -> Tensor:
@@ -293,6 +334,81 @@ class PairSums:
     def negative_mean(self) -> Tensor:
         """Mean over pairs of different labels, (B,), in [0, 1]; NaN where there is none."""
         return ratio(self.negative, self.num_negative).clamp(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStack(TokenView):
+    """Layers of one image as the batch of a view: a metric works on all of them at once. See `stack_layers`.
+
+    Attributes:
+        gram_before: `unit_gram` of the layer before the first, (1, N * N), where it is known.
+    """
+
+    gram_before: Tensor | None = None
+
+    @property
+    def _num_previous(self) -> int:
+        return 1  # what comes before the first layer
+
+    @cached_property
+    def previous_unit_gram(self) -> Tensor:
+        """Each layer's is that of the layer before it: nothing is multiplied again."""
+        before = self.gram_before
+        if before is None:
+            before = TokenView(self.previous_tokens, self.grid).unit_gram
+        return torch.cat([before, self.unit_gram[:-1]])
+
+    @cached_property
+    def attention_similarity(self) -> Tensor:
+        """Each layer's with the layer before it, which is here; only the first has `previous_attention`."""
+        now, first, lengths = self.attention, self.previous_attention, self.column_lengths
+        products = torch.cat([column_products(now[:1], first), column_products(now[1:], now[:-1])])
+        before = torch.cat([column_products(first, first).sqrt(), lengths[:-1]])
+        return products * inverse(lengths) * inverse(before)
+
+
+def stack_layers(views: Sequence[TokenView], gram_before: Tensor | None = None) -> LayerStack:
+    """Layers of one image, first one first, as one view whose batch they are.
+
+    What only some of them have (attention, tokens of the block before) is NaN for the others, and so is what depends
+    on it. Labels, patch embedding and what else is the image's are those of the first.
+
+    Args:
+        views: With one image each, of one grid and width. Where one has `previous_tokens`, these are the tokens of the
+            one before it.
+        gram_before: `unit_gram` of the layer before the first, to spare computing it.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    for before, view in itertools.pairwise(views):
+        if view.previous_tokens is not None and view.previous_tokens is not before.tokens:
+            raise ValueError("the tokens of the block before are not those of the layer before in the stack")
+    shapes = {tuple(view.tokens.shape) for view in views}
+    if len(shapes) > 1 or len(views[0].tokens) != 1:
+        raise ValueError(f"a stack is of layers of one image with equal grids, not of tokens {sorted(shapes)}")
+    joined = {}
+    # of the block before, the stack itself holds all but what precedes its first layer
+    fields = {"tokens": views, "class_token": views, "attention": views, "previous_tokens": views[:1]}
+    fields["previous_attention"] = views[:1]
+    for name, holders in fields.items():
+        values = [getattr(view, name) for view in holders]
+        known = next((value for value in map(attrgetter(name), views) if value is not None), None)
+        if known is not None:
+            filled = [torch.full_like(known, torch.nan) if value is None else value for value in values]
+            joined[name] = filled[0] if len(filled) == 1 else torch.cat(filled)
+    alike = {name: getattr(views[0], name) for name in ("grid", "label", "embedding", "num_prefix", "patch_size")}
+    return LayerStack(**joined, **alike, gram_before=gram_before)
+
+
+def column_products(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of the columns of two (B, heads, T, T), (B, heads, T). `norm(dim=2)` is five times slower."""
+    return (a * b).sum(2)
+
+
+def _batch(value: Tensor | None, batch: int) -> int:
+    """The batch that is wanted of a field that may be one for all."""
+    return 1 if value is not None and len(value) == 1 else batch
 
 
 def majority_label(mask: Tensor, patch_size: int) -> Tensor:
@@ -345,6 +461,12 @@ def inverse(norms: Tensor) -> Tensor:
     return torch.where(norms > 0, 1 / norms, 0)
 
 
+def _scaled_to_cosine(products: Tensor, norms: Tensor) -> Tensor:
+    """Inner products (B, N, N), which are lost, over the lengths of both; rounding may exceed 1."""
+    scale = inverse(norms)
+    return products.mul_(scale[:, :, None]).mul_(scale[:, None]).clamp_(-1, 1)
+
+
 def _unit(x: Tensor, norms: Tensor) -> Tensor:
     return x * inverse(norms)[..., None]
 
@@ -370,10 +492,3 @@ def _at_both_ends(horizontal: Tensor, vertical: Tensor) -> Tensor:
     left, right = F.pad(horizontal, (0, 1)), F.pad(horizontal, (1, 0))
     upper, lower = F.pad(vertical, (0, 0, 0, 1)), F.pad(vertical, (0, 0, 1, 0))
     return left + right + upper + lower
-
-
-def gram_singular_values(gram: Tensor, size: int) -> Tensor:
-    """Roots of the eigenvalues of (..., n, n), descending; below `size` rounding errors of the largest they are 0."""
-    values = torch.linalg.eigvalsh(gram).flip(-1)
-    floor = size * torch.finfo(values.dtype).eps * values[..., :1]
-    return values.where(values > floor, 0).sqrt()

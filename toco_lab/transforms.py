@@ -41,7 +41,8 @@ def denormalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
 
 
 def _per_channel(values: Sequence[float], image: Tensor) -> Tensor:
-    return 255 * torch.as_tensor(values, dtype=torch.float32, device=image.device).reshape(3, 1, 1)
+    # in this order: made on a GPU from a list, the host would wait for all that is queued there
+    return (255 * torch.tensor(values, dtype=torch.float32).reshape(3, 1, 1)).to(image.device, non_blocking=True)
 
 
 @dataclass(frozen=True)

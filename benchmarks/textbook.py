@@ -291,7 +291,7 @@ def ptc_terms(patch_tokens: Tensor, token_label: Tensor) -> PtcTerms:
         unit = F.normalize(tokens, dim=0, eps=1e-8)  # (D, N)
         similarity = (unit.t() @ unit).abs()
         known = label != IGNORE_INDEX
-        pairs = known[:, None] & known & ~torch.eye(len(label), dtype=torch.bool)
+        pairs = known[:, None] & known & ~torch.eye(len(label), dtype=torch.bool, device=label.device)
         same = label[:, None] == label
         for kind, chosen in enumerate((pairs & ~same, pairs & same)):
             sums[kind] = sums[kind] + (similarity * chosen).sum()
@@ -339,7 +339,7 @@ def par(image: Tensor, masks: Tensor, dilations: Sequence[int], num_iter: int) -
     affinity = -(((near - image[:, :, None]) / (near.std(2, keepdim=True) + 1e-8) / 0.3) ** 2)
     distance = torch.tensor([d * math.hypot(y, x) for d in dilations for y, x in _DIRECTIONS])
     position = -((distance / (distance.std() + 1e-8) / 0.3) ** 2)
-    weights = affinity.mean(1).softmax(1) + 0.01 * position.softmax(0)[:, None, None]  # (B, n, h, w)
+    weights = affinity.mean(1).softmax(1) + 0.01 * position.softmax(0)[:, None, None].to(image)  # (B, n, h, w)
     for _ in range(num_iter):
         masks = (weights[:, None] * _neighbours(masks, dilations)).sum(2)
     return masks

@@ -6,6 +6,7 @@ Times themselves are not asserted; where numbers matter, the clock is made up.
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +20,18 @@ from toco_lab.token_metrics import METRICS
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import crf
+import gpu_step
 import growth
 import inference
 import measure
 import metrics
+import pieces
 import startup
 import summary
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = Config.preset("smoke")
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
 @pytest.fixture(autouse=True)
@@ -212,6 +216,52 @@ def test_crf(tmp_path, capsys):
     assert "| 24 x 32 | 1 | " in text and text in capsys.readouterr().out
 
 
+# --- pieces -----------------------------------------------------------------------------------------------------------
+
+
+def test_pieces(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pieces, "SETTINGS", {"small": ("vit_tiny_patch16_224", 32, 6), "other": ("none", 1, 1)})
+    pieces.main(["small", "--repeats", "1", "--out", str(tmp_path)])
+    table, text = tables(tmp_path, "pieces")
+    assert table["at_once"].tolist() == [6, 3, 1] and table["tokens"].tolist() == [24, 12, 4]
+    assert table["to_all"].iloc[0] == 1 and (table["seconds"] > 0).all()
+    assert "| vit_tiny_patch16_224, 6 images of 32 | 3 | 12 | " in text and text in capsys.readouterr().out
+
+
+# --- the step on a GPU ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+def test_steps_of_every_kind_on_a_device(device, monkeypatch):
+    """The CPU stands in for the GPU: every case runs, on the device it is given, and is compared with the right one."""
+    monkeypatch.setattr(gpu_step, "compiled", lambda _: nullcontext())
+    monkeypatch.setattr(gpu_step, "FED_STEPS", 2)
+    cfg = SMOKE.replace(seg_start_step=0)
+    table = gpu_step.measure(cfg, torch.device(device), 1, lambda: None).set_index("case")
+    assert tuple(table.index) == gpu_step.CASES and (table["seconds"] > 0).all()
+    assert table.loc[gpu_step.PLAIN, "plain_to"] == table.loc[gpu_step.FLOOR, "to_floor"] == 1
+    plain, ours = (table["seconds"][case] for case in (gpu_step.PLAIN, gpu_step.BF16))
+    assert table.loc[gpu_step.BF16, "plain_to"] == pytest.approx(plain / ours)
+    assert 0 <= gpu_step.busy_share(cfg, torch.device(device)) <= 1.2
+    about = {"device": "a card", "sizes": "small", "repeats": 1, "waits": "none", "busy": 0.934, "machine": "m",
+             "versions": "v", "commit": "c", "command": "x"}  # fmt: skip
+    text = gpu_step.markdown(table.reset_index().assign(**about))
+    assert "GPU busy with the loader: 93%" in text and f"| {gpu_step.BF16} | " in text
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_no_step_waits_for_the_gpu():
+    assert gpu_step.waits(SMOKE.replace(seg_start_step=0), torch.device("cuda")) == "none"
+
+
+def test_without_a_gpu_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="no CUDA device"):
+        gpu_step.main(["toy", "--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())
+
+
 # --- metrics ----------------------------------------------------------------------------------------------------------
 
 
@@ -345,6 +395,19 @@ def test_summary(tmp_path, capsys):
         "growth": [
             {"group": "toy", "axis": "size", "value": value, "seconds": float(value) ** 3} for value in ("2", "4")
         ],
+        "training_step": [
+            {
+                "setting": setting,
+                "step": step,
+                "part": "whole",
+                "to_floor": floor,
+                "to_fast": fast,
+                "step_mb": memory,
+                "peak_mb": 100 + memory,
+            }
+            for setting, fast in (("toy", 1.5), ("deit_tiny", 1.9), ("vit_b", 2.1))
+            for step, floor, memory in (("fast", 1.2, 60), ("textbook", 3.0, 100), ("floor", 1.0, 50))
+        ],
         "startup": [
             {"what": "import toco_lab", "cpu": 0.01},
             {"what": "opening a report", "megabytes": 12.3, "wall": np.nan},
@@ -355,6 +418,20 @@ def test_summary(tmp_path, capsys):
     summary.main(["--results", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
     assert lines[2:-3] == [
+        "| training step, x the bare encoder passes, toy | at most 2.50 | x 1.20 | yes | training_step |",
+        "| training step, x the bare encoder passes, deit_tiny | at most 1.60 | x 1.20 | yes | training_step |",
+        "| training step, x the bare encoder passes, vit_b | at most 1.10 | x 1.20 | **no** | training_step |",
+        "| the same step written plainly, x ours, toy | - | x 1.50 | - | training_step |",
+        "| the same step written plainly, x ours, deit_tiny | at least 1.90 | x 1.90 | yes | training_step |",
+        "| the same step written plainly, x ours, vit_b | at least 2.20 | x 2.10 | **no** | training_step |",
+        *[
+            f"| {what}, {setting} | {wanted} | x {ratio} | {holds} | training_step |"
+            for what, wanted, ratio, holds in (
+                ("memory of a step, x that of the plain one", "at most 0.60", "0.60", "yes"),
+                ("the same with all that the process has before", "-", "0.80", "-"),
+            )
+            for setting in ("toy", "deit_tiny", "vit_b")
+        ],
         "| training step over pixels, exponent, toy | - | 1.50 | - | growth |",
         "| multi-scale CAM, x the bare encoder passes, toy | at most 1.10 | x 1.10 | yes | inference |",
         "| multi-scale CAM, x the bare encoder passes, vit_b | at most 1.10 | x 1.20 | **no** | inference |",

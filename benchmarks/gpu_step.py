@@ -1,0 +1,172 @@
+"""What a training step costs on a GPU: plain and ours, fp32 and bf16, compiled; memory, waiting, how busy the GPU is.
+
+    python benchmarks/gpu_step.py                       # ViT-B at 448 pixels, VOC's batch of 4
+    python benchmarks/gpu_step.py toy --repeats 3
+
+Ours is `train.train_step`; plain is `textbook.py`; the floor is timm's encoder passes in bf16. All take turns; the
+clock's seconds around each step with the device finished before and after, medians, ratios within a round. Memory is
+the peak of torch's allocator. One step of ours runs with torch's check that raises where the host would wait for the
+device. Busy is the share of the clock that kernels ran while `train_loader` fed the steps, from the profiler. Random
+weights. Writes benchmarks/results/gpu_step.csv and .md. Without a GPU it says so and ends.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pandas as pd
+import textbook
+import torch
+from measure import markdown_table, origin, origin_lines, parser_of, ratio, write
+from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
+from training_step import SETTINGS, describe, make_batch
+
+from toco_lab.config import Config
+from toco_lab.data import train_loader
+from toco_lab.model import ToCo
+from toco_lab.train import Learner, compiled, train_step
+
+PLAIN, FP32, BF16, COMPILED, FLOOR = "textbook, fp32", "ours, fp32", "ours, bf16", "ours, bf16, compiled", "floor, bf16"
+CASES = (PLAIN, FP32, BF16, COMPILED, FLOOR)
+FED_STEPS = 10  # with the loader, after as many that do not count
+
+
+def make_step(case: str, cfg: Config, device: torch.device) -> Callable[[], Any]:
+    """A step of a fresh model on one batch, at the end of training: every term is on."""
+    torch.manual_seed(0)
+    cfg = cfg.replace(precision="bf16" if "bf16" in case else "fp32")
+    model = ToCo(cfg).to(device)
+    batch, last = make_batch(cfg, model), cfg.steps - 1
+    most = int(batch.image_label.sum(1).max())
+    batch = type(batch)(**{**vars(batch), "max_present": most}).to(device)
+    if case == PLAIN:
+        optimizer = textbook.textbook_optimizer(model, cfg)
+        return lambda: textbook.textbook_step(model, optimizer, batch, cfg, last)
+    if case == FLOOR:
+        side = cfg.local_crop_size
+        local = batch.local_source[:, :, :side, :side].repeat(cfg.num_local_crops, 1, 1, 1)
+
+        def floor() -> None:
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                textbook.floor(model, batch, cfg, local)
+
+        return floor
+    learner = Learner.of(model, cfg)
+
+    def step() -> None:
+        with compiled(model) if case == COMPILED else nullcontext():
+            train_step(learner, batch, cfg, last)
+
+    return step
+
+
+@contextmanager
+def seconds_of(device: torch.device, into: list[float]) -> Iterator[None]:
+    """The clock's seconds of what is done inside, on the device too."""
+    finish = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    finish()
+    began = time.perf_counter()
+    yield
+    finish()
+    into.append(time.perf_counter() - began)
+
+
+def measure(cfg: Config, device: torch.device, repeats: int, advance: Callable[[], Any]) -> pd.DataFrame:
+    """A row per case: seconds, images a second, ratio to the plain step and to the floor, peak memory."""
+    spent: dict[str, list[float]] = {case: [] for case in CASES}
+    peaks, steps = {}, {}
+    for case in CASES:
+        steps[case] = make_step(case, cfg, device)
+        steps[case]()  # compiles, chooses kernels, makes the optimiser's state
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            steps[case]()
+            peaks[case] = (torch.cuda.max_memory_allocated(device) - before) / 1e6
+        advance()
+    for _ in range(repeats):
+        for case, step in steps.items():
+            with seconds_of(device, spent[case]):
+                step()
+        advance()
+    frame = pd.DataFrame(spent)
+    return pd.DataFrame(
+        [
+            {"case": case, "seconds": frame[case].median(), "images_per_second": cfg.batch_size / frame[case].median(),
+             "plain_to": ratio(frame, PLAIN, case), "to_floor": ratio(frame, case, FLOOR),
+             "step_mb": peaks.get(case, float("nan"))}
+            for case in CASES
+        ]
+    )  # fmt: skip
+
+
+def waits(cfg: Config, device: torch.device) -> str:
+    """What torch says of the first place in a step where the host waits for the device; "none" without one."""
+    step = make_step(BF16, cfg, device)
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return "none"
+
+
+def busy_share(cfg: Config, device: torch.device) -> float:
+    """Share of the clock in which a kernel ran, over steps fed by the loader as in `train.fit`."""
+    torch.manual_seed(0)
+    cfg = cfg.replace(precision="bf16", dataset="toy", num_classes=6)  # toy scenes of this size need no data set
+    model = ToCo(cfg).to(device)
+    learner, last, spent = Learner.of(model, cfg), cfg.steps - 1, []
+    batches = iter(train_loader(cfg, model.mean, model.std))
+    for _ in range(FED_STEPS):
+        train_step(learner, next(batches).to(device), cfg, last)
+    activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
+    with profile(activities=[activity]) as seen, seconds_of(device, spent):
+        for _ in range(FED_STEPS):
+            train_step(learner, next(batches).to(device), cfg, last)
+    kernels = sum(event.self_device_time_total for event in seen.key_averages()) / 1e6
+    return kernels / spent[0]
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The cases, then waiting and busy share."""
+    about = table.iloc[0]
+    lines = [f"Training step on {about['device']}: {about['sizes']}. Medians of {about['repeats']} rounds.", ""]
+    cells = [
+        [row.case, f"{row.seconds:.4f}", f"{row.images_per_second:.1f}", f"{row.plain_to:.2f}", f"{row.to_floor:.2f}",
+         f"{row.step_mb:.0f}"]
+        for row in table.itertuples()
+    ]  # fmt: skip
+    lines += markdown_table(["", "seconds", "images a second", "times as fast as plain", "x floor", "step MB"], cells)
+    lines += ["", f"Where the host waits in a step: {about['waits']}. GPU busy with the loader: {about['busy']:.0%}."]
+    return "\n".join([*lines, *origin_lines(about), ""])
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """Measure, print and write."""
+    parser = parser_of(__doc__, repeats=10)
+    parser.add_argument("setting", nargs="?", default="vit_b", choices=list(SETTINGS))
+    args = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        sys.exit("no CUDA device here: nothing was measured (training_step.py measures on the CPU)")
+    device, cfg = torch.device("cuda"), SETTINGS[args.setting]
+    if args.setting == "vit_b":
+        cfg = cfg.replace(batch_size=4)
+    with tqdm(total=len(CASES) + args.repeats, unit="round") as bar:
+        table = measure(cfg, device, args.repeats, bar.update)
+    about = {"device": torch.cuda.get_device_name(), "sizes": describe(cfg), "repeats": args.repeats}
+    about |= {"waits": waits(cfg, device), "busy": busy_share(cfg, device)} | origin(__file__, arguments)
+    table = table.assign(**about).round(4)
+    text = markdown(table)
+    write(args.out / "gpu_step.csv", table, text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -132,12 +132,14 @@ def origin(script: str, arguments: Iterable[str] | None) -> dict[str, str]:
     """Columns that say where numbers come from: machine, versions, commit, command."""
     made = environment("cpu")
     git, packages = made["git"], made["packages"]
-    given = sys.argv[1:] if arguments is None else arguments
+    given = [*map(str, sys.argv[1:] if arguments is None else arguments)]
+    if "--out" in given:  # where it was written is not how it was measured
+        del given[(place := given.index("--out")) : place + 2]
     return {
         "machine": f"{made['device']}, {made['cpu_count']} cores",
         "versions": f"python {made['python']}, torch {packages['torch']}, timm {packages['timm']}",
         "commit": git["commit"][:9] if git else "unknown",
-        "command": shlex.join(["python", f"benchmarks/{Path(script).name}", *map(str, given)]),
+        "command": shlex.join(["python", f"benchmarks/{Path(script).name}", *given]),
     }
 
 

@@ -58,14 +58,25 @@ def rows_of(column: str, **equal: object) -> Callable[[pd.DataFrame], Values]:
     return read
 
 
-def exponents_of(axis: str) -> Callable[[pd.DataFrame], Values]:
-    """Reads how the seconds of the training step grow over an axis, by backbone."""
+def exponents_of(axis: str, column: str = "seconds") -> Callable[[pd.DataFrame], Values]:
+    """Reads how the seconds of the training step, or another column, grow over an axis, by backbone."""
 
     def read(table: pd.DataFrame) -> Values:
         for group, rows in table[table["axis"] == axis].groupby("group", sort=False):
             values = rows["value"].astype(float)
             if len(rows) > 1:
-                yield group, growth_exponent(values**2 if axis == "size" else values, rows["seconds"])
+                yield group, growth_exponent(values**2 if axis == "size" else values, rows[column])
+
+    return read
+
+
+def last_of(axis: str) -> Callable[[pd.DataFrame], Values]:
+    """Reads the ratio of the last point of an axis to the first, by backbone."""
+
+    def read(table: pd.DataFrame) -> Values:
+        for group, rows in table[table["axis"] == axis].groupby("group", sort=False):
+            first, last = rows["value"].iloc[0], rows["value"].iloc[-1]
+            yield f"{group}, {last} to {first}" if axis != group else f"{last} to {first}", rows["to_first"].iloc[-1]
 
     return read
 
@@ -100,15 +111,32 @@ TARGETS = (
     ),
     Target("the same with all that the process has before", "training_step", memory_of_steps("peak_mb"), "x {:.2f}"),
     Target("training step over pixels, exponent", "growth", exponents_of("size"), "{:.2f}"),
+    Target("memory of a step over pixels, exponent", "growth", exponents_of("size", "step_mb"), "{:.2f}"),
     Target("training step over the batch, exponent", "growth", exponents_of("batch"), "{:.2f}"),
+    Target("training step, most classes, x fewest", "growth", last_of("classes"), "x {:.2f}"),
+    Target("training step of a backbone, x the smallest", "growth", last_of("backbone"), "x {:.2f}"),
     Target(
         "multi-scale CAM, x the bare encoder passes", "inference", rows_of("to_floor", what="multi-scale CAM"),
         "x {:.2f}", 1.1,
     ),
+    Target("the same, images a second", "inference", rows_of("images_per_second", what="multi-scale CAM"), "{:.2f}"),
     Target("evaluation, x the bare encoder passes", "inference", rows_of("to_floor", what="all targets"), "x {:.2f}"),
+    Target("the same, images a second", "inference", rows_of("images_per_second", what="all targets"), "{:.2f}"),
     Target(
         "peak memory of an evaluation, x that of a quarter of the images", "inference",
         lambda table: iter([("", table["to_fewer"].max())]), "x {:.2f}", 1.05,
+    ),
+    Target(
+        "bilateral lattice, 224 x 224: to build", "crf",
+        rows_of("lattice", kind="seconds", height=224, width=224, classes=21), "{:.3f} s",
+    ),
+    Target(
+        "... to filter 21 channels once", "crf",
+        rows_of("one filtering", kind="seconds", height=224, width=224, classes=21), "{:.3f} s",
+    ),
+    Target(
+        "dense CRF, 224 x 224, 21 classes, 10 iterations", "crf",
+        rows_of("dense CRF", kind="seconds", height=224, width=224, classes=21), "{:.2f} s",
     ),
     Target(
         "dense CRF, 375 x 500, 21 classes, 10 iterations", "crf",
@@ -162,14 +190,16 @@ def markdown(folder: Path) -> str:
     rows = summary(folder)
     if not rows:
         raise FileNotFoundError(f"no results in {folder}: run `make bench` first")
-    scripts = dict.fromkeys(row[-1] for row in rows)
-    made = dict.fromkeys(
-        f"{row.machine}; {row.versions}"
-        for script in scripts
-        for row in pd.read_csv(folder / f"{script}.csv").itertuples()
+    tables = [pd.read_csv(folder / f"{script}.csv") for script in dict.fromkeys(row[-1] for row in rows)]
+    made, commands = (
+        list(dict.fromkeys(value for table in tables for value in read(table)))
+        for read in (lambda table: table["machine"] + "; " + table["versions"], lambda table: table["command"])
     )
     lines = markdown_table(["what", "target", "measured", "holds", "`benchmarks/`"], rows)
-    return "\n".join([*lines, "", f"One thread, processor seconds; {'; also '.join(made)}.", ""])
+    return "\n".join(
+        [*lines, "", f"One thread, processor seconds; {'; also '.join(made)}. Made by", "",
+         *(f"    {command}" for command in commands), ""]
+    )  # fmt: skip
 
 
 def main(arguments: Iterable[str] | None = None) -> None:

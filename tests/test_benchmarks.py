@@ -380,20 +380,37 @@ def test_report_of_given_runs(smoke_run):
 def test_summary(tmp_path, capsys):
     with pytest.raises(FileNotFoundError, match="make bench"):
         summary.markdown(tmp_path)
-    made = {"machine": "a machine", "versions": "torch 9"}
+    made = {"machine": "a machine", "versions": "torch 9", "command": "python benchmarks/some.py"}
     files = {
         "crf": [
-            {"kind": "seconds", "height": 375, "width": 500, "classes": 21, "dense CRF": 1.501},
+            {
+                "kind": "seconds",
+                "height": 375,
+                "width": 500,
+                "classes": 21,
+                "dense CRF": 1.501,
+                "lattice": 0.2,
+                "one filtering": 0.1,
+            },
             {"kind": "seconds", "height": 375, "width": 500, "classes": 5, "dense CRF": 9.0},
             {"kind": "exponent", "over": "pixels", "dense CRF": 1.02},
         ],
         "inference": [
-            {"setting": "toy", "what": "multi-scale CAM", "to_floor": 1.1},
+            {"setting": "toy", "what": "multi-scale CAM", "to_floor": 1.1, "images_per_second": 7},
             {"setting": "vit_b", "what": "multi-scale CAM", "to_floor": 1.2},
             {"setting": "memory", "what": "64 images", "to_fewer": 1.01},
         ],
         "growth": [
-            {"group": "toy", "axis": "size", "value": value, "seconds": float(value) ** 3} for value in ("2", "4")
+            {
+                "group": "toy",
+                "axis": axis,
+                "value": value,
+                "seconds": float(value) ** 3,
+                "step_mb": float(value),
+                "to_first": float(value) / 2,
+            }
+            for axis in ("size", "classes")
+            for value in ("2", "4")
         ],
         "training_step": [
             {
@@ -417,7 +434,7 @@ def test_summary(tmp_path, capsys):
         pd.DataFrame(rows).assign(**made).to_csv(tmp_path / f"{name}.csv", index=False)
     summary.main(["--results", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2:-3] == [
+    assert lines[2:-5] == [
         "| training step, x the bare encoder passes, toy | at most 2.50 | x 1.20 | yes | training_step |",
         "| training step, x the bare encoder passes, deit_tiny | at most 1.60 | x 1.20 | yes | training_step |",
         "| training step, x the bare encoder passes, vit_b | at most 1.10 | x 1.20 | **no** | training_step |",
@@ -433,15 +450,19 @@ def test_summary(tmp_path, capsys):
             for setting in ("toy", "deit_tiny", "vit_b")
         ],
         "| training step over pixels, exponent, toy | - | 1.50 | - | growth |",
+        "| memory of a step over pixels, exponent, toy | - | 0.50 | - | growth |",
+        "| training step, most classes, x fewest, toy, 4 to 2 | - | x 2.00 | - | growth |",
         "| multi-scale CAM, x the bare encoder passes, toy | at most 1.10 | x 1.10 | yes | inference |",
         "| multi-scale CAM, x the bare encoder passes, vit_b | at most 1.10 | x 1.20 | **no** | inference |",
+        "| the same, images a second, toy | - | 7.00 | - | inference |",
         "| peak memory of an evaluation, x that of a quarter of the images | at most 1.05 | x 1.01 | yes | inference |",
         "| dense CRF, 375 x 500, 21 classes, 10 iterations | at most 1.50 s | 1.50 s | **no** | crf |",
         "| dense CRF over pixels, exponent (1: linear) | at most 1.10 | 1.02 | yes | crf |",
         "| `import toco_lab` beside torch and timm | at most 0.200 s | 0.010 s | yes | startup |",
         "| size of a report | - | 12.3 MB | - | startup |",
     ], json.dumps(lines, indent=1)
-    assert lines[-2] == "One thread, processor seconds; a machine; torch 9."
+    assert lines[-4] == "One thread, processor seconds; a machine; torch 9. Made by"
+    assert lines[-2] == "    python benchmarks/some.py"  # once, though every script has it
 
 
 def test_every_target_has_a_script():

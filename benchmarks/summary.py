@@ -6,6 +6,7 @@ It reads benchmarks/results; what has not been measured is left out. Every numbe
 """
 
 import argparse
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,10 +40,12 @@ class Target:
 
     def wanted(self, setting: str, value: float) -> tuple[str, str]:
         """What is wanted of a number, and whether it holds."""
-        for word, limit, holds in (("most", self.most, value.__le__), ("least", self.least, value.__ge__)):
+        for word, limit, holds in (("most", self.most, operator.le), ("least", self.least, operator.ge)):
             limit = limit.get(setting) if isinstance(limit, Mapping) else limit
             if limit is not None:
-                return f"at {word} {self.form.format(limit).removeprefix('x ')}", "yes" if holds(limit) else "**no**"
+                return f"at {word} {self.form.format(limit).removeprefix('x ')}", "yes" if holds(
+                    value, limit
+                ) else "**no**"
         return "-", "-"
 
 

@@ -216,6 +216,10 @@ def test_labels_in_slots_get_their_classes_back():
     assert slots.class_label(label).tolist() == [[[0, 2, 4, 255]], [[1, 0, 255, 1]], [[0, 0, 255, 0]]]
 
 
+def test_there_is_a_slot_even_where_no_class_is():
+    assert cams.Slots.of(torch.zeros(2, 3), most=0).present.tolist() == [[False], [False]]
+
+
 def test_cams_of_slots_are_those_of_their_classes(model):
     label, image = LABELS["mixed"], torch.randn(len(LABELS["mixed"]), 3, 32, 32)
     slots = cams.Slots.of(label)

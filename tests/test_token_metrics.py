@@ -654,6 +654,14 @@ def test_zero_tokens_have_cosine_zero():
     assert not [key for key, values in result.items() if not values.isfinite().all()]
 
 
+def test_tokens_much_shorter_than_the_mean_keep_their_direction():
+    torch.manual_seed(0)
+    tokens = torch.randn(1, 12, 5) + 2
+    tokens[:, ::2] *= 1e-8
+    unit = torch.nn.functional.normalize(tokens.double(), dim=2, eps=0)
+    torch.testing.assert_close(TokenView(tokens, (3, 4)).cosine, unit @ unit.mT, rtol=0, atol=1e-12)
+
+
 def test_an_image_of_zeros_gives_no_infinity_and_no_error():
     zero = torch.zeros(2, 12, 5)
     result = measure(make_view((3, 4), 5, tokens=zero, class_token=zero[:, 0], embedding=zero, previous_tokens=zero))

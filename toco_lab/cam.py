@@ -48,7 +48,7 @@ class Slots:
             most: Their number: a bound the caller knows on the present classes of one image, further ones would be
                 dropped. None counts, for which the host waits where the labels are on a GPU.
         """
-        most = max(1, int(image_label.count_nonzero(1).max())) if most is None else most
+        most = max(1, int(image_label.count_nonzero(1).max()) if most is None else most)
         classes = image_label.bool().int().argsort(dim=1, descending=True, stable=True)[:, :most]
         return cls(classes, image_label.gather(1, classes) != 0, image_label.shape[1])
 
@@ -162,12 +162,11 @@ def raw_cams(model: ToCo, image: Tensor, scale: float, *, plain: TokenFeatures |
     """
     scaled = image if scale == 1 else resize(image, [int(length * scale) for length in image.shape[-2:]])
     if scale == 1 and plain is not None:
-        pair = model.cams(plain), model.cams(model.encode(scaled.flip(-1)))
-        both = [torch.cat(of_head) for of_head in zip(*pair, strict=True)]
+        parts, rest = [model.cams(plain)], scaled.flip(-1)
     else:
-        pieces = pieces_of(torch.cat([scaled, scaled.flip(-1)]), model.patch_size)
-        parts = [model.cams(model.encode(piece)) for piece in pieces]
-        both = [torch.cat(of_head) for of_head in zip(*parts, strict=True)]
+        parts, rest = [], torch.cat([scaled, scaled.flip(-1)])
+    parts += [model.cams(model.encode(piece)) for piece in pieces_of(rest, model.patch_size)]
+    both = [torch.cat(of_head) for of_head in zip(*parts, strict=True)]
     finer = max((maps.shape[-2:] for maps in both), key=sum)
     both = [maps if maps.shape[-2:] == finer else resize(maps, finer) for maps in both]
     return torch.stack([maps.unflatten(0, (2, -1)) for maps in both])
@@ -374,7 +373,10 @@ def _draw_by_rank(wanted: Tensor, allowed: Tensor, number: int, generator: torch
     the host must not wait to learn how many places there are.
     """
     pool = torch.where(wanted.sum(1, keepdim=True) >= number, wanted, allowed)
-    scores = torch.rand(pool.shape, generator=generator).to(pool.device, non_blocking=True)
+    scores = torch.rand(pool.shape, generator=generator)
+    if pool.is_cuda:
+        scores = scores.pin_memory()  # so much from ordinary memory would wait for what is queued on the device
+    scores = scores.to(pool.device, non_blocking=True)
     most = min(number, pool.shape[1])
     first = torch.where(pool, scores, -1.0).topk(most, dim=1).indices
     turns = torch.arange(number, device=pool.device) % pool.sum(1, keepdim=True).clamp(max=most)

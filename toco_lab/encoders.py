@@ -37,6 +37,7 @@ import torch.nn.functional as F
 from timm.layers import Attention, NormMlpClassifierHead
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,10 @@ def class_token_pass(encoder: nn.Module, image: Tensor) -> Tensor:
         image, indices=[before], norm=False, output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True,
         stop_early=True,
     )  # fmt: skip
-    return encoder.norm(_first_token_after(encoder.blocks[-1], torch.cat([prefix, patches], dim=1)))[:, 0]
+    last, tokens = encoder.blocks[-1], torch.cat([prefix, patches], dim=1)
+    if encoder.grad_checkpointing and torch.is_grad_enabled():
+        return encoder.norm(checkpoint(_first_token_after, last, tokens, use_reentrant=False))[:, 0]
+    return encoder.norm(_first_token_after(last, tokens))[:, 0]
 
 
 def as_map(encoder: nn.Module, features: Tensor) -> Tensor:

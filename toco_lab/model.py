@@ -258,7 +258,8 @@ def build_encoder(cfg: Config) -> nn.Module:
 def pieces_of(image: Tensor, token_side: int) -> tuple[Tensor, ...]:
     """Images (B, 3, H, W) in the batches that an encoder should see them in where no gradient is wanted.
 
-    On a CPU some 2,000 tokens at once keep a block's activations in its cache; a GPU takes all together.
+    On a CPU some 2,000 tokens of a ViT at once keep a block's activations in its cache (a model in stages has more of
+    them in its first ones); a GPU takes all together.
     """
     if image.device.type != "cpu":
         return (image,)

@@ -143,10 +143,8 @@ class TokenView:
     @cached_property
     def cosine(self) -> Tensor:
         """Cosine of every pair of tokens, (B, N, N), in [-1, 1]."""
-        # x_i . x_j by the products of centred tokens, which are there: a_i + a_j more, a_i = c_i . m + m . m / 2
-        share = ((self.centred + self.mean[:, None] / 2) @ self.mean[:, :, None]).squeeze(2)
-        products = self.centred_gram + share[:, :, None]
-        return _scaled_to_cosine(products.add_(share[:, None]), self.norms)
+        # not from the products of centred tokens, which are there: of tokens much shorter than the mean nothing is left
+        return (self.unit @ self.unit.mT).clamp_(-1, 1)  # rounding may exceed 1
 
     @cached_property
     def absolute_cosine(self) -> Tensor:
@@ -161,7 +159,8 @@ class TokenView:
     @cached_property
     def centred_cosine(self) -> Tensor:
         """Cosine of every pair of centred tokens, (B, N, N)."""
-        return _scaled_to_cosine(self.centred_gram.clone(), self.centred_norms)
+        scale = inverse(self.centred_norms)
+        return (self.centred_gram * scale[:, :, None]).mul_(scale[:, None]).clamp_(-1, 1)
 
     @cached_property
     def unit_gram(self) -> Tensor:
@@ -459,12 +458,6 @@ def ratio(top: Tensor, bottom: Tensor) -> Tensor:
 def inverse(norms: Tensor) -> Tensor:
     """1 / norm; 0 where the norm is 0."""
     return torch.where(norms > 0, 1 / norms, 0)
-
-
-def _scaled_to_cosine(products: Tensor, norms: Tensor) -> Tensor:
-    """Inner products (B, N, N), which are lost, over the lengths of both; rounding may exceed 1."""
-    scale = inverse(norms)
-    return products.mul_(scale[:, :, None]).mul_(scale[:, None]).clamp_(-1, 1)
 
 
 def _unit(x: Tensor, norms: Tensor) -> Tensor:

@@ -268,7 +268,10 @@ def fit(
 
 @contextmanager
 def compiled(model: ToCo) -> Iterator[None]:
-    """torch.compile each block of the encoder for the length of a block; hooks hung on it there would not be seen."""
+    """torch.compile each block of the encoder for the length of a block; hooks hung on it there would not be seen.
+
+    The last block of CTC's views, which gives the class token alone, stays as it is.
+    """
     blocks = blocks_of(model.encoder)
     for block in blocks:
         block.compile()

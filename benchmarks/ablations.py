@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from toco_lab import figures
-from toco_lab.ablation import SCORES, TITLES, protocol_text, summarise, wide_table
 from toco_lab.config import Config
-from toco_lab.grid import ROOT, Grid
-from toco_lab.runs import RunDir, atomic_write
-from toco_lab.sweep import run_sweep, sweep_table
+from toco_lab.figures import printed
+from toco_lab.files import atomic_write
+from toco_lab.reports.ablation import protocol_text, summarise, wide_table
+from toco_lab.runs.run_dir import RunDir
+from toco_lab.runs.scores import SCORES, TITLES
+from toco_lab.sweeps.grid import ROOT, Grid
+from toco_lab.sweeps.sweep import run_sweep, sweep_table
 
 GRIDS = Path(__file__).parents[1] / "grids" / "ablations"
 OUT = Path(__file__).parent / "results" / "ablations"
@@ -44,7 +46,7 @@ def write_tables(grid: Grid, root: Path, out: Path, *, command: str = "") -> str
     with atomic_write(out / f"{grid.name}.md", "w") as file:
         file.write(text)
     with atomic_write(out / f"{grid.name}.png") as file:
-        figures.ablation_plot(frame, summary, titles=TITLES).savefig(file, format="png", dpi=80)
+        printed.ablation_plot(frame, summary, titles=TITLES).savefig(file, format="png", dpi=80)
     return text
 
 

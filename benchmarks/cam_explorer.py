@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from toco_lab.cam_explorer import CamExplorer
 from toco_lab.config import Config
-from toco_lab.model import ToCo
-from toco_lab.toy import make_scene
+from toco_lab.data.toy import make_scene
+from toco_lab.explorers.cam_explorer import CamExplorer
+from toco_lab.method.model import ToCo
 
 MODELS = {
     "toy": Config.preset("toy"),

@@ -24,8 +24,8 @@ from measure import growth_exponent, markdown_table, origin, origin_lines, parse
 from torch import Tensor
 from tqdm import tqdm
 
-from toco_lab.lattice import Lattice, bilateral_features
-from toco_lab.refine import dense_crf
+from toco_lab.method.crf import dense_crf
+from toco_lab.method.lattice import Lattice, bilateral_features
 
 SIZES = ("112x112", "224x224", "375x500", "500x667")
 CLASSES = (1, 5, 21, 81)

@@ -24,11 +24,11 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 from training_step import SETTINGS, describe, make_batch
 
+from toco_lab.backbones.kinds import blocks_of
 from toco_lab.config import Config
-from toco_lab.data import train_loader
-from toco_lab.encoders import blocks_of
-from toco_lab.model import ToCo
-from toco_lab.train import Learner, train_step
+from toco_lab.data.loader import train_loader
+from toco_lab.method.model import ToCo
+from toco_lab.training.learner import Learner, train_step
 
 PLAIN, FP32, BF16, COMPILED, FLOOR = "textbook, fp32", "ours, fp32", "ours, bf16", "ours, bf16, compiled", "floor, bf16"
 CASES = (PLAIN, FP32, BF16, COMPILED, FLOOR)

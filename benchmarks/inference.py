@@ -33,11 +33,12 @@ from measure import (
 from torch import Tensor
 from tqdm import tqdm
 
-from toco_lab.cam import multi_scale_cam
+from toco_lab.backbones.kinds import encoder_of
 from toco_lab.config import Config
-from toco_lab.encoders import encoder_of
-from toco_lab.evaluate import TARGETS, evaluate_model, predict
-from toco_lab.model import ToCo
+from toco_lab.evaluation.evaluate import TARGETS, evaluate_model
+from toco_lab.evaluation.prediction import predict
+from toco_lab.method.cam import multi_scale_cam
+from toco_lab.method.model import ToCo
 
 MULTI_SCALE_CAM, ALL_CLASSES, EVERYTHING = "multi-scale CAM", "multi-scale CAM of all classes", "all targets"
 MEMORY = "memory"  # the setting of the rows about it

@@ -23,8 +23,8 @@ import torch
 from PIL import Image
 
 from toco_lab.config import Config
-from toco_lab.data import TrainSamples
-from toco_lab.toy import make_scene
+from toco_lab.data.loader import TrainSamples
+from toco_lab.data.toy import make_scene
 
 SIZE = (500, 375)  # width and height of half of VOC's images
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

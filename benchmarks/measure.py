@@ -22,7 +22,8 @@ import pandas as pd
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # scipy's LAPACK, loaded below, has threads of its own
 
-from toco_lab.runs import atomic_write, environment
+from toco_lab.files import atomic_write
+from toco_lab.runs.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 Places = Mapping[str, Sequence[tuple[Any, str]]]  # part -> functions, as (owner, name)

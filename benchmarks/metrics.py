@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from toco_lab.config import Config
-from toco_lab.model import ToCo
-from toco_lab.smoothing import RANK_ME, Layer, layers_of, smoothing_per_layer
-from toco_lab.token_metrics import METRICS, RankMe
-from toco_lab.token_view import TokenView
-from toco_lab.toy import make_scene
+from toco_lab.data.toy import make_scene
+from toco_lab.method.model import ToCo
+from toco_lab.smoothing.catalogue import METRICS
+from toco_lab.smoothing.formulas import RankMe
+from toco_lab.smoothing.per_layer import RANK_ME, Layer, layers_of, smoothing_per_layer
+from toco_lab.smoothing.view import TokenView
 
 SETTINGS: dict[str, tuple[str, int]] = {  # timm's name, or a preset's, and the side of the image
     "toy": ("toy", 96),

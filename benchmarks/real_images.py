@@ -14,9 +14,9 @@ from pathlib import Path
 from ablations import write_tables
 
 from toco_lab.config import Config
-from toco_lab.folder import resolve
-from toco_lab.grid import ROOT, Grid
-from toco_lab.sweep import run_sweep
+from toco_lab.data.own_folder import resolve
+from toco_lab.sweeps.grid import ROOT, Grid
+from toco_lab.sweeps.sweep import run_sweep
 
 OUT = Path(__file__).parent / "results"
 ROWS = {

@@ -12,13 +12,16 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from toco_lab.checkpoints import initial_model, load_run_model
 from toco_lab.config import Config
-from toco_lab.evaluate import evaluate_run
-from toco_lab.model import ToCo
-from toco_lab.runs import RunDir, atomic_write, environment, final_scores
-from toco_lab.smoothing import smoothing_of_model, smoothing_of_run
-from toco_lab.train import fit
+from toco_lab.evaluation.evaluate import evaluate_run
+from toco_lab.files import atomic_write
+from toco_lab.method.model import ToCo
+from toco_lab.runs.environment import environment
+from toco_lab.runs.listing import final_scores
+from toco_lab.runs.run_dir import RunDir
+from toco_lab.smoothing.per_layer import smoothing_of_model, smoothing_of_run
+from toco_lab.training.checkpoints import initial_model, load_run_model
+from toco_lab.training.loop import fit
 
 HERE = Path(__file__).parent / "results"
 PLAIN = {"w_ptc": 0.0, "w_ctc": 0.0, "w_seg": 0.0, "w_reg": 0.0}  # the two classification losses alone

@@ -30,11 +30,11 @@ from measure import markdown_table, origin, origin_lines, parser_of, write
 from tqdm import tqdm
 
 from toco_lab.config import Config
-from toco_lab.evaluate import evaluate_run
-from toco_lab.report import build_report
-from toco_lab.runs import RunDir
-from toco_lab.smoothing import smoothing_of_run
-from toco_lab.train import fit
+from toco_lab.evaluation.evaluate import evaluate_run
+from toco_lab.reports.page import build_report
+from toco_lab.runs.run_dir import RunDir
+from toco_lab.smoothing.per_layer import smoothing_of_run
+from toco_lab.training.loop import fit
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = "torch and timm"
@@ -154,7 +154,7 @@ def seconds_to_open(report: Path) -> float | None:
     sys.path.append(str(ROOT / "tests"))
     try:
         import pytest
-        from browser import offline_page, running_browser
+        from helpers.browser import offline_page, running_browser
     except ImportError:
         return None
     try:

@@ -23,16 +23,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toco_lab.cam import Cams, Slots
+from toco_lab.backbones.kinds import encoder_of
+from toco_lab.backbones.pixels import denormalise
 from toco_lab.config import IGNORE_INDEX, Config
-from toco_lab.data import Batch
-from toco_lab.encoders import encoder_of
-from toco_lab.lattice import Lattice, bilateral_features
-from toco_lab.losses import PtcTerms
-from toco_lab.model import ToCo
-from toco_lab.step import LOSSES, LocalViews, LossTerms, StepOutput, loss_weights
-from toco_lab.train import build_optimizer, set_learning_rate
-from toco_lab.transforms import denormalise
+from toco_lab.method.batch import Batch
+from toco_lab.method.cam import Cams
+from toco_lab.method.lattice import Lattice, bilateral_features
+from toco_lab.method.losses import PtcTerms
+from toco_lab.method.model import ToCo
+from toco_lab.method.present import Slots
+from toco_lab.method.step import LOSSES, LocalViews, LossTerms, StepOutput, loss_weights
+from toco_lab.training.optimiser import build_optimizer, set_learning_rate
 
 PAPER = {  # what the workbench adds to the method is not done here
     "teacher": "ema", "w_distil": 0.0, "ptc_similarity": "absolute", "reg_gate": "released", "refine": True,

@@ -19,13 +19,15 @@ import pandas as pd
 import timm
 import torch
 
-from toco_lab.runs import atomic_write, environment
-from toco_lab.token_explorer import explorer_html
-from toco_lab.token_maps import TokenMaps, quantise_tokens
-from toco_lab.toy import make_scene
+from toco_lab.data.toy import make_scene
+from toco_lab.explorers.quantise import quantise_tokens
+from toco_lab.explorers.token_explorer import explorer_html
+from toco_lab.explorers.token_maps import TokenMaps
+from toco_lab.files import atomic_write
+from toco_lab.runs.environment import environment
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from browser import offline_page, running_browser
+from helpers.browser import offline_page, running_browser
 
 HERE = Path(__file__).parent / "results"
 SIZE, PATCH, CLICKS = 448, 16, 200

@@ -14,15 +14,17 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from toco_lab import figures
-from toco_lab.checkpoints import load_run_model
 from toco_lab.config import Config
-from toco_lab.evaluate import evaluate_run, gallery_rows
-from toco_lab.labels import PALETTE
-from toco_lab.runs import RunDir, atomic_write, environment
-from toco_lab.smoothing import smoothing_of_run
-from toco_lab.toy import TOY_CLASSES
-from toco_lab.train import fit
+from toco_lab.data.classes import PALETTE
+from toco_lab.data.toy import TOY_CLASSES
+from toco_lab.evaluation.evaluate import evaluate_run, gallery_rows
+from toco_lab.figures import pictures
+from toco_lab.files import atomic_write
+from toco_lab.runs.environment import environment
+from toco_lab.runs.run_dir import RunDir
+from toco_lab.smoothing.per_layer import smoothing_of_run
+from toco_lab.training.checkpoints import load_run_model
+from toco_lab.training.loop import fit
 
 HERE = Path(__file__).parent / "results"
 NO_CONTRAST, NO_CTC, NO_SEG = {"w_ptc": 0.0, "w_ctc": 0.0}, {"w_ctc": 0.0}, {"w_seg": 0.0, "w_reg": 0.0}
@@ -175,7 +177,7 @@ def picture(preset: str, root: Path, num_images: int = 4):
         }
         for one, other in zip(plain, full, strict=True)
     ]
-    return figures.cam_gallery(rows, palette=PALETTE, class_names=("background", *TOY_CLASSES))
+    return pictures.cam_gallery(rows, palette=PALETTE, class_names=("background", *TOY_CLASSES))
 
 
 def main() -> None:

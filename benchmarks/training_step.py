@@ -3,9 +3,10 @@
     python benchmarks/training_step.py                       # all settings; ViT-B takes most of the time
     python benchmarks/training_step.py toy deit_tiny --repeats 9
 
-Fast is `toco_lab.train.train_step`; `textbook.py` beside this file has the other two, and says what plain means. One
-process with one thread runs them in turn, fp32 on the CPU, and takes processor time, which a busy machine changes less
-than the clock. Ratios are taken within a round, then their median. Memory is that of a fresh process each (Linux).
+Fast is `train_step` of `toco_lab.training.learner`; `textbook.py` beside this file has the other two, and says what
+plain means. One process with one thread runs them in turn, fp32 on the CPU, and takes processor time, which a busy
+machine changes less than the clock. Ratios are taken within a round, then their median. Memory is that of a fresh
+process each (Linux).
 Writes benchmarks/results/training_step.csv and .md; settings that are not asked for keep the rows they have there.
 """
 
@@ -32,13 +33,13 @@ from measure import (
 from torch import Tensor
 from tqdm import tqdm
 
-from toco_lab import cam, step
 from toco_lab.config import Config
-from toco_lab.data import Batch
-from toco_lab.model import ToCo
-from toco_lab.toy import make_scene
-from toco_lab.train import Learner, train_step
-from toco_lab.transforms import TrainViews
+from toco_lab.data.toy import make_scene
+from toco_lab.data.views import TrainViews
+from toco_lab.method import cam, step
+from toco_lab.method.batch import Batch
+from toco_lab.method.model import ToCo
+from toco_lab.training.learner import Learner, train_step
 
 VOC = Config.preset("voc_vit_b")
 SETTINGS = {

@@ -9,13 +9,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # beside other work, thread
 import numpy as np
 import pytest
 import torch
-from folders import SAMPLES, make_voc
+from helpers.folders import SAMPLES, make_voc
 
 from toco_lab.config import Config
-from toco_lab.evaluate import evaluate_run
-from toco_lab.runs import RunDir
-from toco_lab.smoothing import smoothing_of_run
-from toco_lab.train import fit
+from toco_lab.evaluation.evaluate import evaluate_run
+from toco_lab.runs.run_dir import RunDir
+from toco_lab.smoothing.per_layer import smoothing_of_run
+from toco_lab.training.loop import fit
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))  # small tensors: more threads only wait for each other
 
@@ -53,7 +53,7 @@ def voc_sample() -> Config:
 @pytest.fixture(scope="session")
 def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `python -m toco_lab demo` makes with the smoke preset: two runs, six executed notebooks, the report."""
-    from toco_lab.__main__ import main
+    from toco_lab.commands.app import main
 
     root = tmp_path_factory.mktemp("results")
     assert main(["demo", "--preset", "smoke", "--root", str(root)]) == 0

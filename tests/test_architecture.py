@@ -122,7 +122,7 @@ def test_one_list_of_dependencies() -> None:
 
 
 def test_documents_name_commands_that_exist() -> None:
-    from toco_lab.__main__ import COMMANDS
+    from toco_lab.commands.app import COMMANDS
 
     targets = set(re.findall(r"(?m)^([\w-]+):", (ROOT / "Makefile").read_text()))
     assert {"demo", "test", "check", "lab", "notebooks", "strip", "table", "clean"} <= targets

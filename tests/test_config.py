@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from toco_lab.config import PRESETS, Config, config_differences, opt
+from toco_lab.config import Config, config_differences, opt
+from toco_lab.presets import PRESETS
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -5,7 +5,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from toco_lab.batch import execute_notebook, lint_notebook, read_record, strip_notebook
+from toco_lab.sweeps.notebook_rules import lint_notebook, strip_notebook
+from toco_lab.sweeps.notebooks import execute_notebook, read_record
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 FILES = {  # what each notebook leaves in the folder of its run

@@ -23,14 +23,32 @@ from pathlib import Path
 from typing import Any
 
 _HOMES = {
-    "Config": "config", "RunDir": "runs", "list_runs": "runs", "make_scene": "toy", "resolve": "folder",
-    "open_dataset": "readers", "eval_samples": "data", "ToCo": "model", "initial_model": "checkpoints",
-    "load_run_model": "checkpoints", "multi_scale_cam": "cam", "fit": "train", "evaluate_run": "evaluate",
-    "write_pseudo_labels": "pseudo_labels", "smoothing_per_layer": "smoothing",
-    "smoothing_of_run": "smoothing", "layer_cam_quality": "layer_cams", "maps_of_run": "snapshots",
-    "CamSession": "session", "CamExplorer": "cam_explorer", "TokenExplorer": "token_explorer",
-    "RunBrowser": "run_browser", "build_report": "report", "Grid": "grid", "run_sweep": "sweep",
-}  # fmt: skip
+    "Config": "config",
+    "RunDir": "runs.run_dir",
+    "list_runs": "runs.listing",
+    "make_scene": "data.toy",
+    "resolve": "data.own_folder",
+    "open_dataset": "data.readers",
+    "eval_samples": "data.loader",
+    "ToCo": "method.model",
+    "initial_model": "training.checkpoints",
+    "load_run_model": "training.checkpoints",
+    "multi_scale_cam": "method.cam",
+    "fit": "training.loop",
+    "evaluate_run": "evaluation.evaluate",
+    "write_pseudo_labels": "evaluation.pseudo_labels",
+    "smoothing_per_layer": "smoothing.per_layer",
+    "smoothing_of_run": "smoothing.per_layer",
+    "layer_cam_quality": "evaluation.cam_per_layer",
+    "maps_of_run": "explorers.snapshots",
+    "CamSession": "explorers.cam_session",
+    "CamExplorer": "explorers.cam_explorer",
+    "TokenExplorer": "explorers.token_explorer",
+    "RunBrowser": "explorers.run_browser",
+    "build_report": "reports.page",
+    "Grid": "sweeps.grid",
+    "run_sweep": "sweeps.sweep",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -15,10 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
+from toco_lab.presets import PRESETS
+
 VIT_SIZES = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
+
+
 CNN_NAMES = (  # beginnings of timm's names of its ResNet and ConvNeXt families
     "convnext", "resnet", "resnext", "wide_resnet", "senet", "seresne", "ecaresne",
 )  # fmt: skip
+
+
 IGNORE_INDEX: int = 255  # label value that no loss and no metric counts (VOC's border, unsure pseudo labels)
 
 
@@ -436,87 +442,3 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
         return value
     wanted = getattr(hint, "__name__", hint) if origin is None else str(hint).replace("typing.", "")
     raise ValueError(f"config field {name!r} must be {wanted}, got {value!r} ({type(value).__name__})")
-
-
-# the tag names the weights: a bare timm name may come to mean others
-DEIT_B = "deit_base_patch16_224.fb_in1k"  # ImageNet-1k
-VIT_B = "vit_base_patch16_224.augreg_in21k_ft_in1k"  # ImageNet-21k, then 1k
-_VOC = {"dataset": "voc", "data_root": "data/VOC2012", "num_classes": 20, "steps": 20000, "batch_size": 4}
-_COCO = {
-    "dataset": "coco",
-    "data_root": "data/COCO2014",
-    "train_split": "train",
-    "num_classes": 80,
-    "steps": 80000,
-    "batch_size": 8,
-    "high_threshold": 0.65,
-    "background_threshold": 0.45,
-    "seg_start_step": 8000,
-    "contrast_start_step": 12000,
-    "aux_label_steps": 12000,
-    "ctc_temperature": 1.0,
-    "eval_fusion": "coco",
-}
-_TOY = {
-    "dataset": "toy", "data_root": "", "train_split": "train", "num_classes": 6,
-    "train_images": 1000, "val_images": 100,
-    "crop_size": 96, "scale_range": (1.0, 1.0), "jitter_probability": 0.0, "grey_probability": 0.0,
-    "blur_probability": (0.0, 0.0, 0.0), "solarise_probability": 0.0, "view2_size": 64, "num_workers": 0,
-    "normalisation": "imagenet", "backbone": "vit_tiny_patch16_224", "weights": "data/toy/vit_toy.safetensors",
-    "image_size": 96, "patch_size": 8, "embed_dim": 64, "depth": 8, "num_heads": 2,
-    "decoder_width": 64, "head_hidden": 128, "head_bottleneck": 64, "head_out": 128,
-    "cam_scales": (1.0, 0.5), "num_local_crops": 8, "local_crop_size": 32, "crop_min_content": 0.5,
-    "par_dilations": (1, 2, 4, 8), "par_iterations": 5,
-    # PTC and the segmentation loss weigh more than on VOC: a run has 160 steps, not 20,000
-    "w_ptc": 1.5, "w_ctc": 0.2, "w_seg": 1.0, "w_reg": 0.05, "seg_start_step": 20, "aux_label_steps": 160,
-    "steps": 160, "batch_size": 8, "learning_rate": 8e-4, "warmup_steps": 20,
-    "eval_cam_size": 0, "eval_seg_scales": (1.0,), "log_every": 10, "checkpoint_every": 40, "token_snapshots": 21,
-}  # fmt: skip
-PRESETS: dict[str, dict[str, Any]] = {
-    # toy scenes, two CPU cores, about a minute: `make demo`
-    "toy": _TOY,
-    # the toy preset in seconds, random weights: tests and a first look at the machinery
-    "smoke": _TOY
-    | {
-        "pretrained": False,
-        "weights": "",
-        "embed_dim": 24,
-        "depth": 4,
-        "num_heads": 2,
-        "decoder_width": 16,
-        "head_hidden": 32,
-        "head_bottleneck": 16,
-        "head_out": 32,
-        "num_local_crops": 2,
-        "par_iterations": 2,
-        "train_images": 16,
-        "val_images": 4,
-        "steps": 4,
-        "batch_size": 2,
-        "warmup_steps": 1,
-        "seg_start_step": 1,
-        "aux_label_steps": 2,
-        "log_every": 1,
-        "checkpoint_every": 2,
-        "token_snapshots": 3,
-    },
-    # PASCAL VOC 2012, `python -m toco_lab train voc_deit_b`: 3.6 h on two A100 in the paper; 68.1 val, 69.8 with MS +
-    # CRF
-    "voc_deit_b": _VOC | {"backbone": DEIT_B},
-    # ImageNet-21k weights; published 69.2 val, 71.1 with MS + CRF; training log: CAM 72.3, auxiliary CAM 68.4
-    "voc_vit_b": _VOC | {"backbone": VIT_B},
-    # MS COCO 2014: 27 h on four A100 in the paper; 41.3 val
-    "coco_deit_b": _COCO | {"backbone": DEIT_B},
-    # published 42.2 val
-    "coco_vit_b": _COCO | {"backbone": VIT_B},
-    # your own images, `python -m toco_lab train folder --data-root my/folder`: VOC's numbers, classes from the folder
-    "folder": _VOC
-    | {
-        "dataset": "folder",
-        "data_root": "",
-        "train_split": "train",
-        "label_source": "auto",
-        "num_classes": 0,
-        "backbone": DEIT_B,
-    },
-}

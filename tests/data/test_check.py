@@ -1,0 +1,189 @@
+"""The check of a data set: every problem once, notes, the pictures; on tiny folders and on real samples if there."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.folders import NAMES, SAMPLES, make_voc, needs_samples, save_mask, toy, write_list
+from PIL import Image
+
+from toco_lab.commands.app import main
+from toco_lab.config import Config
+from toco_lab.data import classes, image_labels
+from toco_lab.data.check import SHOWN_PROBLEMS, CheckReport, check_dataset, contact_sheet, shared_pictures
+from toco_lab.data.classes import PALETTE
+from toco_lab.data.readers import open_dataset
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Config:
+    """The VOC folder of `folders.make_voc` with a picture of its own for each image."""
+    cfg = make_voc(tmp_path)
+    for index, name in enumerate(NAMES):
+        Image.new("RGB", (30, 20), (50 * index, 100, 50)).save(Path(cfg.data_root) / f"JPEGImages/{name}.jpg")
+    return cfg
+
+
+def test_check_collects_every_problem(voc):
+    root = Path(voc.data_root)
+    write_list(root, ["one", "two", "three", "three", "four"])
+    save_mask(root, "one", [77])
+    (root / "JPEGImages/two.jpg").write_bytes(b"")
+    report = check_dataset(voc, "train", progress=False)
+    assert len(report.problems) == len(set(report.problems))
+    for part in ("'three' stands twice", "no image for 'four'", "no mask for 'four'", r"one.png holds [77]", "two.jpg"):
+        assert sum(part in problem for problem in report.problems) == 1, (part, report.problems)
+    assert (report.num_images, report.num_masks, report.sizes) == (5, 2, {(30, 20): 3})
+    assert str(report).count("\n") >= len(report.problems) and "bird 2" in str(report)
+
+
+def test_check_of_a_sound_set(voc):
+    report = check_dataset(voc, "train", progress=False)
+    assert report.problems == [] and report.num_masks == 3
+    assert {name: count for name, count in report.class_images.items() if count} == {"bird": 2, "cat": 2}
+    assert report.ignored == pytest.approx(4 / 1800)
+    assert "0 problems" in str(report) and "width 30..30" in str(report)
+
+
+def test_check_of_a_missing_folder_reports_it(voc, tmp_path):
+    report = check_dataset(voc.replace(data_root=str(tmp_path / "nowhere")), "train", progress=False)
+    assert len(report.problems) == 1 and "1 problems" in str(report)
+
+
+def test_a_sound_set_has_no_notes(voc):
+    report = check_dataset(voc, "train", progress=False)
+    assert (report.notes, report.doubtful) == ([], {}) and "note:" not in str(report)
+
+
+def test_notes_on_labels_that_differ_from_masks(voc):
+    """`one` shows a bird and is called a cat: that label has no pixels, and the bird no label."""
+    (Path(voc.data_root) / "labels.csv").write_text("name,labels\none,cat\ntwo,cat\nthree,bird;cat;dog\n")
+    report = check_dataset(voc.replace(label_source="labels.csv"), "train", progress=False)
+    assert report.problems == [] and report.notes == [
+        "2 images have a label with a class that their mask does not show (one, three)",
+        "1 images have a mask with a class that their label does not name (one)",
+    ]
+    assert report.doubtful == {
+        "one": ["label without pixels", "class without label"],
+        "three": ["label without pixels"],
+    }
+    assert [name for name, _ in contact_sheet(voc, report)] == [
+        "one\nlabel without pixels\nclass without label", "three\nlabel without pixels", "two",
+    ]  # fmt: skip
+
+
+def test_note_on_a_quantised_colour_mask(voc):
+    """Number 1 in the colour of class 3 and number 2 in that of class 8; a grey palette says nothing."""
+    path = Path(voc.data_root) / "SegmentationClass/one.png"
+    mask = np.zeros((20, 30), np.uint8)
+    mask[2, 5:9], mask[3, 5:9] = 1, 2
+    picture = Image.fromarray(mask)
+    for palette, doubted in (
+        (PALETTE[[0, 3, 8]], True),
+        (PALETTE, False),
+        (np.repeat(np.arange(256, dtype=np.uint8), 3), False),
+        (np.array([[0, 0, 0], [1, 2, 3], [4, 5, 6]], np.uint8), False),
+    ):
+        picture.putpalette(palette.tobytes())
+        picture.save(path)
+        report = check_dataset(voc, "train", progress=False)
+        assert report.problems == [] and ("palette" in report.doubtful.get("one", [])) == doubted
+        assert any("(one)" in note and "quantised" in note for note in report.notes) == doubted
+
+
+def test_notes_on_equal_pictures(voc):
+    root = Path(voc.data_root)
+    (root / "JPEGImages/four.jpg").write_bytes((root / "JPEGImages/two.jpg").read_bytes())
+    save_mask(root, "four", [8])
+    write_list(root, [*NAMES, "four"])
+    write_list(root, ["one", "four"], "val")
+    train, val = (check_dataset(voc, split, progress=False) for split in ("train", "val"))
+    assert train.notes == ["1 pictures lie there under several names (two = four)"] and val.notes == []
+    assert shared_pictures(train, val) == [
+        "2 pictures of val are in train too: scores on them say little (one, two = four)"
+    ]
+    assert shared_pictures(val, CheckReport("voc", "test")) == []
+
+
+def test_a_long_list_of_problems_is_cut_in_the_summary_only():
+    report = CheckReport("voc", "train", problems=[f"wrong {number}" for number in range(SHOWN_PROBLEMS + 5)])
+    assert str(report).endswith(f"wrong {SHOWN_PROBLEMS - 1}\n... and 5 more") and "25 problems" in str(report)
+    assert report.text().endswith("wrong 24")
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_sheet_shows_the_worst_first_and_what_can_be_read(voc):
+    root = Path(voc.data_root)
+    (root / "JPEGImages/three.jpg").write_bytes(b"")
+    colours = save_mask(root, "two", [3], mode="RGB")
+    report = check_dataset(voc, "train", progress=False)
+    sheet = dict(contact_sheet(voc, report))
+    # without its image the size of a mask can not be compared, and without its mask there is no label
+    assert list(sheet) == ["three\nimage\nmask\nlabel", "two\nmask\nlabel", "one"]
+    assert sheet["three\nimage\nmask\nlabel"]["image"] is None
+    assert sheet["three\nimage\nmask\nlabel"]["mask"].shape == (20, 30)
+    assert sheet["two\nmask\nlabel"]["mask"].shape == (*colours.shape, 3)
+    assert np.array_equal(sheet["one"]["mask"], open_dataset(voc, "train").mask(0))
+    assert len(contact_sheet(voc, report, 1)) == 1
+    scenes = toy(train_images=3)
+    assert [row["mask"].shape for _, row in contact_sheet(scenes, check_dataset(scenes, "train", progress=False))] == [
+        (96, 96)
+    ] * 3
+
+
+def test_the_command_writes_summary_pictures_and_a_long_list(voc, tmp_path, capsys):
+    write_list(Path(voc.data_root), NAMES, "train_aug")
+    write_list(Path(voc.data_root), NAMES, "val")
+    command = ["data", "check", "voc_vit_b", "--data-root", voc.data_root, "--out", str(tmp_path / "sheet.png")]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert "voc train_aug: 3 images, 3 masks" in printed and "3 pictures of val are in train_aug too" in printed
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG") and not (tmp_path / "sheet.txt").exists()
+    write_list(Path(voc.data_root), [*NAMES, *(f"absent{n}" for n in range(15))], "val")
+    save_mask(Path(voc.data_root), "one", [200])
+    assert main(command) == 2
+    assert "32 problems in voc train_aug, val" in capsys.readouterr().err
+    assert "no image for 'absent14'" in (tmp_path / "sheet.txt").read_text()
+    assert main(["data", "check", "no/such/place"]) == 2
+    assert "neither a folder nor a preset; presets are: toy" in capsys.readouterr().err
+
+
+# --- real samples -----------------------------------------------------------------------------------------------------
+
+
+@needs_samples
+@pytest.mark.data
+@pytest.mark.slow
+def test_all_of_voc_sample(voc_sample):
+    """660 images: 506 in train_aug, 154 in val."""
+    reports = {split: check_dataset(voc_sample, split, progress=False) for split in ("train_aug", "val")}
+    for report in reports.values():
+        assert report.problems == [], str(report)
+    assert [report.num_masks for report in reports.values()] == [506, 154]
+    total = {name: sum(r.class_images[name] for r in reports.values()) for name in classes.VOC_CLASSES}
+    known = {"aeroplane": 0, "bicycle": 11, "bird": 12, "bottle": 39, "cat": 172, "person": 226, "tvmonitor": 33}
+    assert total | known == total
+    widths = [width for report in reports.values() for width, _ in report.sizes.elements()]
+    assert (min(widths), max(widths), len(widths)) == (267, 500, 660)
+    assert 0.02 < reports["val"].ignored < 0.1  # the border of the official masks
+
+
+@needs_samples
+@pytest.mark.data
+@pytest.mark.slow
+def test_coco_sample():
+    cfg = Config.preset("coco_vit_b").replace(data_root=str(SAMPLES / "coco_sample"), num_workers=0)
+    reports = [check_dataset(cfg, split, progress=False) for split in ("train", "val")]
+    assert [report.num_images for report in reports] == [51, 97]
+    assert [report.problems for report in reports] == [[], []]
+    assert sum(any(r.class_images[name] for r in reports) for name in classes.COCO_CLASSES) == 74
+    reader = open_dataset(cfg.replace(label_source="lists/cls_labels_onehot.npy"), "train")
+    grey = reader.names.index("COCO_train2014_000000000086")
+    assert reader.image(grey).shape[2] == 3
+    agree = [
+        np.array_equal(reader.image_label(i), image_labels.label_of_mask(reader.mask(i), 80))
+        for i in range(len(reader))
+    ]
+    assert all(agree)

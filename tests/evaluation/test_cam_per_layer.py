@@ -1,0 +1,78 @@
+"""CAM quality per layer: heads that learn, the protocol of CAMs, and a plain way to the same number."""
+
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from toco_lab.data.loader import eval_samples
+from toco_lab.evaluation import cam_per_layer
+from toco_lab.evaluation.cam_per_layer import _pooled, fit_heads, layer_cam_quality
+from toco_lab.evaluation.scores import confusion_matrix, iou_scores
+from toco_lab.method.labels import cam_to_label, mask_by_label
+from toco_lab.training.checkpoints import initial_model, load_run_model
+
+
+def test_heads_learn_linear_labels_whatever_the_scale_of_a_channel():
+    generator = torch.Generator().manual_seed(0)
+    pooled = torch.randn(2, 60, 5, generator=generator)
+    labels = (pooled[0, :, :2] > 0).float()  # classes 0 and 1 are channels 0 and 1 of the first layer
+    scaled = pooled * torch.tensor([1e-3, 1.0, 50.0, 1.0, 1.0])
+    heads = fit_heads(scaled, labels)
+    assert heads.shape == (2, 2, 5) and not heads.requires_grad
+    right = ((scaled @ heads.mT > 0).float() == labels).float().mean((1, 2))
+    assert right[0] > 0.95 > right[1]  # the second layer knows nothing of them
+    torch.testing.assert_close(scaled @ heads.mT, pooled @ fit_heads(pooled, labels).mT, rtol=1e-3, atol=1e-3)
+
+
+def test_scores_equal_the_plain_way(smoke_run):
+    """One scale, no threshold but the config's: the same mIoU from tokens read with forward_intermediates."""
+    model, cfg = load_run_model(smoke_run)
+    cfg = cfg.replace(cam_scales=(1.0,))
+    frame = layer_cam_quality(model, cfg, num_train=6, num_images=3, progress=False)
+    assert list(zip(frame["site"], frame["layer"], strict=True))[::6] == [
+        ("after block", 1), ("after block", 2), ("after block", 3), ("after block", 4), ("final norm", 4),
+    ]  # fmt: skip
+    assert set(frame["images"]) == {3} and set(frame["trained_on"]) == {6}
+    assert frame.groupby(["site", "layer"])["best"].any().all() and frame["own"].sum() == 5
+
+    train = list(islice(eval_samples(cfg.replace(val_images=0), model.mean, model.std, "train"), 6))
+    pooled = torch.stack([_pooled(model, cfg, sample) for sample in train], dim=1)
+    heads = fit_heads(pooled, torch.stack([sample.image_label for sample in train]))
+    matrix = 0
+    for index in range(3):
+        sample = eval_samples(cfg, model.mean, model.std)[index]
+        maps = []
+        for image in (sample.image[None], sample.image[None].flip(-1)):
+            with torch.no_grad():
+                tokens = model.encoder.forward_intermediates(image, norm=False, intermediates_only=True)[1]
+            cam = torch.einsum("cd,bdhw->bchw", heads[1], tokens)
+            maps.append(F.interpolate(cam, (96, 96), mode="bilinear", align_corners=False))
+        cam = torch.maximum(maps[0], maps[1].flip(-1)).relu()
+        cam = cam - cam.amin((2, 3), keepdim=True)
+        cam = mask_by_label(cam / (cam.amax((2, 3), keepdim=True) + 1e-5), sample.image_label[None])
+        label = cam_to_label(cam, sample.image_label[None], threshold=cfg.background_threshold)
+        matrix = matrix + confusion_matrix(label[0], sample.mask, 7)
+    own = frame[(frame["layer"] == 2) & frame["own"]]["miou"].item()
+    assert own == pytest.approx(iou_scores(matrix).miou.item(), abs=1e-4)
+
+
+def test_an_image_of_background_alone_counts_as_such(smoke_run, monkeypatch):
+    model, cfg = load_run_model(smoke_run)
+    sample = eval_samples(cfg, model.mean, model.std)[0]
+    empty = replace(sample, mask=torch.zeros_like(sample.mask), image_label=torch.zeros(6))
+    real = cam_per_layer.eval_samples
+    monkeypatch.setattr(cam_per_layer, "eval_samples", lambda *a: real(*a) if len(a) > 3 else [empty])
+    frame = layer_cam_quality(model, cfg, num_train=3, num_images=1, progress=False)
+    assert (frame["miou"] == 1).all()
+
+
+def test_the_model_is_left_alone(smoke_run):
+    model = initial_model(smoke_run.config()).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    layer_cam_quality(model, smoke_run.config(), num_train=3, num_images=1, progress=False)
+    assert model.training and all(parameter.grad is None for parameter in model.parameters())
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name

@@ -1,0 +1,150 @@
+"""Scores against hand counts, the protocol of method.md, and evaluation of a whole run."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from toco_lab.config import Config
+from toco_lab.data.loader import eval_samples
+from toco_lab.evaluation import evaluate
+from toco_lab.evaluation.evaluate import Evaluation, evaluate_model, evaluate_run
+from toco_lab.evaluation.prediction import grouped_by_size, multi_scale_segmentation
+from toco_lab.evaluation.scores import confusion_matrix, iou_scores, label_f1
+from toco_lab.method.cam import multi_scale_cam
+from toco_lab.method.labels import cam_to_label
+from toco_lab.method.model import ToCo
+from toco_lab.runs.run_dir import RunDir
+
+CFG = Config.preset("smoke")
+
+
+def slow_matrix(prediction, truth, num_classes):
+    matrix = np.zeros((num_classes, num_classes), dtype=int)
+    for p, t in zip(prediction.ravel(), truth.ravel(), strict=True):
+        if t < num_classes:
+            matrix[t, p] += 1
+    return matrix
+
+
+def test_confusion_matrix_counts_pixels_and_leaves_255_out():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 4, (7, 9))
+    truth[0] = 255
+    prediction = rng.integers(0, 4, (7, 9))
+    matrix = confusion_matrix(torch.from_numpy(prediction), torch.from_numpy(truth), 4)
+    assert np.array_equal(matrix.numpy(), slow_matrix(prediction, truth, 4))
+    assert confusion_matrix(torch.zeros(2, 2), torch.full((2, 2), 255), 4).sum() == 0
+
+
+def test_an_ignored_pixel_in_a_prediction_is_an_error():
+    with pytest.raises(ValueError, match=r"0\.\.3, got 255"):
+        confusion_matrix(torch.tensor([[255]]), torch.tensor([[1]]), 4)
+
+
+def test_scores_by_hand():
+    matrix = torch.tensor([[6, 2, 0, 0], [1, 3, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])  # class 2 and 3 nowhere
+    scores = iou_scores(matrix)
+    assert scores.iou[:2].tolist() == pytest.approx([6 / 9, 3 / 6])
+    assert scores.iou[2:].isnan().all()
+    assert scores.miou.item() == pytest.approx((6 / 9 + 3 / 6) / 2)
+    assert scores.over_activation[:2].tolist() == pytest.approx([1 / 7, 2 / 5])  # wrong among 7 and among 5 predicted
+    assert scores.over_activation[2:].isnan().all()
+    assert scores.pixel_accuracy.item() == pytest.approx(9 / 12)
+    assert scores.mean_accuracy.item() == pytest.approx((6 / 8 + 3 / 4) / 2)
+    only_predicted = torch.tensor([[6, 2], [0, 0]])  # class 1 is predicted but never true: 0, and counted only by `all`
+    assert iou_scores(only_predicted).miou.item() == pytest.approx(6 / 8)
+    assert iou_scores(only_predicted, over="all").miou.item() == pytest.approx(3 / 8)
+
+
+def test_label_f1_by_hand():
+    truth = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]])
+    prediction = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]])
+    assert label_f1(truth, prediction).tolist() == pytest.approx([0.5, 1.0, 0.0])
+    assert label_f1(truth[:1], prediction[:1]).tolist() == pytest.approx([0.5])  # a batch of one
+
+
+def test_fusion_of_scales_and_flip():
+    torch.manual_seed(0)
+    model, image = ToCo(CFG).eval(), torch.randn(1, 3, 32, 40)
+    with torch.no_grad():
+        size = {"size": (32, 40), "mode": "bilinear", "align_corners": False}
+        resize = torch.nn.functional.interpolate
+        pairs = []
+        for scale in (1.0, 1.5):
+            x = resize(image, size=(int(32 * scale), int(40 * scale)), mode="bilinear", align_corners=False)
+            pairs.append([resize(model(x).seg_logits, **size), resize(model(x.flip(3)).seg_logits, **size).flip(3)])
+    voc = torch.maximum(pairs[0][0] + pairs[0][1], pairs[1][0] + pairs[1][1])
+    coco = torch.maximum(*pairs[0]) + torch.maximum(*pairs[1])
+    for fusion, expected in (("voc", voc), ("coco", coco)):
+        fused = multi_scale_segmentation(model, image, (1.0, 1.5), fusion=fusion)
+        torch.testing.assert_close(fused, expected, atol=1e-6, rtol=1e-5)
+    single = multi_scale_segmentation(model, image, (1.0,), flip=False)
+    torch.testing.assert_close(single, pairs[0][0], atol=1e-6, rtol=1e-5)
+
+
+def test_groups_keep_order_and_never_mix_sizes():
+    class Sample:
+        def __init__(self, name, side):
+            self.name, self.image = name, torch.zeros(3, side, side)
+
+    samples = [Sample(i, side) for i, side in enumerate([4, 4, 4, 6, 4, 4])]
+    groups = list(grouped_by_size(samples, 2))
+    assert [[s.name for s in group] for group in groups] == [[0, 1], [2], [3], [4, 5]]
+
+
+def test_evaluation_of_a_model_follows_the_protocol_image_by_image():
+    """mIoU of the CAM recomputed slowly from single images, true labels masking it; batching must not matter."""
+    torch.manual_seed(0)
+    cfg = CFG.replace(val_images=5, eval_cam_size=64)
+    model = ToCo(cfg).train()
+    result = evaluate_model(model, cfg, progress=False, checkpoint="abc")
+    assert model.training
+    model.eval()
+    total = 0
+    for sample in eval_samples(cfg, model.mean, model.std):
+        resized = torch.nn.functional.interpolate(
+            sample.image[None], size=(64, 64), mode="bilinear", align_corners=False
+        )
+        cam = multi_scale_cam(model, resized, cfg.cam_scales).cam
+        cam = torch.nn.functional.interpolate(cam, size=tuple(sample.mask.shape), mode="bilinear", align_corners=False)
+        label = cam_to_label(cam, sample.image_label[None], threshold=0.5)[0]
+        total = total + confusion_matrix(label, sample.mask, 7)
+    assert result.scores["cam"] == pytest.approx(iou_scores(total).miou.item(), abs=2e-3)
+    assert set(result.scores) == {"cam", "cam_aux", "cam_refined", "seg", "labels"}
+    record = result.protocol["cam"]
+    assert (record["split"], record["images"], record["image_size"]) == ("val", 5, "64 x 64")
+    assert record["scales"] == list(cfg.cam_scales)
+    assert record["true_labels_mask_cam"] and not record["crf"] and record["checkpoint"] == "abc"
+    assert not result.protocol["seg"]["true_labels_mask_cam"]
+    assert len(result.table[result.table["target"] == "cam"]) == 7 + 1
+
+
+def test_crf_joins_on_request():
+    cfg = CFG.replace(eval_crf=True, val_images=1)
+    result = evaluate_model(ToCo(cfg), cfg, targets=("seg", "seg_crf"), progress=False)
+    assert set(result.scores) == {"seg", "seg_crf"} and result.protocol["seg_crf"]["crf"]
+    with pytest.raises(ValueError, match="unknown target saeg"):
+        evaluate_model(ToCo(cfg), cfg, targets=("saeg",), progress=False)
+
+
+def test_a_second_evaluation_keeps_the_other_scores(smoke_run, tmp_path):
+    shutil.copytree(smoke_run.path, tmp_path / "run")
+    run = RunDir(tmp_path / "run")
+    before = Evaluation(run.read_table("evaluation"), run.read_json("protocol")).scores
+    after = evaluate_run(run, targets=("seg_crf",), progress=False).scores
+    assert after == pytest.approx(before | {"seg_crf": after["seg_crf"]})
+    evaluate_run(run, targets=("seg",), split="train", progress=False)
+    assert Evaluation(run.read_table("evaluation"), run.read_json("protocol")).scores == pytest.approx(after)
+    assert run.read_json("protocol_train")["seg"]["split"] == "train"
+
+
+def test_a_perfect_prediction_scores_one(monkeypatch):
+    samples = iter(list(eval_samples(CFG, (0.5,) * 3, (0.5,) * 3)))
+
+    def oracle(model, cfg, image, image_label, targets):
+        return {"seg": torch.stack([next(samples).mask for _ in image])}
+
+    monkeypatch.setattr(evaluate, "predict", oracle)
+    assert evaluate_model(ToCo(CFG), CFG, targets=("seg",), progress=False).scores["seg"] == 1.0

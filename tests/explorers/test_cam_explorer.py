@@ -1,0 +1,425 @@
+"""The explorer without a browser: set a control, read the picture; errors are shown, never raised in a callback."""
+
+import io
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from toco_lab.config import Config
+from toco_lab.data.classes import PALETTE
+from toco_lab.data.loader import eval_samples
+from toco_lab.explorers import cam_session
+from toco_lab.explorers.cam_explorer import FIRST_VIEWS, STRONGEST, VIEWS, CamExplorer
+from toco_lab.explorers.panels import label_legend, panel_row
+from toco_lab.method.model import ToCo
+from toco_lab.runs.run_dir import RunDir
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[ToCo, Config]:
+    """A model of random weights, read only."""
+    cfg = Config.preset("smoke")
+    torch.manual_seed(0)
+    return ToCo(cfg).eval(), cfg
+
+
+@pytest.fixture
+def explorer(pair) -> CamExplorer:
+    return CamExplorer(pair)
+
+
+def show(explorer, *views):
+    for view, button in explorer.views.items():
+        button.value = view in views
+
+
+def pixels(explorer):
+    return np.asarray(Image.open(io.BytesIO(explorer.picture.value)))
+
+
+def png(colour="red", size=(40, 48)):
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "png")
+    return file.getvalue()
+
+
+def upload(explorer, content, name="mine.png"):
+    file = {"name": name, "type": "image/png", "size": len(content), "content": memoryview(content)}
+    explorer.upload.value = (file | {"last_modified": datetime(2024, 1, 1, tzinfo=UTC)},)
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def test_opens_with_the_first_image(explorer, pair):
+    model, cfg = pair
+    sample = eval_samples(cfg, model.mean, model.std)[0]
+    assert explorer.message.value == ""
+    assert [view for view, button in explorer.views.items() if button.value] == list(FIRST_VIEWS)
+    np.testing.assert_array_equal(explorer.session.image.raw, sample.raw)
+    assert explorer.image_picker.options == tuple(f"toy_val_{i:06d}" for i in range(4))
+    assert f"{sample.name}, 96 x 96 pixels, image labels (true): " in explorer.text.value
+    assert (explorer.low.value, explorer.high.value) == (cfg.low_threshold, cfg.high_threshold)
+    assert pixels(explorer).std() > 20
+    assert "Panels: CAM: strongest class (mean: object" in explorer.text.value
+
+
+def test_tooltips_are_on_widgets_with_a_description_only(explorer):
+    """Any other is replaced by "Click to show javascript error" in the browser."""
+    found = [explorer]
+    for widget in found:
+        found += getattr(widget, "children", ())
+    described = [widget for widget in found if getattr(widget, "tooltip", None)]
+    assert len(described) > 20
+    assert all(widget.description for widget in described)
+
+
+def test_the_picture_is_the_sessions_answer(explorer):
+    show(explorer, "pseudo label", "CAM")
+    explorer.low.value, explorer.high.value, explorer.source.value = 0.2, 0.6, "cam_aux"
+    explorer.opacity.value = 0.8
+    session = explorer.session
+    label = session.pseudo_label(0.2, 0.6, "cam_aux")
+    iou = session.iou(label)
+    cam, pseudo = explorer.panel("CAM"), explorer.panel("pseudo label")
+    np.testing.assert_array_equal(pseudo.array, label)
+    np.testing.assert_array_equal(cam.array, session.score("cam"))
+    assert pseudo.note == f"mIoU {100 * iou.miou:.1f} %, {100 * iou.left_open:.0f} % left open"
+    assert pseudo.legend == label_legend(PALETTE, ("background", *explorer._names))
+    np.testing.assert_array_equal(pixels(explorer), panel_row(session.image.raw, [cam, pseudo], opacity=0.8, side=290))
+    assert f"<td>{100 * iou.miou:.1f}</td>" in explorer.text.value
+
+
+def test_each_view_shows_what_it_says(explorer):
+    session = explorer.session
+    explorer.background.value = 0.3
+    expected = {
+        "image": session.image.raw,
+        "auxiliary CAM": session.score("cam_aux"),
+        "CAM label": session.label("cam", 0.3),
+        "segmentation": session.segmentation(),
+        "truth": session.image.truth,
+        "regions and crops": session.region(),
+        "Grad-CAM": session.attribution("Grad-CAM", session.image.strongest_class),
+    }
+    for view, array in expected.items():
+        np.testing.assert_array_equal(explorer.panel(view).array, array)
+    show(explorer, *VIEWS)
+    assert explorer.message.value == ""
+    with pytest.raises(ValueError, match="unknown view 'nothing'"):
+        explorer.panel("nothing")
+
+
+def test_the_note_of_a_map_tells_object_from_ground(explorer):
+    session = explorer.session
+    score, truth = session.score("cam"), session.image.truth
+    on, off = score[truth > 0].mean(), score[truth == 0].mean()
+    assert explorer.panel("CAM").note == f"mean: object {on:.2f}, ground {off:.2f}"
+    absent = next(i for i in range(6) if i not in session.image.present)
+    explorer.class_picker.value = absent
+    assert explorer.panel("CAM").note == f"mean {session.score('cam', absent).mean():.2f}"
+
+
+def test_crops_are_boxes_and_can_be_drawn_again(explorer):
+    crops = explorer.session.local_crops(seed=0)
+    boxes = explorer.panel("regions and crops").crops
+    assert [box.top for box in boxes] == crops.top[0].tolist()
+    assert [box.left for box in boxes] == crops.left[0].tolist()
+    assert [box.positive for box in boxes] == crops.positive[0].bool().tolist()
+    explorer.other_crops.click()
+    assert explorer.views["regions and crops"].value
+    assert [box.top for box in explorer.panel("regions and crops").crops] == explorer.session.local_crops(seed=1).top[
+        0
+    ].tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "view"),
+    [
+        ("low", 0.5, "pseudo label"),
+        ("high", 0.5, "pseudo label"),
+        ("background", 0.3, "CAM label"),
+        ("opacity", 0.2, "CAM"),
+        ("source", "cam_aux", "pseudo label"),
+        ("flip", False, "CAM"),
+        ("class_picker", 0, "CAM"),
+        ("image_slider", 2, "image"),
+        ("image_picker", "toy_val_000003", "truth"),
+    ],
+)
+def test_every_control_changes_the_picture(explorer, name, value, view):
+    show(explorer, view)
+    before = explorer.picture.value
+    getattr(explorer, name).value = value
+    assert explorer.picture.value != before
+    assert explorer.message.value == ""
+
+
+def test_scales_change_the_picture_and_one_stays(explorer):
+    before = explorer.picture.value
+    large, small = explorer.scale_boxes.children
+    assert (large.description, small.description) == ("1", "0.5")
+    large.value = False
+    assert explorer.picture.value != before
+    np.testing.assert_array_equal(explorer.panel("CAM").array, explorer.session.score("cam", scales=(0.5,)))
+    small.value = False
+    assert small.value
+    assert "one scale at least" in explorer.message.value
+
+
+def test_present_classes_come_first(explorer):
+    values = [value for _, value in explorer.class_picker.options]
+    present = list(explorer.session.image.present)
+    assert values[: 1 + len(present)] == [STRONGEST, *present]
+    assert sorted(values[1:]) == list(range(6))
+
+
+def test_slider_and_picker_move_together(explorer):
+    explorer.image_slider.value = 3
+    assert explorer.image_picker.value == explorer.session.image.name == "toy_val_000003"
+    explorer.image_picker.value = "toy_val_000001"
+    assert explorer.image_slider.value == 1
+
+
+def test_thresholds_never_cross(explorer):
+    explorer.low.value = 0.9
+    assert (explorer.low.value, explorer.high.value) == (0.9, 0.91)
+    assert "high moved to 0.91" in explorer.message.value
+    explorer.high.value = 0.3
+    assert (explorer.low.value, explorer.high.value) == (0.29, 0.3)
+    assert "low moved to 0.29" in explorer.message.value
+    explorer.high.value = 0.0
+    assert (explorer.low.value, explorer.high.value) == (0.0, 0.01)
+    explorer.low.value = 1.0
+    assert (explorer.low.value, explorer.high.value) == (0.99, 1.0)
+    explorer.background.value = 0.6
+    assert explorer.message.value == ""  # said once
+
+
+def test_the_encoder_runs_once_per_image(pair):
+    model, _ = pair
+    calls = []
+    hook = model.encoder.patch_embed.register_forward_hook(lambda *_: calls.append(1))
+    explorer = CamExplorer(pair)
+    assert len(calls) == 3  # plain, mirrored, half size as a pair
+    show(explorer, *(set(VIEWS) - set(cam_session.ATTRIBUTIONS)))
+    explorer.low.value, explorer.high.value, explorer.flip.value, explorer.class_picker.value = 0.1, 0.9, False, 2
+    explorer.refine_par.click()
+    assert len(calls) == 3
+    explorer.image_slider.value = 1
+    assert len(calls) == 6
+    hook.remove()
+
+
+# --- slow actions -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["par", "crf"])
+def test_refining_waits_for_its_button(explorer, method):
+    assert explorer.panel("refined label").note == "press a Refine button"
+    explorer.low.value = 0.2
+    getattr(explorer, f"refine_{method}").click()
+    panel = explorer.panel("refined label")
+    assert explorer.views["refined label"].value
+    np.testing.assert_array_equal(panel.array, explorer.session.refined_label(0.2, method=method))
+    assert panel.title == f"{method.upper()} of 0.20 to 0.70"
+    explorer.low.value = 0.5
+    assert explorer.panel("refined label").title == f"{method.upper()} of 0.20 to 0.70"  # still that one, and says so
+    assert explorer.progress.value == ""
+    explorer.image_slider.value = 1
+    assert explorer.panel("refined label").array is None
+
+
+# --- runs and images of one's own -------------------------------------------------------------------------------------
+
+
+def test_runs_are_compared_on_one_image(smoke_run, pair):
+    explorer = CamExplorer([smoke_run, pair, pair])
+    name = pair[1].run_name()
+    assert explorer.run_picker.options == ("smoke", name, f"{name} (2)")
+    explorer.image_slider.value = 2
+    before = explorer.picture.value
+    explorer.run_picker.value = name
+    assert explorer.session.model is pair[0]
+    assert explorer.session.image.name == "toy_val_000002"
+    assert explorer.picture.value != before
+    explorer.run_picker.value = "smoke"
+    assert explorer.picture.value == before
+
+
+def test_a_run_that_can_not_be_opened_is_named_and_left(pair, tmp_path: Path):
+    explorer = CamExplorer([pair, RunDir.create(pair[1], tmp_path, name="untrained")])
+    before = explorer.picture.value
+    explorer.run_picker.value = "untrained"
+    assert explorer.message.value.count("untrained") == 2
+    assert "has no checkpoint yet; train it first" in explorer.message.value
+    assert explorer.picture.value == before
+    assert explorer.run_picker.value == pair[1].run_name()
+
+
+def test_nothing_works_without_an_open_run_and_says_so(pair, tmp_path: Path):
+    explorer = CamExplorer([RunDir.create(pair[1], tmp_path, name="untrained"), pair])
+    assert "train it first" in explorer.message.value
+    with pytest.raises(RuntimeError, match="untrained is not open"):
+        explorer.settings()
+    explorer.refine_par.click()
+    assert "untrained is not open" in explorer.message.value
+    explorer.run_picker.value = pair[1].run_name()
+    assert explorer.message.value == ""
+    assert explorer.session.image.name == "toy_val_000000"
+
+
+def test_an_upload_is_shown_with_predicted_labels(explorer):
+    upload(explorer, png())
+    assert explorer.message.value == ""
+    assert explorer.image_picker.value == "upload 1: mine.png"
+    assert explorer.session.image.raw.shape == (48, 40, 3)
+    assert "predicted by the model" in explorer.text.value
+    assert explorer.panel("truth").note == "no mask is known"
+    assert "mIoU" not in explorer.text.value
+    upload(explorer, png("blue"))  # the same name: another picture
+    assert explorer.session.image.raw[0, 0].tolist() == [0, 0, 255]
+    explorer.image_slider.value = 0
+    explorer.image_picker.value = "upload 1: mine.png"
+    assert explorer.session.image.raw[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("edge", "size", "sizes"),
+    [
+        (0, (40, 48), "40 x 48"),
+        (0, (400, 100), "400 x 100, shown and read at 192 x 48"),
+        (64, (40, 48), "40 x 48, read at 64 x 64"),
+        (64, (2048, 1024), "2048 x 1024, shown at 1024 x 512, read at 64 x 64"),
+        (64, (64, 64), "64 x 64"),
+    ],
+)
+def test_an_upload_says_when_it_is_scaled_down(pair, edge, size, sizes):
+    model, cfg = pair
+    explorer = CamExplorer((model, cfg.replace(eval_cam_size=edge)))
+    upload(explorer, png(size=size))
+    assert explorer.panel("image").note == sizes
+    assert f"upload 1: mine.png, {sizes} pixels, image labels" in explorer.text.value
+
+
+def test_a_turned_upload_has_the_size_it_is_seen_at(explorer):
+    picture, file = Image.new("RGB", (400, 100)), io.BytesIO()
+    exif = picture.getexif()
+    exif[0x0112] = 6  # turn by a quarter
+    picture.save(file, "jpeg", exif=exif)
+    upload(explorer, file.getvalue())
+    assert explorer.panel("image").note == "100 x 400, shown and read at 48 x 192"
+
+
+def test_a_damaged_upload_keeps_the_picture(explorer):
+    before, options = explorer.picture.value, explorer.image_picker.options
+    upload(explorer, png()[:50], "broken.png")
+    assert "save it again as PNG or JPEG" in explorer.message.value
+    assert explorer.picture.value == before
+    assert explorer.image_picker.options == options
+    upload(explorer, png(size=(9, 9)), "tiny.png")  # a proper image, too small for the model at half size
+    assert "smaller than one patch" in explorer.message.value
+    assert explorer.picture.value == before
+    assert explorer.image_picker.value == "toy_val_000000"
+    explorer.low.value = 0.3
+    assert explorer.message.value == ""
+
+
+def test_names_are_text_not_html(explorer):
+    upload(explorer, png(), "<img src=x>.png")
+    assert "&lt;img src=x&gt;" in explorer.text.value
+    assert "<img" not in explorer.text.value
+
+
+def test_without_data_one_can_still_upload(pair):
+    model, cfg = pair
+    explorer = CamExplorer((model, cfg.replace(val_images=0)))
+    assert "no images to choose from, but you can upload one" in explorer.message.value
+    assert explorer.picture.value == b""
+    with pytest.raises(RuntimeError, match="no picture yet"):
+        explorer.figure()
+    upload(explorer, png())
+    assert explorer.picture.value != b""
+    assert explorer.message.value == ""
+
+
+def test_a_view_that_fails_says_so_beside_the_others(explorer, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("no gradient <here>")
+
+    monkeypatch.setitem(cam_session.ATTRIBUTIONS, "Grad-CAM", broken)
+    show(explorer, "CAM", "Grad-CAM")
+    assert "Grad-CAM: no gradient &lt;here&gt;" in explorer.message.value
+    assert "CAM: strongest class" in explorer.text.value
+    explorer.views["Grad-CAM"].value = False
+    assert explorer.message.value == ""
+
+
+# --- settings, files --------------------------------------------------------------------------------------------------
+
+
+def test_settings_bring_the_picture_back(explorer, pair):
+    explorer.image_slider.value = 2
+    explorer.low.value, explorer.high.value, explorer.background.value, explorer.opacity.value = 0.15, 0.55, 0.35, 0.9
+    explorer.source.value, explorer.flip.value, explorer.class_picker.value = "cam_aux", False, 3
+    explorer.scale_boxes.children[0].value = False
+    explorer.refine_par.click()
+    explorer.other_crops.click()
+    explorer.low.value = 0.25
+    show(explorer, "auxiliary CAM", "CAM label", "refined label", "regions and crops")
+    settings = json.loads(json.dumps(explorer.settings()))
+    assert settings["refined"]["low"] == 0.15
+    assert settings["low"] == 0.25
+    other = CamExplorer(pair)
+    other.apply(settings)
+    assert other.settings() == settings
+    assert other.picture.value == explorer.picture.value
+    explorer.views["refined label"].value = False  # kept, not shown
+    other.apply(explorer.settings())
+    assert other.settings() == explorer.settings()
+    assert other.picture.value == explorer.picture.value
+    other.apply({"refined": None, "class": None})
+    assert other.class_picker.value == STRONGEST
+    assert other.panel("refined label").array is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lows": 0.1}, "unknown settings lows"),
+        ({"run": "gone"}, "no run 'gone'"),
+        ({"image": "gone"}, "no image 'gone'"),
+        ({"scales": [3.0]}, "no scale 3.0; there are: 1.0, 0.5"),
+        ({"class": "unicorn"}, "no class 'unicorn'"),
+        ({"views": ["CAM", "gone"]}, "no view 'gone'"),
+        ({"low": 0.9}, "low < high <= 1, got 0.9 and 0.7"),
+    ],
+)
+def test_settings_that_do_not_exist_are_refused(explorer, settings, message):
+    before = explorer.settings()
+    with pytest.raises(ValueError, match=message):
+        explorer.apply(settings)
+    assert explorer.settings() == before
+
+
+def test_saved_pictures_hold_their_settings(smoke_run, tmp_path: Path):
+    explorer = CamExplorer(smoke_run)
+    image = Image.open(explorer.save(tmp_path / "a.png"))
+    assert json.loads(image.text["settings"]) == explorer.settings()
+    np.testing.assert_array_equal(np.asarray(image), pixels(explorer))
+    explorer.save_button.click()
+    assert "cam_explorer_toy_val_000000.png" in explorer.message.value
+    assert (smoke_run.path / "figures" / "cam_explorer_toy_val_000000.png").is_file()
+    file = io.BytesIO()
+    explorer.figure().savefig(file, format="png", dpi=110)
+    np.testing.assert_array_equal(np.asarray(Image.open(file).convert("RGB")), pixels(explorer))
+
+
+def test_needs_a_run():
+    with pytest.raises(ValueError, match="at least one run"):
+        CamExplorer([])

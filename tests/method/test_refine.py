@@ -1,0 +1,178 @@
+"""PAR, the pseudo label and the dense CRF against the loops of oracles.py, and what each must do on simple images."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import oracles
+
+from toco_lab.method.crf import dense_crf
+from toco_lab.method.refine import par, par_filter, par_weights, refine_cam
+
+THRESHOLDS = dict(low_threshold=0.25, high_threshold=0.7)
+
+
+def rand(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+# --- PAR ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "dilations", "num_iter"), [((5, 7), (1, 2), 3), ((4, 3), (1, 6), 2), ((1, 5), (2,), 1)]
+)
+def test_par_equals_the_loops(size, dilations, num_iter):
+    image, masks = rand(2, 3, *size), rand(2, 4, *size, seed=1)
+    actual = par(image, masks, dilations=dilations, num_iter=num_iter)
+    for i in range(2):
+        expected = oracles.par(image[i].double().numpy(), masks[i].double().numpy(), dilations, num_iter)
+        np.testing.assert_allclose(actual[i], expected, rtol=0, atol=2e-6)
+
+
+def test_par_resizes_masks_with_aligned_corners():
+    image, small = rand(1, 3, 9, 11), rand(1, 2, 4, 5)
+    resized = F.interpolate(small, size=(9, 11), mode="bilinear", align_corners=True)
+    assert torch.equal(par(image, small, num_iter=2), par(image, resized, num_iter=2))
+    assert not torch.allclose(par(image, small, num_iter=1), par(image, small, num_iter=2))
+
+
+def test_par_weights_sum_to_one_and_a_hundredth_also_on_a_flat_image():
+    for image in (rand(1, 3, 6, 6), torch.full((1, 3, 6, 6), 0.4)):
+        weights = par_weights(image)
+        assert weights.shape == (1, 48, 6, 6)
+        torch.testing.assert_close(weights.sum(1), torch.full((1, 6, 6), 1.01))
+
+
+def test_par_follows_the_image():
+    image, mask = torch.zeros(1, 3, 12, 12), torch.full((1, 1, 12, 12), 0.5)
+    image[..., 6:] = 1  # an edge in the image ...
+    mask[..., 8:] = 1  # ... and a mask that starts two pixels late
+    out = par(image, mask, dilations=(1, 2))
+    assert out[..., 6].min() > 0.75 > 0.65 > out[..., 5].max()
+
+
+def test_par_names_wrong_shapes():
+    with pytest.raises(ValueError, match=r"\(1, 48, 6, 6\).*\(1, 2, 6, 5\)"):
+        par_filter(par_weights(rand(1, 3, 6, 6)), rand(1, 2, 6, 5))
+
+
+# --- pseudo label ---------------------------------------------------------------------------------
+
+
+def scene(batch=3, classes=4, size=(24, 32)):
+    """Random smooth CAMs with 2, 1 and 0 present classes."""
+    label = torch.zeros(batch, classes)
+    label[0, [1, 3]] = 1
+    label[1, 2] = 1
+    cam = F.interpolate(rand(batch, classes, 4, 5, seed=3), size=size, mode="bilinear") * label[:, :, None, None]
+    box = torch.tensor([[0, size[0], 0, size[1]], [2, 20, 0, 30], [0, 24, 5, 32]])[:batch]
+    return rand(batch, 3, *size, seed=4), cam, label, box
+
+
+def slow_label(image, cam, label, box, dilations, num_iter):
+    """One image, one threshold after the other, only the present classes."""
+    present = [c for c in range(len(label)) if label[c]]
+    runs = []
+    half = F.interpolate(image[None], size=(image.shape[1] // 2, image.shape[2] // 2), mode="bilinear")
+    for background in (0.7, 0.25):
+        stack = torch.cat([torch.full_like(cam[:1], background), cam[present]])[None]
+        scores = F.interpolate(stack, size=half.shape[2:], mode="bilinear").softmax(1)
+        refined = oracles.par(half[0].double().numpy(), scores[0].double().numpy(), dilations, num_iter)
+        winner = F.interpolate(torch.from_numpy(refined)[None], size=image.shape[1:], mode="bilinear")[0].argmax(0)
+        runs.append(torch.tensor([0, *(c + 1 for c in present)])[winner])
+    out = torch.full(image.shape[1:], 255)
+    for y in range(box[0], box[1]):
+        for x in range(box[2], box[3]):
+            high, low = runs[0][y, x], runs[1][y, x]
+            out[y, x] = high if high > 0 else (0 if low == 0 else 255)
+    return out
+
+
+def test_refined_label_equals_the_loops():
+    image, cam, label, box = scene()
+    actual = refine_cam(image, cam, label, box, dilations=(1, 2), num_iter=3, **THRESHOLDS)
+    assert actual.dtype == torch.int64
+    for i in range(3):
+        expected = slow_label(image[i], cam[i], label[i], box[i], (1, 2), 3)
+        assert (actual[i] != expected).sum() <= 1  # a tie may fall either way
+    assert set(actual[0].unique().tolist()) >= {0, 2, 255} and set(actual[2].unique().tolist()) == {0, 255}
+
+
+def test_refined_label_does_not_depend_on_batch_or_slots():
+    image, cam, label, box = scene()
+    together = refine_cam(image, cam, label, box, **THRESHOLDS)
+    for bound in (2, 3, 4):
+        assert torch.equal(together, refine_cam(image, cam, label, box, max_present=bound, **THRESHOLDS))
+    flipped = refine_cam(image.flip(0), cam.flip(0), label.flip(0), box.flip(0), **THRESHOLDS)
+    assert torch.equal(together, flipped.flip(0))
+    for i in range(3):
+        one = slice(i, i + 1)
+        assert torch.equal(together[one], refine_cam(image[one], cam[one], label[one], box[one], **THRESHOLDS))
+
+
+def test_absent_classes_cannot_win():
+    image, cam, label, box = scene()
+    assert torch.equal(
+        refine_cam(image, cam, label, box, **THRESHOLDS),
+        refine_cam(image, cam + (1 - label)[:, :, None, None], label, box, max_present=4, **THRESHOLDS),
+    )
+
+
+def test_refine_cam_names_wrong_shapes():
+    image, cam, label, box = scene()
+    with pytest.raises(ValueError, match=r"\(3, 4, 24, 32\).*\(3, 3, 24, 31\)"):
+        refine_cam(image[..., 1:], cam, label, box, **THRESHOLDS)
+
+
+# --- dense CRF ------------------------------------------------------------------------------------
+
+
+def test_crf_equals_the_mean_field_loops():
+    image, prob = (rand(2, 3, 6, 7) * 255).round(), (rand(2, 3, 6, 7, seed=1) * 4).softmax(1)
+    prob[:, 0, :, :3] = 0  # clipped to 1e-5
+    actual = dense_crf(
+        image.to(torch.uint8),
+        prob,
+        iterations=3,
+        gaussian_sigma_xy=2,
+        gaussian_weight=3,
+        bilateral_sigma_xy=10,
+        bilateral_sigma_rgb=40,
+        bilateral_weight=5,
+    )
+    for i in range(2):
+        terms = [(3, 2, None), (5, 10, 40)]
+        expected = oracles.mean_field(image[i].double().numpy(), prob[i].double().numpy(), 3, terms)
+        np.testing.assert_allclose(actual[i], expected, atol=2e-5)
+    assert (actual - prob).abs().max() > 0.05
+
+
+def test_crf_batch_equals_single_images_and_input_stays():
+    image, prob = rand(2, 3, 10, 12) * 255, (rand(2, 4, 10, 12, seed=1) * 6).softmax(1)
+    prob = prob.contiguous(memory_format=torch.channels_last)
+    before = prob.clone()
+    together = dense_crf(image, prob, iterations=4)
+    assert torch.equal(prob, before)
+    for i in range(2):
+        alone = dense_crf(image[i], prob[i : i + 1], iterations=4)
+        torch.testing.assert_close(together[i], alone[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(together.sum(1), torch.ones(2, 10, 12))
+
+
+def test_crf_removes_a_speck_and_keeps_certainty():
+    image = torch.zeros(1, 3, 16, 16)
+    image[..., 8:] = 200
+    prob = torch.full((1, 2, 16, 16), 0.2)
+    prob[:, 1, :, 8:] = prob[:, 0, :, :8] = 0.8
+    prob[0, :, 5, 3] = torch.tensor([0.4, 0.6])
+    label = dense_crf(image, prob).argmax(1)
+    assert (label[..., :8] == 0).all() and (label[..., 8:] == 1).all()
+    certain = torch.zeros(1, 2, 8, 8)
+    certain[:, 1] = 1  # zeros are clipped, not -inf
+    assert (dense_crf(image[..., 4:12, 4:12], certain)[:, 1] > 0.99).all()
+
+
+def test_crf_names_wrong_shapes():
+    with pytest.raises(ValueError, match=r"\(1, 3, 8, 8\).*\(1, 2, 8, 9\)"):
+        dense_crf(torch.zeros(3, 8, 8), torch.ones(1, 2, 8, 9))

@@ -1,0 +1,154 @@
+"""The losses of a step: terms and weights, what is computed when, each encoder pass made once."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from toco_lab.config import Config
+from toco_lab.data.loader import train_loader
+from toco_lab.method import cam, labels, present
+from toco_lab.method.model import ToCo
+from toco_lab.method.step import compute_losses, enlarge, loss_weights
+
+CFG = Config.preset("smoke")
+
+
+def first_batch(cfg=CFG):
+    model = ToCo(cfg)
+    return next(iter(train_loader(cfg, model.mean, model.std)))
+
+
+def fresh(cfg=CFG):
+    torch.manual_seed(0)
+    return ToCo(cfg).train()
+
+
+def test_weights_start_at_their_steps():
+    cfg = CFG.replace(contrast_start_step=2, seg_start_step=3, steps=10)
+    assert loss_weights(cfg.replace(late_segmentation=True), 3)["seg"] == 0 < loss_weights(cfg, 3)["seg"]
+    on = [{name for name, weight in loss_weights(cfg, step).items() if weight} for step in range(4)]
+    assert on == [{"cls", "cls_aux"}] * 2 + [{"cls", "cls_aux", "ptc", "ctc"}] + [
+        {"cls", "cls_aux", "ptc", "ctc", "seg", "reg"}]  # fmt: skip
+
+
+def test_total_is_the_weighted_sum_and_every_term_reaches_its_parameters():
+    cfg = CFG.replace(seg_start_step=0, low_threshold=0.4, high_threshold=0.6)
+    model = fresh(cfg)
+    output = compute_losses(model, first_batch(cfg), cfg, 1, generator=torch.Generator().manual_seed(0))
+    terms, weights = output.terms, loss_weights(cfg, 1)
+    expected = sum(weights[name] * getattr(terms, name) for name in weights)
+    torch.testing.assert_close(terms.total, expected)
+    terms.total.backward()
+    for name, parameter in model.named_parameters():
+        trained = not name.startswith("teacher_head") and name != "encoder.pos_embed"
+        assert (parameter.grad is not None) == trained, name
+    assert 0 < terms.positive_cosine <= 1 and 0 <= terms.negative_cosine <= 1
+
+
+def test_terms_of_weight_zero_are_not_computed():
+    cfg = CFG.replace(w_ptc=0.0, w_ctc=0.0, w_seg=0.0, w_reg=0.0)
+    model, passes = fresh(cfg), []
+    model.encoder.blocks[0].register_forward_hook(lambda *_: passes.append(1))
+    output = compute_losses(model, first_batch(cfg), cfg, 1)
+    assert len(passes) == 1 and output.cams is None
+    assert output.terms.ptc == output.terms.seg == 0 and output.terms.positive_cosine.isnan()
+
+
+def test_without_a_teacher_the_gradient_runs_through_both_sides():
+    cfg = CFG.replace(teacher_momentum=0.0)  # the teacher is the student of this step, so the values are equal
+    batch, slopes, values = first_batch(cfg), [], []
+    for teacher in ("ema", "none"):
+        model = fresh(cfg)
+        model.update_teacher()
+        views = compute_losses(model, batch, cfg, 0, generator=torch.Generator().manual_seed(0)).views
+        loss = compute_losses(model, batch, cfg.replace(teacher=teacher), 0, views=views).terms.ctc
+        (slope,) = torch.autograd.grad(loss, model.projection_head.directions)
+        values, slopes = [*values, loss.detach()], [*slopes, slope]
+    torch.testing.assert_close(*values)
+    assert (slopes[0] - slopes[1]).norm() > 0.1 * slopes[0].norm()
+
+
+def test_regression_on_the_auxiliary_cam_moves_final_tokens_and_not_its_target():
+    cfg = CFG.replace(w_ptc=0.0, w_ctc=0.0, w_distil=0.5, seg_start_step=4)
+    model, batch = fresh(cfg), first_batch(cfg)
+    output = compute_losses(model, batch, cfg, 0)
+    assert output.views is None and output.token_label is None
+    tokens = model.encode(batch.image).patch_tokens
+    target = cam.resize(output.cams.cam_aux, tokens.shape[-2:])
+    error = (model.classifier(tokens).sigmoid() - target).square()
+    counted = batch.image_label.bool()[:, :, None, None].expand_as(error)  # nothing is padded in the toy
+    torch.testing.assert_close(output.terms.distil, error[counted].mean())
+    output.terms.distil.backward()
+    assert model.classifier.weight.grad.any() and model.aux_classifier.weight.grad is None
+    torch.testing.assert_close(output.terms.total, output.terms.cls + output.terms.cls_aux + 0.5 * output.terms.distil)
+
+
+def test_one_encoder_pass_per_view():
+    cfg, images = CFG.replace(seg_start_step=0, cam_scales=(1.0, 0.5, 1.5)), []
+    model = fresh(cfg)
+
+    def counted(encode):
+        return lambda image: images.append(len(image) * image.shape[-1] ** 2) or encode(image)
+
+    for name in ("encode", "encode_class_token"):
+        setattr(model, name, counted(getattr(model, name)))
+    compute_losses(model, first_batch(cfg), cfg, 1, generator=torch.Generator().manual_seed(0))
+    # main view once, its flip for the CAM, each other scale and its flip, second view, local crops
+    pixels = cfg.crop_size**2 * (1 + 1 + sum(2 * scale**2 for scale in cfg.cam_scales[1:]))
+    pixels += cfg.view2_size**2 + cfg.num_local_crops * cfg.local_crop_size**2
+    assert sum(images) == cfg.batch_size * pixels
+
+
+@pytest.mark.parametrize("refine", [True, False])
+def test_a_known_number_of_classes_is_not_counted(refine, monkeypatch):
+    """Counting would make the host wait for a GPU; with a bound or without it the step is the same."""
+    cfg = CFG.replace(seg_start_step=0, w_distil=0.5, refine=refine)
+    batch, asked, of = first_batch(cfg), [], present.Slots.of
+    monkeypatch.setattr(present.Slots, "of", lambda label, most=None: asked.append(most) or of(label, most))
+    known, counted = (
+        compute_losses(fresh(cfg), replace(batch, max_present=most), cfg, 1, generator=torch.Generator().manual_seed(0))
+        for most in (batch.max_present, None)
+    )
+    assert asked == [int(batch.image_label.sum(1).max()), None]
+    assert torch.equal(known.terms.total, counted.terms.total) and known.terms.total > 0
+    assert torch.equal(known.cams.cam, labels.mask_by_label(known.cams.cam, batch.image_label))
+
+
+@pytest.mark.parametrize("step, source", [(1, "cam_aux"), (2, "cam")])
+def test_the_pseudo_label_changes_its_source(step, source):
+    cfg = CFG.replace(seg_start_step=0, aux_label_steps=2, refine=False)
+    model, batch = fresh(cfg), first_batch(cfg)
+    output = compute_losses(model, batch, cfg, step, generator=torch.Generator().manual_seed(0))
+    expected = labels.confident_label(
+        getattr(output.cams, source), batch.image_label, low=cfg.low_threshold, high=cfg.high_threshold,
+        valid_box=batch.valid_box,
+    )  # fmt: skip
+    assert torch.equal(output.pseudo_label, expected)
+    assert not torch.equal(output.cams.cam, output.cams.cam_aux)
+
+
+@pytest.mark.parametrize("old, new", [((14, 14), (224, 224)), ((5, 7), (80, 112)), ((3, 4), (10, 9)), ((1, 2), (7, 2))])
+def test_logits_are_enlarged_as_torch_interpolates(old, new):
+    maps = torch.randn(2, 3, *old, dtype=torch.float64, requires_grad=True)
+    slope = torch.randn(2, 3, *new, dtype=torch.float64)
+    both = enlarge(maps, new), F.interpolate(maps, new, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(*both, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(*(torch.autograd.grad(one, maps, slope)[0] for one in both), rtol=1e-12, atol=1e-10)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_nothing_on_the_path_asks_a_device_for_a_value(known, monkeypatch):
+    """On the meta device tensors have no values: .item(), nonzero, a boolean index or a copy to the host would fail, as
+    each would make the host wait for a GPU. It fails where the present classes have to be counted.
+    """
+    cfg = CFG.replace(seg_start_step=0, w_distil=0.5)
+    model, batch = fresh(cfg), first_batch(cfg)
+    batch = replace(batch, max_present=batch.max_present if known else None).to("meta")
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # torch has none for this device
+    with nullcontext() if known else pytest.raises(RuntimeError, match="meta"):
+        output = compute_losses(model.to("meta"), batch, cfg, 1, generator=torch.Generator().manual_seed(0))
+        output.terms.total.backward()
+        assert model.encoder.blocks[0].mlp.fc1.weight.grad.device.type == "meta" and output.pseudo_label is not None

@@ -1,0 +1,402 @@
+"""Run folders: what is on disk after each call, after a kill and after a second start."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from toco_lab.config import Config
+from toco_lab.files import atomic_write
+from toco_lab.runs.environment import environment
+from toco_lab.runs.listing import RUN_COLUMNS, final_scores, find_runs, list_runs, read_runs
+from toco_lab.runs.run_dir import RunDir
+
+
+@pytest.fixture
+def cfg():
+    return Config.preset("smoke")
+
+
+@pytest.fixture
+def run(cfg, tmp_path):
+    return RunDir.create(cfg, tmp_path)
+
+
+# --- atomic_write ---------------------------------------------------------------------------------
+
+
+def test_atomic_write_replaces_only_at_the_end(tmp_path):
+    path = tmp_path / "sub" / "file.txt"
+    with atomic_write(path, "w") as file:
+        file.write("old")
+    with atomic_write(path, "w") as file:
+        file.write("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_atomic_write_leaves_nothing_after_an_error(tmp_path):
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(RuntimeError, match="half way"), atomic_write(tmp_path / "file") as file:
+        file.write(b"ne")
+        raise RuntimeError("half way")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+def test_kill_leaves_readable_files(run):
+    """A writer of tables, states and rows is killed again and again; every file it leaves can be read."""
+    code = (
+        "import sys; import pandas as pd; from toco_lab.runs import RunDir\n"
+        "run = RunDir(sys.argv[1]); print('ready', flush=True); step = 0\n"
+        "while True:\n"
+        "    step += 1\n"
+        "    run.append_metrics({'step': step, 'note': 'x' * 5000, 'end': step})\n"
+        "    run.set_status('running', step=step)\n"
+        "    run.write_table('evaluation', pd.DataFrame({'target': ['cam'] * 2000, 'iou': 0.25}))\n"
+    )
+    for _ in range(3):
+        writer = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE)
+        writer.stdout.readline()
+        time.sleep(0.15)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.wait()
+        writer.stdout.close()
+        metrics = run.metrics()
+        assert (metrics["step"] == metrics["end"]).all()
+        assert run.status()["step"] in (0, *metrics["step"])
+        if (run.path / "evaluation.csv").exists():
+            assert len(run.read_table("evaluation")) == 2000
+        run.truncate_metrics(0)
+
+
+# --- create and open ------------------------------------------------------------------------------
+
+
+def test_create_writes_config_env_and_status(run, cfg, tmp_path):
+    assert run.path == tmp_path / cfg.run_name()
+    assert run.name == cfg.run_name()
+    assert run.config() == cfg
+    assert run.status() == {"state": "new", "step": 0, "steps": cfg.steps, "seconds": 0.0}
+    (record,) = run.read_json("env")
+    assert record["packages"]["pandas"] == pd.__version__
+    assert record["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert record["command"] == sys.argv
+    assert record["device"] and record["cpu_count"] >= 1
+
+
+def test_create_again_continues_and_records_the_second_start(run, cfg, tmp_path):
+    run.set_status("running", step=3)
+    again = RunDir.create(cfg.replace(num_workers=1, device="cpu"), tmp_path)
+    assert again.path == run.path
+    assert again.config().num_workers == 1
+    assert again.status()["step"] == 3
+    assert len(again.read_json("env")) == 2
+
+
+def test_create_refuses_another_config_in_the_same_folder(cfg, tmp_path):
+    RunDir.create(cfg, tmp_path, name="mine")
+    with pytest.raises(ValueError, match=rf"w_ptc \({cfg.w_ptc} there, 0\.5 wanted\).*seed \(0 there, 7 wanted\)"):
+        RunDir.create(cfg.replace(w_ptc=0.5, seed=7), tmp_path, name="mine")
+    damaged = RunDir.create(cfg, tmp_path, name="damaged")
+    (damaged.path / "config.json").write_text('{"w_ptcc": 1}')
+    with pytest.raises(ValueError, match=r"damaged/config\.json can not be read .*'w_ptcc'.*Delete the folder"):
+        damaged.config()
+
+
+def test_create_removes_temporary_files_of_killed_processes_only(run, cfg, tmp_path):
+    stale, fresh = run.path / "checkpoints" / ".step_1.pt.aa.tmp", run.path / ".config.json.bb.tmp"
+    stale.parent.mkdir()
+    stale.touch()
+    fresh.touch()
+    os.utime(stale, (0, 0))
+    RunDir.create(cfg, tmp_path)
+    assert not stale.exists()
+    assert fresh.exists()
+
+
+def test_opening_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        RunDir(tmp_path)
+
+
+def test_environment_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert environment("cpu")["git"] is None
+
+
+# --- state, metrics -------------------------------------------------------------------------------
+
+
+def test_status_keeps_fields_but_not_an_old_error(run):
+    run.set_status("failed", step=2, error="boom")
+    assert run.status() == {"state": "failed", "step": 2, "steps": 4, "seconds": 0.0, "error": "boom"}
+    run.set_status("running")
+    assert run.status() == {"state": "running", "step": 2, "steps": 4, "seconds": 0.0}
+    with pytest.raises(ValueError, match="'finished'"):
+        run.set_status("finished")
+
+
+def test_metrics_round_trip_exactly(run):
+    assert run.metrics().empty
+    run.append_metrics({"step": 1, "lr": 0.1 + 0.2, "cls_loss": np.float32(0.1), "ptc_loss": float("nan")})
+    run.append_metrics({"step": 2, "ptc_loss": np.array(1 / 3)})
+    metrics = run.metrics()
+    assert metrics["step"].tolist() == [1, 2]
+    assert metrics["lr"][0] == 0.1 + 0.2
+    assert metrics["cls_loss"][0] == float(np.float32(0.1))
+    assert np.isnan(metrics["lr"][1]) and np.isnan(metrics["ptc_loss"][0])
+    assert metrics["ptc_loss"][1] == 1 / 3
+    with pytest.raises(ValueError, match="no column 'ctc_loss'"):
+        run.append_metrics({"step": 3, "ctc_loss": 1.0})
+
+
+def test_half_written_last_line_is_dropped_when_read_and_when_continued(run):
+    run.append_metrics({"step": 1, "loss": 0.5})
+    with (run.path / "metrics.csv").open("a") as file:
+        file.write("2,0.")
+    assert run.metrics()["step"].tolist() == [1]
+    run.append_metrics({"step": 2, "loss": 0.25})
+    assert run.metrics()["loss"].tolist() == [0.5, 0.25]
+
+
+def test_half_written_header_is_dropped(run):
+    (run.path / "metrics.csv").write_text("step,lo")
+    assert run.metrics().empty
+    run.append_metrics({"step": 1, "loss": 0.5})
+    assert run.metrics().to_dict("list") == {"step": [1], "loss": [0.5]}
+
+
+def test_truncate_metrics(run):
+    run.truncate_metrics(5)  # nothing there yet
+    for step in (2, 4, 6):
+        run.append_metrics({"step": step, "loss": 1 / step})
+    with (run.path / "metrics.csv").open("a") as file:
+        file.write("8,0.1")
+    run.truncate_metrics(4)
+    assert run.metrics().to_dict("list") == {"step": [2, 4], "loss": [1 / 2, 1 / 4]}
+    assert (run.path / "metrics.csv").read_text().endswith("\n")
+    run.truncate_metrics(0)
+    assert run.metrics().empty
+
+
+# --- tables, figures, checkpoints -----------------------------------------------------------------
+
+
+def test_tables_keep_words_that_look_missing(run):
+    frame = pd.DataFrame({"target": ["cam", "cam"], "class": ["NA", "None"], "iou": [1 / 3, np.nan]})
+    run.write_table("evaluation", frame)
+    pd.testing.assert_frame_equal(run.read_table("evaluation"), frame)
+    with pytest.raises(FileNotFoundError):
+        run.read_table("similarity")
+
+
+def test_json_takes_numpy_and_paths(run, tmp_path):
+    run.write_json("protocol", {"count": np.int64(3), "scales": np.array([1.0, 0.5]), "root": tmp_path})
+    assert run.read_json("protocol") == {"count": 3, "scales": [1.0, 0.5], "root": str(tmp_path)}
+
+
+def test_save_figure_knows_both_kinds(run):
+    from matplotlib.figure import Figure
+
+    class Plotly:
+        def to_json(self):
+            return '{"data": []}'
+
+    assert run.save_figure("cams", Figure()).read_bytes()[:4] == b"\x89PNG"
+    assert json.loads(run.save_figure("curve", Plotly()).read_text()) == {"data": []}
+    assert [path.name for path in run.figures()] == ["cams.png", "curve.json"]
+
+
+def test_checkpoints_are_ordered_by_step_and_complete(run):
+    assert run.checkpoints() == []
+    for step in (100, 20, 3):
+        with atomic_write(run.checkpoint_path(step)) as file:
+            file.write(b"x")
+    (run.path / "checkpoints" / ".step_00000200.pt.ab.tmp").touch()
+    assert [path.stem for path in run.checkpoints()] == ["step_00000003", "step_00000020", "step_00000100"]
+
+
+def test_log_appends_time_stamped_lines(run):
+    run.log("first")
+    run.log("second")
+    lines = (run.path / "log.txt").read_text().splitlines()
+    assert [line.split(" ", 1)[1] for line in lines] == ["first", "second"]
+    assert lines[0][:4].isdigit()
+
+
+# --- list_runs ------------------------------------------------------------------------------------
+
+
+def test_list_runs_shows_differences_and_scores(cfg, tmp_path):
+    plain, without = RunDir.create(cfg, tmp_path), RunDir.create(cfg.replace(w_ptc=0.0, seed=1), tmp_path)
+    plain.set_status("done", step=4)
+    scores = {"target": ["cam", "cam", "labels"], "class": ["cat", "mIoU", "F1"], "iou": [0.2, 0.6, 0.9]}
+    plain.write_table("evaluation", pd.DataFrame(scores))
+    assert final_scores(plain) == {"cam_mIoU": 0.6, "labels_F1": 0.9}
+    table = list_runs(tmp_path).set_index("run")
+    lead, start = ["state", "step", "seconds", "made", "seed"], plain.read_json("env")[0]["start"]
+    assert list(table.columns) == [*lead, "w_ptc", "cam_mIoU", "labels_F1", "error"]
+    made = start[:19].replace("T", " ")
+    assert table.loc[plain.name].tolist() == ["done", 4, 0.0, made, 0, cfg.w_ptc, 0.6, 0.9, ""]
+    assert table.loc[without.name, "w_ptc"] == 0.0
+    assert np.isnan(table.loc[without.name, "cam_mIoU"])
+
+
+def test_list_runs_survives_foreign_folders(cfg, tmp_path):
+    assert list(list_runs(tmp_path / "absent").columns) == [*RUN_COLUMNS, "error"]
+    RunDir.create(cfg, tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_text('{"a_field_of_another_version": 1}')
+    states = list_runs(tmp_path).set_index("run")["state"]
+    assert states.to_dict() == {cfg.run_name(): "new", "old": "unreadable"}
+
+
+def test_everything_adds_equal_fields_and_the_last_metrics(run, cfg, tmp_path):
+    run.append_metrics({"step": 1, "total_loss": 3.0, "val_cam": 0.5, "ptc_loss": float("nan")})
+    run.append_metrics({"step": 2, "total_loss": 2.0})
+    run.set_status("failed", error="boom: no memory\nand more", total_seconds=7.5)
+    (row,) = list_runs(tmp_path, everything=True).to_dict("records")
+    assert row["w_ptc"] == cfg.w_ptc and row["cam_scales"] == cfg.cam_scales
+    assert (row["total_loss"], row["val_cam"], "ptc_loss" in row) == (2.0, 0.5, False)
+    assert (row["error"], row["seconds"]) == ("boom: no memory", 7.5)
+    assert list(list_runs(tmp_path)) == [*RUN_COLUMNS, "error"]
+
+
+def test_runs_are_found_at_any_depth_but_not_inside_of_runs(cfg, tmp_path):
+    for name in ("b", "sweeps/s/one", "demo/toco", ".hidden/x", "demo/.old.deleted", "b/copy"):
+        RunDir.create(cfg, tmp_path, name=name)
+    (tmp_path / "demo/back").symlink_to(tmp_path)  # no endless walk
+    (tmp_path / "linked").symlink_to(tmp_path / "sweeps")
+    found = [path.relative_to(tmp_path).as_posix() for path in find_runs(tmp_path)]
+    assert found == ["b", "demo/toco", "linked/s/one"]  # one of the two ways to it
+    assert list_runs(tmp_path)["run"].tolist() == found
+    assert find_runs(tmp_path / "demo/toco") == [tmp_path / "demo/toco"]
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "{"), ("config.json", "[]"), ("config.json", "\0\1"), ("status.json", "3"),
+        ("status.json", "{}"),
+        ("evaluation.csv", "a,b\n1,2\n"), ("evaluation.csv", "target,class,iou\ncam,mIoU,much\n"), ("env.json", "[{}]"),
+        ("metrics.csv", "step,loss\n1,word\n"),
+    ],
+)  # fmt: skip
+def test_one_damaged_run_does_not_hide_the_others(cfg, tmp_path, file, content):
+    for name in ("good", "bad"):
+        RunDir.create(cfg, tmp_path, name=name)
+    (tmp_path / "bad" / file).write_text(content)
+    table = list_runs(tmp_path, everything=True).set_index("run")
+    assert table["state"].to_dict() == {"good": "new", "bad": "unreadable"}
+    assert table.loc["bad", "error"] and not table.loc["good", "error"]
+    assert table.loc["good", "seed"] == 0 and np.isnan(table.loc["bad", "seed"])
+
+
+def test_a_run_that_vanishes_while_it_is_read(run):
+    paths = {"mine": run.path}
+    shutil.rmtree(run.path)
+    assert read_runs(paths)["state"].tolist() == ["unreadable"]
+
+
+# --- the end --------------------------------------------------------------------------------------
+
+
+def started_by(run, code="import time; time.sleep(60)"):
+    """A living process of which the run's last note says that it has it open."""
+    worker = subprocess.Popen([sys.executable, "-c", code])
+    stat = Path(f"/proc/{worker.pid}/stat").read_text()
+    (record,) = run.read_json("env")
+    process = record["process"] | {"pid": worker.pid, "began": int(stat.rpartition(")")[2].split()[19])}
+    run.write_json("env", [record, record | {"process": process}])
+    return worker
+
+
+def test_delete_removes_the_folder_and_what_a_killed_deletion_left(run, tmp_path):
+    RunDir.create(Config.preset("smoke"), tmp_path, name="other")
+    (left := tmp_path / ".old.0badf00d.deleted").mkdir()
+    (left / "config.json").touch()
+    run.delete()
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_a_deletion_killed_half_way_leaves_no_run(run, tmp_path, monkeypatch):
+    def killed(path, **_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.delete()
+    assert find_runs(tmp_path) == [] and not run.path.exists()
+    assert len(list(tmp_path.iterdir())) == 1  # still there, for the next deletion
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs /proc")
+def test_a_run_another_process_works_at_is_not_deleted(run):
+    worker = started_by(run)
+    try:
+        for state in ("new", "running"):
+            run.set_status(state)
+            with pytest.raises(ValueError, match=rf"in use: process {worker.pid} of this machine has it open; stop it"):
+                run.delete()
+        run.set_status("done")
+        assert run.busy() == ""
+        run.set_status("running")
+    finally:
+        worker.kill()
+        worker.wait()
+    assert run.busy() == ""
+    records = run.read_json("env")
+    records[-1]["process"] |= {"pid": os.getppid()}  # the number has gone to a younger process
+    run.write_json("env", records)
+    run.delete()
+    assert not run.path.exists()
+
+
+def test_a_run_of_an_unknown_process_is_in_use_while_it_is_written_to(run):
+    run.set_status("running")
+    (record,) = run.read_json("env")
+    run.write_json("env", [record | {"process": record["process"] | {"host": "elsewhere"}}])
+    assert "written to 0 minutes ago, perhaps by a process on elsewhere" in run.busy()
+    (run.path / "env.json").write_text("[")
+    assert "perhaps by a process that still lives" in run.busy()
+    os.utime(run.path / "status.json", (0, 0))
+    assert run.busy() == ""
+
+
+def test_a_run_of_a_running_sweep_is_in_use_until_it_is_done(run):
+    import fcntl
+
+    with (run.path.parent / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert run.busy() == f"a sweep is running in {run.path.parent}"
+        run.set_status("done")
+        assert run.busy() == ""
+        run.set_status("running")
+    assert run.busy() == ""
+
+
+def test_what_is_no_run_is_not_deleted(run, cfg, tmp_path):
+    (tmp_path / "link").symlink_to(run.path)
+    with pytest.raises(ValueError, match="is a link; delete the folder it leads to"):
+        RunDir(tmp_path / "link").delete()
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign/config.json").write_text("{}")  # every second library writes one
+    with pytest.raises(ValueError, match="is it a run"):
+        RunDir(tmp_path / "foreign").delete()
+    RunDir.create(cfg, run.path, name="inner")
+    with pytest.raises(ValueError, match=r"holds another run, .*inner"):
+        run.delete()
+    assert (run.path / "inner").is_dir()

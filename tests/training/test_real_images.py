@@ -1,0 +1,107 @@
+"""The whole way on real photographs: VOC samples that lie beside the project (skipped where they do not)."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from helpers.folders import SAMPLES, needs_samples
+
+from toco_lab.config import Config, config_differences
+from toco_lab.data.loader import eval_samples, train_loader
+from toco_lab.evaluation.evaluate import evaluate_run
+from toco_lab.explorers.snapshots import probe_samples, token_maps
+from toco_lab.explorers.token_maps import save_token_maps
+from toco_lab.method.cam import multi_scale_cam
+from toco_lab.method.model import ToCo
+from toco_lab.method.step import loss_weights
+from toco_lab.runs.run_dir import RunDir
+from toco_lab.smoothing.per_layer import SITES, metric_names, smoothing_of_run, smoothing_per_layer
+from toco_lab.training.learner import Learner, train_step
+from toco_lab.training.loop import fit
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import real_images
+
+pytestmark = [pytest.mark.data, pytest.mark.slow, needs_samples]
+
+
+def small(**changes) -> Config:
+    """The VOC preset with a small backbone, small crops and few images: seconds on a CPU."""
+    return Config.preset("voc_deit_b").replace(**{
+        "data_root": str(SAMPLES / "voc_sample"), "backbone": "deit_tiny_patch16_224", "depth": 4, "embed_dim": 48,
+        "pretrained": False, "crop_size": 128, "local_crop_size": 32, "num_local_crops": 4, "view2_size": 64,
+        "decoder_width": 32, "head_hidden": 64, "head_bottleneck": 32, "head_out": 64, "steps": 4, "batch_size": 2,
+        "warmup_steps": 1, "seg_start_step": 1, "checkpoint_every": 2, "log_every": 1, "num_workers": 0,
+        "val_images": 4, "eval_cam_size": 128, "eval_seg_scales": (1.0,), "eval_crf": True,
+    } | changes)  # fmt: skip
+
+
+def test_train_cams_evaluation_and_similarity_on_voc(tmp_path):
+    cfg = small()
+    run = RunDir.create(cfg, tmp_path)
+    model = fit(cfg, run, progress=False)
+    metrics = run.metrics()
+    assert (metrics["seg_loss"].iloc[1:] > 0).all() and metrics["total_loss"].notna().all()
+    sample = eval_samples(cfg, model.mean, model.std)[0]
+    maps = multi_scale_cam(model, sample.image[None], cfg.cam_scales)
+    assert maps.cam.shape == (1, 20, *sample.raw.shape[:2])
+    assert maps.cam.min() >= 0 and maps.cam.max() <= 1
+    evaluation = evaluate_run(run, progress=False)
+    assert set(evaluation.scores) == {"cam", "cam_aux", "cam_refined", "seg", "seg_crf", "labels"}
+    assert all(0 <= score <= 1 for score in evaluation.scores.values())
+    assert evaluation.protocol["seg_crf"]["crf"] and evaluation.protocol["cam"]["images"] == 4
+    curve = smoothing_of_run(run, 2, progress=False)
+    assert curve["value"].between(-1, 1).all() and curve["layer"].max() == 4
+
+
+def test_the_tokens_of_real_photographs_travel_within_the_error(tmp_path):
+    """28 x 28 tokens of 12 blocks of a ViT of real width, from photographs: every cosine within 0.02."""
+    cfg = small(depth=12, embed_dim=192, num_heads=3, eval_cam_size=448)
+    torch.manual_seed(0)
+    model = ToCo(cfg).eval()
+    for maps in token_maps(model, cfg, probe_samples(cfg, model), name="DeiT-tiny", weights="random"):
+        assert maps.grid == (28, 28) and len(maps.layers) == 13
+        assert 0 < maps.tokens.error <= 0.02
+        save_token_maps(tmp_path / "maps.npz", maps)
+        assert (tmp_path / "maps.npz").stat().st_size < 3_000_000
+
+
+def test_every_metric_is_defined_on_real_photographs():
+    """Also where tokens are many, images not square, and the backbone has registers and a distillation token."""
+    cfg = small(eval_cam_size=0)
+    reader = eval_samples(cfg, (0.5,) * 3, (0.5,) * 3)
+    sizes = {"embed_dim": 48, "depth": 3, "num_heads": 2, "num_classes": 0, "dynamic_img_size": True}
+    for name in ("vit_small_patch14_reg4_dinov2", "deit_tiny_distilled_patch16_224"):
+        model = timm.create_model(name, **sizes)
+        frame = smoothing_per_layer(model, [reader[0].image], [reader[0].mask], name=name, sites=SITES)
+        assert set(metric_names()) - set(frame["metric"]) <= {"neighbour similarity of outliers"}
+        assert frame["value"].notna().all()
+
+
+def test_image_labels_alone_separate_real_photographs():
+    """A few steps on eight photographs: the classification loss of those very photographs must fall."""
+    cfg = small(
+        train_images=8, batch_size=8, steps=12, learning_rate=1e-3, jitter_probability=0.0, scale_range=(0.5, 0.5),
+        blur_probability=(0.0, 0.0, 0.0), w_ptc=0.0, w_ctc=0.0, w_seg=0.0, w_reg=0.0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = ToCo(cfg).train()
+    learner = Learner.of(model, cfg)
+    losses = [train_step(learner, batch, cfg, step).terms.cls.item()
+              for step, batch in enumerate(train_loader(cfg, model.mean, model.std))]  # fmt: skip
+    assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize("dataset, folder, classes", [
+    ("voc", "voc_sample/VOCdevkit/VOC2012", 20), ("folder", "msrc_v2", 23), ("coco", "coco_sample", 80),
+])  # fmt: skip
+def test_the_small_experiment_compares_three_rows_that_differ_in_their_weights_alone(dataset, folder, classes):
+    grid = real_images.real_grid(dataset, SAMPLES / folder, steps=120, seeds=2)
+    configs = {run.row: run.config for run in grid.runs()}
+    assert list(configs) == ["baseline", "+ PTC", "+ PTC + CTC"] and len(grid.runs()) == 6
+    for cfg in configs.values():
+        assert (cfg.num_classes, cfg.steps, cfg.backbone) == (classes, 120, "vit_tiny_patch16_224")
+    assert set(config_differences(configs)) == {"w_ptc", "w_ctc"}
+    assert loss_weights(configs["+ PTC"], 99)["ptc"] == 0 < loss_weights(configs["+ PTC"], 100)["ptc"]

@@ -1,0 +1,97 @@
+"""Weights of a backbone: read files without running code, load them into an encoder."""
+
+import hashlib
+import pickle
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import Tensor, nn
+
+from toco_lab.backbones.anti_smoothing import REMEDY_PARAMETERS
+from toco_lab.backbones.kinds import is_plain_vit
+
+
+class CheckpointError(ValueError):
+    """A weights file that can not be used; the message names it and what to do."""
+
+
+def find_weights(path: Path | str) -> Path:
+    """The file, or `data/toy/...` of the project from whatever folder one works in; else CheckpointError."""
+    places = [Path(path), Path(__file__).parents[2] / path]
+    for place in places:
+        if place.is_file():
+            return place
+    raise CheckpointError(f"no weights file {places[0]} (looked for {places[1]} as well); check the path")
+
+
+def read_weights(path: Path | str) -> dict[str, Any]:
+    """Read a .safetensors file, or a torch file without running any code in it.
+
+    Raises:
+        CheckpointError: If the file is missing, truncated, or holds anything but tensors and plain values.
+    """
+    path = find_weights(path)
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} is damaged, or holds more than plain values (it could run code) and is refused: {error}"
+        ) from error
+    except (RuntimeError, EOFError, OSError, SafetensorError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is truncated or not a weights file ({error}); copy or download it again"
+        ) from error
+
+
+def weights_hash(path: Path | str) -> str:
+    """First twelve hex digits of a file's SHA-256: the checkpoint hash of a protocol record."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def load_backbone_weights(encoder: nn.Module, path: Path | str) -> None:
+    """Load a local file with timm's (or, where timm can translate them, the original authors') names into an encoder.
+
+    The position grid is resampled where its size differs; a classification head in the file is ignored.
+
+    Raises:
+        CheckpointError: If the file is unreadable or does not fit; the differing names or shapes are listed.
+    """
+    state = read_weights(path)
+    for wrapper in ("model", "state_dict"):
+        state = state[wrapper] if isinstance(state.get(wrapper), Mapping) else state
+    _load_encoder(encoder, state, str(path))
+
+
+def _load_encoder(encoder: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    try:
+        result = encoder.load_state_dict(_translated(encoder, dict(state)), strict=False)
+    except (RuntimeError, KeyError) as error:
+        raise CheckpointError(f"{source} does not fit this backbone: {error}") from error
+    missing = [name for name in result.missing_keys if not name.endswith(REMEDY_PARAMETERS)]
+    if missing or result.unexpected_keys:
+        raise CheckpointError(
+            f"{source} does not fit this backbone; missing: {', '.join(missing) or 'none'}; "
+            f"unexpected: {', '.join(result.unexpected_keys) or 'none'}"
+        )
+
+
+def _translated(encoder: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with the names and sizes of this encoder, without the parts only a classifier has."""
+    if is_plain_vit(encoder):
+        if "norm.weight" not in state:  # a model that pools first has its norm behind the pooling
+            state = {re.sub(r"^fc_norm\.", "norm.", name): value for name, value in state.items()}
+        classifier = ("head.", "head_dist.", "fc_norm.", "attn_pool.")
+        return checkpoint_filter_fn({k: v for k, v in state.items() if not k.startswith(classifier)}, encoder)
+    translate = getattr(sys.modules[type(encoder).__module__], "checkpoint_filter_fn", lambda state, _: state)
+    own = encoder.state_dict()
+    return {k: v for k, v in translate(state, encoder).items() if k in own or not k.startswith(("head.", "fc."))}

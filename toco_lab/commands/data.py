@@ -1,0 +1,159 @@
+"""The command `data`: check, show, label and prepare data sets."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from toco_lab.commands.groups import _commands
+from toco_lab.config import Config
+from toco_lab.files import atomic_write
+from toco_lab.presets import PRESETS
+
+
+def _data_config(what: str, **changes: Any) -> Config:
+    """The config of a preset, or of any folder, with what that folder says of itself; changes of None are left out."""
+    from toco_lab.data.own_folder import resolve
+
+    if what not in PRESETS and not Path(what).is_dir():
+        raise ValueError(f"{what!r} is neither a folder nor a preset; presets are: {', '.join(PRESETS)}")
+    cfg = Config.preset(what) if what in PRESETS else Config.preset("folder").replace(data_root=what)
+    return resolve(cfg.replace(**{name: value for name, value in changes.items() if value is not None}))
+
+
+def check(
+    what: tyro.conf.Positional[str],
+    split: str | None = None,
+    data_root: str | None = None,
+    label_source: str | None = None,
+    count: int = 8,
+    out: Path = Path("data.png"),
+) -> None:
+    """Read a whole data set: list every problem, sum up what is there, and show the worst images.
+
+    Args:
+        what: A preset whose data set is meant, or any folder.
+        split: List to read; None checks the training and the validation list.
+        data_root: Folder of the preset's data set; None takes the preset's.
+        label_source: masks, xml, annotations, or a label file; None takes the preset's, of a folder what is there.
+        count: Images to show of each list.
+        out: PNG to write, and beside it a .txt with all problems, where they are many.
+    """
+    from toco_lab.data.check import SHOWN_PROBLEMS, check_dataset, contact_sheet, shared_pictures
+
+    cfg = _data_config(what, data_root=data_root, label_source=label_source)
+    found = [
+        check_dataset(cfg, name) for name in ([split] if split else dict.fromkeys((cfg.train_split, cfg.val_split)))
+    ]
+    if len(found) == 2:
+        found[1].notes += shared_pictures(*found)
+    print(*found, sep="\n\n")
+    rows = [row for report in found if report.num_images for row in contact_sheet(cfg, report, count)]
+    if rows:
+        _write_pictures(cfg, rows, out)
+    if any(len(report.problems) > SHOWN_PROBLEMS for report in found):
+        with atomic_write(out.with_suffix(".txt"), "w") as file:
+            file.write("\n\n".join(report.text() for report in found) + "\n")
+        print(out.with_suffix(".txt"))
+    if problems := sum(len(report.problems) for report in found):
+        raise ValueError(f"{problems} problems in {cfg.dataset} {', '.join(report.split for report in found)}")
+
+
+def show(
+    what: tyro.conf.Positional[str],
+    split: str | None = None,
+    data_root: str | None = None,
+    count: int = 4,
+    out: Path = Path("data.png"),
+) -> None:
+    """Draw the first images of a list with their masks.
+
+    Args:
+        what: A preset whose data set is meant, or any folder.
+        split: List to read; None takes the validation list.
+        data_root: Folder of the preset's data set; None takes the preset's.
+        count: Images to show.
+        out: PNG to write.
+    """
+    from toco_lab.data.readers import open_dataset
+
+    cfg = _data_config(what, data_root=data_root)
+    reader = open_dataset(cfg, split or cfg.val_split)
+    chosen = range(min(count, len(reader)))
+    _write_pictures(cfg, [(reader.names[i], {"image": reader.image(i), "mask": reader.mask(i)}) for i in chosen], out)
+
+
+def _write_pictures(cfg: Config, named: list[tuple[str, dict[str, Any]]], out: Path) -> None:
+    from toco_lab.data.classes import PALETTE, class_names
+    from toco_lab.figures import pictures
+
+    known = ("background", *class_names(cfg))
+    legend = (*known, *(f"number {value}" for value in range(len(known), 255)))  # a wrong mask may hold any number
+    names, rows = zip(*named, strict=True)
+    figure = pictures.cam_gallery(rows, palette=PALETTE, class_names=legend, names=names)
+    with atomic_write(out) as file:
+        figure.savefig(file, format="png")
+    print(out)
+
+
+def labels(
+    what: tyro.conf.Positional[str],
+    source: Literal["masks", "xml"] = "masks",
+    data_root: str | None = None,
+    out: Path | None = None,
+) -> None:
+    """Write the image labels of a data set as a table, from its masks or from its XML files.
+
+    Args:
+        what: A preset whose data set is meant, or any folder.
+        source: masks, or xml (Annotations/*.xml).
+        data_root: Folder of the preset's data set; None takes the preset's.
+        out: The file, .csv or .json; None takes labels.csv in the data set's folder.
+    """
+    from toco_lab.data.prepare import label_table, write_labels
+
+    cfg = Config.preset(what) if what in PRESETS else Config.preset("folder").replace(data_root=what)
+    cfg = cfg.replace(data_root=data_root) if data_root else cfg
+    out = out or Path(cfg.data_root, "labels.csv")
+    table = label_table(cfg, source)
+    write_labels(out, table)
+    empty = [name for name, found in table.items() if not found]
+    print(f"{out}: {len(table)} images, {len(set().union(*table.values()))} classes")
+    if empty:
+        print(f"without a class, so not for training: {len(empty)} ({', '.join(empty[:5])})")
+
+
+def voc(folder: tyro.conf.Positional[Path], download: bool = False, subset: bool = False) -> None:
+    """VOC 2012 and SBD: unpack the archives, write SBD's masks and the list train_aug of 10,582 images.
+
+    Args:
+        folder: Holds the archives, or what was in them; it is then the data_root.
+        download: Fetch archives that are missing (3.4 GB) and check them.
+        subset: Allow another number of images: a part of VOC.
+    """
+    from toco_lab.data.prepare import prepare_voc
+
+    print(prepare_voc(folder, download=download, subset=subset))
+
+
+def coco(
+    folder: tyro.conf.Positional[Path], crowds: Literal["class", "ignore"] = "class", subset: bool = False
+) -> None:
+    """COCO 2014: unpack the archives, paint the masks from the annotations, write the lists.
+
+    Args:
+        folder: Holds the archives, or what was in them; it is then the data_root.
+        crowds: Crowd regions are painted as their class, or as 255 (not counted); train with the same --crowds.
+        subset: Allow another number of images: a part of COCO.
+    """
+    from toco_lab.data.prepare import prepare_coco
+
+    print(*prepare_coco(folder, crowds=crowds, subset=subset), sep="\n")
+
+
+def prepare(command: tyro.conf.OmitArgPrefixes[_commands(voc, coco)]) -> None:
+    """Make a downloaded data set ready. A killed command continues when it is given again."""
+
+
+def data(command: tyro.conf.OmitArgPrefixes[_commands(check, show, labels, prepare)]) -> None:
+    """Check, show, label and prepare data sets."""

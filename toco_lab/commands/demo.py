@@ -1,0 +1,66 @@
+"""The command `demo`: a baseline and ToCo on toy scenes, their notebooks, one report."""
+
+from pathlib import Path
+from typing import Any
+
+from toco_lab.config import Config
+from toco_lab.runs.run_dir import RunDir
+
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+
+
+DEMO_NOTEBOOKS = ("03_train", "04_evaluate", "05_over_smoothing")
+
+
+BASELINE = {"w_ptc": 0.0, "w_ctc": 0.0, "w_seg": 0.0, "w_reg": 0.0}  # what is left is the two classification losses
+
+
+def demo(root: Path = Path("results"), preset: str = "toy") -> None:
+    """Train a plain baseline and ToCo, execute their notebooks, write a report. What is finished is skipped.
+
+    Args:
+        root: The demo goes into the folder `demo` below.
+        preset: `toy`, or `smoke` to see the machinery run in seconds.
+    """
+    folder, page, made, worked = root / "demo", root / "demo" / "report.html", [], False
+    for name, overrides in (("baseline", BASELINE), ("toco", {})):
+        cfg = Config.preset(preset).replace(**overrides)
+        run = _finished(folder / name, cfg)
+        if run is None:
+            from toco_lab.training.loop import fit
+
+            run, worked = RunDir.create(cfg, folder, name=name), True
+            fit(cfg, run)
+        made.append(run)
+        for notebook in DEMO_NOTEBOOKS:
+            # absolute paths: a notebook runs in a folder of its own
+            parameters = {"preset": preset, "overrides": overrides, "run_dir": str(run.path.resolve())}
+            if notebook == "05_over_smoothing" and name != "baseline":
+                parameters["compare_with"] = [str(made[0].path.resolve())]
+            worked |= _executed(
+                NOTEBOOKS / f"{notebook}.ipynb", run.path / "notebooks" / f"{notebook}.ipynb", parameters
+            )
+    if worked or not page.is_file():
+        from toco_lab.reports.page import build_report
+
+        build_report(made, page)
+    print(page)
+
+
+def _finished(path: Path, cfg: Config) -> RunDir | None:
+    """The run at `path` if it was trained to the end with this config."""
+    if not (path / "config.json").is_file():
+        return None
+    run = RunDir(path)
+    return run if run.status()["state"] == "done" and run.config().digest() == cfg.digest() else None
+
+
+def _executed(notebook: Path, output: Path, parameters: dict[str, Any]) -> bool:
+    """Execute a notebook unless this very one was executed to the end with these parameters; whether it had to be."""
+    from toco_lab.sweeps.notebooks import NotebookJob, execute_notebook, is_done
+
+    if is_done(NotebookJob(notebook, output, parameters)):
+        return False
+    print(f"{output.parents[2].name}: {notebook.stem}", flush=True)
+    execute_notebook(notebook, output, parameters)
+    return True

@@ -1,0 +1,137 @@
+"""Commands that measure a trained run: `evaluate`, `pseudo_labels`, `report`, `import_released`."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from toco_lab.commands.data import _write_pictures
+from toco_lab.config import Config
+from toco_lab.runs.run_dir import RunDir
+
+
+def evaluate(
+    run: tyro.conf.Positional[Path], split: str | None = None, targets: tuple[str, ...] = (), device: str = "auto"
+) -> None:
+    """Score the last checkpoint of a run again; writes evaluation.csv and protocol.json.
+
+    torchrun --nproc-per-node 8 -m toco_lab evaluate ... shares the images out, dense CRF included.
+
+    Args:
+        run: Folder of the run.
+        split: List to evaluate; None takes the one of the config.
+        targets: Among cam, cam_aux, cam_refined, seg, seg_crf, labels; none given takes all the config asks for.
+        device: auto, cpu, cuda ...
+    """
+    from toco_lab.evaluation.evaluate import evaluate_run
+    from toco_lab.training.processes import is_first, process_group, resolve_device
+
+    with process_group():
+        found = evaluate_run(RunDir(run), targets=targets or None, split=split, device=str(resolve_device(device)))
+        if is_first():
+            _print_scores(found)
+
+
+def _print_scores(evaluation: Any) -> None:
+    """A compact table: each mean score with what it depends on."""
+    shown = "score split images image_size scales true_labels_mask_cam crf miou_over checkpoint".split()
+    table = evaluation.summary.set_index("target")
+    print(f"\nscores in per cent; seed {table['seed'].iloc[0]}")
+    print(table[shown].to_string(float_format="{:.1f}".format))
+
+
+def pseudo_labels(
+    run: tyro.conf.Positional[Path],
+    split: str | None = None,
+    out: Path | None = None,
+    kinds: tuple[Literal["seed", "refined", "crf", "aux"], ...] = ("seed", "refined", "crf"),
+    thresholds: tuple[float, ...] = (),
+    uncertain: bool = False,
+    scores: bool = False,
+    images: Literal["link", "copy"] | None = None,
+    device: str = "auto",
+) -> None:
+    """Write the pseudo labels of a run as a data set for a second stage: palette PNGs in VOC's layout, and a protocol.
+
+    Killed, the same command continues. OUT/seed and its like are folders of their own; `toco_lab/pseudo_labels.py` says
+    what lies in them.
+
+    Args:
+        run: Folder of the run.
+        split: List to label; None takes the training list of the config.
+        out: Folder to write; None takes pseudo_labels/<split> in the run's folder.
+        kinds: seed (final CAM, what `evaluate` calls cam), refined (by PAR: cam_refined), crf (CAM and dense CRF),
+            aux (auxiliary CAM: cam_aux). All are masked by the true image labels.
+        thresholds: One background score, or a low and a high one with 255 (ignored) between them; none given takes
+            background_threshold of the config, as `evaluate` does.
+        uncertain: Take low_threshold and high_threshold of the config.
+        scores: Also write the soft scores of seed and aux, float16 in one .npz per image.
+        images: Put the images there too, as links or copies: OUT/<kind> is then a data_root of the preset `folder`.
+        device: auto, cpu, cuda ...
+    """
+    from toco_lab.evaluation.pseudo_labels import Thresholds, write_pseudo_labels
+
+    found = RunDir(run)
+    cfg = found.config()
+    if len(thresholds) > 2 or (thresholds and uncertain):
+        raise ValueError("give one threshold, or a low and a high one, or --uncertain without --thresholds")
+    if uncertain:
+        thresholds = (cfg.low_threshold, cfg.high_threshold)
+    chosen = Thresholds(thresholds[0], thresholds[-1]) if thresholds else None
+    written = write_pseudo_labels(
+        found, split=split, out=out, kinds=kinds, thresholds=chosen, scores=scores, images=images, device=device
+    )
+    print(written)
+    _write_pictures(cfg, written.shown, written.out / "contact_sheet.png")
+
+
+def report(
+    runs: tyro.conf.Positional[tuple[Path, ...]],
+    out: tuple[Path, ...] = (Path("report.html"),),
+    title: str | None = None,
+) -> None:
+    """Write a report about some runs: one offline HTML file, or Markdown with figures and tables for a paper.
+
+    Args:
+        runs: Folders of the runs, or of a sweep.
+        out: Files to write: .html is the page; .md is Markdown, and beside it a folder of PNGs, and of each table as
+            CSV and LaTeX.
+        title: Heading; None takes the names of the runs.
+    """
+    wrong = [path for path in out if path.suffix not in (".html", ".md")]
+    if wrong or not out:
+        raise ValueError(f"a report is a file .html or .md, got {wrong[0] if wrong else 'no name'}")
+    from toco_lab.reports.appendix import build_appendix
+    from toco_lab.reports.comparison import compare
+    from toco_lab.reports.page import build_report
+
+    comparison = compare(runs)
+    for path in out:
+        print((build_report if path.suffix == ".html" else build_appendix)(comparison, path, title=title))
+
+
+def import_released(
+    preset: tyro.conf.Positional[str], checkpoint: tyro.conf.Positional[Path], root: Path = Path("results"),
+    name: str | None = None,
+) -> None:  # fmt: skip
+    """Make a run of a checkpoint the authors released, ready for `evaluate`, `report` and the notebooks.
+
+    Args:
+        preset: The preset it belongs to, like voc_vit_b; the run has the released behaviour.
+        checkpoint: The authors' file; read without running code in it.
+        root: Folder that holds the runs.
+        name: Folder name below it; None takes the name of the file.
+    """
+    from toco_lab.backbones import weights
+    from toco_lab.method.model import ToCo
+    from toco_lab.training import checkpoints, released
+    from toco_lab.training.learner import Learner
+
+    cfg = Config.preset(preset).released()
+    model = ToCo(cfg)
+    found = released.import_released(model, checkpoint)
+    run = RunDir.create(cfg, root, name=name or f"released-{checkpoint.stem}")
+    checkpoints.save_checkpoint(run.checkpoint_path(cfg.steps), Learner.of(model, cfg).state(), cfg.steps, cfg)
+    run.set_status("done", step=cfg.steps)
+    run.log(f"imported {checkpoint} ({weights.weights_hash(checkpoint)}); {found}")
+    print(f"{found}\nrun folder: {run.path}")

@@ -1,0 +1,163 @@
+"""The command `runs`: list, compare, plot, open and delete runs."""
+
+import sys
+from pathlib import Path
+
+import tyro
+
+from toco_lab.commands.groups import _commands
+from toco_lab.files import atomic_write
+from toco_lab.runs.listing import list_runs, read_runs
+
+
+def list_(
+    root: Path = Path("results"),
+    where: str = "",
+    columns: tuple[str, ...] = (),
+    sort: str = "run",
+    descending: bool = False,
+    csv: Path | None = None,
+) -> None:
+    """List the runs below a folder: state, config fields that differ, scores. This is what `runs` alone does.
+
+    Args:
+        root: Folder that holds the runs, at any depth.
+        where: A condition on columns, like 'w_ptc > 0 and cam_mIoU > 0.5' or '"demo" in run'.
+        columns: Columns to show; any config field, score or last training metric.
+        sort: Column that orders the rows.
+        descending: Largest first.
+        csv: Write all columns of these runs into this file as well.
+    """
+    from toco_lab.runs import table as run_table
+
+    table = run_table.filter_runs(list_runs(root, everything=True), where)
+    table = run_table.sort_runs(table, sort, descending=descending)
+    shown = run_table.overview(table)
+    if columns:
+        shown = table[[run_table.check_column(table.columns, name) for name in dict.fromkeys(("run", *columns))]]
+    if len(shown):
+        print(shown.map(run_table.cell_text).to_string(index=False))
+    print(f"{run_table.count_text(len(shown), 'run')} below {root}")
+    if csv is not None:
+        with atomic_write(csv, "w") as file:
+            table.to_csv(file, index=False, lineterminator="\n")
+        print(csv)
+
+
+def compare(runs: tyro.conf.Positional[tuple[str, ...]], root: Path = Path("results")) -> None:
+    """Show in which config fields runs differ, and what was measured.
+
+    Args:
+        runs: Folders, or names below `root`; two or more.
+        root: Folder that holds the runs.
+    """
+    from toco_lab.runs import table as run_table
+
+    if len(set(runs)) < 2:
+        raise ValueError("give two runs or more, `runs list` shows them")
+    table = read_runs({name: run_table.find_run(root, name).path for name in runs}, everything=True)
+    print(run_table.compare_runs(table, list(dict.fromkeys(runs))).map(run_table.cell_text).to_string())
+
+
+def plot(
+    metric: tyro.conf.Positional[str],
+    parameter: tyro.conf.Positional[str],
+    root: Path = Path("results"),
+    where: str = "",
+    colour: str | None = None,
+    out: Path = Path("plot.html"),
+) -> None:
+    """Plot a metric against a parameter: every run, and mean and standard deviation over runs of equal parameter.
+
+    Args:
+        metric: Column of numbers, like cam_mIoU or total_loss.
+        parameter: Column, like w_ptc; words become categories.
+        root: Folder that holds the runs, at any depth.
+        where: Which runs, as in `runs list`.
+        colour: Column that splits the runs into groups.
+        out: The file: .html (works offline) or .png.
+    """
+    from toco_lab.figures import interactive
+    from toco_lab.runs import table as run_table
+
+    if out.suffix not in (".html", ".png"):
+        raise ValueError(f"out must end in .html or .png, got {out}")
+    table = run_table.filter_runs(list_runs(root, everything=True), where)
+    found = run_table.relate(table, metric, parameter, colour=colour)
+    if not len(found.points):
+        raise ValueError(f"none of {len(table)} runs below {root} has values of {metric} and {parameter}")
+    shared = {"metric": metric, "parameter": parameter, "colour": colour, "note": found.note}
+    if out.suffix == ".html":
+        text = interactive.metric_by_parameter(found.points, found.means, **shared).to_html(include_plotlyjs=True)
+        with atomic_write(out, "w") as file:
+            file.write(text)
+    else:
+        from toco_lab.figures import printed
+
+        colours = interactive.run_colours(found.means["group"])
+        figure = printed.metric_by_parameter(found.points, found.means, colours=colours, **shared)
+        with atomic_write(out) as file:
+            figure.savefig(file, format="png", dpi=150)
+    print(f"{out}: {found.note}")
+
+
+def open_(run: tyro.conf.Positional[str], root: Path = Path("results"), show: str | None = None) -> None:
+    """Say what lies in a run: notebooks, figures, reports, checkpoints, with their sizes.
+
+    Args:
+        run: Folder, or name below `root`.
+        root: Folder that holds the runs.
+        show: Name of one of them, like cam_gallery or 04_evaluate, to be shown in the web browser.
+    """
+    from toco_lab.runs import table as run_table
+
+    found = run_table.find_run(root, run)
+    files = run_table.run_files(found)
+    if show is None:
+        print(run_table.deletion_notice(found))
+        for file in files:
+            print(f"{file.kind:14}{run_table.size_text(file.size):>10}  {file.path}")
+        return
+    pages = [file.path for file in files if file.kind != "checkpoint"]
+    chosen = [path for path in pages if show in (path.stem, path.name)]
+    if not chosen:
+        raise ValueError(f"{found.path} has no {show!r} to show; there are: {', '.join(path.name for path in pages)}")
+    import webbrowser
+
+    page = run_table.as_page(chosen[0]).resolve()
+    opened = webbrowser.open(page.as_uri())
+    print(page if opened else f"no web browser could be started; the page is {page}")
+
+
+def delete(runs: tyro.conf.Positional[tuple[str, ...]], root: Path = Path("results"), yes: bool = False) -> None:
+    """Delete runs for good: shows what would go and asks, unless `--yes`.
+
+    Args:
+        runs: Folders, or names below `root`.
+        root: Folder that holds the runs.
+        yes: Do not ask.
+    """
+    from toco_lab.runs import table as run_table
+
+    doomed = {found.path.resolve(): found for found in (run_table.find_run(root, name) for name in runs)}
+    if not doomed:
+        raise ValueError("give the runs to delete, `runs list` shows them")
+    for found in doomed.values():
+        found.check_deletable()
+        print(run_table.deletion_notice(found))
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ValueError("nothing deleted: there is no terminal to ask at; --yes deletes without asking")
+        if input("delete for good? [y/N] ").strip().lower() not in ("y", "yes"):
+            print("nothing deleted")
+            return
+    for found in doomed.values():
+        found.delete()
+        print(f"deleted {found.path}")
+
+
+RUNS_COMMANDS = {function.__name__.strip("_"): function for function in (list_, compare, plot, open_, delete)}
+
+
+def runs(command: tyro.conf.OmitArgPrefixes[_commands(*RUNS_COMMANDS.values())]) -> None:
+    """List, filter, compare, plot, open and delete runs."""

@@ -1,0 +1,98 @@
+"""Commands that run many: `run` executes notebooks, `sweep` a grid."""
+
+import ast
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+
+def run(
+    notebooks: tyro.conf.Positional[tuple[Path, ...]],
+    parameters: tuple[str, ...] = (),
+    output: Path | None = None,
+    timeout: float = 3600,
+) -> None:
+    """Execute notebooks with other parameters. One that fails does not stop the others.
+
+    Args:
+        notebooks: For example notebooks/04_evaluate.ipynb.
+        parameters: Each as name=value; a value is a Python literal or else text, like preset=smoke
+            'overrides={"w_ptc": 0.0}'.
+        output: Folder of the executed notebooks; None takes the folder `notebooks` of run_dir.
+        timeout: Seconds one cell may take.
+    """
+    from toco_lab.sweeps.notebooks import NotebookJob, run_notebooks
+
+    values = dict(map(_parse_parameter, parameters))
+    for name in {"run_dir", "compare_with"} & set(values):  # notebooks run in a folder of their own
+        folders = values[name] if isinstance(values[name], list) else [values[name]]
+        absolute = [str(Path(folder).resolve()) for folder in folders]
+        values[name] = absolute[0] if name == "run_dir" else absolute
+    output = output or Path(values.get("run_dir", "results/scratch"), "notebooks")
+    records = run_notebooks([NotebookJob(path, output / path.name, values) for path in notebooks], timeout=timeout)
+    failed = []
+    for record in records:
+        print(f"{record['state']}: {output / record['notebook']} ({record['seconds']:.0f} s)")
+        if error := record.get("error"):
+            where = f", cell {error['cell']!r}" if error["cell"] else ""
+            failed.append(f"{record['notebook']}{where}: {error['name']}: {error['message']}")
+    if failed:
+        raise ValueError("\n".join(failed))
+
+
+def sweep(
+    grid: tyro.conf.Positional[Path],
+    root: Path = Path("results/sweeps"),
+    workers: int = 1,
+    executor: Literal["local", "ray"] = "local",
+    gpus: float = 0.0,
+    cpus: float = 1.0,
+    address: str | None = None,
+    retry_failed: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Run a notebook, or train, over a grid of config fields and seeds. Killed, the same command continues it.
+
+    Args:
+        grid: YAML file, like grids/smoke.yaml.
+        root: Folder that holds the sweeps.
+        workers: Runs at a time on this machine (local); its cores are shared between them.
+        executor: Processes of this machine, or a ray cluster.
+        gpus: GPUs per run; 0.5 lets two share one (ray).
+        cpus: CPU cores per run (ray).
+        address: Of the ray cluster: auto or host:port; None starts one on this machine.
+        retry_failed: Also make runs that failed before.
+        dry_run: Say what would be done and how long it may take, and do nothing.
+    """
+    from toco_lab.reports.ablation import sweep_summary
+    from toco_lab.sweeps.grid import Grid
+    from toco_lab.sweeps.sweep import outlook, plan, run_sweep
+
+    wanted = Grid.from_yaml(grid)
+    if dry_run:
+        planned = plan(wanted, root=root, data=executor == "local")
+        print(planned.to_string(index=False, float_format="{:.0f}".format, na_rep="?"))
+        print(outlook(planned, workers=workers, retry_failed=retry_failed))
+        return
+    table = run_sweep(
+        wanted, root=root, workers=workers, executor=executor, gpus=gpus, cpus=cpus, address=address,
+        retry_failed=retry_failed,
+    )  # fmt: skip
+    print(sweep_summary(table))
+    print(f"every run: {root / wanted.name / 'sweep.csv'}")
+    failed = table[table["state"] == "failed"].drop_duplicates("run")
+    if len(failed):
+        lines = [f"{path}: {error}" for path, error in zip(failed["run"], failed["error"], strict=True)]
+        hint = "failure.json in its folder has the traceback, --retry-failed tries again"
+        raise ValueError("\n".join([f"{len(failed)} failed; {hint}", *lines]))
+
+
+def _parse_parameter(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"a parameter is name=value, got {text!r}")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value

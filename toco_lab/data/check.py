@@ -1,0 +1,209 @@
+"""The check of a whole data set: every problem at once, a summary to read, and pictures of the worst images."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from toco_lab.config import IGNORE_INDEX, Config
+from toco_lab.data.classes import PALETTE, DataError
+from toco_lab.data.image_labels import label_of_mask
+from toco_lab.data.readers import Reader, make_reader, training_label
+
+SHOWN_PROBLEMS = 20  # in the printed summary
+
+
+@dataclass
+class CheckReport:
+    """What `check_dataset` found; `str(report)` is meant to be read.
+
+    A problem stops training or evaluation, or makes a number wrong. A note may be right and should be known.
+    """
+
+    dataset: str
+    split: str
+    folder: str = ""
+    num_images: int = 0
+    num_masks: int = 0
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    class_images: dict[str, int] = field(default_factory=dict)  # class -> images whose label names it
+    sizes: Counter = field(default_factory=Counter)  # (width, height) -> images
+    ignored: float = 0.0  # share of mask pixels that are 255
+    doubtful: dict[str, list[str]] = field(default_factory=dict)  # image -> what is wrong with it, in a few words
+    pictures: dict[bytes, list[str]] = field(default_factory=dict)  # digest of the pixels -> images
+
+    def __str__(self) -> str:
+        """A summary of some lines, the first problems on lines of their own at the end."""
+        return self.text(SHOWN_PROBLEMS)
+
+    def text(self, most: int | None = None) -> str:
+        """The summary with at most so many problems; None: all."""
+        lines = [f"{self.dataset} {self.split}: {self.num_images} images, {self.num_masks} masks in {self.folder}"]
+        if self.sizes:
+            widths, heights = (sorted(size[axis] for size in self.sizes.elements()) for axis in (0, 1))
+            middle = len(widths) // 2
+            lines.append(f"width {widths[0]}..{widths[-1]}, median {widths[middle]}; "
+                         f"height {heights[0]}..{heights[-1]}, median {heights[middle]}")  # fmt: skip
+        if self.num_masks:
+            lines.append(f"share of mask pixels that are {IGNORE_INDEX}: {self.ignored:.1%}")
+        if self.class_images:
+            lines.append("images per class: " + ", ".join(f"{name} {n}" for name, n in self.class_images.items()))
+        absent = [name for name, count in self.class_images.items() if count == 0]
+        lines += [f"in no image: {', '.join(absent)}"] if absent else []
+        lines += [f"note: {note}" for note in self.notes]
+        more = len(self.problems) - len(self.problems[:most])
+        return "\n".join(
+            [*lines, f"{len(self.problems)} problems", *self.problems[:most], *([f"... and {more} more"] * bool(more))]
+        )
+
+
+def check_dataset(cfg: Config, split: str, *, progress: bool = True) -> CheckReport:
+    """Reads every image, mask and label of a split and collects all problems instead of stopping at the first."""
+    report = CheckReport(cfg.dataset, split)
+    try:
+        reader = make_reader(cfg, split)
+    except DataError as error:
+        report.problems.append(str(error))
+        return report
+    report.folder, report.num_images = str(reader.root), len(reader)
+    problems = dict.fromkeys(reader.problems())  # a dict keeps the order and drops repeats
+
+    def attempt(what: str, read: Callable, *arguments) -> Any:
+        try:
+            return read(*arguments)
+        except DataError as error:
+            problems[str(error)] = None
+            report.doubtful.setdefault(reader.names[index], []).append(what)
+
+    is_training = split == cfg.train_split
+    labels, pixels = np.zeros(len(reader.classes), int), np.zeros(256, int)
+    found = _Doubts(reader, report.doubtful)
+    for index in tqdm(range(len(reader)), desc=f"check {split}", disable=not progress):
+        image, mask = attempt("image", reader.image, index), attempt("mask", reader.mask, index)
+        label = None
+        if is_training or mask is not None or cfg.label_source != "masks":  # evaluation may do without labels
+            read = training_label if is_training else type(reader).image_label
+            label = attempt("label", read, reader, index)
+        labels += 0 if label is None else label.astype(int)
+        if image is not None:
+            report.sizes[image.shape[1], image.shape[0]] += 1
+            digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+            report.pictures.setdefault(digest, []).append(reader.names[index])
+        if mask is not None:
+            report.num_masks += 1
+            pixels += np.bincount(mask.ravel(), minlength=256)
+            found.look(index, mask, label)
+    report.class_images = dict(zip(reader.classes, labels.tolist(), strict=True))
+    report.ignored = float(pixels[IGNORE_INDEX] / max(1, pixels.sum()))
+    report.problems = list(problems)
+    same = [" = ".join(names) for names in report.pictures.values() if len(set(names)) > 1]
+    if cfg.dataset == "folder" and reader.list_file == reader.root:
+        report.notes.append("the folder has no lists: these images were drawn, and a run writes the lists down")
+    report.notes += found.notes() + _counted(same, "pictures lie there under several names")
+    return report
+
+
+def shared_pictures(first: CheckReport, second: CheckReport) -> list[str]:
+    """A note if pictures of one split are in the other as well, by content and not by name; [] if none is."""
+    both = [" = ".join(dict.fromkeys(names + second.pictures[digest]))
+            for digest, names in first.pictures.items() if digest in second.pictures]  # fmt: skip
+    return _counted(both, f"pictures of {second.split} are in {first.split} too: scores on them say little")
+
+
+class _Doubts:
+    """Masks that can be read and may still be wrong."""
+
+    def __init__(self, reader: Reader, doubtful: dict[str, list[str]]) -> None:
+        self.reader, self.doubtful = reader, doubtful
+        self.unseen: list[str] = []  # the label names a class that the mask does not show
+        self.unnamed: list[str] = []  # the mask shows a class that the label does not name
+        self.recoloured: list[str] = []
+
+    def look(self, index: int, mask: np.ndarray, label: np.ndarray | None) -> None:
+        name = self.reader.names[index]
+        shown = label_of_mask(mask, len(self.reader.classes))
+        differs = np.zeros(0) if label is None else label - shown
+        for wrong, names, words in (
+            ((differs > 0).any(), self.unseen, "label without pixels"),
+            ((differs < 0).any(), self.unnamed, "class without label"),
+            (self._is_recoloured(index, mask), self.recoloured, "palette"),
+        ):
+            if wrong:
+                names.append(name)
+                self.doubtful.setdefault(name, []).append(words)
+
+    def _is_recoloured(self, index: int, mask: np.ndarray) -> bool:
+        """Whether VOC's colours stand at other numbers than VOC's: so does a colour picture that was quantised."""
+        path = self.reader.mask_path(index)
+        if path is None:
+            return False
+        with Image.open(path) as file:
+            palette = file.getpalette()
+        if palette is None:
+            return False
+        colours = np.array(palette, np.uint8).reshape(-1, 3)
+        count = len(self.reader.classes) + 1
+        for number in np.setdiff1d(mask, IGNORE_INDEX).tolist():
+            if number < len(colours) and np.ptp(colours[number]) > 0:  # grey palettes mean nothing
+                meant = np.flatnonzero((PALETTE[:count] == colours[number]).all(1))
+                if len(meant) and meant[0] != number:
+                    return True
+        return False
+
+    def notes(self) -> list[str]:
+        return (
+            _counted(self.unseen, "images have a label with a class that their mask does not show")
+            + _counted(self.unnamed, "images have a mask with a class that their label does not name")
+            + _counted(
+                self.recoloured,
+                "masks have VOC's colours at other numbers than VOC: if they were quantised "
+                "from colour pictures, their numbers are not the classes",
+            )
+        )
+
+
+def _counted(cases: Sequence[str], words: str) -> list[str]:
+    return [f"{len(cases)} {words} ({', '.join(cases[:3])}{', ...' if len(cases) > 3 else ''})"] if cases else []
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def contact_sheet(cfg: Config, report: CheckReport, count: int = 8) -> list[tuple[str, dict[str, Any]]]:
+    """Names and rows for `figures.cam_gallery`: images of a checked split with their masks, the worst first.
+
+    A mask is shown as the file has it: numbers in class colours, colours as a picture; what can not be read is left
+    empty. After the doubtful images come the first ones of the list.
+    """
+    reader = make_reader(cfg, report.split)
+    place = {name: index for index, name in enumerate(reader.names)}
+    worst = sorted(report.doubtful, key=lambda name: -len(report.doubtful[name]))
+    chosen = list(dict.fromkeys([*worst, *reader.names]))[:count]
+    return [
+        (
+            "\n".join([name, *report.doubtful.get(name, [])]),
+            {"image": _or_none(reader.image, place[name]), "mask": _or_none(_raw_mask, reader, place[name])},
+        )
+        for name in chosen
+    ]
+
+
+def _or_none(read: Callable, *arguments) -> np.ndarray | None:
+    try:
+        return read(*arguments)
+    except (ValueError, OSError, SyntaxError):  # the report has it already
+        return None
+
+
+def _raw_mask(reader: Reader, index: int) -> np.ndarray | None:
+    path = reader.mask_path(index)
+    if path is None:
+        return reader.mask(index)
+    with Image.open(path) as file:
+        return np.array(file if file.mode in ("P", "L") else file.convert("RGB"))

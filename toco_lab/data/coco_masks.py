@@ -1,0 +1,174 @@
+"""COCO's annotations as masks of class numbers, straight from the official instances json.
+
+A mask is painted when it is first asked for and kept in a cache folder whose name depends on the content of the json
+and on how crowds are painted: another json or another choice never finds old masks.
+"""
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from toco_lab.config import IGNORE_INDEX
+from toco_lab.data.classes import COCO_CLASSES, DataError, save_mask
+from toco_lab.data.image_labels import onehot
+from toco_lab.files import atomic_write
+
+CACHE = "masks_from_json"  # beside the folder `annotations`, or in the user's cache where that is read-only
+_VERSION = "1"  # of `paint_mask`: another order of painting needs another number
+
+
+def find_annotations(root: Path, split: str | None = None) -> list[Path]:
+    """The files annotations/instances_*.json; those whose name goes on with `split`, if there are such."""
+    found = sorted((root / "annotations").glob("instances_*.json"))
+    return [path for path in found if split and path.stem.startswith(f"instances_{split}")] or found
+
+
+def class_numbers(categories: Iterable[Mapping[str, Any]]) -> dict[int, int]:
+    """Category id -> class number: the ids 1..90 have gaps, class k is the k-th of the 80 in order.
+
+    Raises:
+        DataError: If the names in that order are not `COCO_CLASSES`.
+    """
+    ordered = sorted(categories, key=lambda category: category["id"])
+    for number, (category, name) in enumerate(zip(ordered, COCO_CLASSES, strict=False), start=1):
+        if category["name"] != name:
+            raise DataError(f"category {category['id']} is {category['name']!r}, class {number} of COCO is {name!r}")
+    if len(ordered) != len(COCO_CLASSES):
+        raise DataError(f"{len(ordered)} categories, COCO has {len(COCO_CLASSES)}")
+    return {category["id"]: number for number, category in enumerate(ordered, start=1)}
+
+
+def paint_mask(
+    annotations: Sequence[Mapping[str, Any]],
+    numbers: Mapping[int, int],
+    outline: Callable[[Mapping[str, Any]], np.ndarray],
+    size: tuple[int, int],
+    *,
+    crowds: str,
+) -> np.ndarray:
+    """uint8 (H, W): 0 background, 1..80 classes; smaller objects lie on larger ones, and all of them on the crowds.
+
+    Crowds lie below because their outline is coarse. Which object is on top changes scores by points: compare numbers
+    only if they come from masks made alike.
+
+    Args:
+        annotations: Annotations of one image, in any order.
+        numbers: Class number of each category id.
+        outline: (H, W) of an annotation, above 0 where its object is (`COCO.annToMask`).
+        size: (H, W).
+        crowds: `class` paints crowd regions as their class, `ignore` as 255.
+    """
+    mask = np.zeros(size, np.uint8)
+    for item in sorted(annotations, key=lambda item: (not item["iscrowd"], -item["area"], item["id"])):
+        number = IGNORE_INDEX if item["iscrowd"] and crowds == "ignore" else numbers[item["category_id"]]
+        mask[outline(item) > 0] = number
+    return mask
+
+
+class CocoMasks:
+    """Masks and image labels of one instances json. `classes` maps the image names to the classes annotated there.
+
+    The json of COCO's training images takes half a minute and some GB of memory to read: after the first time the names
+    and labels come from a small index in the cache, and the json is read again only if a mask is still to be painted.
+    """
+
+    def __init__(self, path: Path, *, crowds: str = "class") -> None:
+        """`path` is annotations/instances_*.json; DataError if it is no such json or not of COCO's 80 classes."""
+        self.path, self.crowds = path, crowds
+        found = path.stat()
+        key = _key(path, found.st_size, found.st_mtime_ns)
+        self.folder = _cache_folder(path.parent.parent) / f"{path.stem}-{crowds}-{key}"
+        index = self.folder / "index.json"
+        if not index.is_file():
+            with atomic_write(index, "w") as file:
+                json.dump(self._read_index(), file)
+        self.classes: dict[str, list[int]] = json.loads(index.read_text())
+
+    def image_label(self, name: str) -> np.ndarray:
+        """float32 (80,) in {0, 1}: the classes annotated in an image, hidden ones too; no ignored crowds."""
+        return onehot([COCO_CLASSES[number - 1] for number in self.classes[name]], COCO_CLASSES, str(self.path))
+
+    def mask_path(self, name: str) -> Path:
+        """The PNG of an image, painted now if it is not there; KeyError for an unknown name."""
+        path = self.folder / f"{name}.png"
+        if not path.is_file():
+            save_mask(path, self._paint(name))
+        return path
+
+    def prepare(self, names: Iterable[str]) -> None:
+        """Read the json now if any of these masks is to be painted: loader processes then share it."""
+        there = {path.stem for path in self.folder.glob("*.png")}
+        if not there.issuperset(names):
+            _ = self._coco
+
+    @functools.cached_property
+    def _coco(self):
+        from pycocotools.coco import COCO
+
+        with contextlib.redirect_stdout(io.StringIO()):  # it reports every stage
+            try:
+                return COCO(str(self.path))
+            except (ValueError, KeyError, TypeError, AssertionError) as error:
+                raise DataError(
+                    f"{self.path} is no instances json ({error!r}). Take it from annotations_trainval2014.zip"
+                ) from error
+
+    @functools.cached_property
+    def _numbers(self) -> dict[int, int]:
+        try:
+            return class_numbers(self._coco.dataset["categories"])
+        except (DataError, KeyError) as error:
+            raise DataError(
+                f"{self.path} is not COCO: {error}. Data of your own: make masks and read them as a folder"
+            ) from error
+
+    @functools.cached_property
+    def _image_ids(self) -> dict[str, int]:
+        return {Path(info["file_name"]).stem: number for number, info in self._coco.imgs.items()}
+
+    def _read_index(self) -> dict[str, list[int]]:
+        index, numbers = {}, self._numbers
+        for name in sorted(self._image_ids):
+            counted = [item for item in self._annotations(name) if not (item["iscrowd"] and self.crowds == "ignore")]
+            if counted:  # nothing to learn from an image without a class, nothing to score
+                index[name] = sorted({numbers[item["category_id"]] for item in counted})
+        return index
+
+    def _annotations(self, name: str) -> list[dict[str, Any]]:
+        return self._coco.imgToAnns[self._image_ids[name]]
+
+    def _paint(self, name: str) -> np.ndarray:
+        info = self._coco.imgs[self._image_ids[name]]
+        size = info["height"], info["width"]
+        return paint_mask(self._annotations(name), self._numbers, self._outline, size, crowds=self.crowds)
+
+    def _outline(self, item: Mapping[str, Any]) -> np.ndarray:
+        try:
+            return self._coco.annToMask(item)
+        except Exception as error:  # pycocotools raises whatever its C code met
+            raise DataError(
+                f"annotation {item['id']} of {self.path} has no readable outline ({error!r}). Take the file from "
+                "annotations_trainval2014.zip again, or take the annotation out"
+            ) from error
+
+
+@functools.lru_cache(maxsize=8)  # half a GB is not hashed again for every reader; size and time only guard this memory
+def _key(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256")
+    content.update(_VERSION.encode())
+    return content.hexdigest()[:12]
+
+
+def _cache_folder(root: Path) -> Path:
+    if os.access(root, os.W_OK):
+        return root / CACHE
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "toco_lab" / CACHE

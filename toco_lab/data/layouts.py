@@ -1,0 +1,95 @@
+"""Where the files of a data set lie: folders, lists, and the paths behind the names of images."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from toco_lab.data.classes import DataError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a data set keeps its files, relative to its folder; of several folders the first that holds a file wins."""
+
+    roots: tuple[str, ...]  # where the folder itself may lie below `cfg.data_root`
+    images: tuple[str, ...]
+    masks: tuple[str, ...]
+    lists: tuple[str, ...]
+    objects: str = ""  # XML files that name the objects of an image
+    suffixes: tuple[str, ...] = (".jpg", ".jpeg", ".png")  # of images; masks are PNGs
+
+
+LAYOUTS = {
+    "voc": Layout(
+        roots=(".", "VOCdevkit/VOC2012", "VOC2012"),
+        images=("JPEGImages",),
+        masks=("SegmentationClass", "SegmentationClassAug"),
+        lists=("ImageSets/Segmentation",),
+        objects="Annotations",
+    ),
+    "coco": Layout(
+        roots=(".", "COCO2014"),
+        images=("coco2014/train2014", "coco2014/val2014", "train2014", "val2014"),
+        masks=("SegmentationClass/train2014", "SegmentationClass/val2014"),
+        lists=("lists",),
+    ),
+    "folder": Layout(
+        roots=(".",),
+        images=("images", "JPEGImages"),
+        masks=("masks", "SegmentationClass"),
+        lists=(".", "lists", "ImageSets", "ImageSets/Segmentation"),
+        objects="Annotations",
+        suffixes=(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"),
+    ),
+}
+
+
+def find_root(data_root: str, layout: Layout) -> Path:
+    """The folder that holds the images' folder, at or below `data_root`; DataError if there is none."""
+    for root in (Path(data_root) / below for below in layout.roots):
+        if any((root / folder).is_dir() for folder in layout.images):
+            return root
+    looked = ", ".join(str(Path(data_root, below, folder)) for below in layout.roots for folder in layout.images)
+    raise DataError(f"no images below data_root {data_root}: looked for {looked}. See data/README.md, or set data_root")
+
+
+def find_list(root: Path, layout: Layout, split: str) -> Path | None:
+    """The list file of a split, or None."""
+    return next((path for path in (root / below / f"{split}.txt" for below in layout.lists) if path.is_file()), None)
+
+
+def read_list(root: Path, layout: Layout, split: str) -> tuple[Path, list[str]]:
+    """The list file of a split and its names; DataError if it is missing or empty."""
+    path = find_list(root, layout, split)
+    if path is None:
+        there = ", ".join(sorted(file.stem for below in layout.lists for file in (root / below).glob("*.txt")))
+        wanted = " or ".join(str(root / below / f"{split}.txt") for below in layout.lists)
+        raise DataError(
+            f"no list {wanted}; lists in that folder: {there or 'none'}. Add it (data/README.md) or correct the split"
+        )
+    names = path.read_text(encoding="utf-8-sig").split()
+    if not names:
+        raise DataError(f"list {path} is empty. It needs one file name a line, without folder and extension")
+    return path, names
+
+
+def locate(root: Path, folders: Sequence[str], suffixes: Sequence[str]) -> dict[str, Path]:
+    """File stem -> path. Listing a folder is far faster than asking for 80,000 files one by one on a network disk."""
+    found = {}
+    for folder in reversed(folders):  # so that the first folder wins
+        if (root / folder).is_dir():
+            # sorted: of two files of one stem the same one is taken on every machine
+            paths = sorted((root / folder).iterdir(), reverse=True)
+            found |= {path.stem: path for path in paths if path.suffix.lower() in suffixes}
+    return found
+
+
+def clashes(root: Path, folders: Sequence[str], suffixes: Sequence[str]) -> list[str]:
+    """Stems that two files of one folder share, like a.jpg and a.png: only one of them would ever be read."""
+    found = []
+    for folder in folders:
+        if (root / folder).is_dir():
+            stems = Counter(path.stem for path in (root / folder).iterdir() if path.suffix.lower() in suffixes)
+            found += [str(root / folder / stem) for stem, count in stems.items() if count > 1]
+    return found

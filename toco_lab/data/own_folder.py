@@ -1,0 +1,140 @@
+"""Any folder as a data set: what it does not spell out (classes, source of the labels, lists) is worked out once.
+
+`resolve` fills a config in before a run starts, so that the run records what it was trained on and needs no folder to
+name its classes later. The layout and every rule stand in data/README.md.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from toco_lab.config import Config
+from toco_lab.data.classes import DataError
+from toco_lab.data.image_labels import find_label_file, read_label_names, read_xml_names
+from toco_lab.data.layouts import LAYOUTS, find_list, find_root, locate
+from toco_lab.files import atomic_write
+
+LABEL_FILES = ("labels.csv", "labels.json")
+VAL_SHARE = 0.2  # of the images, where the folder has no lists
+_LAYOUT = LAYOUTS["folder"]
+
+
+def resolve(cfg: Config) -> Config:
+    """The config with `label_source`, `classes` and `num_classes` of its folder; one that has them all is unchanged.
+
+    Raises:
+        DataError: If the folder does not say what its labels or classes are.
+    """
+    if cfg.dataset != "folder" or (cfg.label_source != "auto" and cfg.classes and cfg.num_classes):
+        return cfg
+    root = _root(cfg)
+    source = _label_source(root) if cfg.label_source == "auto" else cfg.label_source
+    classes = cfg.classes or _classes(root, source)
+    return cfg.replace(label_source=source, classes=classes, num_classes=cfg.num_classes or len(classes))
+
+
+def folder_names(cfg: Config, split: str) -> list[str] | None:
+    """Names of a split of a folder without lists, the same every time; None if the folder has a list.
+
+    A fifth of the images, drawn by a generator of seed 0 whatever `cfg.seed`, are the validation split: a seed changes
+    the run, not the data. Only images that have a label take part, and those with masks come first for validation.
+
+    Raises:
+        DataError: For fewer than two such images.
+    """
+    root, splits = _root(cfg), (cfg.train_split, cfg.val_split)
+    if split not in splits or any(find_list(root, _LAYOUT, name) for name in splits):
+        return None
+    names, masks = _labelled(root, cfg.label_source), locate(root, _LAYOUT.masks, (".png",))
+    if len(names) < 2:
+        raise DataError(f"{root} has {len(names)} images with labels: too few to split. Add images, or {splits} lists")
+    shuffled = [names[place] for place in np.random.default_rng(0).permutation(len(names))]
+    candidates = [name for name in shuffled if name in masks] or shuffled
+    val = set(candidates[: max(1, round(VAL_SHARE * len(names)))])
+    return [name for name in names if (name in val) == (split == cfg.val_split)]
+
+
+def write_split(cfg: Config) -> str:
+    """Write the two lists of a folder that has none, so that images added later do not move the others.
+
+    Returns:
+        What was written, in words; "" where there was nothing to do.
+    """
+    if cfg.dataset != "folder" or cfg.train_split == cfg.val_split:
+        return ""
+    made = {split: names for split in (cfg.train_split, cfg.val_split) if (names := folder_names(cfg, split))}
+    for split, names in made.items():
+        try:
+            with atomic_write(_root(cfg) / f"{split}.txt", "w") as file:
+                file.write("".join(f"{name}\n" for name in names))
+        except OSError as error:
+            raise DataError(
+                f"cannot write {split}.txt: {error}. Make {cfg.data_root} writable, or put {' and '.join(made)}.txt "
+                "there yourself, one file name a line without extension"
+            ) from error
+    counts = " and ".join(f"{split}.txt with {len(names)} images" for split, names in made.items())
+    return f"{cfg.data_root} had no lists: wrote {counts}, drawn at random" if made else ""
+
+
+def _root(cfg: Config) -> Path:
+    if not cfg.data_root:
+        raise DataError("no folder given: data_root says where your images are, as in `--data-root my/folder`")
+    return find_root(cfg.data_root, _LAYOUT)
+
+
+def _label_source(root: Path) -> str:
+    for name in LABEL_FILES:
+        if (root / name).is_file():
+            return name
+    if locate(root, _LAYOUT.masks, (".png",)):
+        return "masks"
+    if any((root / _LAYOUT.objects).glob("*.xml")):
+        return "xml"
+    raise DataError(
+        f"{root} does not say what is in its images: put labels.csv there (header `name,labels`, class names separated "
+        f"by `;`) or labels.json, or masks into masks/, or XML files into {_LAYOUT.objects}/"
+    )
+
+
+def _classes(root: Path, source: str) -> tuple[str, ...]:
+    """Class names from classes.txt, else those that the labels name, in alphabetical order."""
+    path = root / "classes.txt"
+    if path.is_file():
+        return _read_classes(path)
+    named: set[str] = set()
+    if source == "xml":
+        named = {name for file in (root / _LAYOUT.objects).glob("*.xml") for name in read_xml_names(file)}
+    elif source != "masks" and not source.endswith(".npy"):
+        named = set().union(*read_label_names(find_label_file(source, root)).values())
+    if locate(root, _LAYOUT.masks, (".png",)) or not named:
+        known = f" It may be: {', '.join(sorted(named))}." if named else ""
+        raise DataError(
+            f"{path} is missing: numbers in masks and label vectors have no names of their own. Write one class a "
+            f"line: line k is number k of the masks, background is not listed.{known} (Official VOC or COCO: use a "
+            "preset, as in `data check voc_vit_b --data-root ...`)"
+        )
+    return tuple(sorted(named))
+
+
+def _read_classes(path: Path) -> tuple[str, ...]:
+    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if not names or len(set(names)) < len(names):
+        raise DataError(f"{path} needs one class a line, each once; it has {len(names)}, {len(set(names))} different")
+    if names[0].lower() == "background":
+        raise DataError(f"{path} begins with background, which is number 0 and not listed. Take the line out")
+    return tuple(names)
+
+
+def _labelled(root: Path, source: str) -> Sequence[str]:
+    """Images in order of their names that a label file gives a class, or that have a mask or an XML file."""
+    images = locate(root, _LAYOUT.images, _LAYOUT.suffixes)
+    if source == "masks":
+        known = set(locate(root, _LAYOUT.masks, (".png",)))
+    elif source == "xml":
+        known = {path.stem for path in (root / _LAYOUT.objects).glob("*.xml")}
+    elif source.endswith(".npy"):
+        known = set(images)
+    else:
+        known = {name for name, labels in read_label_names(find_label_file(source, root)).items() if labels}
+    return sorted(images.keys() & known)

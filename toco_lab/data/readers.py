@@ -1,0 +1,310 @@
+"""Readers of images, masks and image labels.
+
+A reader gives `names`, `image(i)`, `mask(i)`, `image_label(i)`; toy scenes have one, and all data sets that lie in
+folders share the other: VOC, COCO and any other folder differ in where their files lie (`layouts.LAYOUTS`), COCO's
+masks may be painted from its json (`coco`), and a folder's lists may be drawn (`folder`).
+Masks are numbers, not colours: 0 background, 1..C classes, 255 (`IGNORE_INDEX`) not counted.
+"""
+
+import contextlib
+import functools
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from toco_lab.config import IGNORE_INDEX, Config
+from toco_lab.data import toy
+from toco_lab.data.classes import DataError, class_names
+from toco_lab.data.coco_masks import CocoMasks, find_annotations
+from toco_lab.data.image_labels import find_label_file, label_of_mask, read_labels, read_xml_label
+from toco_lab.data.layouts import LAYOUTS, clashes, find_root, locate, read_list
+from toco_lab.data.own_folder import folder_names
+
+CHECK_HINT = "`python -m toco_lab data check` lists every problem"
+
+
+class FolderReader:
+    """Images, masks and labels of the names in a list file, from folders laid out as `LAYOUTS[cfg.dataset]` says.
+
+    A mask is read as numbers, so VOC's palette PNGs and grey PNGs give the same labels. The EXIF orientation of a JPEG
+    is ignored on purpose: the masks are aligned with the pixels as stored.
+    """
+
+    def __init__(self, cfg: Config, split: str | None) -> None:
+        """Reads the list, the folder contents and the label file, but no image; raises DataError.
+
+        Of a folder without lists the names are drawn, of COCO without lists the json gives them; `split` None takes
+        every image.
+        """
+        self.classes = class_names(cfg)
+        layout = LAYOUTS[cfg.dataset]
+        self.root = find_root(cfg.data_root, layout)
+        # SBD's masks make up train_aug; for the official lists VOC's own files come first
+        masks = layout.masks if split != "train_aug" else layout.masks[::-1]
+        self._images = locate(self.root, layout.images, layout.suffixes)
+        self._masks = locate(self.root, masks, (".png",))
+        self._layout = layout
+        self._source = cfg.label_source
+        self._painted = self._open_annotations(cfg, split)
+        self.list_file, self.names = self._read_names(cfg, split)
+        self.names = self.names[: _limit(cfg, split) if split else None]
+        self._table: dict[str, np.ndarray] = {}
+        if self._source == "xml" and not layout.objects:
+            raise DataError(f"label_source 'xml' is not known for {cfg.dataset}; use `masks` or a label file")
+        if self._source == "masks":
+            for painted in self._painted:
+                painted.prepare(painted.classes.keys() & set(self.names))
+        elif self._source == "annotations":
+            self._table = {name: part.image_label(name) for part in self._painted for name in part.classes}
+        elif self._source != "xml":
+            self._table = read_labels(find_label_file(self._source, self.root), self.classes)
+
+    def _open_annotations(self, cfg: Config, split: str | None) -> list[CocoMasks]:
+        """COCO's jsons, where masks or labels come from them: ready-made masks win."""
+        needed = self._source == "annotations"
+        paths = find_annotations(self.root, split) if cfg.dataset == "coco" and (needed or not self._masks) else []
+        if needed and not paths:
+            raise DataError(
+                f"label_source 'annotations' needs COCO's {self.root}/annotations/instances_*.json. Put it there "
+                "(data/README.md), or use `masks` or a label file"
+            )
+        return [CocoMasks(path, crowds=cfg.crowds) for path in paths]
+
+    def _read_names(self, cfg: Config, split: str | None) -> tuple[Path, list[str]]:
+        """The list file, or what stands in for it, and its names."""
+        if split is None:
+            return self.root, sorted(self._images)
+        if cfg.dataset == "folder" and (drawn := folder_names(cfg, split)):
+            return self.root, drawn
+        try:
+            return read_list(self.root, self._layout, split)
+        except DataError:
+            own = [part for part in self._painted if part.path.stem.startswith(f"instances_{split}")]
+            if not own:
+                raise
+            names = [name for part in own for name in part.classes]
+            if not names:
+                raise DataError(f"{own[0].path} annotates no image. Take another json, or add a list") from None
+            return own[0].path, names
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.names)
+
+    def problems(self) -> list[str]:
+        """What is wrong with the list without decoding anything: names given twice, missing images, missing masks.
+
+        A list none of whose names has a mask (VOC's test) is fine, and so are missing masks beside a label file.
+        """
+        twice = [name for name, count in Counter(self.names).items() if count > 1]
+        found = [f"{name!r} stands twice in {self.list_file}. Remove the repeated line" for name in twice]
+        found += [self._missing_image(name) for name in self.names if name not in self._images]
+        found += [
+            f"two images are called {stem}.*, and only one is read. Rename or remove the other"
+            for stem in clashes(self.root, self._layout.images, self._layout.suffixes)
+        ]
+        without = [name for name, has_mask in zip(self.names, self.has_masks(), strict=True) if not has_mask]
+        if self._source == "masks" and len(without) < len(self):
+            found += [self._missing_mask(name) for name in without]
+        return found
+
+    def has_masks(self) -> list[bool]:
+        """Whether each image has a mask, or annotations to paint one from; none is read."""
+        known = self._masks or set().union(*(part.classes for part in self._painted))
+        return [name in known for name in self.names]
+
+    def image(self, index: int) -> np.ndarray:
+        """uint8 (H, W, 3); grey and CMYK files are converted. Decoded in full, so a truncated file is an error."""
+        with _opened(self._image_path(index)) as file:
+            return np.array(file.convert("RGB"))
+
+    def mask(self, index: int) -> np.ndarray | None:
+        """uint8 (H, W) of labels, or None where there is no mask; DataError if it cannot be the image's mask."""
+        path = self.mask_path(index)
+        if path is None:
+            return None
+        with _opened(path) as file:
+            mode, mask = file.mode, np.array(file)
+        if mode not in ("P", "L"):
+            raise DataError(
+                f"mask {path} has mode {mode}, i.e. colours instead of class numbers. Save the class numbers as "
+                "an 8-bit grey or palette PNG (toco_lab.labels.PALETTE holds VOC's colours)"
+            )
+        with _opened(self._image_path(index)) as file:
+            (width, height), where = file.size, self._image_path(index)
+        if mask.shape != (height, width):
+            raise DataError(
+                f"mask {path} is {mask.shape[1]}x{mask.shape[0]}, its image {where} is {width}x{height}. Make the mask "
+                "anew from the original annotation, or resize it with nearest neighbour"
+            )
+        present = np.unique(mask)
+        wrong = present[(present > len(self.classes)) & (present != IGNORE_INDEX)].tolist()
+        if wrong:
+            raise DataError(
+                f"mask {path} holds {wrong}; allowed are 0..{len(self.classes)} and {IGNORE_INDEX}. Renumber the "
+                "classes (COCO: 1..80 in order, not the annotation's ids 1..90) or correct num_classes"
+            )
+        return mask
+
+    def mask_path(self, index: int) -> Path | None:
+        """The mask's file, unchecked; painted now if it comes from COCO's json. None where there is none."""
+        name = self.names[index]
+        if self._masks:  # ready-made and painted masks never mix: they differ
+            return self._masks.get(name)
+        painted = next((part for part in self._painted if name in part.classes), None)
+        return painted and painted.mask_path(name)
+
+    def image_label(self, index: int) -> np.ndarray:
+        """float32 (C,) in {0, 1} from `cfg.label_source`; all 0 where no class is present."""
+        name = self.names[index]
+        if self._source == "masks":
+            mask = self.mask(index)
+            if mask is None:
+                raise DataError(self._missing_mask(name))
+            return label_of_mask(mask, len(self.classes))
+        if self._source == "xml":
+            return read_xml_label(self.root / self._layout.objects / f"{name}.xml", self.classes)
+        if name not in self._table:
+            near = next((key for key in self._table if Path(key).stem == name), None)
+            hint = f"It has {near!r}: names go without folder and extension" if near else "Add it"
+            raise DataError(f"no entry for {name!r} in label file {self._source}. {hint}, or shorten {self.list_file}")
+        return self._table[name]
+
+    def _image_path(self, index: int) -> Path:
+        name = self.names[index]
+        if name not in self._images:
+            raise DataError(self._missing_image(name))
+        return self._images[name]
+
+    def _missing_image(self, name: str) -> str:
+        folders = " or ".join(self._layout.images)
+        return (
+            f"no image for {name!r} of {self.list_file} in {folders} below {self.root}. Add the file, or take the line "
+            "out (a line is a file name without folder and extension)"
+        )
+
+    def _missing_mask(self, name: str) -> str:
+        folders = " or ".join(self._layout.masks)
+        return (
+            f"no mask for {name!r} of {self.list_file} in {folders} below {self.root}. Add the file, take the line "
+            "out, or give a label file as label_source"
+        )
+
+
+class ToyReader:
+    """Toy scenes of `crop_size` pixels, made when they are asked for.
+
+    The scenes of `train` and of `val` are two disjoint streams and the same for every `cfg.seed`: a seed changes the
+    run, not the data. With `train_images=0` the training stream is as long as the run: no scene comes twice.
+    """
+
+    STREAMS = ("train", "val")  # a scene is make_scene(seed=place in this tuple, index)
+
+    def __init__(self, cfg: Config, split: str) -> None:
+        """DataError for an unknown split or an endless evaluation stream."""
+        if split not in self.STREAMS:
+            raise DataError(f"toy has no split {split!r}; there are: {', '.join(self.STREAMS)}")
+        count = _limit(cfg, split) or (cfg.steps * cfg.batch_size if split == cfg.train_split else 0)
+        if count == 0:
+            raise DataError("toy scenes never end: give val_images, the number of scenes to evaluate")
+        self.root, self.classes = Path(), class_names(cfg)
+        self.names = [f"toy_{split}_{index:06d}" for index in range(count)]
+        self._scene = functools.partial(_toy_scene, self.STREAMS.index(split), size=cfg.crop_size)
+
+    def __len__(self) -> int:
+        """Number of scenes."""
+        return len(self.names)
+
+    def has_masks(self) -> list[bool]:
+        """True for every scene."""
+        return [True] * len(self)
+
+    def problems(self) -> list[str]:
+        """None: scenes are right by construction."""
+        return []
+
+    def mask_path(self, index: int) -> None:
+        """None: the mask of a scene is in no file."""
+
+    def image(self, index: int) -> np.ndarray:
+        """uint8 (H, W, 3)."""
+        return self._scene(index).image
+
+    def mask(self, index: int) -> np.ndarray:
+        """uint8 (H, W): 0 background, 1..C classes."""
+        return self._scene(index).mask
+
+    def image_label(self, index: int) -> np.ndarray:
+        """float32 (C,) in {0, 1}: the classes in the mask, whatever `cfg.label_source` says."""
+        return label_of_mask(self.mask(index), len(self.classes))
+
+
+@functools.lru_cache(maxsize=128)  # image, mask and label of one scene are asked for one after the other
+def _toy_scene(seed: int, index: int, size: int) -> toy.Scene:
+    return toy.make_scene(seed, index, size=size)
+
+
+Reader = FolderReader | ToyReader
+
+
+def make_reader(cfg: Config, split: str | None) -> Reader:
+    """The reader of `cfg.dataset`, not yet checked; `split` None is every image of a folder."""
+    return ToyReader(cfg, split) if cfg.dataset == "toy" else FolderReader(cfg, split)
+
+
+def open_dataset(cfg: Config, split: str) -> Reader:
+    """Images, masks and image labels of a split.
+
+    `cfg.train_images` limits the training split, `cfg.val_images` every other one; 0 = all.
+
+    Raises:
+        DataError: If folder, list or label file cannot be read, or the list names an image or a mask that is missing.
+    """
+    reader = make_reader(cfg, split)
+    problems = reader.problems()
+    if problems:
+        raise DataError(problems[0] + (f" (and {len(problems) - 1} more; {CHECK_HINT})" if len(problems) > 1 else ""))
+    return reader
+
+
+def _limit(cfg: Config, split: str) -> int | None:
+    return (cfg.train_images if split == cfg.train_split else cfg.val_images) or None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(path) as file:  # reads the header; pixels are decoded when asked for
+            yield file
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # PIL raises SyntaxError for a broken PNG
+        raise DataError(f"cannot decode {path}: {error}. The file is damaged: copy or download it again") from error
+
+
+def training_label(reader: Reader, index: int) -> np.ndarray:
+    """`reader.image_label(index)`, which must name a class: an image without one teaches the classifier nothing."""
+    label = reader.image_label(index)
+    if not label.any():
+        raise DataError(
+            f"training image {reader.names[index]!r} of {reader.root} has no class. Take it off the list or label it; "
+            f"{CHECK_HINT}"
+        )
+    return label
+
+
+def missing_truth(cfg: Config) -> str:
+    """Why the validation split can not be scored, in a sentence; "" if every image has a mask.
+
+    Raises:
+        DataError: See `open_dataset`: a run learns of a missing list before it trains.
+    """
+    reader = open_dataset(cfg, cfg.val_split)
+    without = reader.has_masks().count(False)
+    if not without:
+        return ""
+    return (
+        f"{without} of {len(reader)} images of {cfg.val_split!r} in {reader.root} have no mask: the mIoU of CAM and "
+        "segmentation can not be measured. Put masks there, or make a list of the images that have one, and evaluate"
+    )

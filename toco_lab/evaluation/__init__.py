@@ -1,0 +1,1 @@
+"""How good is it? Scores with their protocol, pseudo labels, and the CAM of every layer."""

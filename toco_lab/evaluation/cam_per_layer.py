@@ -1,0 +1,143 @@
+"""CAM quality layer by layer: how much of "where" does each block still know?
+
+A linear classifier is trained on the frozen tokens of every block, from image labels alone, and its CAMs are scored by
+the protocol of the run. Beside the similarity of the tokens this shows what over-smoothing costs.
+"""
+
+from itertools import islice
+
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from toco_lab.backbones.activations import capture
+from toco_lab.backbones.kinds import final_norm
+from toco_lab.config import Config
+from toco_lab.data.loader import EvalSample, eval_samples
+from toco_lab.evaluation.scores import confusion_matrix, iou_scores
+from toco_lab.method.cam import fuse_flip, min_max, resize
+from toco_lab.method.labels import cam_to_label
+from toco_lab.method.losses import classification_loss
+from toco_lab.method.model import ToCo
+
+THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # tried beside the config's own, for the best of each layer
+FIT_STEPS, FIT_RATE = 300, 0.02  # full-batch AdamW: enough for the loss to settle on some hundred images
+
+
+def layer_cam_quality(
+    model: ToCo, cfg: Config, *, num_train: int = 200, num_images: int = 50, progress: bool = True
+) -> pd.DataFrame:
+    """mIoU of the CAMs of every block, each from a linear classifier of its own on frozen tokens.
+
+    Head, pooling and protocol are ToCo's: maximum over positions per channel, a linear map without bias, multi-scale
+    CAM with flip, masked by the true image labels. Tokens are divided by the root mean square of each channel over the
+    training images, because blocks differ in scale. The heads see image labels of the training split, never a mask.
+    Blocks of a model in stages differ in their grid as well: a CAM of an early one is finer.
+
+    Args:
+        model: Frozen; its mode is left alone.
+        cfg: Splits, sizes, scales and the threshold.
+        num_train: First so many training images, unaugmented.
+        num_images: First so many validation images.
+        progress: Show progress bars.
+
+    Returns:
+        One row per site and threshold: site, layer (the final norm has that of the last block), threshold, miou, own
+        (whether it is the config's threshold), best (whether it is this layer's best, chosen on the very images that
+        are scored: an upper bound), images, trained_on.
+
+    Raises:
+        ValueError: If a validation image has no mask, or a training image no labels.
+    """
+    train = islice(eval_samples(cfg.replace(val_images=0), model.mean, model.std, cfg.train_split), num_train)
+    pairs = [(_pooled(model, cfg, s), s.image_label) for s in tqdm(train, "pool", num_train, disable=not progress)]
+    pooled, labels = (torch.stack(parts, dim) for parts, dim in zip(zip(*pairs, strict=True), (1, 0), strict=True))
+    heads = fit_heads(pooled, labels.to(pooled.device))  # (L, C, D)
+
+    thresholds = sorted({*THRESHOLDS, cfg.background_threshold})
+    count = cfg.num_classes + 1
+    matrices = torch.zeros(len(heads), len(thresholds), count, count, dtype=torch.int64)
+    samples = eval_samples(cfg, model.mean, model.std)
+    num_images = min(num_images, len(samples))
+    for sample in tqdm(islice(samples, num_images), "CAM of every block", num_images, disable=not progress):
+        if sample.mask is None:
+            raise ValueError(f"{sample.name} has no mask: there is nothing to evaluate against")
+        present = sample.image_label.nonzero().flatten()
+        if len(present) == 0:  # nothing but background: every map is 0
+            matrices += confusion_matrix(torch.zeros_like(sample.mask), sample.mask, count)
+            continue
+        class_ids = torch.cat([present.new_zeros(1), present + 1])  # background, then the classes of the maps
+        for layer, cam in enumerate(_cams(model, cfg, sample, heads[:, present.to(heads.device)]).cpu()):
+            for place, threshold in enumerate(thresholds):
+                slot = cam_to_label(cam[None], torch.ones(1, len(present)), threshold=threshold)[0]
+                matrices[layer, place] += confusion_matrix(class_ids[slot], sample.mask, count)
+    rows, normed = [], final_norm(model.encoder) is not None
+    for layer, of_layer in enumerate(matrices, start=1):
+        scores = [iou_scores(matrix, over=cfg.miou_over).miou.item() for matrix in of_layer]
+        final = normed and layer == len(matrices)
+        site, number = ("final norm", layer - 1) if final else ("after block", layer)
+        for threshold, score in zip(thresholds, scores, strict=True):
+            own, best = threshold == cfg.background_threshold, score == max(scores)
+            rows.append((site, number, threshold, score, own, best, num_images, len(pairs)))
+    return pd.DataFrame(rows, columns="site layer threshold miou own best images trained_on".split())
+
+
+def fit_heads(pooled: Tensor, labels: Tensor) -> Tensor:
+    """A linear multi-label classifier without bias for every layer, all trained at once.
+
+    Args:
+        pooled: Pooled tokens of the training images, (L, n, D).
+        labels: Image labels, (n, C) in {0, 1}.
+
+    Returns:
+        (L, C, D), to be applied to raw tokens: the channel scales are folded in.
+    """
+    scale = pooled.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)  # (L, 1, D)
+    inputs = (pooled / scale).detach()
+    heads = torch.zeros(len(pooled), labels.shape[1], pooled.shape[2], device=pooled.device, requires_grad=True)
+    optimizer = torch.optim.AdamW([heads], lr=FIT_RATE, weight_decay=0.01)
+    with torch.enable_grad():
+        for _ in range(FIT_STEPS):
+            logits = inputs @ heads.transpose(1, 2)  # (L, n, C)
+            loss = sum(classification_loss(layer, labels) for layer in logits)
+            optimizer.zero_grad()
+            loss.backward(inputs=[heads])
+            optimizer.step()
+    return heads.detach() / scale
+
+
+def _tokens(model: ToCo, image: Tensor) -> list[Tensor]:
+    """Patch tokens (B, D, h, w) after every block and after the final norm, each with the width and grid it has."""
+    seen = capture(model, image)
+    layers = [*zip(seen.after_block, seen.block_grids, strict=True)]
+    if final_norm(model.encoder) is not None:
+        layers.append((seen.final, seen.grid))
+    return [seen.patches(tokens).mT.unflatten(2, grid) for tokens, grid in layers]
+
+
+def _resized(model: ToCo, cfg: Config, sample: EvalSample) -> Tensor:
+    """The image as CAMs are evaluated, (1, 3, H, W)."""
+    image = sample.image[None].to(next(model.parameters()).device)
+    if not cfg.eval_cam_size:
+        return image
+    return resize(image, (cfg.eval_cam_size,) * 2)
+
+
+def _pooled(model: ToCo, cfg: Config, sample: EvalSample) -> Tensor:
+    """Maximum over positions, (L + 1, D) of the widest layer; what a narrower one lacks is 0, which no head reads."""
+    pooled = [tokens.amax((2, 3))[0] for tokens in _tokens(model, _resized(model, cfg, sample))]
+    return torch.nn.utils.rnn.pad_sequence(pooled, batch_first=True)
+
+
+def _cams(model: ToCo, cfg: Config, sample: EvalSample, heads: Tensor) -> Tensor:
+    """Multi-scale CAMs of every layer at the size of the mask, (L + 1, C', H, W) for heads (L + 1, C', D)."""
+    image, total = _resized(model, cfg, sample), 0
+    for scale in cfg.cam_scales:
+        scaled = image if scale == 1 else resize(image, [int(length * scale) for length in image.shape[-2:]])
+        layers = []
+        for head, tokens in zip(heads, _tokens(model, torch.cat([scaled, scaled.flip(-1)])), strict=True):
+            maps = torch.einsum("cd,bdhw->bchw", head[:, : tokens.shape[1]], tokens)
+            layers.append(fuse_flip(maps[None, :, None], image.shape[-2:])[0, 0])
+        total = total + torch.stack(layers)  # (L + 1, C', H, W)
+    return resize(min_max(total), sample.mask.shape)

@@ -1,0 +1,160 @@
+"""The gallery of a run: its first validation images with truth, CAMs and predictions, small enough to lie in the run
+folder. With it runs are shown side by side, the same images on the same scale, without their models.
+"""
+
+import contextlib
+import io
+import json
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from toco_lab.files import atomic_write
+from toco_lab.runs.run_dir import RunDir
+
+NUM_IMAGES = 6
+EDGE = 256  # longest side of what is kept, in pixels
+MAPS = ("CAM", "auxiliary CAM", "CAM as label", "segmentation")  # what runs are compared in, in the order shown
+_FORMAT = 1  # of the saved file
+_QUALITY = 85  # of a picture as WebP; 100 is best
+# a damaged file shows itself in many ways: its end gone, a wrong checksum, an array gone, ...
+_DAMAGE = (ValueError, TypeError, KeyError, OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """Some images of one checkpoint.
+
+    Attributes:
+        checkpoint: Hash of the weights.
+        rows: Image name -> {"image": uint8 (H, W, 3), "truth": labels (H, W), CAMs: floats (H, W) in [0, 1], label
+            maps: uint8 (H, W)}, as `figures.cam_gallery` takes them; what was not evaluated is absent.
+    """
+
+    checkpoint: str
+    rows: dict[str, dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True, eq=False)
+class JointRow:
+    """What several runs make of one image.
+
+    Attributes:
+        name: Of the image.
+        image: uint8 (H, W, 3).
+        truth: Labels (H, W), if known.
+        maps: One of `MAPS` -> run name -> (H, W), as in `Gallery`.
+    """
+
+    name: str
+    image: np.ndarray
+    truth: np.ndarray | None
+    maps: dict[str, dict[str, np.ndarray]]
+
+
+def save_gallery(run: RunDir, rows: Mapping[str, Mapping[str, np.ndarray]], checkpoint: str) -> None:
+    """Write a run's gallery; maps the same checkpoint already has are kept.
+
+    Args:
+        run: Its folder.
+        rows: As in `Gallery`, of any size: shrunk to `EDGE`, scores rounded to 1/255.
+        checkpoint: Hash of the weights.
+    """
+    before = None
+    with contextlib.suppress(ValueError):  # a damaged one is written anew
+        before = load_gallery(run)
+    if before and before.checkpoint == checkpoint:
+        rows = {name: before.rows.get(name, {}) | dict(row) for name, row in rows.items()}
+    arrays = {"about": np.array(json.dumps({"format": _FORMAT, "checkpoint": checkpoint, "names": list(rows)}))}
+    for i, row in enumerate(rows.values()):
+        for title, array in row.items():
+            if array is not None:
+                arrays[f"{i}/{title}"] = _packed(np.asarray(array))
+    with atomic_write(run.gallery_path) as file:
+        np.savez(file, **arrays)
+
+
+def load_gallery(run: RunDir) -> Gallery | None:
+    """The gallery of a run; None if it has none.
+
+    Raises:
+        ValueError: If the file is damaged; the message names it.
+    """
+    if not run.gallery_path.is_file():
+        return None
+    try:
+        with np.load(run.gallery_path) as file:
+            about = json.loads(file["about"].item())
+            if about["format"] != _FORMAT:
+                raise ValueError(f"format {about['format']}, not {_FORMAT}")
+            rows: list[dict[str, np.ndarray]] = [{} for _ in about["names"]]
+            for key in file.files:
+                index, slash, title = key.partition("/")
+                if slash:
+                    rows[int(index)][title] = _unpacked(file[key], title)
+            if not all("image" in row for row in rows):
+                raise ValueError("an image is missing")
+            return Gallery(str(about["checkpoint"]), dict(zip(map(str, about["names"]), rows, strict=True)))
+    except (*_DAMAGE, IndexError) as error:
+        raise ValueError(
+            f"{run.gallery_path} can not be read ({error}); `python -m toco_lab evaluate {run.path}` writes it anew"
+        ) from error
+
+
+def joint_rows(galleries: Mapping[str, Gallery]) -> list[JointRow]:
+    """The images of several runs, each once; another image of the same name gets a row of its own.
+
+    Args:
+        galleries: By run name.
+    """
+    joint: dict[tuple[str, bytes], JointRow] = {}
+    for run, gallery in galleries.items():
+        for name, row in gallery.rows.items():
+            key = name, repr(row["image"].shape).encode() + row["image"].tobytes()
+            one = joint.setdefault(key, JointRow(name, row["image"], row.get("truth"), {}))
+            for title in MAPS:
+                if title in row:
+                    one.maps.setdefault(title, {})[run] = row[title]
+    return list(joint.values())
+
+
+def encode_picture(pixels: np.ndarray | Image.Image, *, lossless: bool = False) -> bytes:
+    """A picture, (H, W, 3) or (H, W) uint8, as WebP: as good as the eye needs, or exact."""
+    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    file = io.BytesIO()
+    picture.save(file, "webp", quality=_QUALITY, method=2, lossless=lossless)
+    return file.getvalue()
+
+
+def _packed(array: np.ndarray) -> np.ndarray:
+    """The bytes of a WebP file, 1-D uint8."""
+    size = _small(array.shape[:2])
+    if array.ndim == 3:
+        return np.frombuffer(encode_picture(_resized(array, size, Image.Resampling.LANCZOS)), np.uint8)
+    scores = np.issubdtype(array.dtype, np.floating)
+    levels = (np.rint(255 * array.clip(0, 1)) if scores else array).astype(np.uint8)
+    method = Image.Resampling.BOX if scores else Image.Resampling.NEAREST  # a label between two labels is none
+    return np.frombuffer(encode_picture(_resized(levels, size, method), lossless=True), np.uint8)
+
+
+def _resized(array: np.ndarray, size: tuple[int, int], method: Image.Resampling) -> Image.Image:
+    picture = Image.fromarray(array)
+    return picture if picture.size == size else picture.resize(size, method)
+
+
+def _unpacked(array: np.ndarray, title: str) -> np.ndarray:
+    picture = Image.open(io.BytesIO(array.tobytes()))
+    if title == "image":
+        return np.asarray(picture.convert("RGB"))
+    levels = np.asarray(picture.convert("L"))
+    return levels.astype(np.float32) / 255 if title in MAPS[:2] else levels
+
+
+def _small(shape: Sequence[int]) -> tuple[int, int]:
+    """Width and height, at most `EDGE`."""
+    factor = min(1.0, EDGE / max(shape))
+    return max(1, round(shape[1] * factor)), max(1, round(shape[0] * factor))

@@ -1,0 +1,69 @@
+"""Scores of label maps: confusion matrix, IoU, over-activation, F1 of image labels."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+
+@dataclass(frozen=True)
+class IouScores:
+    """Scores of a confusion matrix in [0, 1]: two per class, (K,), and three means.
+
+    Attributes:
+        iou: NaN where a class is in neither truth nor prediction.
+        over_activation: Share of the pixels predicted as a class that are not it, FP / (TP + FP), as in DuPL (CVPR
+            2024, section 4.3); NaN where a class is never predicted. Low is good.
+        miou, pixel_accuracy, mean_accuracy: As usual.
+    """
+
+    iou: Tensor
+    over_activation: Tensor
+    miou: Tensor
+    pixel_accuracy: Tensor
+    mean_accuracy: Tensor
+
+
+def confusion_matrix(prediction: Tensor, truth: Tensor, num_classes: int) -> Tensor:
+    """Pixel counts (K, K), truth in rows, over the pixels whose truth is one of the K classes.
+
+    Raises:
+        ValueError: If a prediction that counts is not a class (an ignored pixel of a pseudo label, say).
+    """
+    counted = (truth >= 0) & (truth < num_classes)
+    prediction, truth = prediction[counted], truth[counted].long()
+    if prediction.numel() == 0:
+        return torch.zeros(num_classes, num_classes, dtype=torch.int64, device=truth.device)
+    if prediction.max() >= num_classes or prediction.min() < 0:
+        raise ValueError(f"predictions must lie in 0..{num_classes - 1}, got {prediction.min()}..{prediction.max()}")
+    return multiclass_confusion_matrix(prediction, truth, num_classes, validate_args=False)
+
+
+def iou_scores(matrix: Tensor, *, over: str = "present") -> IouScores:
+    """Scores of a confusion matrix (truth in rows).
+
+    Args:
+        matrix: (K, K) counts.
+        over: mIoU over the classes `present` in the truth, or over `all` K, which is NaN if one is in neither truth nor
+            prediction (what the reference's printed tables do).
+    """
+    matrix = matrix.double()
+    hits, in_truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    iou = hits / (in_truth + predicted - hits)
+    return IouScores(
+        iou=iou,
+        over_activation=1 - hits / predicted,
+        miou=(iou[in_truth > 0] if over == "present" else iou).mean(),
+        pixel_accuracy=hits.sum() / matrix.sum(),
+        mean_accuracy=(hits / in_truth).nanmean(),
+    )
+
+
+def label_f1(truth: Tensor, prediction: Tensor) -> Tensor:
+    """F1 of each image's label set, (B,) from two (B, C) in {0, 1}; 0 where both are empty.
+
+    Written out: torchmetrics refuses a batch of one image here.
+    """
+    both = (truth * prediction).sum(1)
+    return 2 * both / (truth.sum(1) + prediction.sum(1)).clamp(min=1)

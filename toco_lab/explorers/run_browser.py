@@ -1,0 +1,347 @@
+"""A widget over a folder of runs: filter, compare, plot, look into a run, delete with confirmation.
+
+Controls -> functions of `run_table` -> HTML tables and the PNG bytes of one Image widget. It works without a browser as
+well: set a control's `value`, call a button's `click()`, read `listing.value` or `message.value`.
+"""
+
+import base64
+import html
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import ipywidgets as widgets
+import pandas as pd
+
+from toco_lab.explorers.controls import KeepsKeys
+from toco_lab.figures import printed
+from toco_lab.figures.interactive import run_colours
+from toco_lab.runs.listing import list_runs, read_runs
+from toco_lab.runs.run_dir import RunDir
+from toco_lab.runs.table import (
+    cell_text,
+    compare_runs,
+    count_text,
+    deletion_notice,
+    differing_fields,
+    filter_runs,
+    metric_columns,
+    overview,
+    relate,
+    run_files,
+    size_text,
+    sort_runs,
+)
+
+if TYPE_CHECKING:
+    from toco_lab.figures.pictures import Figure
+
+TABS = ("Compare", "Plot", "Open", "Delete")
+NO_COLOUR = "(none)"
+NO_FIGURE = "(choose a figure)"
+_CHOSEN = "background: rgba(33, 150, 243, 0.3)"  # over white and over black
+
+
+class RunBrowser(widgets.VBox):
+    """Every run below a folder: a filtered table, and for the chosen ones what differs, what lies there, deletion.
+
+    Example:
+        `RunBrowser("results")` as the last line of a cell.
+
+    Attributes:
+        where: Filter, as in `run_table.filter_runs`.
+        sort, descending: Order of the table.
+        reload_button: Reads the folder again.
+        picker: The runs; several may be chosen.
+        listing: HTML table of the same runs, the chosen ones marked.
+        tabs: One of `TABS`.
+        comparison: HTML table of what differs between the chosen runs.
+        metric, parameter, colour, picture: The plot of all runs in the table.
+        files, figure_picker, figure_area: What lies in the first chosen run.
+        delete_button, notice, confirm_button, cancel_button: Deletion, in two steps.
+        message: What went wrong and what to do about it, or what was done.
+        table: All runs, as a DataFrame of `list_runs(root, everything=True)`.
+        shown: The rows that the filter leaves, sorted.
+    """
+
+    def __init__(self, root: Path | str = "results", *, where: str = "") -> None:
+        """Reads the folder.
+
+        Args:
+            root: Folder that holds runs, at any depth; it may not exist yet.
+            where: First filter.
+        """
+        self.root, self._held, self._doomed = Path(root), False, ()
+        self.table = self.shown = read_runs({}, everything=True)
+        self._make_controls(where)
+        super().__init__(self._arranged())
+        self._observe()
+        self.reload()
+
+    # --- for a program ------------------------------------------------------------------------------------------
+
+    def reload(self) -> None:
+        """Read the folder again."""
+        with self._working("reading the runs"):
+            self.table = list_runs(self.root, everything=True)
+            self._filter()
+
+    def overview(self) -> pd.DataFrame:
+        """The table that is shown."""
+        return overview(self.shown)
+
+    def figure(self) -> "Figure":
+        """The plot, as a matplotlib Figure."""
+        colour = None if self.colour.value == NO_COLOUR else self.colour.value
+        relation = relate(self.shown, self.metric.value, self.parameter.value, colour=colour)
+        note = f"{relation.note}; diamonds: mean and standard deviation"
+        return printed.metric_by_parameter(
+            relation.points, relation.means, metric=self.metric.value, parameter=self.parameter.value, colour=colour,
+            colours=run_colours(relation.means["group"]), note=note,
+        )  # fmt: skip
+
+    # --- controls -----------------------------------------------------------------------------------------------
+
+    def _make_controls(self, where: str) -> None:
+        wide = {"layout": {"width": "300px"}, "style": {"description_width": "initial"}}
+
+        def button(name: str, icon: str, tooltip: str, **more: Any) -> widgets.Button:
+            return widgets.Button(description=name, icon=icon, tooltip=tooltip, **more)
+
+        self.where = widgets.Text(
+            where, description="where", placeholder='w_ptc > 0 and cam_mIoU > 0.5 and "demo" in run',
+            tooltip="a condition on columns; Enter applies it", continuous_update=False,
+            layout={"width": "520px"}, style={"description_width": "initial"},
+        )  # fmt: skip
+        self.sort = widgets.Dropdown(
+            options=["run"], description="sort by", tooltip="column that orders the table", **wide
+        )
+        self.descending = widgets.Checkbox(
+            value=False, indent=False, description="descending", tooltip="largest first", layout={"width": "110px"}
+        )
+        self.reload_button = button("Reload", "refresh", "read the folder again")
+        self.picker = widgets.SelectMultiple(
+            description="runs", tooltip="Ctrl or Shift chooses several", rows=12,
+            layout={"width": "300px", "height": "300px"}, style={"description_width": "initial"},
+        )  # fmt: skip
+        self.listing, self.comparison, self.files = widgets.HTML(), widgets.HTML(), widgets.Output()
+        self.metric = widgets.Dropdown(description="metric", tooltip="vertical axis", **wide)
+        self.parameter = widgets.Dropdown(description="parameter", tooltip="horizontal axis", **wide)
+        self.colour = widgets.Dropdown(description="colour", tooltip="splits the runs into groups", **wide)
+        self.picture = widgets.Image(format="png", layout={"max_width": "100%", "object_fit": "contain"})
+        self.figure_picker = widgets.Dropdown(
+            options=[NO_FIGURE], description="figure", tooltip="a saved figure of this run", **wide
+        )
+        self.figure_area = widgets.Output()
+        self.delete_button = button("Delete chosen runs ...", "trash", "asks once more")
+        self.delete_button.layout = {"width": "auto", "align_self": "flex-start"}
+        self.notice = widgets.HTML()
+        self.confirm_button = button("Yes, delete", "trash", "this can not be undone", button_style="danger")
+        self.confirm_button.layout.width = "auto"
+        self.cancel_button = button("Keep them", "undo", "delete nothing")
+        self.confirmation = widgets.VBox([self.notice, widgets.HBox([self.confirm_button, self.cancel_button])])
+        self.message = widgets.HTML(layout={"min_height": "28px"})
+
+    def _arranged(self) -> list[widgets.Widget]:
+        wrapped = {"layout": {"flex_flow": "row wrap"}}
+        beside = widgets.Box([self.listing], layout={"overflow": "auto", "max_height": "300px", "flex": "1 1 400px"})
+        self.tabs = widgets.Tab(
+            [
+                widgets.VBox([self.comparison]),
+                widgets.VBox([widgets.HBox([self.metric, self.parameter, self.colour], **wrapped), self.picture]),
+                widgets.VBox([self.files, self.figure_picker, self.figure_area]),
+                widgets.VBox([self.delete_button, self.confirmation]),
+            ],
+            titles=TABS,
+            selected_index=0,
+        )
+        return [
+            widgets.HBox([self.where, self.sort, self.descending, self.reload_button], **wrapped),
+            self.message,
+            widgets.HBox([self.picker, beside], **wrapped),
+            self.tabs,
+            KeepsKeys(),
+        ]
+
+    def _observe(self) -> None:
+        self.reload_button.on_click(lambda _: self.reload())
+        for control in (self.where, self.sort, self.descending):
+            control.observe(lambda _: self._filter_changed(), "value")
+        self.picker.observe(lambda _: self._choose(), "value")
+        for control in (self.metric, self.parameter, self.colour):
+            control.observe(lambda _: self._plot(), "value")
+        self.figure_picker.observe(lambda _: self._show_figure(), "value")
+        self.delete_button.on_click(lambda _: self._ask())
+        self.confirm_button.on_click(lambda _: self._delete())
+        self.cancel_button.on_click(lambda _: self._disarm())
+
+    # --- reactions ----------------------------------------------------------------------------------------------
+
+    def _filter_changed(self) -> None:
+        if not self._held:
+            with self._working("filtering"):
+                self._filter()
+
+    def _filter(self) -> None:
+        """Bring table, picker and menus to the filter. A bad filter raises and leaves them all as they were."""
+        shown = filter_runs(self.table, self.where.value)
+        shown = sort_runs(shown, self.sort.value, descending=self.descending.value)
+        self.shown, chosen = shown, self.picker.value
+        names = shown["run"].tolist()
+        parameters = list(dict.fromkeys([*differing_fields(shown), "seed"]))
+        with self._holding():
+            _offer(self.sort, overview(shown).columns.tolist())
+            self.picker.options = names
+            self.picker.value = [run for run in chosen if run in names]
+            _offer(self.metric, metric_columns(shown) or ["seconds"])
+            _offer(self.parameter, parameters)
+            _offer(self.colour, [NO_COLOUR, *parameters])
+        self._choose()
+        self._plot()
+        if not len(self.table):
+            self._say(f"there are no runs below {self.root}; `python -m toco_lab demo` makes two")
+
+    def _choose(self) -> None:
+        """Show what belongs to the chosen runs."""
+        if self._held:
+            return
+        with self._working("showing the chosen runs"):
+            self._disarm()
+            chosen, seen = self.picker.value, self.overview()
+            self.listing.value = _html_table(seen.columns, seen.itertuples(index=False), marked=set(chosen))
+            self.comparison.value = "<p>Choose runs in the list (Ctrl or Shift for several).</p>"
+            if chosen:
+                compared = compare_runs(self.shown, chosen)
+                rows = ([name, *values] for name, values in zip(compared.index, compared.to_numpy(), strict=True))
+                self.comparison.value = _html_table(["", *chosen], rows)
+            self._list_files()
+
+    def _plot(self) -> None:
+        if self._held:
+            return
+        with self._working("plotting"):
+            file = io.BytesIO()
+            self.figure().savefig(file, format="png", dpi=100)
+            self.picture.value = file.getvalue()
+
+    def _list_files(self) -> None:
+        """Links to what lies in the first chosen run, and a menu of its figures."""
+        found = run_files(self._run(self.picker.value[0])) if self.picker.value else []
+        rows = []
+        for file in found:
+            name = html.escape(file.path.name)
+            link = name if file.kind == "checkpoint" else f'<a href="{_link(file.path)}">{name}</a>'
+            rows.append(f"<tr><td>{file.kind}</td><td>{link}</td><td>{size_text(file.size)}</td></tr>")
+        head = f"<p>{html.escape(str(self.root / self.picker.value[0]))}</p>" if self.picker.value else ""
+        text = f"{head}<table>{''.join(rows)}</table>" if found else f"{head}<p>Nothing to open.</p>"
+        self.files.outputs = (_output({"text/html": text}),)
+        pictures = [(file.path.name, file.path) for file in found if file.path.parent.name == "figures"]
+        with self._holding():
+            self.figure_picker.options = [(NO_FIGURE, None), *pictures]
+            self.figure_picker.value = None
+        self.figure_area.outputs = ()
+
+    def _show_figure(self) -> None:
+        path = self.figure_picker.value
+        if self._held:
+            return
+        with self._working("showing a figure"):
+            if path is None:
+                self.figure_area.outputs = ()
+            elif path.suffix == ".png":
+                self.figure_area.outputs = (_output({"image/png": base64.b64encode(path.read_bytes()).decode()}),)
+            else:
+                figure = json.loads(path.read_text(encoding="utf-8"))
+                self.figure_area.outputs = (_output({"application/vnd.plotly.v1+json": figure}),)
+
+    def _ask(self) -> None:
+        """First step: say what would go, and offer the button that does it."""
+        with self._working("deleting"):
+            chosen = self.picker.value
+            if not chosen:
+                raise ValueError("choose the runs in the list first")
+            runs = list(map(self._run, chosen))
+            for run in runs:
+                run.check_deletable()
+            lines = "".join(f"<li>{html.escape(deletion_notice(run))}</li>" for run in runs)
+            self.notice.value = f"<p>This would be deleted for good:</p><ul>{lines}</ul>"
+            self.confirm_button.description = f"Yes, delete {count_text(len(chosen), 'run')}"
+            self._doomed, self.confirmation.layout.display = chosen, ""
+
+    def _disarm(self) -> None:
+        self._doomed, self.notice.value, self.confirmation.layout.display = (), "", "none"
+
+    def _delete(self) -> None:
+        """Second step."""
+        doomed, gone = self._doomed, []
+        with self._working("deleting"):
+            try:
+                for name in doomed:
+                    self._run(name).delete()
+                    gone.append(name)
+            finally:
+                self.table = list_runs(self.root, everything=True)
+                self._filter()
+            if gone:
+                self._say(f"deleted {count_text(len(gone), 'run')}: {', '.join(gone)}")
+
+    # --- inside -------------------------------------------------------------------------------------------------
+
+    def _run(self, name: str) -> RunDir:
+        return RunDir(self.root / name)
+
+    def _say(self, text: str, *, problem: bool = False) -> None:
+        colour = "var(--jp-error-color1, #B00020)" if problem else "inherit"
+        self.message.value = f'<div role="status" style="color: {colour}">{html.escape(text)}</div>' if text else ""
+
+    @contextmanager
+    def _working(self, what: str) -> Iterator[None]:
+        """Says what went wrong: an exception in a callback would vanish."""
+        self._say("")
+        try:
+            yield
+        except Exception as error:
+            self._say(f"{what} failed: {error}", problem=True)
+
+    @contextmanager
+    def _holding(self) -> Iterator[None]:
+        """Controls may change without anything being drawn."""
+        before, self._held = self._held, True
+        try:
+            yield
+        finally:
+            self._held = before
+
+
+def _offer(menu: widgets.Dropdown, options: Sequence[str]) -> None:
+    """Other options, the chosen one kept if it is still there."""
+    chosen = menu.value
+    menu.options = options
+    menu.value = chosen if chosen in options else options[0]
+
+
+def _html_table(head: Sequence[str], rows: Any, *, marked: set[str] = frozenset()) -> str:
+    """Rows of cells; those whose first cell is marked stand out."""
+    style = "border-collapse: collapse; line-height: 1.6; white-space: nowrap; font-variant-numeric: tabular-nums"
+    lines = ["<tr>" + "".join(f"<th align='left'>{html.escape(name)}</th>" for name in head) + "</tr>"]
+    for row in rows:
+        cells = "".join(f"<td>{html.escape(cell_text(cell))}</td>" for cell in row)
+        lines.append(f"<tr style='{_CHOSEN}'>{cells}</tr>" if row[0] in marked else f"<tr>{cells}</tr>")
+    return f"<table cellpadding='6' style='{style}'>{''.join(lines)}</table>"
+
+
+def _output(data: dict[str, Any]) -> dict[str, Any]:
+    return {"output_type": "display_data", "data": data, "metadata": {}}
+
+
+def _link(path: Path) -> str:
+    """Address of a file from the notebook, which JupyterLab resolves and opens: it starts kernels in that folder."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    start = shell.user_ns["_dh"][0] if shell is not None else Path.cwd()
+    return quote(Path(os.path.relpath(path.resolve(), Path(start).resolve())).as_posix())

@@ -1,0 +1,96 @@
+"""Snapshots of tokens during training: a few probe images, a few moments, small files. They feed the token explorer,
+where a slider then moves through training.
+"""
+
+from collections.abc import Iterable
+from itertools import islice
+
+import torch
+import torch.nn.functional as F
+
+from toco_lab.backbones.activations import capture
+from toco_lab.backbones.kinds import fill_patches, final_norm
+from toco_lab.backbones.pixels import denormalise
+from toco_lab.config import Config
+from toco_lab.data.loader import EvalSample, eval_samples
+from toco_lab.explorers.quantise import quantise_tokens
+from toco_lab.explorers.token_maps import TokenMaps, load_run_maps, save_token_maps
+from toco_lab.method.model import ToCo
+from toco_lab.runs.run_dir import RunDir
+from toco_lab.training.checkpoints import load_run_model
+
+
+def snapshot_steps(cfg: Config) -> set[int]:
+    """The steps after which a run keeps tokens: evenly spaced, 0 (before training) and the last among them."""
+    last = max(cfg.token_snapshots - 1, 1)
+    return {round(cfg.steps * i / last) for i in range(cfg.token_snapshots)}
+
+
+def probe_samples(cfg: Config, model: ToCo) -> list[EvalSample]:
+    """The probe images: the first `cfg.probe_images` of the validation list."""
+    return list(islice(eval_samples(cfg, model.mean, model.std), cfg.probe_images))
+
+
+def token_maps(
+    model: ToCo, cfg: Config, samples: Iterable[EvalSample], *, name: str, weights: str, step: int = 0
+) -> list[TokenMaps]:
+    """The tokens of each image after every block and after the final norm, as the token explorer shows them.
+
+    The explorer has one grid and one width for all layers: of a model in stages these are the blocks whose tokens are
+    shaped like the final ones.
+
+    Args:
+        model: Its mode is left alone.
+        cfg: For `eval_cam_size`, the square size images are brought to (0: native).
+        samples: Images.
+        name: Of the model, as the reader will see it.
+        weights: Which weights it carries.
+        step: Optimiser steps behind it.
+    """
+    device, found = next(model.parameters()).device, []
+    for sample in samples:
+        image = sample.image[None].to(device)
+        if cfg.eval_cam_size:
+            image = F.interpolate(image, (cfg.eval_cam_size,) * 2, mode="bilinear", align_corners=False)
+        image, grid = fill_patches(model.encoder, image)
+        seen = capture(model, image)
+        layers = {
+            f"block {number}": seen.patches(tokens)[0]
+            for number, tokens in enumerate(seen.after_block, start=1)
+            if tokens.shape == seen.final.shape
+        }
+        if final_norm(model.encoder) is not None:
+            layers["final norm"] = seen.patches(seen.final)[0]
+        pixels = denormalise(image, model.mean, model.std)[0].clamp(0, 255).round().to(torch.uint8)
+        found.append(
+            TokenMaps(
+                model=name,
+                weights=weights,
+                image_name=sample.name,
+                image=pixels.permute(1, 2, 0).cpu().numpy(),
+                grid=grid,
+                steps=(step,),
+                layers=tuple(layers),
+                tokens=quantise_tokens([list(layers.values())]),
+            )
+        )
+    return found
+
+
+def save_snapshot(run: RunDir, model: ToCo, cfg: Config, samples: Iterable[EvalSample], step: int) -> None:
+    """Write the tokens of the probe images after `step` optimiser steps into the run's folder."""
+    for image, maps in enumerate(token_maps(model, cfg, samples, name=run.name, weights="training", step=step)):
+        save_token_maps(run.token_maps_path(image, step), maps)
+
+
+def snapshot_of_run(run: RunDir, *, device: str | torch.device = "cpu") -> None:
+    """Keep the tokens of the probe images from the last checkpoint, for a run that kept none in training."""
+    model, cfg = load_run_model(run, device)
+    save_snapshot(run, model, cfg, probe_samples(cfg, model), int(run.checkpoints()[-1].stem.removeprefix("step_")))
+
+
+def maps_of_run(run: RunDir, *, device: str | torch.device = "cpu") -> list[TokenMaps]:
+    """The kept tokens of every probe image of a run; taken from its last checkpoint now where it kept none."""
+    if not run.token_maps():
+        snapshot_of_run(run, device=device)
+    return load_run_maps(run)

@@ -1,0 +1,1 @@
+"""Drawing alone: arrays and tables in, a figure out; no torch, nothing of the other rooms."""

@@ -1,0 +1,1 @@
+"""The paper: everything ToCo computes, and nothing of the lab around it."""

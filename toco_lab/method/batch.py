@@ -1,0 +1,38 @@
+"""What a training step is given."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training step; B images, S is `crop_size`, s is `view2_size`. See `transforms.Views`."""
+
+    names: list[str]
+    image: Tensor  # (B, 3, S, S) normalised; it IS the first global view
+    view2: Tensor  # (B, 3, s, s) second global view
+    local_source: Tensor  # (B, 3, S, S) the image in other colours; the training step cuts local crops from it
+    image_label: Tensor  # (B, C) float in {0, 1}
+    valid_box: Tensor  # (B, 4) int64 top, bottom, left, right, half-open
+    max_present: int | None = None  # no image shows more classes; None: to be counted, which waits for a GPU
+
+    def __getitem__(self, part: slice) -> "Batch":
+        """The images of a slice, for gradient accumulation."""
+        return replace(self._map(lambda tensor: tensor[part]), names=self.names[part])
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """A copy on `device`."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """A copy in page-locked memory; the loader calls this."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return replace(self, **{name: change(getattr(self, name)) for name in TENSORS})
+
+
+TENSORS = tuple(item.name for item in fields(Batch) if item.type is Tensor)  # fields that are stacked, cut and moved

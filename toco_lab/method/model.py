@@ -1,0 +1,229 @@
+"""The network: an encoder, two classifiers, the LargeFOV decoder and the projection head with its EMA teacher."""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from toco_lab.backbones.build import build_encoder, image_statistics
+from toco_lab.backbones.kinds import block_widths, class_token_pass, fill_patches, is_plain_vit, stage_maps, token_side
+from toco_lab.config import Config, backbone_kind
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class TokenFeatures:
+    """Tokens of one encoder pass; h = H // token side, w = W // token side. See `encoders` for what is what where.
+
+    Attributes:
+        class_token: (B, D) after the final norm; the mean of the patch tokens where the encoder has no class token.
+        patch_tokens: (B, D, h, w) after the final norm.
+        aux_patch_tokens: (B, D', h', w'), raw output of block `aux_layer`, NOT normalised. In a plain ViT D, h and w
+            are those of the final tokens; an earlier stage of another model has a finer grid and fewer channels.
+    """
+
+    class_token: Tensor
+    patch_tokens: Tensor
+    aux_patch_tokens: Tensor
+
+    def detach(self) -> "TokenFeatures":
+        """The same tokens without their history."""
+        return TokenFeatures(self.class_token.detach(), self.patch_tokens.detach(), self.aux_patch_tokens.detach())
+
+
+@dataclass(frozen=True)
+class ToCoOutput:
+    """What one forward pass gives.
+
+    Attributes:
+        features: The tokens everything below is computed from.
+        logits, aux_logits: Image logits of the two classifiers, (B, C).
+        cam, cam_aux: Raw class activation maps, (B, C, h, w) and (B, C, h', w'), no ReLU, detached.
+        seg_logits: Segmentation logits, (B, C + 1, h, w), channel 0 is background; None where not asked for.
+    """
+
+    features: TokenFeatures
+    logits: Tensor
+    aux_logits: Tensor
+    cam: Tensor
+    cam_aux: Tensor
+    seg_logits: Tensor | None
+
+
+class LargeFOVDecoder(nn.Module):
+    """Two dilated 3x3 convolutions and a 1x1 one, ReLU between, no biases."""
+
+    def __init__(self, embed_dim: int, width: int, num_outputs: int, dilation: int) -> None:
+        super().__init__()
+        wide = {"kernel_size": 3, "padding": dilation, "dilation": dilation, "bias": False}
+        self.conv1 = nn.Conv2d(embed_dim, width, **wide)
+        self.conv2 = nn.Conv2d(width, width, **wide)
+        self.conv3 = nn.Conv2d(width, num_outputs, 1, bias=False)
+
+    def forward(self, patch_tokens: Tensor) -> Tensor:
+        """(B, D, h, w) -> logits (B, C + 1, h, w)."""
+        logits = self.conv3(F.relu(self.conv2(F.relu(self.conv1(patch_tokens)))))
+        return logits.contiguous()  # tokens come channels last: every softmax of full-size logits would copy them
+
+
+class ProjectionHead(nn.Module):
+    """MLP with GELU, L2 normalisation, then a linear map whose rows have unit length (weight norm with gain fixed at
+    1).
+    """
+
+    def __init__(self, embed_dim: int, hidden: int, bottleneck: int, out: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(embed_dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck)
+        )
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.directions = nn.Parameter(torch.randn(out, bottleneck))
+
+    def forward(self, class_token: Tensor) -> Tensor:
+        """(B, D) -> (B, out), each entry in [-1, 1]: cosine with one direction."""
+        return F.linear(F.normalize(self.mlp(class_token), dim=-1), F.normalize(self.directions, dim=-1))
+
+
+class ToCo(nn.Module):
+    """Encoder and heads, sized by the config. Weights are random: see `checkpoints.initial_model` for pretrained ones.
+
+    Only the projection head has a teacher: both heads read the same encoder. The position embedding of a ViT is
+    frozen. `patch_size` is the side of a final token in pixels.
+
+    Raises:
+        ValueError: If timm can not make the backbone, it is of a family that is not read here, or `aux_layer` names no
+            block.
+    """
+
+    def __init__(self, cfg: Config) -> None:
+        super().__init__()
+        self.encoder = build_encoder(cfg)
+        widths = block_widths(self.encoder)
+        blocks = len(widths)
+        if not -blocks <= cfg.aux_layer < blocks:
+            raise ValueError(f"aux_layer {cfg.aux_layer} is not one of the {blocks} blocks of {cfg.backbone}")
+        self.aux_index = cfg.aux_layer % blocks
+        self.patch_size: int = token_side(self.encoder)
+        self.precision, self.checkpoint_blocks = cfg.precision, cfg.checkpoint_blocks
+        self.pool = {"max": torch.amax, "average": torch.mean}[cfg.pooling]
+        self.mean, self.std = image_statistics(self.encoder, cfg.normalisation)
+        width, head = self.encoder.num_features, (cfg.head_hidden, cfg.head_bottleneck, cfg.head_out)
+        self.classifier = nn.Conv2d(width, cfg.num_classes, 1, bias=False)
+        self.aux_classifier = nn.Conv2d(widths[self.aux_index], cfg.num_classes, 1, bias=False)
+        self.decoder = LargeFOVDecoder(width, cfg.decoder_width, cfg.num_classes + 1, cfg.decoder_dilation)
+        self.projection_head = ProjectionHead(width, *head)
+        self.teacher_head = copy.deepcopy(self.projection_head).requires_grad_(False)
+        self.teacher_momentum = cfg.teacher_momentum
+        self.aux_is_final = self.aux_index == blocks - 1
+        self.train()
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches: class, distillation, registers."""
+        return getattr(self.encoder, "num_prefix_tokens", 0)
+
+    def train(self, mode: bool = True) -> "ToCo":
+        """Training or evaluation mode; batch norms stay in evaluation mode, as is usual for CAMs and segmentation.
+
+        A batch has few images, and a step passes views of several sizes and mirror images through the encoder: their
+        statistics would be noise, and the CAMs of training others than those that are evaluated.
+        """
+        super().train(mode)
+        self.encoder.set_grad_checkpointing(mode and self.checkpoint_blocks)  # evaluation may hang hooks on blocks
+        for part in self.encoder.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.eval()
+        return self
+
+    def encode(self, image: Tensor) -> TokenFeatures:
+        """One encoder pass over normalised images (B, 3, H, W), brought to whole tokens as `fill_patches` says."""
+        image, grid = fill_patches(self.encoder, image)
+        with self._autocast(image.device):
+            if not is_plain_vit(self.encoder):
+                tokens, (aux,) = stage_maps(self.encoder, image, [self.aux_index])
+            else:
+                tokens, (aux,) = self.encoder.forward_intermediates(
+                    image, indices=[self.aux_index], norm=False, output_fmt="NCHW"
+                )
+        tokens, class_token = tokens.float(), None
+        if tokens.ndim == 3:  # (B, P + N, D) of a plain ViT
+            class_token = tokens[:, 0] if getattr(self.encoder, "cls_token", None) is not None else None
+            tokens = tokens[:, self.num_prefix_tokens :].transpose(1, 2).unflatten(2, grid)  # (B, D, h, w)
+        if class_token is None:
+            class_token = tokens.mean((2, 3))
+        if self.aux_is_final:
+            aux = tokens  # the reference's list of blocks ends with the normalised one
+        return TokenFeatures(class_token, tokens, aux.float())
+
+    def encode_class_token(self, image: Tensor) -> Tensor:
+        """The class token of `encode`, (B, D), where nothing else of the pass is wanted: in a plain ViT the last block
+        then does a sixth of its work.
+        """
+        if getattr(self.encoder, "cls_token", None) is None or not is_plain_vit(self.encoder):
+            return self.encode(image).class_token
+        image, _ = fill_patches(self.encoder, image)
+        with self._autocast(image.device):
+            return class_token_pass(self.encoder, image).float()
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, dtype=DTYPES[self.precision], enabled=self.precision != "fp32")
+
+    def cams(self, features: TokenFeatures) -> tuple[Tensor, Tensor]:
+        """Raw CAMs of the final tokens, (B, C, h, w), and of the auxiliary ones, (B, C, h', w'), detached."""
+        with torch.no_grad():
+            return self.classifier(features.patch_tokens), self.aux_classifier(features.aux_patch_tokens)
+
+    def read(self, features: TokenFeatures, *, segment: bool = True) -> ToCoOutput:
+        """The heads applied to given tokens. Image logits: tokens pooled per channel (ToCo: maximum), then the map."""
+        cam, cam_aux = self.cams(features)
+        tokens = features.patch_tokens, features.aux_patch_tokens
+        pooled, aux_pooled = (self.pool(x, (2, 3), keepdim=True) for x in tokens)
+        return ToCoOutput(
+            features=features,
+            logits=self.classifier(pooled).flatten(1),
+            aux_logits=self.aux_classifier(aux_pooled).flatten(1),
+            cam=cam,
+            cam_aux=cam_aux,
+            seg_logits=self.decoder(features.patch_tokens) if segment else None,
+        )
+
+    def forward(self, image: Tensor, *, segment: bool = True) -> ToCoOutput:
+        """Normalised images (B, 3, H, W) -> `ToCoOutput`. No state changes: the teacher moves only in
+        `update_teacher`.
+        """
+        return self.read(self.encode(image), segment=segment)
+
+    @torch.no_grad()
+    def update_teacher(self) -> None:
+        """One EMA step of the teacher head: t <- m t + (1 - m) s. The released code does this before each forward."""
+        for teacher, student in zip(self.teacher_head.parameters(), self.projection_head.parameters(), strict=True):
+            teacher.lerp_(student.detach(), 1 - self.teacher_momentum)
+
+
+def check_crops(model: ToCo, cfg: Config) -> None:
+    """Whether the crops of training consist of whole tokens.
+
+    PTC's labels and valid boxes count tokens from the corner of the crop, so the crop must end with a token. A local
+    crop has the class token alone, but in a plain ViT pixels that fill no patch would be lost.
+
+    Raises:
+        ValueError: With the nearest sizes that do.
+    """
+    wanted = {"crop_size": (cfg.crop_size, model.patch_size)}
+    if backbone_kind(cfg.backbone) == "vit":
+        wanted["local_crop_size"] = (cfg.local_crop_size, math.lcm(2, model.patch_size))  # even, besides
+    for name, (size, unit) in wanted.items():
+        if size % unit:
+            fitting = [times * unit for times in (size // unit, size // unit + 1) if times]
+            offer = " or ".join(f"{one} = {one // model.patch_size} x {model.patch_size}" for one in fitting)
+            raise ValueError(
+                f"{name} {size} does not consist of whole tokens of {cfg.backbone}, which have a side of "
+                f"{model.patch_size} pixels; take {offer}"
+            )

@@ -1,0 +1,194 @@
+"""Refinement of CAMs by the image: pixel-adaptive refinement (PAR), and the pseudo label it gives.
+
+PAR comes from Ru et al., "Learning affinity from attention" (CVPR 2022), and ToCo uses it unchanged (CVPR 2023,
+section on the segmentation decoder).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from toco_lab.config import IGNORE_INDEX
+from toco_lab.method.labels import outside_to_ignore
+from toco_lab.method.present import Slots
+
+DILATIONS = (1, 2, 4, 8, 12, 24)
+
+
+PAR_SIGMA = 0.3  # width of the affinity, in local standard deviations
+
+
+PAR_POSITION_WEIGHT = 0.01  # share of the position term; the weights of a pixel sum to 1.01
+
+
+@torch.no_grad()
+def par_weights(image: Tensor, dilations: Sequence[int] = DILATIONS) -> Tensor:
+    """Weight of each pixel's neighbours: similar colour and, slightly, short distance.
+
+    With n = 8 * len(dilations) neighbours: softmax over them of -(|I_k - I| / std / 0.3)^2, averaged over RGB, plus
+    0.01 times the same of the distance in place of the colour difference; std is over the n neighbours.
+
+    Args:
+        image: (B, 3, h, w) float, values in [0, 1].
+        dilations: Distances of the eight neighbours, in pixels; beyond the border the border pixel counts.
+
+    Returns:
+        (B, n, h, w), dilation-major; sums to 1.01 over n.
+    """
+    image, number = image.float(), 8 * len(dilations)
+    # Neighbour by neighbour, three times: to hold all of them would take 48 images' memory, and longer to fill it.
+    mean = sum(_neighbours(image, dilations)) / number
+    variance = torch.zeros_like(image)
+    for near in _neighbours(image, dilations):
+        centred = near - mean
+        variance.addcmul_(centred, centred, value=1 / (number - 1))
+    width = variance.sqrt_().add_(1e-8).mul_(PAR_SIGMA)
+    colour_term = image.new_empty(len(image), number, *image.shape[2:])  # (B, n, h, w)
+    for term, near in zip(colour_term.unbind(1), _neighbours(image, dilations), strict=True):
+        torch.mean((near - image).div_(width).square_(), dim=1, out=term)
+    distance = torch.tensor([math.hypot(*offset) for offset in _offsets(dilations)])
+    position_term = -(distance / (distance.std() + 1e-8) / PAR_SIGMA).square()  # (n,)
+    position = (PAR_POSITION_WEIGHT * position_term.softmax(0)).to(image.device, non_blocking=True)
+    return colour_term.neg_().softmax(1).add_(position[:, None, None])
+
+
+@torch.no_grad()
+def par_filter(weights: Tensor, masks: Tensor, dilations: Sequence[int] = DILATIONS, num_iter: int = 10) -> Tensor:
+    """Replace every pixel by the weighted sum of its neighbours, again and again.
+
+    Args:
+        weights: (B, n, h, w) from ``par_weights`` with the same ``dilations``.
+        masks: (B, C, h, w); channels do not influence each other.
+        dilations: Distances of the eight neighbours, in pixels.
+        num_iter: Number of repetitions.
+
+    Returns:
+        (B, C, h, w), 1.01 ** num_iter times the range of ``masks``.
+
+    Raises:
+        ValueError: If weights and masks do not fit each other or the dilations.
+    """
+    expected = (masks.shape[0], 8 * len(dilations), *masks.shape[2:])
+    if weights.shape != expected:
+        raise ValueError(f"weights {tuple(weights.shape)} do not fit masks {tuple(masks.shape)}: need {expected}")
+    for _ in range(num_iter):
+        refined = torch.zeros_like(masks)
+        for weight, neighbour in zip(weights.split(1, dim=1), _neighbours(masks, dilations), strict=True):
+            refined.addcmul_(weight, neighbour)
+        masks = refined
+    return masks
+
+
+def par(image: Tensor, masks: Tensor, *, dilations: Sequence[int] = DILATIONS, num_iter: int = 10) -> Tensor:
+    """Pixel-adaptive refinement of masks of any size at the size of the image.
+
+    Args:
+        image: (B, 3, h, w), values in [0, 1].
+        masks: (B, C, any, any), resized to (h, w) bilinearly with aligned corners.
+        dilations: Distances of the eight neighbours, in pixels.
+        num_iter: Number of repetitions.
+
+    Returns:
+        (B, C, h, w) float32.
+    """
+    masks = F.interpolate(masks.float(), size=image.shape[2:], mode="bilinear", align_corners=True)
+    return par_filter(par_weights(image, dilations), masks, dilations, num_iter)
+
+
+@torch.no_grad()
+def refine_cam(
+    image01: Tensor,
+    valid_cam: Tensor,
+    image_label: Tensor,
+    valid_box: Tensor,
+    *,
+    low_threshold: float,
+    high_threshold: float,
+    scale: float = 0.5,
+    dilations: Sequence[int] = DILATIONS,
+    num_iter: int = 10,
+    max_present: int | None = None,
+) -> Tensor:
+    """Pseudo label from a CAM: certain only where a strict and a loose background agree after PAR.
+
+    The CAM is refined beside a constant background of ``high_threshold`` and of ``low_threshold``. A pixel gets a class
+    where the first run shows one, background where both show background, and is ignored in between.
+
+    Args:
+        image01: (B, 3, H, W), values in [0, 1].
+        valid_cam: (B, C, H, W), values in [0, 1]; maps of absent classes do not count.
+        image_label: (B, C) in {0, 1}.
+        valid_box: (B, 4) top, bottom, left, right in pixels, half-open.
+        low_threshold: Background score of the loose run.
+        high_threshold: Background score of the strict run.
+        scale: Size at which PAR works, relative to the image.
+        dilations: Of PAR, in pixels of the scaled image.
+        num_iter: Of PAR.
+        max_present: Bound on the present classes of one image, see `Slots.of`; the cost of PAR grows with it.
+
+    Returns:
+        (B, H, W) int64: 0 background, 1..C classes, 255 ignored, also outside the box.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+    """
+    batch, _, height, width = valid_cam.shape
+    fits = image01.shape == (batch, 3, height, width) and image_label.shape == valid_cam.shape[:2]
+    if not fits or valid_box.shape != (batch, 4):
+        raise ValueError(
+            f"valid_cam {tuple(valid_cam.shape)} does not fit image01 {tuple(image01.shape)}, image_label "
+            f"{tuple(image_label.shape)} and valid_box {tuple(valid_box.shape)}"
+        )
+    slots = Slots.of(image_label, max_present)
+    return refine_slots(
+        image01, slots.take(valid_cam), slots, valid_box, low_threshold=low_threshold, high_threshold=high_threshold,
+        scale=scale, dilations=dilations, num_iter=num_iter,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def refine_slots(
+    image01: Tensor,
+    maps: Tensor,
+    slots: Slots,
+    valid_box: Tensor,
+    *,
+    low_threshold: float,
+    high_threshold: float,
+    scale: float = 0.5,
+    dilations: Sequence[int] = DILATIONS,
+    num_iter: int = 10,
+) -> Tensor:
+    """`refine_cam` of maps of slots, (B, S, H, W), as `slot_cams` gives them; the label has classes."""
+    height, width = maps.shape[-2:]
+    absent = F.pad(~slots.present, (1, 0))[:, :, None, None]  # (B, 1 + S, 1, 1)
+    size = int(height * scale), int(width * scale)
+    foreground = F.interpolate(maps.float(), size=size, mode="bilinear", align_corners=False)
+    scores = [
+        F.pad(foreground, (0, 0, 0, 0, 1, 0), value=background).masked_fill(absent, -torch.inf).softmax(1)
+        for background in (high_threshold, low_threshold)
+    ]
+    image = F.interpolate(image01.float(), size=size, mode="bilinear", align_corners=False)
+    refined = par_filter(par_weights(image, dilations), torch.cat(scores, 1), dilations, num_iter)
+    refined = F.interpolate(refined, size=(height, width), mode="bilinear", align_corners=False)
+    # max(1).indices is argmax(1), which is many times slower on a CPU where the axis is not the last
+    high, low = (run.max(1).indices for run in refined.chunk(2, dim=1))  # (B, H, W), 0 background, then slots
+    label = slots.class_label(high).masked_fill((high == 0) & (low != 0), IGNORE_INDEX)
+    return outside_to_ignore(label, valid_box)
+
+
+def _offsets(dilations: Sequence[int]) -> list[tuple[int, int]]:
+    """(dy, dx) of the eight neighbours at each dilation, row-major."""
+    return [(dy * d, dx * d) for d in dilations for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
+
+
+def _neighbours(maps: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
+    """Shifted views of (B, C, h, w), one per offset; the border is repeated outwards."""
+    reach = max(dilations)
+    height, width = maps.shape[2:]
+    padded = F.pad(maps, (reach,) * 4, mode="replicate")
+    for dy, dx in _offsets(dilations):
+        yield padded[:, :, reach + dy : reach + dy + height, reach + dx : reach + dx + width]

@@ -1,0 +1,1 @@
+"""Look back: runs compared, ablation tables, one offline page."""

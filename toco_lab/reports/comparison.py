@@ -1,0 +1,294 @@
+"""What run folders say, read for a report: numbers with their protocol, and which runs are seeds of one config.
+
+No model and no data are needed. A file that is missing or damaged is None here; the report says so in its place.
+"""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from toco_lab.evaluation.gallery import Gallery, load_gallery
+from toco_lab.explorers.token_maps import TokenMaps, load_run_maps
+from toco_lab.figures.interactive import SIMILARITY, TITLES
+from toco_lab.runs import scores
+from toco_lab.runs.run_dir import RunDir
+from toco_lab.sweeps.grid import Grid
+from toco_lab.sweeps.sweep import sweep_table
+
+MANY = 6  # more runs than this: a row per run instead of a column, and seeds of one config drawn as one curve
+PAIRS = tuple((f"{kind} cosine", "absolute, true label") for kind in ("positive", "negative"))
+OVER = "over-activation (low is good)"
+_PERCENT = ("mIoU", "F1")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number as text, with everything that defines it."""
+
+    text: str
+    protocol: Mapping[str, Any]
+
+
+class RunFiles:
+    """The files of one run, each read once and only when asked for."""
+
+    def __init__(self, run: RunDir) -> None:
+        """Reads config.json: without it there is no run."""
+        self.run, self.name, self.config = run, run.name, run.config()
+
+    @cached_property
+    def status(self) -> dict[str, Any]:
+        """Of status.json; empty if damaged."""
+        with contextlib.suppress(ValueError):
+            if isinstance(status := self.run.status(), dict):
+                return status
+        return {}
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame | None:
+        """Rows of metrics.csv, one per logged step."""
+        with contextlib.suppress(OSError, ValueError):
+            return self.run.metrics()
+        return None
+
+    @cached_property
+    def evaluation(self) -> pd.DataFrame | None:
+        """Rows of evaluation.csv: target, class, iou, ..."""
+        return self._table("evaluation")
+
+    @cached_property
+    def smoothing(self) -> pd.DataFrame | None:
+        """Rows of smoothing.csv, with the run as the model."""
+        table = self._table("smoothing")
+        return None if table is None else table.assign(model=self.name)
+
+    @cached_property
+    def layer_cams(self) -> pd.DataFrame | None:
+        """Rows of layer_cams.csv, with the run as the model."""
+        table = self._table("layer_cams")
+        return None if table is None or table.empty else table.assign(model=self.name)
+
+    @cached_property
+    def protocol(self) -> dict[str, dict[str, Any]]:
+        """Target -> protocol record; empty if there is none."""
+        with contextlib.suppress(OSError, ValueError):
+            return self.run.read_json("protocol")
+        return {}
+
+    @cached_property
+    def environments(self) -> list[dict[str, Any]]:
+        """One record per start of the run; empty if there is none."""
+        with contextlib.suppress(OSError, ValueError):
+            if isinstance(records := self.run.read_json("env"), list):
+                return records
+        return []
+
+    @cached_property
+    def gallery(self) -> Gallery | None:
+        """Maps of a few images."""
+        with contextlib.suppress(ValueError):
+            return load_gallery(self.run)
+        return None
+
+    @cached_property
+    def tokens(self) -> list[TokenMaps]:
+        """Tokens of the probe images; empty if there are none."""
+        with contextlib.suppress(OSError, ValueError):
+            return load_run_maps(self.run)
+        return []
+
+    @cached_property
+    def numbers(self) -> dict[str, Number]:
+        """All that a table of results shows, by quantity."""
+        return _scores(self) | _pairs_in_training(self) | _cosines(self)
+
+    def absence(self, what: str, name: str) -> str:
+        """A sentence on what the run lacks, and why."""
+        error, state = self.status.get("error"), self.status.get("state", "of unknown state")
+        said = f"failed: {error}" if error else f"is {state}"
+        there = (self.run.path / name).exists()
+        reason = f"{name} is empty or cannot be read" if there else f"its folder has no {name}"
+        return f"{what} not there because {reason}. The run {said}, at step {self.status.get('step', 0)}."
+
+    def _table(self, name: str) -> pd.DataFrame | None:
+        with contextlib.suppress(OSError, ValueError):
+            return self.run.read_table(name)
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """The runs of a report and how they belong together.
+
+    Attributes:
+        runs: In the order shown.
+        frame: One line per run: row, seed, run, scores (of `ablation.rows_of_runs` or `sweep.sweep_table`).
+        reference: Row, or row -> row, that differences are taken to.
+        about: What was asked, where a sweep says it.
+        paths: Folders that were given.
+    """
+
+    runs: list[RunFiles]
+    frame: pd.DataFrame
+    reference: str | Mapping[str, str] | None = None
+    about: str = ""
+    paths: tuple[Path, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """Folder names."""
+        return [run.name for run in self.runs]
+
+    @property
+    def many(self) -> bool:
+        """Whether a column per run would be too much."""
+        return len(self.runs) > MANY
+
+    @cached_property
+    def rows(self) -> dict[str, str]:
+        """Run name -> its row (rows of equal configs share a run), or - where it could not be read."""
+        of_run = self.frame.groupby("run")["row"].agg(" / ".join).to_dict()
+        return {name: of_run.get(name, "-") for name in self.names}
+
+    @cached_property
+    def groups(self) -> dict[str, list[RunFiles]]:
+        """What gets a curve: every run by its name; of many runs every row, with the runs of all its seeds."""
+        by_name = {run.name: run for run in self.runs}
+        rows = {
+            row: [by_name[name] for name in dict.fromkeys(part["run"]) if name in by_name]
+            for row, part in self.frame.groupby("row", sort=False)
+        }
+        alone = {name: [run] for name, run in by_name.items()}
+        if not self.many or all(len(members) < 2 for members in rows.values()):
+            return alone
+        known = {run.name for members in rows.values() for run in members}
+        rest = {name: members for name, members in alone.items() if name not in known}
+        return {row: members for row, members in rows.items() if members} | rest
+
+    @property
+    def grouped(self) -> bool:
+        """Whether seeds of one config are drawn as one curve."""
+        return list(self.groups) != self.names
+
+    def first_seeds(self) -> dict[str, RunFiles]:
+        """One run of each group, where every run would be too much: the first one."""
+        return {label: members[0] for label, members in self.groups.items()}
+
+
+def compare(paths: Sequence[Path | str]) -> Comparison:
+    """Open run folders and sweep folders (those with a grid.yaml, whose rows keep the names of the grid).
+
+    Raises:
+        FileNotFoundError: If a folder is neither, or no run of a sweep has begun.
+        ValueError: If there is nothing, or two runs have one folder name.
+    """
+    if len(paths) == 1 and (Path(paths[0]) / "grid.yaml").is_file():
+        return _of_sweep(Path(paths[0]))
+    runs = []
+    for path in map(Path, paths):
+        runs += [file.run for file in _of_sweep(path).runs] if (path / "grid.yaml").is_file() else [RunDir(path)]
+    return replace(compare_runs(runs), paths=tuple(map(Path, paths)))
+
+
+def compare_runs(runs: Sequence[RunDir]) -> Comparison:
+    """Runs that belong together by their configs alone.
+
+    Raises:
+        ValueError: If there is none, or two have the same folder name.
+    """
+    names = [run.name for run in runs]
+    if not runs or len(set(names)) < len(names):
+        raise ValueError(f"a report needs at least one run and different folder names, got {names}")
+    return Comparison([RunFiles(run) for run in runs], _rows(runs), paths=tuple(run.path for run in runs))
+
+
+def _rows(runs: Sequence[RunDir]) -> pd.DataFrame:
+    """`rows_of_runs` of those runs whose files can be read."""
+    try:
+        return scores.rows_of_runs(runs)
+    except (OSError, ValueError, KeyError, TypeError):
+        if len(runs) == 1:
+            return pd.DataFrame(columns=["row", "seed", "state", "run"])
+        return scores.rows_of_runs([run for run in runs if len(_rows([run]))])
+
+
+def _of_sweep(folder: Path) -> Comparison:
+    grid = Grid.from_yaml(folder / "grid.yaml")
+    folders = dict.fromkeys(one.folder for one in grid.runs(folder.parent))
+    begun = [RunDir(path) for path in folders if (path / "config.json").is_file()]
+    if not begun:
+        raise FileNotFoundError(f"no run of the sweep {folder} has begun; `python -m toco_lab sweep` makes them")
+    frame = sweep_table(folder.parent, grid)
+    about = f"{grid.name}: {grid.about}" if grid.about else grid.name
+    return Comparison([RunFiles(run) for run in begun], frame, grid.reference, about, (folder,))
+
+
+# --- numbers with their protocol --------------------------------------------------------------------------------------
+
+
+def _scores(files: RunFiles) -> dict[str, Number]:
+    """Mean scores of evaluation.csv."""
+    table = files.evaluation
+    if table is None:
+        return {}
+    means = table[table["class"].isin(_PERCENT)]
+    rows = [*zip(means["target"], means["class"], means["iou"], strict=True)]
+    if "over_activation" in means:
+        over = means[means["over_activation"].notna()]
+        rows += [(target, OVER, value) for target, value in zip(over["target"], over["over_activation"], strict=True)]
+    return {
+        f"{TITLES.get(target, target)}, {kind}": Number(
+            f"{100 * value:.1f}" if pd.notna(value) else "not defined",
+            {key: item for key, item in files.protocol.get(target, {}).items() if key != "target"}
+            | {"seed": files.config.seed},
+        )
+        for target, kind, value in rows
+    }
+
+
+def _cosines(files: RunFiles) -> dict[str, Number]:
+    """Similarity of the first and last block, and the pairs' cosines after the norm, from smoothing.csv."""
+    table = files.smoothing
+    if table is None or table.empty:
+        return {}
+    blocks, found = table.loc[table["site"] == "after block", "layer"], {}
+    wanted = [
+        (SIMILARITY, "after block", blocks.min(), "Similarity, first block"),
+        (SIMILARITY, "after block", blocks.max(), "Similarity, last block"),
+        (SIMILARITY, "final norm", blocks.max(), "Similarity, after the final norm"),
+    ]
+    for pair in PAIRS:
+        wanted.append((pair, "final norm", blocks.max(), f"|cos| of {pair[0].split()[0]} pairs, after the final norm"))
+    for (metric, variant), site, layer, quantity in wanted:
+        chosen = (table["metric"] == metric) & (table["variant"] == variant)
+        part = table[chosen & (table["site"] == site) & (table["layer"] == layer)]
+        if len(part):
+            first = part.iloc[0]
+            protocol = {"variant": first["variant"], "images": part["image"].nunique(), "layer": int(layer)}
+            protocol |= {key: first[key] for key in ("norm", "token_set", "weights")}
+            if "tokens" in part:
+                protocol["N"] = " to ".join(dict.fromkeys(map(str, (part["tokens"].min(), part["tokens"].max()))))
+            spread = f" ± {part['value'].std():.3f}" if len(part) > 1 else ""
+            found[quantity] = Number(f"{part['value'].mean():.3f}{spread}", protocol)
+    return found
+
+
+def _pairs_in_training(files: RunFiles) -> dict[str, Number]:
+    """|cos| of PTC's pairs in the last logged training steps."""
+    frame, found = files.metrics, {}
+    for kind in ("positive", "negative"):
+        rows = frame[frame[f"{kind}_cosine"].notna()] if frame is not None and f"{kind}_cosine" in frame else ()
+        if len(rows):
+            protocol = {"step": int(rows["step"].iloc[-1]), "labels": "thresholded auxiliary CAM of training batches"}
+            found[f"|cos| of {kind} pairs, in training"] = Number(f"{rows[f'{kind}_cosine'].iloc[-1]:.3f}", protocol)
+    return found
+
+
+def is_cosine(quantity: str) -> bool:
+    """Whether a quantity is a cosine of tokens, not a score."""
+    return quantity.startswith(("Similarity", "|cos|"))

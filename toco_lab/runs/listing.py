@@ -1,0 +1,94 @@
+"""All runs below a folder as one table."""
+
+import csv
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from toco_lab.config import config_differences
+from toco_lab.runs.run_dir import _FIELDS, RunDir, _complete_lines
+
+SCORES = ("mIoU", "F1")  # `class` values of evaluation.csv that are a mean, not a class
+
+
+RUN_COLUMNS = ("run", "state", "step", "seconds", "made", "seed")  # of `list_runs`, before config fields and scores
+
+
+def find_runs(root: Path | str = "results") -> list[Path]:
+    """Folders of the runs anywhere below `root`. Not searched: the folder of a run, and hidden folders."""
+    found, seen = [], set()
+    for folder, inner, files in os.walk(root, followlinks=True):
+        real = Path(folder).resolve()
+        if real in seen:  # a link back would be followed for ever
+            inner.clear()
+        elif "config.json" in files:
+            found.append(Path(folder))
+            inner.clear()
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        seen.add(real)
+    return found
+
+
+def list_runs(root: Path | str = "results", *, everything: bool = False) -> pd.DataFrame:
+    """One row per run anywhere below `root`, see `read_runs`; a run is named by its path from there."""
+    root = Path(root)
+    return read_runs({path.relative_to(root).as_posix(): path for path in find_runs(root)}, everything=everything)
+
+
+def read_runs(paths: Mapping[str, Path | str], *, everything: bool = False) -> pd.DataFrame:
+    """One row per run: `RUN_COLUMNS`, config fields that differ, scores like `cam_mIoU`, error of a failed one.
+
+    A folder that can not be read (damaged, or written by another version) has the state "unreadable", and says why.
+
+    Args:
+        paths: Folder of each run, by the name it has in the column `run`.
+        everything: Also the config fields that are the same in all runs, and the last values of metrics.csv.
+    """
+    rows, configs = {}, {}
+    for name, path in paths.items():
+        try:
+            run = RunDir(path)
+            cfg, status = run.config(), run.status()
+            lead = {
+                "run": name, "state": status["state"], "step": status.get("step", 0),
+                "seconds": status.get("total_seconds", status.get("seconds")), "made": _made(run), "seed": cfg.seed,
+            }  # fmt: skip
+            found = final_scores(run) | (_last_metrics(run) if everything else {})
+            rows[name] = lead | {key: value for key, value in found.items() if key not in _FIELDS}
+            rows[name]["error"] = str(status.get("error", "")).partition("\n")[0]
+            configs[name] = cfg
+        except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+            rows[name] = {"run": name, "state": "unreadable", "error": " ".join(str(error).split())}
+    fields = [key for key in (_FIELDS if everything else config_differences(configs)) if key != "seed"]
+    for name, cfg in configs.items():
+        rows[name] |= {key: getattr(cfg, key) for key in fields}
+    measured = [key for row in rows.values() for key in row if key not in (*RUN_COLUMNS, *fields, "error")]
+    columns = [*RUN_COLUMNS, *fields, *dict.fromkeys(measured), "error"]
+    return pd.DataFrame(list(rows.values()), columns=columns)
+
+
+def final_scores(run: RunDir) -> dict[str, float]:
+    """Mean scores of evaluation.csv as {"cam_mIoU": ..., "labels_F1": ...}; empty without an evaluation."""
+    path = run.path / "evaluation.csv"
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8", newline="") as file:  # hundreds of runs are listed: pandas takes far longer
+        rows = [row for row in csv.DictReader(file) if row["class"] in SCORES]
+    return {f"{row['target']}_{row['class']}": float(row["iou"] or "nan") for row in rows}
+
+
+def _last_metrics(run: RunDir) -> dict[str, float]:
+    """The last value of each column of metrics.csv but `step`; validation scores are not in every row."""
+    last = {}
+    for row in csv.DictReader(io.StringIO(_complete_lines(run.path / "metrics.csv"))):
+        last |= {key: float(value) for key, value in row.items() if key != "step" and value not in ("", "nan")}
+    return last
+
+
+def _made(run: RunDir) -> str:
+    """When the run was started first, like 2026-01-31 12:00:00; empty if that was not written down."""
+    records = run.read_json("env") if (run.path / "env.json").is_file() else []
+    return records[0]["start"][:19].replace("T", " ") if records else ""

@@ -1,0 +1,326 @@
+"""The run directory: the only code that knows which file of a run has which name.
+
+A process killed at any moment leaves only readable files: whole files are written through a temporary name
+and `os.replace`, rows are appended, and half a last row is dropped when the table is read or continued.
+"""
+
+import csv
+import dataclasses
+import io
+import itertools
+import json
+import os
+import platform
+import secrets
+import shutil
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+
+from toco_lab.config import Config, config_differences
+from toco_lab.files import atomic_write
+from toco_lab.runs.environment import _process_began, environment
+
+STATES = ("new", "running", "done", "failed")
+
+
+_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+
+
+_STALE_SECONDS = 3600  # a temporary file this old was left by a killed process: nobody is writing it
+
+
+class RunDir:
+    """One run on disk: `RunDir.create(cfg)` makes or continues it, `RunDir(path)` opens it.
+
+    Attributes:
+        path: Folder of the run.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        """Open an existing run.
+
+        Raises:
+            FileNotFoundError: If the folder holds no config.json.
+        """
+        self.path = Path(path)
+        if not (self.path / "config.json").is_file():
+            raise FileNotFoundError(f"{self.path} is not a run folder: it has no config.json")
+
+    @classmethod
+    def create(cls, cfg: Config, root: Path | str = "results", *, name: str | None = None) -> Self:
+        """Make the folder of a run, or continue the one that is there; each call adds a record to env.json.
+
+        Fields that cannot change a number (device, workers, log interval, ...) may differ from the ones on
+        disk: the new ones are kept, so that a run can be continued on another machine.
+
+        Args:
+            cfg: The run's config.
+            root: Folder that holds the runs.
+            name: Folder name below `root`; None takes `cfg.run_name()`.
+
+        Raises:
+            ValueError: If the folder holds a run whose config differs in a field that matters.
+        """
+        path = Path(root) / (name or cfg.run_name())
+        if (path / "config.json").is_file():
+            run = cls(path)
+            differing = config_differences({"there": run.config(), "wanted": cfg})
+            fatal = [
+                f"{key} ({values['there']!r} there, {values['wanted']!r} wanted)"
+                for key, values in differing.items()
+                if _FIELDS[key].metadata["result"]
+            ]
+            if fatal:
+                raise ValueError(f"{path} holds a run with another config: {', '.join(fatal)}")
+            for temporary in path.rglob(".*.tmp"):
+                if time.time() - temporary.stat().st_mtime > _STALE_SECONDS:
+                    temporary.unlink(missing_ok=True)
+        with atomic_write(path / "config.json", "w") as file:
+            file.write(cfg.to_json())
+        run = cls(path)
+        records = run.read_json("env") if (path / "env.json").is_file() else []
+        run.write_json("env", [*records, environment(cfg.device)])
+        if not (path / "status.json").is_file():
+            run.set_status("new", step=0, steps=cfg.steps, seconds=0.0)
+        return run
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
+    @property
+    def name(self) -> str:
+        """Folder name, which names the run in tables and figures."""
+        return self.path.resolve().name
+
+    def config(self) -> Config:
+        """The run's Config. Raises ValueError naming the file if it is damaged or of another version."""
+        path = self.path / "config.json"
+        try:
+            return Config.from_json(path.read_text(encoding="utf-8"))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{path} can not be read ({error}); it is damaged or of another version of this package. Delete the "
+                f"folder to make the run again"
+            ) from error
+
+    # --- state ------------------------------------------------------------------------------------
+
+    def status(self) -> dict[str, Any]:
+        """State of the run: state (one of `STATES`), step, steps, seconds, and error if it failed."""
+        if not (self.path / "status.json").is_file():
+            return {"state": "new", "step": 0}
+        return self.read_json("status")
+
+    def set_status(self, state: str, **fields: Any) -> None:
+        """Write a new state. Fields not given keep their value, except `error`: it belongs to one state."""
+        if state not in STATES:
+            raise ValueError(f"state must be one of {', '.join(STATES)}, got {state!r}")
+        kept = {key: value for key, value in self.status().items() if key != "error"}
+        self.write_json("status", kept | {"state": state} | fields)
+
+    def log(self, message: str) -> None:
+        """Append a time-stamped line to log.txt."""
+        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {message}\n")
+
+    # --- metrics.csv ------------------------------------------------------------------------------
+
+    def append_metrics(self, row: dict[str, Any]) -> None:
+        """Append one row to metrics.csv. The first row fixes the columns; a missing value stays empty.
+
+        Raises:
+            ValueError: If the row has a column that the file lacks.
+        """
+        path = self.path / "metrics.csv"
+        text = _complete_lines(path)
+        row = {key: _plain(value) for key, value in row.items()}
+        columns = next(csv.reader([text.partition("\n")[0]])) if text else list(row)
+        unknown = [key for key in row if key not in columns]
+        if unknown:
+            raise ValueError(f"{path} has no column {', '.join(map(repr, unknown))}; it has {columns}")
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
+        if not text:
+            writer.writeheader()
+        writer.writerow(row)
+        if path.is_file() and path.stat().st_size != len(text.encode()):  # a killed process left half a line
+            with atomic_write(path, "w") as file:
+                file.write(text)
+        with path.open("a", encoding="utf-8", newline="") as file:
+            file.write(buffer.getvalue())
+
+    def metrics(self) -> pd.DataFrame:
+        """Rows of metrics.csv, one per logged step; empty before the first. Half a last line is left out."""
+        text = _complete_lines(self.path / "metrics.csv") or "step\n"
+        return pd.read_csv(io.StringIO(text))
+
+    def truncate_metrics(self, last_step: int) -> None:
+        """Drop the rows after `last_step` and half a last line, before a run continues from a checkpoint."""
+        path = self.path / "metrics.csv"
+        rows = list(csv.DictReader(io.StringIO(_complete_lines(path))))
+        kept = [row for row in rows if float(row["step"]) <= last_step]
+        if not kept:
+            path.unlink(missing_ok=True)  # the next row may bring its own columns
+            return
+        with atomic_write(path, "w") as file:
+            writer = csv.DictWriter(file, list(kept[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(kept)
+
+    # --- other files ------------------------------------------------------------------------------
+
+    def write_table(self, name: str, frame: pd.DataFrame) -> None:
+        """Write `<name>.csv` (evaluation, similarity, ...) without its index."""
+        with atomic_write(self.path / f"{name}.csv", "w") as file:
+            frame.to_csv(file, index=False, lineterminator="\n")
+
+    def read_table(self, name: str) -> pd.DataFrame:
+        """Read `<name>.csv`. Raises FileNotFoundError if the run has none."""
+        # only an empty cell is missing: a class called "None" or "NA" stays a word
+        path = self.path / f"{name}.csv"
+        return pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+    def write_json(self, name: str, obj: Any) -> None:
+        """Write `<name>.json`; NumPy and torch values become numbers and lists, paths become text."""
+        with atomic_write(self.path / f"{name}.json", "w") as file:
+            json.dump(obj, file, indent=1, default=_plain)
+
+    def read_json(self, name: str) -> Any:
+        """Read `<name>.json`. Raises FileNotFoundError if the run has none."""
+        return json.loads((self.path / f"{name}.json").read_text(encoding="utf-8"))
+
+    def save_figure(self, name: str, figure: Any) -> Path:
+        """Save a matplotlib figure as figures/<name>.png, a plotly one as figures/<name>.json."""
+        raster = hasattr(figure, "savefig")
+        path = self.path / "figures" / f"{name}.{'png' if raster else 'json'}"
+        with atomic_write(path, "wb") as file:
+            if raster:
+                figure.savefig(file, format="png", dpi=110)
+            else:
+                file.write(figure.to_json().encode())
+        return path
+
+    def figures(self) -> list[Path]:
+        """Saved figures, by name."""
+        found = (self.path / "figures").glob("[!.]*")
+        return sorted(path for path in found if path.suffix in (".png", ".json"))
+
+    @property
+    def gallery_path(self) -> Path:
+        """Name of the maps of a few validation images, written with the evaluation."""
+        return self.path / "gallery.npz"
+
+    def token_maps_path(self, image: int, step: int) -> Path:
+        """Name of the tokens of probe image `image` after `step` optimiser steps."""
+        return self.path / "tokens" / f"image_{image:02d}" / f"step_{step:08d}.npz"
+
+    def token_maps(self) -> list[list[Path]]:
+        """Kept tokens: for each probe image its files, by step."""
+        return [sorted(folder.glob("step_*.npz")) for folder in sorted((self.path / "tokens").glob("image_*"))]
+
+    def checkpoint_path(self, step: int) -> Path:
+        """Name of the checkpoint after `step` optimiser steps."""
+        return self.path / "checkpoints" / f"step_{step:08d}.pt"
+
+    def checkpoints(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        found = (self.path / "checkpoints").glob("step_*.pt")
+        return sorted(found, key=lambda path: int(path.stem.removeprefix("step_")))
+
+    def notebooks(self) -> list[Path]:
+        """Executed notebooks, by name."""
+        return sorted((self.path / "notebooks").glob("[!.]*.ipynb"))
+
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(path.lstat().st_size for path in self.path.rglob("*") if not path.is_dir())
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def busy(self) -> str:
+        """Which other living process may be at work here, in words; empty if none is.
+
+        A run that is done or failed is left alone. Otherwise each start has noted its process in env.json. Where the
+        last note is missing or of another machine, a run counts as busy if it was written to within the last hour.
+        """
+        try:
+            if self.status()["state"] in ("done", "failed"):
+                return ""
+            notes = [record.get("process") for record in self.read_json("env")]
+        except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):  # damaged: nothing is known
+            notes = [None]
+        if _is_locked(self.path.parent / ".lock"):
+            return f"a sweep is running in {self.path.parent}"
+        here = [bool(note) and note["host"] == platform.node() and note["began"] is not None for note in notes]
+        for note in itertools.compress(notes, here):
+            if note["pid"] != os.getpid() and _process_began(note["pid"]) == note["began"]:
+                return f"process {note['pid']} of this machine has it open"
+        if not all(here[-1:]):
+            names = ("status.json", "metrics.csv", "log.txt")
+            written = [path.stat().st_mtime for name in names if (path := self.path / name).is_file()]
+            minutes = (time.time() - max(written, default=0)) / 60
+            if minutes < _STALE_SECONDS / 60:
+                where = f" on {notes[-1]['host']}" if notes[-1] else ""
+                return f"it was written to {minutes:.0f} minutes ago, perhaps by a process{where} that still lives"
+        return ""
+
+    def check_deletable(self) -> None:
+        """Raises ValueError if the folder should not be deleted: busy, a link, of others, or with runs inside."""
+        if self.path.is_symlink():
+            raise ValueError(f"{self.path} is a link; delete the folder it leads to, {self.path.resolve()}")
+        if not any((self.path / name).is_file() for name in ("env.json", "status.json")):
+            raise ValueError(f"{self.path} has neither env.json nor status.json: is it a run? Delete it by hand")
+        inner = [path.parent for path in self.path.rglob("config.json") if path.parent != self.path]
+        if inner:
+            raise ValueError(f"{self.path} holds another run, {inner[0]}; move or delete that one first")
+        if reason := self.busy():
+            raise ValueError(f"{self.path} is in use: {reason}; stop it first")
+
+    def delete(self) -> None:
+        """Delete the folder. Killed half way it leaves a hidden folder, which the next deletion beside it removes.
+
+        Raises:
+            ValueError: If `check_deletable` does, or the system does not allow it.
+        """
+        self.check_deletable()
+        path = self.path.resolve()
+        hidden = path.parent / f".{path.name}.{secrets.token_hex(4)}.deleted"
+        try:
+            path.rename(hidden)  # from here on it is no run
+            for left in path.parent.glob(".*.deleted"):
+                shutil.rmtree(left, ignore_errors=left != hidden)
+        except OSError as error:
+            raise ValueError(f"{self.path} can not be deleted: {error}") from error
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether some process holds the lock of a running sweep."""
+    if not path.is_file():
+        return False
+    import fcntl
+
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
+
+
+def _complete_lines(path: Path) -> str:
+    """Text of a file up to its last line end; empty if there is no file."""
+    if not path.is_file():
+        return ""
+    raw = path.read_bytes()
+    return raw[: raw.rfind(b"\n") + 1].decode("utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """NumPy and torch scalars and arrays as Python numbers and lists; paths as text; the rest unchanged."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return str(value) if isinstance(value, Path) else value

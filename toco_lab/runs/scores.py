@@ -1,0 +1,99 @@
+"""What a run reached, and how each score is shown."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from toco_lab.config import Config, config_differences
+from toco_lab.runs.listing import final_scores
+from toco_lab.runs.run_dir import RunDir
+
+SIMILARITY = {"metric": "pairwise cosine", "variant": "absolute, off-diagonal"}  # metric 1a, of the raw residual stream
+
+
+_PAIRS = {"positive_cosine": "positive cosine", "negative_cosine": "negative cosine"}
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a score of a run is shown: its title, the factor on the stored value, decimals, and which way is good.
+
+    Attributes:
+        title: For tables and figures.
+        factor: 100 turns a share into points.
+        digits: Decimals shown.
+    """
+
+    title: str
+    factor: float = 1.0
+    digits: int = 2
+
+
+SCORES = {
+    "cam_mIoU": Score("final CAM", 100, 1),
+    "cam_aux_mIoU": Score("auxiliary CAM", 100, 1),
+    "cam_refined_mIoU": Score("CAM + PAR", 100, 1),
+    "seg_mIoU": Score("segmentation", 100, 1),
+    "seg_crf_mIoU": Score("segmentation + CRF", 100, 1),
+    "similarity_first": Score("similarity, first block"),
+    "similarity_last": Score("similarity, last block"),
+    "positive_cosine": Score("|cos| of positive pairs"),
+    "negative_cosine": Score("|cos| of negative pairs"),
+}
+
+
+TITLES = {name: score.title for name, score in SCORES.items()}
+
+
+SHOWN = ("cam_mIoU", "cam_aux_mIoU", "seg_mIoU", "similarity_last")  # of an ablation, unless asked for others
+
+
+def run_scores(run: RunDir) -> dict[str, float]:
+    """What a run reached: its mean scores in [0, 1] as `final_scores`, and the cosines of its patch tokens.
+
+    `similarity_first`, `similarity_last`: mean |cos| of all pairs (metric 1a) after the first and the last block, raw;
+    `positive_cosine`, `negative_cosine`: of pairs of one class and of two by the true mask, after the last block. What
+    was not measured is missing.
+    """
+    found = final_scores(run)
+    if not (run.path / "smoothing.csv").is_file():
+        return found
+    frame = run.read_table("smoothing")
+    frame = frame[frame["site"] == "after block"]
+    means = frame.groupby(["metric", "variant", "layer"])["value"].mean()
+    first, last = frame["layer"].min(), frame["layer"].max()
+    key = (SIMILARITY["metric"], SIMILARITY["variant"])
+    wanted = {"similarity_first": (*key, first), "similarity_last": (*key, last)}
+    wanted |= {name: (metric, "absolute, true label", last) for name, metric in _PAIRS.items()}
+    return found | {name: float(means[place]) for name, place in wanted.items() if place in means.index}
+
+
+def rows_of_runs(runs: Iterable[RunDir]) -> pd.DataFrame:
+    """One line per run: row, seed, state, `run_scores`, run (folder name).
+
+    Runs whose configs differ in the seed alone make one row, named by the fields in which the rows differ
+    ("w_ctc=0.0, w_ptc=0.0"); a field that no result depends on (device, log interval) makes no row.
+    """
+    runs = list(runs)
+    configs = {run.path: run.config() for run in runs}
+    names = _row_names(configs.values())
+    lines = []
+    for run in runs:
+        cfg = configs[run.path]
+        line = {"row": names[cfg.digest()], "seed": cfg.seed, "state": run.status()["state"]}
+        lines.append(line | run_scores(run) | {"run": run.name})
+    return pd.DataFrame(lines, columns=None if lines else ["row", "seed", "state", "run"])
+
+
+def _row_names(configs: Iterable[Config]) -> dict[str, str]:
+    """A name for each digest: the fields in which the configs differ, by as few words as tell them apart."""
+    unique = {cfg.digest(): cfg for cfg in configs}
+    differing = config_differences(unique)
+    names = {}
+    for digest, cfg in unique.items():
+        values = {name: values[digest] for name, values in differing.items() if name != "seed"}
+        names[digest] = ", ".join(f"{name}={value}" for name, value in values.items()) or cfg.preset_name or "custom"
+    for digest in [digest for digest, name in names.items() if list(names.values()).count(name) > 1]:
+        names[digest] += f" ({digest})"
+    return names

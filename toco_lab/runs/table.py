@@ -1,0 +1,308 @@
+"""Questions about many runs: filter, compare, a metric against a parameter, and what lies in the folder of each.
+
+Tables come from `runs.list_runs(..., everything=True)`. The command line and `run_browser` stand on these functions;
+nothing here imports torch or a widget.
+"""
+
+import ast
+import dataclasses
+import difflib
+import math
+import operator
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from toco_lab.config import Config
+from toco_lab.files import atomic_write
+from toco_lab.runs.listing import RUN_COLUMNS, SCORES, find_runs
+from toco_lab.runs.run_dir import RunDir
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Config))
+WHERE_HELP = 'compare columns with numbers, "words" or lists by < <= == != >= > and in, joined by and, or, not'
+_COMPARISONS = {
+    ast.Lt: operator.lt, ast.LtE: operator.le, ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.GtE: operator.ge,
+    ast.Gt: operator.gt, ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b,
+}  # fmt: skip
+_PAGES = {".png": "picture", ".json": "plotly figure", ".ipynb": "notebook", ".html": "report"}
+
+Row = Mapping[str, Any]
+
+
+# --- filter, sort, choose columns -------------------------------------------------------------------------------------
+
+
+def filter_runs(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Rows for which a condition holds, like `w_ptc > 0 and cam_mIoU > 0.5` or `"demo" in run`; all for an empty one.
+
+    The condition is read as Python's syntax and evaluated here: names are columns, and nothing can be called. A missing
+    value has no order; `cam_mIoU == None` finds it.
+
+    Raises:
+        ValueError: For an unknown column (the nearest one is named), words compared with numbers, or any other syntax.
+    """
+    if not where.strip():
+        return table
+    try:
+        tree = ast.parse(where.strip(), mode="eval")
+        holds = _meaning(tree.body, table.columns)
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        reason = getattr(error, "msg", type(error).__name__)
+        raise ValueError(f"where: {where!r} can not be read ({reason}); {WHERE_HELP}") from error
+    try:
+        kept = [bool(holds(row)) for row in table.to_dict("records")]
+    except TypeError as error:
+        raise ValueError(f"where: {where!r} compares what has no order ({error}); words need quotes") from error
+    return table[pd.Series(kept, index=table.index, dtype=bool)]
+
+
+def _meaning(node: ast.expr, columns: Iterable[str]) -> Callable[[Row], Any]:
+    """A function from a row to the value of an expression; ValueError for all that is no comparison of columns."""
+    match node:
+        case ast.BoolOp(op=op, values=values):
+            parts, joined = [_meaning(value, columns) for value in values], all if isinstance(op, ast.And) else any
+            return lambda row: joined(part(row) for part in parts)
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            inner = _meaning(operand, columns)
+            return lambda row: not inner(row)
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
+            return lambda row: -number
+        case ast.Compare(left=left, ops=ops, comparators=others) if all(type(op) in _COMPARISONS for op in ops):
+            operands = [_meaning(operand, columns) for operand in (left, *others)]
+            return lambda row: _compared([operand(row) for operand in operands], ops)
+        case ast.Name(id=name):
+            check_column(columns, name)
+            return lambda row: row[name]
+        case ast.Constant(value=value) if value is None or isinstance(value, str | int | float):
+            return lambda row: value
+        case ast.List(elts=items) | ast.Tuple(elts=items):
+            kind, parts = (list if isinstance(node, ast.List) else tuple), [_meaning(item, columns) for item in items]
+            return lambda row: kind(part(row) for part in parts)
+    raise ValueError(f"where: `{ast.unparse(node)}` is not allowed; {WHERE_HELP}")
+
+
+def _compared(values: Sequence[Any], ops: Sequence[ast.cmpop]) -> bool:
+    """`a < b <= c` as Python has it, but for missing values."""
+    for op, left, right in zip(ops, values, values[1:], strict=False):
+        if is_missing(left) or is_missing(right):
+            both = is_missing(left) and is_missing(right)
+            holds = {ast.Eq: both, ast.NotEq: not both, ast.NotIn: True}.get(type(op), False)
+        else:
+            holds = _COMPARISONS[type(op)](left, right)
+        if not holds:
+            return False
+    return True
+
+
+def check_column(columns: Iterable[str], name: str) -> str:
+    """`name` if it is among the columns; else ValueError with the nearest one and all there are."""
+    known = list(columns)
+    if name in known:
+        return name
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise ValueError(f"there is no column {name!r}; {hint}There are: {', '.join(known)}")
+
+
+def sort_runs(table: pd.DataFrame, column: str, *, descending: bool = False) -> pd.DataFrame:
+    """Sorted by a column; rows without a value come last, numbers before words."""
+    values = table[check_column(table.columns, column)]
+
+    def place(value: Any) -> tuple:
+        number = isinstance(value, int | float)
+        return (0, value, "") if number else (1, 0, str(value))
+
+    known = sorted((label for label in table.index if not is_missing(values[label])), key=lambda i: place(values[i]))
+    known = known[::-1] if descending else known
+    return table.loc[known + [label for label in table.index if is_missing(values[label])]]
+
+
+def overview(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns one looks at first: state, config fields that differ between these rows, scores, errors if any."""
+    differing = [name for name in differing_fields(table) if name != "seed"]
+    scores = [name for name in table if name.endswith(SCORES)]
+    errors = ["error"] if (table["error"] != "").any() else []
+    return table[[*RUN_COLUMNS, *differing, *scores, *errors]]
+
+
+def differing_fields(table: pd.DataFrame) -> list[str]:
+    """Config fields with more than one value in the table."""
+    fields = [name for name in FIELDS if name in table and name != "preset_name"]
+    return [name for name in fields if table.loc[table["state"] != "unreadable", name].map(repr).nunique() > 1]
+
+
+def metric_columns(table: pd.DataFrame) -> list[str]:
+    """Columns of measured numbers: scores first, then the last row of training, then seconds and step."""
+    measured = [name for name in table if name not in (*FIELDS, *RUN_COLUMNS, "error")]
+    measured.sort(key=lambda name: not name.endswith(SCORES))  # stable
+    return [name for name in (*measured, "seconds", "step") if table[name].notna().any()]
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell is empty."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def cell_text(value: Any) -> str:
+    """A cell for readers: four digits, whole numbers whole, nothing where nothing is."""
+    if is_missing(value):
+        return ""
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}"
+    return str(value)
+
+
+def count_text(count: int, word: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{count} {word}" + "s" * (count != 1)
+
+
+# --- compare, relate --------------------------------------------------------------------------------------------------
+
+
+def compare_runs(table: pd.DataFrame, runs: Sequence[str]) -> pd.DataFrame:
+    """Runs side by side: a column per run; rows are the config fields that differ, then what was measured.
+
+    Raises:
+        ValueError: For a run the table does not have.
+    """
+    for run in runs:
+        if run not in set(table["run"]):
+            raise ValueError(f"there is no run {run!r}; there are: {', '.join(table['run'])}")
+    rows = table.set_index("run", drop=False).loc[list(runs)]
+    measured = [name for name in ("state", *metric_columns(rows), "error") if rows[name].map(cell_text).any()]
+    return rows[[*differing_fields(rows), *measured]].astype(object).T.rename_axis(index=None, columns=None)
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A metric against a parameter.
+
+    Attributes:
+        points: A row per run, in the order of x: run, x, y, group; x holds words if the parameter is not numeric.
+        means: A row per group and x, in this order: x, group, mean, std (of the sample; NaN for a single run), runs.
+        left_out: Runs without a value of the metric or the parameter.
+    """
+
+    points: pd.DataFrame
+    means: pd.DataFrame
+    left_out: int
+
+    @property
+    def note(self) -> str:
+        """What the figure is made of, in words."""
+        left_out = f", {count_text(self.left_out, 'run')} left out without a value" if self.left_out else ""
+        return count_text(len(self.points), "run") + left_out
+
+
+def relate(table: pd.DataFrame, metric: str, parameter: str, *, colour: str | None = None) -> Relation:
+    """A numeric column against any column; runs with equal parameter (and colour) are repeats, averaged over.
+
+    Args:
+        table: Of `list_runs`.
+        metric: Column of numbers.
+        parameter: Numbers stay numbers; everything else becomes words.
+        colour: Column that splits the runs into groups.
+
+    Raises:
+        ValueError: For an unknown column, or a metric that is not numeric.
+    """
+    for name in filter(None, (metric, parameter, colour)):
+        check_column(table.columns, name)
+    if not _is_numeric(table[metric].dropna()):
+        numbers = ", ".join(metric_columns(table))
+        raise ValueError(f"the metric must be a column of numbers, {metric!r} is not; there are: {numbers}")
+    needed = list(dict.fromkeys(filter(None, (metric, parameter, colour))))
+    rows = table.dropna(subset=needed)
+    rows = sort_runs(rows, parameter)
+    numeric = _is_numeric(rows[parameter])
+    points = pd.DataFrame(
+        {
+            "run": rows["run"],
+            "x": rows[parameter].astype(float) if numeric else rows[parameter].map(cell_text),
+            "y": rows[metric].astype(float),
+            "group": rows[colour].map(cell_text) if colour else "",
+        }
+    )
+    by_group = points.loc[sort_runs(rows, colour).index] if colour else points
+    grouped = by_group.groupby(["group", "x"], sort=False)["y"]
+    means = grouped.agg(mean="mean", std="std", runs="count").reset_index()
+    return Relation(points.reset_index(drop=True), means, len(table) - len(points))
+
+
+def _is_numeric(values: pd.Series) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values.tolist())
+
+
+# --- what lies in a run -----------------------------------------------------------------------------------------------
+
+
+def find_run(root: Path | str, name: Path | str) -> RunDir:
+    """A run by its path, or by its name below `root`.
+
+    Raises:
+        ValueError: If it is neither; the nearest run is named.
+    """
+    for path in (Path(root) / name, Path(name)):
+        if (path / "config.json").is_file():
+            return RunDir(path)
+    there = [path.relative_to(root).as_posix() for path in find_runs(root)]
+    near = difflib.get_close_matches(str(name), there, n=1) or [run for run in there if run.endswith(f"/{name}")]
+    hint = f"did you mean {near[0]!r}?" if near else f"{root} holds {len(there)} runs; `runs list` shows them"
+    raise ValueError(f"{name} is no run folder: it has no config.json; {hint}")
+
+
+@dataclass(frozen=True)
+class RunFile:
+    """A file: its kind (picture, plotly figure, notebook, report, checkpoint) and its size in bytes."""
+
+    path: Path
+    kind: str
+    size: int
+
+
+def run_files(run: RunDir) -> list[RunFile]:
+    """Executed notebooks, figures, reports in or beside the folder, and checkpoints."""
+    reports = sorted(page for folder in (run.path, run.path.parent) for page in folder.glob("[!.]*.html"))
+    shown = [(path, _PAGES[path.suffix]) for path in (*run.notebooks(), *run.figures(), *reports)]
+    shown += [(path, "checkpoint") for path in run.checkpoints()]
+    return [RunFile(path, kind, path.stat().st_size) for path, kind in shown]
+
+
+def as_page(path: Path) -> Path:
+    """A figure, notebook or report as a file a web browser can show; what has to be converted goes to a new folder."""
+    if path.suffix in (".png", ".html"):
+        return path
+    page = Path(tempfile.mkdtemp(prefix="toco_lab_")) / f"{path.stem}.html"
+    with atomic_write(page, "w") as file:
+        if path.suffix == ".ipynb":
+            from nbconvert import HTMLExporter
+
+            file.write(HTMLExporter().from_filename(str(path))[0])
+        else:
+            import plotly.io
+
+            file.write(plotly.io.from_json(path.read_text(encoding="utf-8")).to_html(include_plotlyjs=True))
+    return page
+
+
+def size_text(size: int) -> str:
+    """Bytes for readers: 12 kB, 3.4 MB."""
+    for unit in ("bytes", "kB", "MB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, {"bytes": "kB", "kB": "MB", "MB": "GB"}[unit]
+    return f"{size:.0f} {unit}" if size >= 10 or unit == "bytes" else f"{size:.1f} {unit}"
+
+
+def deletion_notice(run: RunDir) -> str:
+    """What would go with a run, in one line."""
+    try:
+        state = f"{run.status()['state']}, step {run.status().get('step', 0)}"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        state = "unreadable"
+    return f"{run.path}: {state}, {size_text(run.size())}, {count_text(len(run.checkpoints()), 'checkpoint')}"

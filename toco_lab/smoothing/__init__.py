@@ -1,0 +1,1 @@
+"""How alike are the tokens? Every over-smoothing metric, per layer."""

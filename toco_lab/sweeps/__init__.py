@@ -1,0 +1,1 @@
+"""Many runs: notebooks without a screen, grids, workers, executors."""

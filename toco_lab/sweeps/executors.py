@@ -1,0 +1,194 @@
+"""Where the runs of a sweep are made: processes of this machine, or a ray cluster. One interface, `Executor`.
+
+A run that is killed with its process or its machine is started again and continues from its checkpoint.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from toco_lab.sweeps import worker
+
+RETRIES = 2  # times a run is started again after its process was killed
+_OUTPUT = "output.txt"
+_OUTPUT_LINES = 30
+_STOP_SECONDS = 10.0
+_WORKER = [sys.executable, "-m", "toco_lab.sweeps.worker"]  # and a task
+
+
+class Executor(Protocol):
+    """What a sweep needs of a place to run in.
+
+    Attributes:
+        slots: Runs it does at a time.
+    """
+
+    slots: int
+
+    def submit(self, folder: Path, text: str) -> None:
+        """Take a run, to be started as soon as there is a place."""
+
+    def ended(self) -> dict[Path, tuple[str, str]]:
+        """Runs that ended since the last call, with the error and its trace if no worker could record them."""
+
+    def close(self) -> None:
+        """Stop what still runs."""
+
+
+class LocalExecutor:
+    """Up to `workers` processes on this machine, which share its cores (or have OMP_NUM_THREADS each, if that is set).
+
+    A worker stops when this process ends, in whatever way.
+    """
+
+    def __init__(self, workers: int = 1) -> None:
+        """Raises ValueError for less than one worker."""
+        if workers < 1:
+            raise ValueError(f"workers must be at least 1, got {workers}")
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.slots = workers
+        self._environment = {"OMP_NUM_THREADS": str(max(1, cores // workers)), **os.environ, worker.BOUND: "1"}
+        self._waiting: deque[tuple[Path, str, int]] = deque()
+        self._running: dict[Path, tuple[subprocess.Popen, str, int]] = {}
+
+    def submit(self, folder: Path, text: str) -> None:
+        """See `Executor`."""
+        self._waiting.append((folder, text, 0))
+
+    def ended(self) -> dict[Path, tuple[str, str]]:
+        """See `Executor`. A worker that a signal killed is started again, at most `RETRIES` times."""
+        over = {}
+        for folder, (process, text, retries) in list(self._running.items()):
+            code = process.poll()
+            if code is None:
+                continue
+            process.stdin.close()
+            del self._running[folder]
+            killed = f"killed by {signal.Signals(-code).name}" if code < 0 else ""
+            if killed and retries < RETRIES:
+                self._waiting.appendleft((folder, text, retries + 1))
+                with (folder / _OUTPUT).open("a", encoding="utf-8") as file:
+                    file.write(f"--- {killed}; started again ({retries + 1} of {RETRIES})\n")
+            elif killed:
+                over[folder] = (f"the worker was {killed} {retries + 1} times (SIGKILL often means no memory)", "")
+            elif code in (0, worker.RECORDED):
+                over[folder] = ("", "")
+            else:
+                lines = (folder / _OUTPUT).read_text(encoding="utf-8", errors="replace").splitlines()
+                over[folder] = (f"the worker ended with exit code {code}", "\n".join(lines[-_OUTPUT_LINES:]))
+        while self._waiting and len(self._running) < self.slots:
+            self._start(*self._waiting.popleft())
+        return over
+
+    def _start(self, folder: Path, text: str, retries: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / _OUTPUT).open("a", encoding="utf-8") as output:
+            process = subprocess.Popen(
+                [*_WORKER, text],
+                stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=self._environment,
+                start_new_session=True,  # Ctrl-C is for the sweep alone, which stops its workers in order
+            )  # fmt: skip
+        self._running[folder] = (process, text, retries)
+
+    def close(self) -> None:
+        """See `Executor`: interrupt every worker, and kill what has not stopped after some seconds."""
+        workers = [process for process, _, _ in self._running.values()]
+        for process in workers:
+            process.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + _STOP_SECONDS
+        for process in workers:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+            process.kill()
+            process.wait()
+            process.stdin.close()
+        self._running.clear()
+
+
+class RayExecutor:
+    """A ray cluster: each run is a task, which ray starts again elsewhere if its worker or its machine is lost.
+
+    All machines must see the folder of the sweep, the data and this package under the same paths.
+    """
+
+    def __init__(self, *, gpus: float = 0.0, cpus: float = 1.0, address: str | None = None) -> None:
+        """Join a cluster, or start one on this machine.
+
+        Args:
+            gpus: GPUs per run; a part of one lets runs share it.
+            cpus: CPU cores per run.
+            address: `auto`, or host:port of the head node; None joins the cluster RAY_ADDRESS names, or starts one.
+
+        Raises:
+            ValueError: If ray is missing, there is no cluster at `address`, or none of its machines can hold one run.
+        """
+        try:
+            import ray
+        except ImportError as error:
+            raise ValueError("the ray executor needs ray; install it with: pip install 'toco_lab[ray]'") from error
+        self._ray, self._owner = ray, not ray.is_initialized()
+        self._running: dict[Any, Path] = {}
+        if self._owner:
+            try:
+                if address and ":" in address:  # ray itself would try for minutes
+                    host, _, port = address.rpartition(":")
+                    socket.create_connection((host.removeprefix("ray://"), int(port)), timeout=10).close()
+                ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+            except (OSError, ValueError) as error:
+                raise ValueError(f"no ray cluster at {address!r}: {error}") from error
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self.slots = sum(_fits(node, gpus, cpus) for node in nodes)
+        if self.slots < 1:
+            self.close()
+            has = "; ".join(f"cpus {node.get('CPU', 0):g}, gpus {node.get('GPU', 0):g}" for node in nodes)
+            raise ValueError(f"no machine can hold a run of cpus {cpus:g} and gpus {gpus:g}; they have {has}")
+        # a worker that ends after its run leaves no memory on the GPU
+        options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES, "max_calls": 1}
+        self._remote = ray.remote(**options)(_work_on_ray)
+
+    def submit(self, folder: Path, text: str) -> None:
+        """See `Executor`."""
+        self._running[self._remote.remote(text, str(Path.cwd()))] = folder
+
+    def ended(self) -> dict[Path, tuple[str, str]]:
+        """See `Executor`."""
+        over = {}
+        ready, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
+        for reference in ready:
+            folder, error = self._running.pop(reference), ("", "")
+            try:
+                self._ray.get(reference)
+            except self._ray.exceptions.RayError as lost:
+                lines = str(lost).strip().splitlines()
+                error = (f"{type(lost).__name__}: {lines[0]}", "\n".join(lines[-_OUTPUT_LINES:]))
+            over[folder] = error
+        return over
+
+    def close(self) -> None:
+        """See `Executor`."""
+        for reference in self._running:
+            self._ray.cancel(reference, force=True)
+        self._running = {}
+        if self._owner:
+            self._ray.shutdown()
+
+
+def _fits(node: Mapping[str, float], gpus: float, cpus: float) -> int:
+    """Runs that a machine with these resources holds at a time."""
+    wanted = {"GPU": gpus, "CPU": cpus}
+    return min(int(node.get(name, 0) / amount) for name, amount in wanted.items() if amount)
+
+
+def _work_on_ray(text: str, folder: str) -> bool:
+    """`worker.work` on ray: in the folder the sweep was started in, with a command line that repeats the run."""
+    os.chdir(folder)
+    sys.argv = [worker.__file__, text]
+    return worker.work(text)

@@ -1,0 +1,194 @@
+"""Grids: which runs a sweep makes. Rows of an ablation, a product of axes, seeds; from YAML or from Python.
+
+    grid = Grid.from_yaml("grids/smoke.yaml")        # or Grid(name="weights", preset="toy", axes={"w_ptc": [0, 0.2]})
+
+Every Config is built, and so checked, with the grid.
+"""
+
+import dataclasses
+import difflib
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from toco_lab.config import Config
+from toco_lab.data.own_folder import resolve
+
+ROOT = Path("results/sweeps")
+NOT_SWEPT = {"seed": "give `seeds`", "preset_name": "give `preset`"}  # fields of Config that no grid may change
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run of a grid: the name of its row, its seed, its Config, its folder (rows with equal configs share one)."""
+
+    row: str
+    seed: int
+    config: Config
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Rows (an ablation) times axes (a product) times seeds. Every Config is built, and so checked, with the grid.
+
+    Attributes:
+        name: Name of the sweep and of its folder.
+        preset: Preset every run starts from.
+        about: What is asked, for readers.
+        folder: Folder of the runs, if not `name`: grids with the same one share their runs.
+        reference: Row the others are compared with, or row -> its own reference; None takes the first row.
+        overrides: Config fields of every run; rows and axes win over them.
+        rows: Named overrides, in the order of the table.
+        axes: Field -> values; all combinations are run, for each row.
+        seeds: Some seeds, or their number n for 0 to n - 1.
+        notebook: Notebook to execute, from the current folder; None trains, evaluates and measures over-smoothing.
+        parameters: The notebook's own parameters; preset, overrides and run_dir are given by the grid.
+
+    Raises:
+        ValueError: For anything that makes no run; row and field are named.
+    """
+
+    name: str
+    preset: str
+    about: str = ""
+    folder: str = ""
+    reference: str | Mapping[str, str] | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    rows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    seeds: Sequence[int] | int = 1
+    notebook: str | Path | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Bring the fields into one form and build every run."""
+        for word in (self.name, self.folder or self.name):
+            if not isinstance(word, str) or not re.fullmatch(r"\w[\w.-]*", word):
+                raise ValueError(f"the name of a grid names a folder: letters, digits, _ . and -, got {word!r}")
+        self._set("rows", {row: fields or {} for row, fields in self._named("rows", self.rows).items()})
+        self._set("axes", {axis: self._values(axis, given) for axis, given in self._named("axes", self.axes).items()})
+        seeds = range(self.seeds) if type(self.seeds) is int else self.seeds
+        self._require(
+            isinstance(seeds, Sequence) and len(seeds) > 0 and all(type(seed) is int for seed in seeds),
+            f"seeds must be a number of seeds, at least 1, or a list of whole numbers, got {self.seeds!r}",
+        )
+        self._require(len(set(seeds)) == len(seeds), f"a seed is given twice: {list(seeds)}")
+        self._set("seeds", tuple(seeds))
+        places = {"overrides": self.overrides, "axes": self.axes} | {f"row {row!r}": f for row, f in self.rows.items()}
+        for place, fields in places.items():
+            for name in self._named(place, fields):
+                self._require(name not in NOT_SWEPT, f"{place} may not set {name}; {NOT_SWEPT.get(name)}")
+                clash = place.startswith("row ") and name in self.axes
+                self._require(not clash, f"{name} is set by {place} and by an axis")
+        given = set(self._named("parameters", self.parameters))
+        self._require(bool(self.notebook) or not given, "parameters need a notebook")
+        reserved = sorted(given & {"preset", "overrides", "run_dir"})
+        self._require(not reserved, f"the grid itself gives the notebook its {', '.join(reserved)}")
+        rows = list(dict.fromkeys(run.row for run in self.runs()))
+        self._set("reference", rows[0] if self.reference is None else self.reference)
+        pairs = self.reference.items() if isinstance(self.reference, Mapping) else [(self.reference, self.reference)]
+        for name in itertools.chain(*pairs):
+            self._require(name in rows, f"reference: {name!r} is no row; there are: {', '.join(rows)}")
+
+    @classmethod
+    def from_yaml(cls, path: Path | str) -> Self:
+        """Read a grid from a YAML file with the attributes as keys; see `grids/`.
+
+        Raises:
+            ValueError: For a file that is no YAML, an unknown, missing or repeated key, or what makes no run.
+        """
+        import yaml
+
+        try:
+            given = yaml.load(Path(path).read_text(encoding="utf-8"), _yaml_loader())
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} can not be read: {error}") from error
+        if not isinstance(given, dict):
+            raise ValueError(f"{path} must hold `key: value` lines, got {type(given).__name__}")
+        known = {one.name: one for one in dataclasses.fields(cls)}
+        for key in given:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+                raise ValueError(f"{path}: unknown key {key!r}; {hint}")
+        missing = {"name", "preset"} - set(given)
+        if missing:
+            raise ValueError(f"{path}: no {' and no '.join(sorted(missing))}")
+        try:
+            # a key without a value is the same as no key
+            return cls(**{key: value for key, value in given.items() if value is not None})
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    def runs(self, root: Path | str = ROOT) -> list[SweepRun]:
+        """Every run: by row, then by the axes (the last one fastest), then by seed."""
+        made = []
+        for (row, fields), values in itertools.product(
+            (self.rows or {"": {}}).items(), itertools.product(*self.axes.values())
+        ):
+            point = dict(zip(self.axes, values, strict=True))
+            name = ", ".join([*([row] if row else []), *(f"{key}={value}" for key, value in point.items())])
+            for seed in self.seeds:
+                try:
+                    changes = {**self.overrides, **fields, **point, "seed": seed}
+                    cfg = resolve(Config.preset(self.preset).replace(**changes))
+                except ValueError as error:
+                    where = f", {name}" if name else ""
+                    raise ValueError(f"grid {self.name!r}{where}: {error}") from error
+                folder = Path(root) / (self.folder or self.name) / cfg.run_name()
+                made.append(SweepRun(name or self.preset, seed, cfg, folder))
+        return made
+
+    def references(self) -> dict[str, str]:
+        """Row -> the row it is compared with, for the rows that have one."""
+        if isinstance(self.reference, Mapping):
+            return dict(self.reference)
+        return {run.row: self.reference for run in self.runs() if run.row != self.reference}
+
+    def to_text(self) -> str:
+        """The grid as text that `from_yaml` reads (JSON is YAML)."""
+        plain = {one.name: getattr(self, one.name) for one in dataclasses.fields(self)}
+        return json.dumps(
+            plain, indent=1, default=lambda value: value.tolist() if hasattr(value, "tolist") else str(value)
+        )
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _require(self, holds: bool, message: str) -> None:
+        if not holds:
+            raise ValueError(f"grid {self.name!r}: {message}")
+
+    def _named(self, place: str, given: Any) -> Mapping[str, Any]:
+        named = isinstance(given, Mapping) and all(isinstance(key, str) and key for key in given)
+        self._require(named, f"{place} must be names with their values, got {given!r} (quote words like no and on)")
+        return given
+
+    def _values(self, axis: str, given: Any) -> list[Any]:
+        values = given.tolist() if hasattr(given, "tolist") else given  # np.linspace(0, 1, 5)
+        listed = isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
+        self._require(listed, f"axis {axis!r} must be a list of values, got {given!r}")
+        self._require(len(set(map(repr, values))) == len(values), f"axis {axis!r} has a value twice: {values}")
+        return list(values)
+
+
+def _yaml_loader() -> type:
+    """PyYAML's safe loader, strict: `1e-4` is a number (to YAML 1.1 it is text), and no key may come twice."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node, deep=False):
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            for key, (mark, _) in zip(keys, node.value, strict=True):
+                if keys.count(key) > 1:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key!r} comes twice", mark.start_mark)
+            return super().construct_mapping(node, deep)
+
+    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    return Loader

@@ -1,0 +1,247 @@
+"""Notebooks without a screen: strict execution by papermill.
+
+papermill only logs an unknown parameter, injects a tuple as a string, passes wrong types on, and saves a notebook that
+timed out as if every cell had completed. So names, types and Config overrides are checked before a kernel starts, and
+success is the absence of an exception, kept in a record of our own beside the executed notebook.
+"""
+
+import ast
+import difflib
+import hashlib
+import json
+import re
+import tempfile
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+from nbformat import NotebookNode
+
+from toco_lab.config import Config
+from toco_lab.files import atomic_write
+
+CELL_TIMEOUT = 3600  # seconds one cell may take unless told otherwise
+
+
+_TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list, "tuple": list, "dict": dict}
+
+
+_TRACEBACK_LINES = 12
+
+
+class NotebookError(RuntimeError):
+    """A notebook failed; the message names the cell and ends with the last lines of its traceback."""
+
+
+@dataclass(frozen=True)
+class NotebookJob:
+    """One notebook to execute, see `execute_notebook`."""
+
+    notebook: Path | str
+    output: Path | str
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+
+def execute_notebook(
+    notebook: Path | str,
+    output: Path | str,
+    parameters: Mapping[str, Any],
+    *,
+    timeout: float = CELL_TIMEOUT,
+    progress: bool = True,
+) -> Path:
+    """Execute a notebook with other parameters, in the current folder.
+
+    Args:
+        notebook: Stripped notebook with one cell tagged `parameters`.
+        output: Where the executed notebook goes; its record takes the same name with `.json` (see `read_record`).
+        parameters: Values by name. Tuples are passed as lists.
+        timeout: Seconds one cell may take.
+        progress: Show papermill's progress bar.
+
+    Returns:
+        `output`.
+
+    Raises:
+        ValueError: For an unknown or ill-typed parameter, preset or override, before a kernel starts.
+        NotebookError: If a cell fails or times out. What was executed so far lies in `output` all the same.
+    """
+    notebook, output = Path(notebook), Path(output)
+    parameters = check_parameters(notebook, parameters)
+    record = {"notebook": notebook.name, "digest": _digest(notebook), "parameters": parameters}
+    began = time.perf_counter()
+    _write_record(output, record | {"state": "running", "seconds": 0.0})
+    with tempfile.TemporaryDirectory() as folder:
+        executed = Path(folder) / "executed.ipynb"  # papermill saves it after every cell
+        try:
+            papermill.execute_notebook(
+                str(notebook).replace("{", "{{").replace("}", "}}"),  # papermill formats paths
+                str(executed),
+                parameters,
+                progress_bar=progress,
+                execution_timeout=timeout,
+                extra_arguments=["--log-level=ERROR"],  # the kernel's, which warns about its own transport
+            )
+        except BaseException as error:
+            failure = _describe(error, executed)
+            failed = {"state": "failed", "seconds": _since(began), "error": failure}
+            _save(executed, output)
+            _write_record(output, record | failed)
+            if not isinstance(error, Exception):  # Ctrl-C
+                raise
+            where = f", cell {failure['cell']!r}" if failure["cell"] else ""
+            raise NotebookError(
+                f"{notebook}{where}: {failure['name']}: {failure['message']}\n{failure['traceback']}\n"
+                f"executed so far: {output}"
+            ) from error
+        _save(executed, output)
+    _write_record(output, record | {"state": "done", "seconds": _since(began)})
+    return output
+
+
+def run_notebooks(jobs: Iterable[NotebookJob], *, timeout: float = CELL_TIMEOUT, progress: bool = True) -> list[dict]:
+    """Execute several notebooks in turn; one that fails does not stop the others.
+
+    Returns:
+        The record of each job. One that never started (bad parameters) has the state `failed` as well.
+    """
+    records = []
+    for job in jobs:
+        try:
+            execute_notebook(job.notebook, job.output, job.parameters, timeout=timeout, progress=progress)
+            records.append(read_record(job.output))
+        except NotebookError:
+            records.append(read_record(job.output))
+        except (ValueError, OSError) as error:
+            failure = {"name": type(error).__name__, "message": str(error), "cell": "", "traceback": ""}
+            records.append({"notebook": Path(job.notebook).name, "state": "failed", "seconds": 0.0, "error": failure})
+    return records
+
+
+def read_record(output: Path | str) -> dict[str, Any]:
+    """Record of an executed notebook: notebook, digest, parameters, state (running, done, failed), seconds, error.
+
+    Empty if there is none. A record that still says `running` was left by a process that was killed.
+    """
+    path = Path(output).with_suffix(".json")
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def is_done(job: NotebookJob) -> bool:
+    """Whether this very notebook was already executed to the end with these parameters."""
+    record = read_record(job.output)
+    wanted = {"digest": _digest(job.notebook), "parameters": check_parameters(job.notebook, job.parameters)}
+    return Path(job.output).is_file() and record.get("state") == "done" and wanted.items() <= record.items()
+
+
+def check_parameters(notebook: Path | str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters as they will reach the notebook, checked against its annotations and against Config.
+
+    Raises:
+        ValueError: For an unknown name (the closest one is in the message), a value of another type than the annotation
+            or one that no notebook cell can hold, an unknown preset, or overrides that make no Config.
+    """
+    if not Path(notebook).is_file():
+        raise ValueError(f"there is no notebook {notebook}")
+    known = papermill.inspect_notebook(str(notebook).replace("{", "{{").replace("}", "}}"))
+    checked = {}
+    for name, value in parameters.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
+            raise ValueError(f"{notebook} has no parameter {name!r}; {hint}")
+        checked[name] = _plain(name, value)
+        annotation = known[name]["inferred_type_name"].partition("[")[0].strip()
+        if annotation not in _TYPES:
+            raise ValueError(f"parameter {name!r} of {notebook} needs an annotation, one of {', '.join(_TYPES)}")
+        if not isinstance(checked[name], _TYPES[annotation]) or (isinstance(value, bool) and annotation != "bool"):
+            raise ValueError(f"parameter {name!r} of {notebook} must be {annotation}, got {value!r}")
+    settings = {
+        name: checked.get(name, ast.literal_eval(known[name]["default"]))
+        for name in ("preset", "overrides")
+        if name in known
+    }
+    if "preset" in settings:
+        Config.preset(settings["preset"]).replace(**settings.get("overrides", {}))
+    return checked
+
+
+def _plain(name: str, value: Any) -> Any:
+    """`value` in the types that papermill writes into a cell unharmed; tuples become lists, paths text."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_plain(name, item) for item in value]
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {key: _plain(name, item) for key, item in value.items()}
+    if value is None or type(value) in (str, bool, int, float):
+        return value
+    kind = type(value).__name__
+    raise ValueError(f"parameter {name!r} can not hold {value!r} ({kind}); give numbers, text, lists or dicts")
+
+
+def _describe(error: BaseException, executed: Path) -> dict[str, str]:
+    """Name, message, cell id and end of the traceback of what stopped a notebook."""
+    if not isinstance(error, papermill.PapermillExecutionError):
+        return {"name": type(error).__name__, "message": str(error).strip(), "cell": "", "traceback": ""}
+    cells = nbformat.read(executed, as_version=4).cells
+    cells = [cell for cell in cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])]  # added markers
+    text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
+    return {
+        "name": error.ename,
+        "message": error.evalue,
+        "cell": cells[error.cell_index].id,
+        "traceback": "\n".join(text.splitlines()[-_TRACEBACK_LINES:]),
+    }
+
+
+def _save(executed: Path, output: Path) -> None:
+    """Move a notebook to its place; of a progress bar that overwrote its line only the last state is kept."""
+    if not executed.is_file():
+        return  # the kernel did not even start
+    notebook = nbformat.read(executed, as_version=4)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = _merged(cell.outputs)
+    _write(notebook, output)
+
+
+def _merged(outputs: list[NotebookNode]) -> list[NotebookNode]:
+    """Consecutive pieces of one stream as one, each line as it looked when nothing overwrote it any more."""
+    merged = []
+    for shown in outputs:
+        last = merged[-1] if merged else {}
+        if shown.output_type == last.get("output_type") == "stream" and shown.name == last.name:
+            last.text += shown.text
+        else:
+            merged.append(shown)
+    for shown in merged:
+        if shown.output_type == "stream":
+            shown.text = "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in shown.text.split("\n"))
+    return merged
+
+
+def _write(notebook: NotebookNode, path: Path) -> None:
+    with atomic_write(path, "w") as file:
+        nbformat.write(notebook, file)
+
+
+def _write_record(output: Path, record: dict[str, Any]) -> None:
+    with atomic_write(output.with_suffix(".json"), "w") as file:
+        json.dump(record, file, indent=1)
+
+
+def _digest(notebook: Path | str) -> str:
+    return hashlib.sha256(Path(notebook).read_bytes()).hexdigest()[:12]
+
+
+def _since(began: float) -> float:
+    return round(time.perf_counter() - began, 2)
+
+
+def _tags(cell: NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])

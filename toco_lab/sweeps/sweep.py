@@ -1,0 +1,200 @@
+"""Sweeps: a notebook, or plain training, over a grid of config fields and seeds, by several processes or by ray.
+
+    table = run_sweep(Grid.from_yaml("grids/smoke.yaml"), workers=2)   # the same call continues what was interrupted
+
+The run folder is the only memory of a sweep: same config and seed, same folder `results/sweeps/<name>/<run>`. Grids
+that name one `folder` share the runs they have in common. Each run has a process of its own, so one that is killed
+(memory, a lost machine) takes nothing else with it; it is started again and continues from its checkpoint.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from toco_lab.files import atomic_write
+from toco_lab.runs.run_dir import RunDir
+from toco_lab.runs.scores import run_scores
+from toco_lab.sweeps.executors import Executor, LocalExecutor, RayExecutor
+from toco_lab.sweeps.grid import ROOT, Grid, SweepRun
+from toco_lab.sweeps.progress import Board, duration_text, seconds_left
+from toco_lab.sweeps.worker import error_of, notebook_job, record_failure, state_of, task_of
+
+_POLL_SECONDS = 0.2
+
+
+def run_sweep(
+    grid: Grid,
+    *,
+    root: Path | str = ROOT,
+    workers: int = 1,
+    executor: Literal["local", "ray"] = "local",
+    gpus: float = 0.0,
+    cpus: float = 1.0,
+    address: str | None = None,
+    retry_failed: bool = False,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Make every run of a grid that is not finished; interrupted and called again it continues.
+
+    A run that fails is recorded, the others go on. Its folder then holds failure.json with the traceback.
+
+    Args:
+        grid: What to run.
+        root: Folder that holds the sweeps.
+        workers: Runs at a time, on this machine (executor `local`).
+        executor: Processes of this machine, or a `ray` cluster.
+        gpus: GPUs per run, `cpus`: cores per run, `address`: see `RayExecutor` (executor `ray`).
+        retry_failed: Also make runs that failed before.
+        progress: Show a table that is kept up to date.
+
+    Returns:
+        `sweep_table`, which is also written to sweep.csv in the folder of the sweep.
+
+    Raises:
+        ValueError: Before anything starts: for parameters the notebook does not have, a data set that is not there, an
+            executor that can not be had, or if another process is running this sweep.
+    """
+    runs, folder = grid.runs(root), Path(root) / grid.name
+    if executor not in ("local", "ray"):
+        raise ValueError(f"executor must be local or ray, got {executor!r}")
+    if executor == "local" and (gpus or address):
+        raise ValueError("gpus and address are options of executor ray; local workers share the devices they find")
+    check_grid(grid, runs, data=executor == "local")  # another machine may have other data
+    with _locked(runs[0].folder.parent):
+        wanted = {"new", "begun"} | ({"failed"} if retry_failed else set())
+        unique = {run.folder: run for run in runs}
+        tasks = {path: task_of(grid, run) for path, run in unique.items() if state_of(grid, run) in wanted}
+        with atomic_write(folder / "grid.yaml", "w") as file:
+            file.write(grid.to_text())
+        try:
+            if tasks:
+                ray = {"gpus": gpus, "cpus": cpus, "address": address}
+                pool = LocalExecutor(workers) if executor == "local" else RayExecutor(**ray)
+                with contextlib.closing(pool):
+                    _run_tasks(pool, tasks, Board(grid, runs, set(tasks), slots=pool.slots, progress=progress))
+        finally:
+            table = sweep_table(root, grid)
+            with atomic_write(folder / "sweep.csv", "w") as file:
+                table.to_csv(file, index=False, lineterminator="\n")
+    return table
+
+
+def _run_tasks(pool: Executor, tasks: Mapping[Path, dict[str, Any]], board: "Board") -> None:
+    """Give every task to the executor and wait for all of them."""
+    for folder, task in tasks.items():
+        pool.submit(folder, json.dumps(task))
+    left = set(tasks)
+    while left:
+        for folder, (error, trace) in pool.ended().items():
+            left.discard(folder)
+            if error:
+                record_failure(folder, error, trace)
+            board.end(folder)
+        board.refresh(last=not left)
+        time.sleep(_POLL_SECONDS if left else 0)
+
+
+def check_grid(grid: Grid, runs: Sequence[SweepRun], *, data: bool = True) -> None:
+    """Check what building the Configs did not: the notebook's parameters, or, for training, the data sets.
+
+    Raises:
+        ValueError: For what would stop every run at its start.
+    """
+    if grid.notebook:
+        from toco_lab.sweeps.notebooks import check_parameters
+
+        for run in runs:
+            job = notebook_job(task_of(grid, run))
+            check_parameters(job.notebook, job.parameters)
+    elif data:
+        from toco_lab.backbones.weights import find_weights
+        from toco_lab.data.readers import open_dataset
+
+        names = ("dataset", "data_root", "label_source", "train_split", "val_split", "train_images", "val_images")
+        configs = {tuple(getattr(run.config, name) for name in names): run.config for run in runs}
+        for weights in {run.config.weights for run in runs if run.config.pretrained and run.config.weights}:
+            find_weights(weights)
+        for cfg in configs.values():
+            for split in {cfg.train_split, cfg.val_split}:
+                open_dataset(cfg, split)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the sweep's lock, which ends with this process: two sweeps at one run would mix their rows."""
+    import fcntl
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"another process is running the sweep in {folder}; wait for it, or stop it") from error
+        yield
+
+
+def sweep_table(root: Path | str, grid: Grid) -> pd.DataFrame:
+    """What a sweep has given so far.
+
+    Returns:
+        One row per run of the grid: row, the row it is compared with (`reference`, empty for none), seed, the fields of
+        the axes, state (see `state_of`), seconds, scores in [0, 1] and cosines as in `ablation.run_scores`, run (its
+        folder), and the error of a failed one.
+    """
+    rows, references = [], grid.references()
+    for run in grid.runs(root):
+        row = {"row": run.row, "reference": references.get(run.row, ""), "seed": run.seed}
+        row |= {name: getattr(run.config, name) for name in grid.axes}
+        row |= {"state": state_of(grid, run), "seconds": float("nan")}
+        if (run.folder / "config.json").is_file():
+            made = RunDir(run.folder)
+            status = made.status()
+            row["seconds"] = status.get("total_seconds", status.get("seconds"))
+            row |= run_scores(made)
+        rows.append(row | {"run": run.folder.name, "error": error_of(run.folder)})
+    frame = pd.DataFrame(rows)
+    return frame[[name for name in frame if name not in ("run", "error")] + ["run", "error"]]
+
+
+def plan(grid: Grid, *, root: Path | str = ROOT, data: bool = True) -> pd.DataFrame:
+    """What `run_sweep` would do: row, seed, state, estimated seconds that are left (NaN: unknown), run. Writes nothing.
+
+    Args:
+        grid: What would be run.
+        root: Folder that holds the sweeps.
+        data: Check that the data sets are there.
+
+    Raises:
+        ValueError: As `run_sweep` would.
+    """
+    runs = grid.runs(root)
+    check_grid(grid, runs, data=data)
+    left = seconds_left(runs, root)
+    rows = []
+    for run in runs:
+        state = state_of(grid, run)
+        seconds = 0.0 if state == "done" else left[run.folder]
+        rows.append({"row": run.row, "seed": run.seed, "state": state, "seconds": seconds, "run": run.folder.name})
+    return pd.DataFrame(rows)
+
+
+def outlook(frame: pd.DataFrame, *, workers: int = 1, retry_failed: bool = False) -> str:
+    """A `plan` in one sentence: how many runs, in which state, and for how long."""
+    runs = frame.drop_duplicates("run")
+    failed = int((runs["state"] == "failed").sum())
+    todo = runs[runs["state"].isin(["new", "begun", *(["failed"] if retry_failed else [])])]
+    parts = [f"{len(frame)} runs"]
+    if len(runs) < len(frame):
+        parts.append(f"{len(frame) - len(runs)} of them equal to another and shared")
+    parts.append(f"{int((runs['state'] == 'done').sum())} done")
+    if failed:
+        parts.append(f"{failed} failed before ({'tried again' if retry_failed else 'left alone'})")
+    if not len(todo):
+        return f"{', '.join(parts)}, nothing to do"
+    at_a_time = f"{workers} worker{'s' if workers > 1 else ''}"
+    return f"{', '.join(parts)}, {len(todo)} to do with {at_a_time}: {duration_text(todo['seconds'], workers)}"

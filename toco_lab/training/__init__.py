@@ -1,0 +1,1 @@
+"""Fit a model: optimiser, one step, the loop that can be killed, checkpoints, several processes."""

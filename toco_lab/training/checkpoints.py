@@ -1,0 +1,105 @@
+"""Checkpoints of training: save, load, and the model training starts from."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from toco_lab.backbones.build import full_backbone_name
+from toco_lab.backbones.weights import CheckpointError, _load_encoder, load_backbone_weights, read_weights
+from toco_lab.config import Config
+from toco_lab.files import atomic_write
+from toco_lab.method.model import ToCo, check_crops
+from toco_lab.runs.run_dir import RunDir
+
+
+def save_checkpoint(path: Path, states: Mapping[str, Any], step: int, cfg: Config) -> None:
+    """Write a checkpoint under a temporary name, then rename it.
+
+    Data order, augmentation and crops depend on (seed, step) alone, so this is all a run needs to go on. Equal states
+    give equal bytes, and so one hash, whether or not the run was interrupted before.
+
+    Args:
+        path: Its file.
+        states: State dicts `model` and `optimizer`, and what else the learner has.
+        step: Steps made so far.
+        cfg: The run's config.
+    """
+    state = {name: value if name == "model" else _apart(value) for name, value in states.items()}
+    state |= {"step": step, "config": cfg.to_json()}
+    with atomic_write(path) as file:
+        torch.save(state, file)
+
+
+def _apart(state: Any) -> Any:
+    """The same values in new containers: a pickle also keeps which strings and tuples are one object, and a state that
+    was loaded shares others than a new one.
+    """
+    if isinstance(state, dict):
+        return {sys.intern(key) if isinstance(key, str) else key: _apart(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)([_apart(value) for value in state])
+    return sys.intern(state) if isinstance(state, str) else state
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a training checkpoint: model, optimizer, step, config (JSON).
+
+    Raises:
+        CheckpointError: If it is unreadable; an older one in the same folder is named.
+    """
+    try:
+        state = read_weights(path)
+        absent = {"model", "optimizer", "step", "config"} - set(state)
+        if absent:
+            raise CheckpointError(f"{path} is not a training checkpoint: it has no {', '.join(sorted(absent))}")
+    except CheckpointError as error:
+        older = sorted(other for other in Path(path).parent.glob("step_*.pt") if other.name < Path(path).name)
+        offer = (
+            f"delete {path} and train again to continue from {older[-1]}" if older else f"delete {path} to start again"
+        )
+        raise CheckpointError(f"{error}. {offer[0].upper()}{offer[1:]}.") from error
+    return state
+
+
+def load_run_model(run: RunDir, device: str | torch.device = "cpu") -> tuple[ToCo, Config]:
+    """The model of a run's last checkpoint, in evaluation mode, and its config.
+
+    Raises:
+        CheckpointError: If the run has no checkpoint yet, or it is damaged.
+    """
+    checkpoints = run.checkpoints()
+    if not checkpoints:
+        raise CheckpointError(f"{run.path} has no checkpoint yet; train it first (state: {run.status()['state']})")
+    cfg = run.config()
+    model = ToCo(cfg)
+    model.load_state_dict(load_checkpoint(checkpoints[-1])["model"])
+    return model.eval().to(device), cfg
+
+
+def initial_model(cfg: Config) -> ToCo:
+    """A ToCo as training starts it: random heads, the encoder pretrained where the config says so.
+
+    Raises:
+        ValueError: If the crops of training do not consist of whole tokens of this backbone.
+        CheckpointError: If the weights can not be had; the message names the model and how to pass a local file.
+    """
+    model = ToCo(cfg)
+    check_crops(model, cfg)
+    if cfg.pretrained and cfg.weights:
+        load_backbone_weights(model.encoder, cfg.weights)
+    elif cfg.pretrained:
+        name = full_backbone_name(cfg)
+        try:
+            downloaded = timm.create_model(name, pretrained=True, num_classes=0)
+        except Exception as error:  # network, hub and file errors of several libraries
+            raise CheckpointError(
+                f"the pretrained weights of {name!r} can not be downloaded ({type(error).__name__}: {error}). "
+                f"Without a network, pass a local file: weights='path/to/{cfg.backbone}.safetensors' "
+                f"(--weights on the command line), or pretrained=False to start from random weights"
+            ) from error
+        _load_encoder(model.encoder, downloaded.state_dict(), f"timm's {name}")
+    return model

@@ -1,0 +1,122 @@
+"""One training in several processes: what each of them must know of the others.
+
+`torchrun` starts them (`torchrun --nproc-per-node 4 -m toco_lab train voc_vit_b`), each with a GPU of its own or,
+without GPUs, on the CPU. In a process that is alone nothing here communicates, and everything gives the answer of one
+process.
+
+What a run gives must not depend on how many processes made it: the batch is cut into `Config.accumulate` micro-batches,
+whose means define the losses, and the processes share these parts out among themselves.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+pass
+
+PATIENCE = timedelta(hours=2)  # the others may wait while the first process paints masks or measures
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def num_processes() -> int:
+    """How many processes train together; 1 for one that is alone."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_first() -> bool:
+    """Whether this process writes the files and shows the progress bar."""
+    return rank() == 0
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the processes that `torchrun` started, for the length of a block; alone it does nothing.
+
+    Raises:
+        ValueError: If this machine has GPUs, but fewer than processes.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
+        yield
+        return
+    local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if gpus and local >= gpus:
+        raise ValueError(f"process {local} has no GPU: this machine has {gpus}; use torchrun --nproc-per-node {gpus}")
+    if gpus:
+        torch.cuda.set_device(local)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def wait() -> None:
+    """Return once every process has come here."""
+    if num_processes() > 1:
+        everywhere(None)
+
+
+def everywhere(value: Any) -> list[Any]:
+    """What each process passed, in their order; picklable values."""
+    if num_processes() == 1:
+        return [value]
+    values: list[Any] = [None] * num_processes()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def total(values: Tensor) -> Tensor:
+    """Sum over the processes, in each of them; the argument is not changed."""
+    if num_processes() == 1:
+        return values
+    values = values.clone()
+    dist.all_reduce(values)
+    return values
+
+
+def share(count: int) -> range:
+    """This process's part of `count` things in order: parts of neighbours whose lengths differ by at most one."""
+    parts = num_processes()
+    return range(count * rank() // parts, count * (rank() + 1) // parts)
+
+
+def micro_batches(batch_size: int, accumulate: int, processes: int) -> int:
+    """Into how many micro-batches a batch must be cut so that each process gets equally many: `accumulate` or more.
+
+    Raises:
+        ValueError: If the images do not divide among the processes.
+    """
+    if batch_size % processes:
+        fitting = [count for count in range(1, batch_size + 1) if batch_size % count == 0]
+        raise ValueError(
+            f"a batch of {batch_size} images does not divide among {processes} processes; start "
+            f"{' or '.join(map(str, fitting))}, or change batch_size"
+        )
+    return next(
+        parts for parts in range(accumulate, batch_size + 1) if parts % processes == 0 and batch_size % parts == 0
+    )
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is this process's CUDA device if there is one, else the CPU.
+
+    Raises:
+        ValueError: For a device that is not there.
+    """
+    available = ["cpu", *(["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])] if (
+        torch.cuda.is_available()) else ["cpu"]  # fmt: skip
+    if name == "auto":
+        return torch.device(f"cuda:{torch.cuda.current_device()}" if len(available) > 1 else "cpu")
+    if name not in available:
+        raise ValueError(f"device {name!r} is not there; use auto or one of {', '.join(available)}")
+    return torch.device(name)

@@ -1,0 +1,89 @@
+"""The authors' released checkpoints: their names and ours."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from toco_lab.backbones.weights import CheckpointError, read_weights
+from toco_lab.method.model import ToCo
+
+RELEASED_NAMES = {  # our parameter prefix -> the authors'
+    "decoder.conv1.": "decoder.conv6.",
+    "decoder.conv2.": "decoder.conv7.",
+    "decoder.conv3.": "decoder.conv8.",
+    "projection_head.directions": "proj_head.last_layer.weight_v",
+    "teacher_head.directions": "proj_head_t.last_layer.weight_v",
+    "projection_head.": "proj_head.",
+    "teacher_head.": "proj_head_t.",
+}
+
+
+GAINS = ("proj_head.last_layer.weight_g", "proj_head_t.last_layer.weight_g")  # weight norm's gain, fixed at 1
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What `import_released` found.
+
+    Attributes:
+        missing: Names our model has and the file lacks; they keep their values.
+        unexpected: Names of the file that nothing here uses.
+        unused: The tensors behind `unexpected`, to be exported again.
+    """
+
+    missing: list[str]
+    unexpected: list[str]
+    unused: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def __str__(self) -> str:
+        """Both lists in words."""
+        return f"missing: {', '.join(self.missing) or 'none'}; unexpected: {', '.join(self.unexpected) or 'none'}"
+
+
+def import_released(model: ToCo, source: Path | str | Mapping[str, Tensor]) -> ImportReport:
+    """Load a checkpoint of the authors (DataParallel state dict or plain) into a model of the same sizes.
+
+    Args:
+        model: Changed in place.
+        source: File, or a state dict already read.
+
+    Raises:
+        CheckpointError: If the file is unreadable, nothing in it fits, a shape differs, or a weight-norm gain is not 1.
+    """
+    state = dict(source) if isinstance(source, Mapping) else read_weights(source)
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    gains = {name: state.pop(name) for name in GAINS if name in state}
+    for name, gain in gains.items():
+        if not torch.all(gain == 1):
+            raise CheckpointError(f"{name} is not all ones; this model fixes the gain of the projection head at 1")
+    ours = {released_name(name): name for name in model.state_dict()}
+    known = {ours[name]: value for name, value in state.items() if name in ours}
+    unused = {name: value for name, value in state.items() if name not in ours}
+    if not known:
+        raise CheckpointError(f"no parameter of the checkpoint is known; it begins with {', '.join(list(state)[:3])}")
+    try:
+        missing = model.load_state_dict(known, strict=False).missing_keys
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the checkpoint is of a model of other sizes; set them in the config: {error}"
+        ) from error
+    return ImportReport([released_name(name) for name in missing], list(unused), unused)
+
+
+def export_released(model: ToCo, unused: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The model as a state dict with the authors' names; `ImportReport.unused` brings back what only their file has."""
+    state = {released_name(name): value.detach().clone() for name, value in model.state_dict().items()}
+    for head, gain in zip((model.projection_head, model.teacher_head), GAINS, strict=True):
+        state[gain] = torch.ones_like(head.directions[:, :1])
+    return state | dict(unused or {})
+
+
+def released_name(name: str) -> str:
+    """The authors' name of one of our parameters."""
+    for ours, theirs in RELEASED_NAMES.items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name

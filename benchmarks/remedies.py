@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from toco_lab.config import Config
 from toco_lab.evaluation.evaluate import evaluate_run
+from toco_lab.experiment import train
 from toco_lab.files import atomic_write
 from toco_lab.method.model import ToCo
 from toco_lab.runs.environment import environment
@@ -21,7 +22,6 @@ from toco_lab.runs.listing import final_scores
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.per_layer import smoothing_of_model, smoothing_of_run
 from toco_lab.training.checkpoints import initial_model, load_run_model
-from toco_lab.training.loop import fit
 
 HERE = Path(__file__).parent / "results"
 PLAIN = {"w_ptc": 0.0, "w_ctc": 0.0, "w_seg": 0.0, "w_reg": 0.0}  # the two classification losses alone
@@ -55,7 +55,7 @@ def trained_row(row: str, seed: int, root: Path, images: int) -> dict[str, float
     """Train and measure one run where that is not done yet."""
     run = RunDir.create(Config.preset("toy").replace(**TRAINED[row], seed=seed), root)
     if run.status()["state"] != "done":
-        fit(run.config(), run, progress=False)
+        train(run, progress=False)
     if not (run.path / "evaluation.csv").is_file():
         evaluate_run(run, targets=("cam", "cam_aux"), progress=False)
     frame = smoothing_of_run(run, images, metrics=METRICS, progress=False)

@@ -31,10 +31,10 @@ from tqdm import tqdm
 
 from toco_lab.config import Config
 from toco_lab.evaluation.evaluate import evaluate_run
+from toco_lab.experiment import train
 from toco_lab.reports.page import build_report
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.per_layer import smoothing_of_run
-from toco_lab.training.loop import fit
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = "torch and timm"
@@ -89,7 +89,7 @@ def first_cells(notebook: Path, run_dir: Path, **parameters: Any) -> dict[str, s
     """
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    last = next(number for number, source in enumerate(code) if "save_figure" in source)
+    last = next(number for number, source in enumerate(code) if "run.show(" in source)
     code = ["\n".join(line for line in source.splitlines() if not line.startswith("%")) for source in code[: last + 1]]
     given = {"run_dir": str(run_dir)} | parameters
     code[0] += "".join(f"\n{name} = {value!r}" for name, value in given.items())
@@ -126,7 +126,7 @@ def smoke_runs(root: Path) -> list[RunDir]:
     for name, overrides in (("baseline", {"w_ptc": 0.0, "w_ctc": 0.0}), ("toco", {})):
         cfg = Config.preset("smoke").replace(**overrides)
         run = RunDir.create(cfg, root, name=name)
-        fit(cfg, run, progress=False)
+        train(run, progress=False)
         evaluate_run(run, progress=False)
         smoothing_of_run(run, progress=False)
         runs.append(run)

@@ -18,13 +18,13 @@ from toco_lab.config import Config
 from toco_lab.data.classes import PALETTE
 from toco_lab.data.toy import TOY_CLASSES
 from toco_lab.evaluation.evaluate import evaluate_run, gallery_rows
+from toco_lab.experiment import train
 from toco_lab.figures import pictures
 from toco_lab.files import atomic_write
 from toco_lab.runs.environment import environment
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.per_layer import smoothing_of_run
 from toco_lab.training.checkpoints import load_run_model
-from toco_lab.training.loop import fit
 
 HERE = Path(__file__).parent / "results"
 NO_CONTRAST, NO_CTC, NO_SEG = {"w_ptc": 0.0, "w_ctc": 0.0}, {"w_ctc": 0.0}, {"w_seg": 0.0, "w_reg": 0.0}
@@ -56,7 +56,7 @@ def finish(row: str, seed: int, preset: str, root: Path, images: int) -> dict[st
     """Train, evaluate and measure one run where that is not done yet; its numbers as one CSV row (mIoU in points)."""
     run = RunDir.create(config_of(row, seed, preset), root)
     if run.status()["state"] != "done":
-        fit(run.config(), run)
+        train(run)
     if not (run.path / "evaluation.csv").is_file():
         evaluate_run(run)
     if not (run.path / "smoothing.csv").is_file():

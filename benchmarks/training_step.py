@@ -36,7 +36,7 @@ from tqdm import tqdm
 from toco_lab.config import Config
 from toco_lab.data.toy import make_scene
 from toco_lab.data.views import TrainViews
-from toco_lab.method import cam, step
+from toco_lab.method import step
 from toco_lab.method.batch import Batch
 from toco_lab.method.model import ToCo
 from toco_lab.training.learner import Learner, train_step
@@ -59,8 +59,8 @@ PARTS: dict[str, Places] = {
         "multi-scale CAM": [(step, "slot_cams")],
         "refinement": [(step, "pseudo_label")],
         "energy": [(step, "reg_loss")],
-        "PTC": [(cam, "token_labels"), (step, "affinity_mask"), (step, "ptc_terms")],
-        "CTC": [(cam, "region_mask"), (step, "local_views"), (step, "class_token_contrast")],
+        "PTC": [(step, "token_labels"), (step, "affinity_mask"), (step, "ptc_terms")],
+        "CTC": [(step, "region_mask"), (step, "local_views"), (step, "class_token_contrast")],
     },
     "textbook": SHARED
     | {

@@ -13,9 +13,9 @@ from helpers.folders import SAMPLES, make_voc
 
 from toco_lab.config import Config
 from toco_lab.evaluation.evaluate import evaluate_run
+from toco_lab.experiment import train
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.per_layer import smoothing_of_run
-from toco_lab.training.loop import fit
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))  # small tensors: more threads only wait for each other
 
@@ -32,7 +32,7 @@ def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """A trained and evaluated run of the smoke preset. Shared: read only."""
     cfg = Config.preset("smoke")
     run = RunDir.create(cfg, tmp_path_factory.mktemp("runs"), name="smoke")
-    fit(cfg, run, progress=False)
+    train(run, progress=False)
     evaluate_run(run, progress=False)
     smoothing_of_run(run, 4, progress=False)
     return run

@@ -1,7 +1,9 @@
 """The shape of the project: who imports whom, what training needs, and that documents name commands that exist."""
 
-import ast
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -11,65 +13,32 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "toco_lab"
-ORDER = [
-    "config", "distributed", "runs", "run_table", "gallery", "toy", "pretrain", "transforms",
-    "labels", "layouts", "coco", "folder", "readers", "check", "prepare", "data",
-    "encoders", "activations", "remedies", "model", "checkpoints", "spectra", "token_view", "token_metrics",
-    "token_maps", "snapshots", "cam", "attribution", "lattice", "refine", "losses", "step", "train", "cost",
-    "evaluate", "pseudo_labels", "smoothing", "layer_cams", "session", "figures", "curves", "panels",
-    "keys", "token_explorer", "cam_explorer", "run_browser",
-    "batch", "ablation", "grid", "worker", "executors", "progress", "sweep",
-    "tables", "findings", "report_parts", "report_tables", "report_sections", "report", "appendix", "__main__",
-]  # fmt: skip
-MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+PATH = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # of this environment
 NOTEBOOK_WORLD = "jupyter jupyterlab nbformat plotly ipywidgets anywidget papermill tyro IPython".split()
 
 
-def imported(name: str, *, top_level: bool = False) -> set[str]:
-    """Dotted names a module imports, without running it; `top_level` leaves out imports inside functions."""
-    tree, found = ast.parse((PACKAGE / f"{name}.py").read_text()), set()
-    for node in tree.body if top_level else ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name} uses a relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+def lint(folder: Path) -> subprocess.CompletedProcess:
+    command = ["lint-imports", "--no-cache"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=PATH, timeout=120)
 
 
-def internal(name: str) -> set[str]:
-    """Modules of this package that a module imports."""
-    return {full.split(".")[1] for full in imported(name) if full.startswith("toco_lab.")} & set(ORDER)
+def test_rooms_import_only_the_rooms_below_them() -> None:
+    """The contracts stand in pyproject.toml; a folder that is in none of them fails as well."""
+    done = lint(ROOT)
+    assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_imports_only_point_upstream(name: str) -> None:
-    assert name in ORDER, "a new module needs a place in the order"
-    downstream = {other for other in internal(name) if ORDER.index(other) >= ORDER.index(name)}
-    assert not downstream, f"{name} imports {downstream}, which come later"
-
-
-def test_heavy_libraries_have_one_importer() -> None:
-    for library, owners in {
-        "papermill": {"batch"},
-        "nbformat": {"batch"},
-        "tyro": {"__main__"},
-        "matplotlib": {"figures", "panels"},
-        "ipywidgets": {"cam_explorer", "run_browser"},
-        "anywidget": {"token_explorer", "keys"},
-    }.items():
-        users = {name for name in MODULES if any(full.split(".")[0] == library for full in imported(name))}
-        assert users <= owners, library
-
-
-def test_plotly_is_imported_where_it_is_used_only() -> None:
-    for name in MODULES:
-        assert not any(full.startswith("plotly") for full in imported(name, top_level=True)), name
-
-
-@pytest.mark.parametrize("name", ["figures", "curves"])
-def test_figures_know_neither_torch_nor_this_package(name: str) -> None:
-    assert not {full for full in imported(name) if full.split(".")[0] in ("torch", "toco_lab")}
+def test_the_contracts_are_looked_at(tmp_path: Path) -> None:
+    """An import that points upwards, and a folder nobody knows, are both found."""
+    copied = tmp_path / "toco_lab"
+    shutil.copytree(PACKAGE, copied, ignore=shutil.ignore_patterns("__pycache__", "static"))
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+    (copied / "training" / "upwards.py").write_text("from toco_lab.explorers import snapshots\n")
+    (copied / "utils").mkdir()
+    (copied / "utils" / "__init__.py").write_text("")
+    done = lint(tmp_path)
+    assert done.returncode != 0
+    assert "utils" in done.stdout and "toco_lab.training.upwards -> toco_lab.explorers.snapshots" in done.stdout
 
 
 WITHOUT_NOTEBOOKS = """
@@ -86,7 +55,7 @@ import toco_lab
 from toco_lab.config import Config
 cfg = Config.preset("smoke").replace(steps=1, warmup_steps=0, seg_start_step=0, val_images=1)
 run = toco_lab.RunDir.create(cfg, sys.argv[1])
-toco_lab.fit(cfg, run, progress=False)
+toco_lab.train(run, progress=False)
 scores = toco_lab.evaluate_run(run, progress=False).scores
 toco_lab.smoothing_of_run(run, 1, progress=False)
 assert set(scores) == {"cam", "cam_aux", "cam_refined", "seg", "labels"}, scores
@@ -105,13 +74,33 @@ def test_the_package_itself_imports_nothing_heavy() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
 
 
-def test_public_names_exist() -> None:
-    import toco_lab
+def test_every_public_name_is_there() -> None:
+    """Of the package and of each room: the stub an editor reads names nothing that cannot be had."""
+    import toco_lab as tl
 
-    for name in toco_lab._HOMES:
-        assert getattr(toco_lab, name).__module__.startswith("toco_lab.")
-    with pytest.raises(AttributeError, match="no attribute 'fitt'"):
-        toco_lab.fitt  # noqa: B018
+    rooms = [getattr(tl, path.parent.name) for path in PACKAGE.glob("*/__init__.pyi")]
+    assert len(rooms) >= 10
+    for namespace in (tl, *rooms):
+        assert all(hasattr(namespace, name) for name in namespace.__all__), namespace
+    with pytest.raises(AttributeError, match="fitt"):
+        tl.fitt  # noqa: B018
+
+
+def test_the_public_surface_is_the_one_on_record() -> None:
+    """A name that comes or goes is a decision: change tests/api_surface.json with it, and the CHANGELOG."""
+    import toco_lab as tl
+
+    rooms = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.pyi"))
+    found = {"toco_lab": sorted(tl.__all__)} | {room: sorted(getattr(tl, room).__all__) for room in rooms}
+    assert found == json.loads((ROOT / "tests" / "api_surface.json").read_text())
+
+
+def test_notebooks_import_this_package_as_tl_alone() -> None:
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+        ours = {line.strip() for line in code.splitlines() if re.match(r"\s*(from|import)\s+toco_lab", line)}
+        assert ours == {"import toco_lab as tl"}, path.name
 
 
 def test_one_list_of_dependencies() -> None:

@@ -1,72 +1,27 @@
 """A workbench around ToCo (token contrast for weakly-supervised segmentation, CVPR 2023): train, measure, look.
 
-    config    one flat Config per run; presets; strict overrides
+    commands, notebooks      what a person starts
        |
-    toy, data ---> Batch: two global views, a source of local crops, image labels; never a mask
+    reports, sweeps          many runs: grids and workers; tables, comparisons, one offline page
        |
-    model     ViT -> class and patch tokens -> classifiers (CAM, auxiliary CAM), decoder, projection heads
+    experiment               ONE run: train, evaluate, measure, keep tokens
        |
-    cam, refine, losses, step ---> train.fit: CAM -> pseudo labels and crops -> PTC, CTC, segmentation
+    explorers                click and slide
        |
-    evaluate, smoothing, layer_cams ---> mIoU with its protocol; every over-smoothing metric, CAM quality, per layer
+    evaluation, smoothing    how good is it? how alike are the tokens?
        |
-    runs      everything above lies in one folder per run ---> figures, curves, notebooks (batch), report
+    training                 fit, kill, continue
        |
-    snapshots, session ---> token_explorer, cam_explorer: click and slide, in a notebook or in the report
+    data                     toy world, VOC, COCO, your folder ---> Batch
+       |
+    method                   THE PAPER: model, CAM, pseudo labels, refinement, losses
+       |
+    backbones, runs, figures     timm's encoders; the folder of a run; drawing
 
-The public names below are imported when they are first used: `import toco_lab` itself costs nothing.
+Each room imports only those below it (`pyproject.toml` holds the order, a test keeps it). `import toco_lab as tl` costs
+nothing: names and rooms are imported when they are first used, and `__init__.pyi` lists them for editors.
 """
 
-import importlib
-import os
-from pathlib import Path
-from typing import Any
+import lazy_loader
 
-_HOMES = {
-    "Config": "config",
-    "RunDir": "runs.run_dir",
-    "list_runs": "runs.listing",
-    "make_scene": "data.toy",
-    "resolve": "data.own_folder",
-    "open_dataset": "data.readers",
-    "eval_samples": "data.loader",
-    "ToCo": "method.model",
-    "initial_model": "training.checkpoints",
-    "load_run_model": "training.checkpoints",
-    "multi_scale_cam": "method.cam",
-    "fit": "training.loop",
-    "evaluate_run": "evaluation.evaluate",
-    "write_pseudo_labels": "evaluation.pseudo_labels",
-    "smoothing_per_layer": "smoothing.per_layer",
-    "smoothing_of_run": "smoothing.per_layer",
-    "layer_cam_quality": "evaluation.cam_per_layer",
-    "maps_of_run": "explorers.snapshots",
-    "CamSession": "explorers.cam_session",
-    "CamExplorer": "explorers.cam_explorer",
-    "TokenExplorer": "explorers.token_explorer",
-    "RunBrowser": "explorers.run_browser",
-    "build_report": "reports.page",
-    "Grid": "sweeps.grid",
-    "run_sweep": "sweeps.sweep",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return [*globals(), *_HOMES]
-
-
-def enter_project() -> Path:
-    """Make the project's folder the current one, for relative paths: a notebook may start in notebooks/.
-
-    Outside a checkout nothing changes.
-    """
-    here = Path.cwd()
-    found = (folder for folder in (here, *here.parents) if (folder / "notebooks" / "00_start_here.ipynb").is_file())
-    os.chdir(project := next(found, here))
-    return project
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -6,7 +6,6 @@ Fields marked "quirk" have a `released` value (what the authors' code does) and 
 """
 
 import dataclasses
-import difflib
 import functools
 import hashlib
 import json
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
+from toco_lab.files import did_you_mean
 from toco_lab.presets import PRESETS
 
 VIT_SIZES = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
@@ -323,7 +323,7 @@ class Config:
     def preset(cls, name: str) -> Self:
         """The named preset, see `PRESETS`. Raises ValueError with the nearest name for an unknown one."""
         if name not in PRESETS:
-            raise ValueError(f"unknown preset {name!r}{_nearest(name, PRESETS)}; there are: {', '.join(PRESETS)}")
+            raise ValueError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}; there are: {', '.join(PRESETS)}")
         return cls(preset_name=name, **PRESETS[name])
 
     def replace(self, **changes: Any) -> Self:
@@ -340,7 +340,7 @@ class Config:
         names = [field.name for field in dataclasses.fields(self)]
         for key in changes:
             if key not in names:
-                raise ValueError(f"unknown config field {key!r}{_nearest(key, names)}")
+                raise ValueError(f"unknown config field {key!r}{did_you_mean(key, names)}")
         backbone = changes.get("backbone", self.backbone)
         if backbone != self.backbone and backbone_kind(backbone) != "vit":
             changes = dict.fromkeys(VIT_SIZES) | {"weights": ""} | changes
@@ -418,11 +418,6 @@ _type_hints = functools.cache(get_type_hints)  # runs are listed by the hundred,
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise ValueError(f"config: {message}")
-
-
-def _nearest(name: str, known) -> str:
-    match = difflib.get_close_matches(name, list(known), n=1)
-    return f", did you mean {match[0]!r}?" if match else ""
 
 
 def _coerce(name: str, value: Any, hint: Any) -> Any:

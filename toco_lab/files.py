@@ -1,8 +1,9 @@
-"""Files that are whole or not there."""
+"""The ground: files that are whole or not there, the project's folder, and the nearest name to a misspelt one."""
 
+import difflib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -28,3 +29,20 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """ ", did you mean 'cat'?" for a name that is not among `known` but near one of them; else nothing."""
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def enter_project() -> Path:
+    """Make the project's folder the current one, for relative paths: a notebook may start in notebooks/.
+
+    Outside a checkout nothing changes.
+    """
+    here = Path.cwd()
+    found = (folder for folder in (here, *here.parents) if (folder / "notebooks" / "00_start_here.ipynb").is_file())
+    os.chdir(project := next(found, here))
+    return project

@@ -46,6 +46,8 @@ _TOY = {
 }  # fmt: skip
 
 
+BASELINE = {"w_ptc": 0.0, "w_ctc": 0.0, "w_seg": 0.0, "w_reg": 0.0}  # what is left is the two classification losses
+
 PRESETS: dict[str, dict[str, Any]] = {
     # toy scenes, two CPU cores, about a minute: `make demo`
     "toy": _TOY,

@@ -336,7 +336,7 @@ def test_first_cells_of_the_notebook(tmp_path):
     exec(cells["cell 0"], names)
     assert names["run_dir"] == str(tmp_path) and names["preset"] == "smoke"
     *before, last = cells.values()
-    assert "save_figure" in last and "save_figure" not in "".join(before)
+    assert "run.show(" in last and "run.show(" not in "".join(before)
     for source in cells.values():
         compile(source, "cell", "exec")  # no magic is left
 

@@ -83,7 +83,7 @@ def test_the_command_makes_the_table_and_continues(tmp_path, monkeypatch, capsys
     assert len(first.splitlines()) == 1 + 2 * len(toy_table.ROWS)
     assert (tmp_path / "toy_table.png").stat().st_size > 1000
     assert all(f"| {row} |" in text for row in toy_table.ROWS) and "(d) full ToCo" in text
-    monkeypatch.setattr(toy_table, "fit", None)  # a second call finds every run finished
+    monkeypatch.setattr(toy_table, "train", None)  # a second call finds every run finished
     toy_table.main()
     assert (tmp_path / "toy_table.csv").read_text() == first
     capsys.readouterr()

@@ -7,6 +7,7 @@ import pytest
 from matplotlib import colormaps
 from PIL import Image, ImageColor
 
+from toco_lab.explorers import panels
 from toco_lab.explorers.panels import (
     CROP_COLOURS,
     REGIONS,
@@ -92,8 +93,8 @@ def test_positive_crops_are_solid_and_negative_ones_dashed():
 
 def test_legend_names_what_is_there_once(monkeypatch):
     written = []
-    original = panel_row._draw_key
-    monkeypatch.setattr(panel_row, "_draw_key", lambda *a: (written.append(a[4:7]), original(*a)))
+    original = panels._draw_key
+    monkeypatch.setattr(panels, "_draw_key", lambda *a: (written.append(a[4:7]), original(*a)))
     label = np.zeros((60, 80), np.uint8)
     label[0] = 255
     cam, crop = np.zeros((60, 80)), CropBox(0, 0, 9, False)
@@ -107,10 +108,10 @@ def test_legend_names_what_is_there_once(monkeypatch):
 
 
 def test_titles_that_are_too_long_are_cut():
-    assert panel_row._fitting_text("short", 13, 190) == "short"
-    cut = panel_row._fitting_text("a very long title that can not fit", 13, 100)
+    assert panels._fitting_text("short", 13, 190) == "short"
+    cut = panels._fitting_text("a very long title that can not fit", 13, 100)
     assert cut.endswith("…")
-    assert panel_row._font(13).getlength(cut) <= 100
+    assert panels._font(13).getlength(cut) <= 100
 
 
 def test_no_panels_is_an_error():

@@ -6,11 +6,12 @@ import torch
 
 from toco_lab.backbones.activations import capture
 from toco_lab.config import Config
-from toco_lab.explorers.snapshots import maps_of_run, probe_samples, snapshot_steps, token_maps
+from toco_lab.experiment import train
+from toco_lab.explorers.snapshots import maps_of_run, probe_samples, token_maps
 from toco_lab.explorers.token_maps import load_run_maps
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
-from toco_lab.training.loop import fit
+from toco_lab.training.loop import snapshot_steps
 
 
 def test_steps_are_evenly_spaced_from_before_training_to_the_end():
@@ -52,7 +53,7 @@ def test_the_last_snapshot_is_of_the_last_checkpoint(smoke_run):
 def test_snapshots_change_no_number(tmp_path, smoke_run):
     cfg = smoke_run.config().replace(token_snapshots=0)
     plain = RunDir.create(cfg, tmp_path)
-    fit(cfg, plain, progress=False)
+    train(plain, progress=False)
     assert plain.token_maps() == []
     assert cfg.digest() == smoke_run.config().digest()
     assert plain.metrics()["total_loss"].tolist() == smoke_run.metrics()["total_loss"].tolist()

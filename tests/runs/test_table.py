@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from toco_lab.commands.runs import as_page
 from toco_lab.config import Config
 from toco_lab.runs import table as run_table
 from toco_lab.runs.listing import list_runs
@@ -220,14 +221,14 @@ def test_run_files_and_the_notice(run):
 
 def test_pages_for_a_web_browser(run):
     Image.new("RGB", (2, 2)).save(picture := run.path / "figures/a.png")
-    assert run_table.as_page(picture) == picture
+    assert as_page(picture) == picture
     (figure := run.path / "figures/b.json").write_text('{"data": [{"type": "bar", "y": [3]}], "layout": {}}')
-    page = run_table.as_page(figure).read_text()
+    page = as_page(figure).read_text()
     assert '"y":[3]' in page and len(page) > 1_000_000  # plotly is inside
     cell = {"cell_type": "markdown", "id": "a", "metadata": {}, "source": "# Seen and heard"}
     notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     (path := run.path / "notebooks/n.ipynb").write_text(json.dumps(notebook))
-    made = run_table.as_page(path)
+    made = as_page(path)
     assert "Seen and heard" in made.read_text() and made.suffix == ".html" and run.path not in made.parents
 
 

@@ -125,7 +125,7 @@ def test_a_failure_is_recorded_and_tried_again_only_when_asked(tmp_path: Path, m
     assert (folder / "failure.json").stat().st_mtime_ns == before
     run_sweep(three, root=tmp_path, progress=False, retry_failed=True)
     assert (folder / "failure.json").stat().st_mtime_ns > before
-    monkeypatch.setattr("toco_lab.training.learner.set_learning_rate", lambda cfg, step: 1e-4)
+    monkeypatch.setattr("toco_lab.training.optimiser.learning_rate", lambda cfg, step: 1e-4)
     mended = run_sweep(three, root=tmp_path, progress=False, retry_failed=True)
     assert not (folder / "failure.json").exists() and state_of(three, three.runs(tmp_path)[1]) == "done"
     assert mended["error"].tolist() == ["", "", ""]
@@ -133,12 +133,12 @@ def test_a_failure_is_recorded_and_tried_again_only_when_asked(tmp_path: Path, m
 
 @pytest.mark.usefixtures("here")
 def test_evaluation_that_failed_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from toco_lab import experiment
     from toco_lab.evaluation import evaluate
-    from toco_lab.smoothing import per_layer
     from toco_lab.training import loop
 
     with monkeypatch.context() as patched:
-        patched.setattr(per_layer, "smoothing_of_run", lambda *a, **k: 1 / 0)
+        patched.setattr(experiment, "smoothing_of_run", lambda *a, **k: 1 / 0)
         table = run_sweep(grid(), root=tmp_path, progress=False)
     assert table["error"][0] == "ZeroDivisionError: division by zero"
     monkeypatch.setattr(loop, "train_step", None)

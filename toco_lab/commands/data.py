@@ -84,10 +84,10 @@ def show(
 
 
 def _write_pictures(cfg: Config, named: list[tuple[str, dict[str, Any]]], out: Path) -> None:
-    from toco_lab.data.classes import PALETTE, class_names
+    from toco_lab.data.classes import PALETTE, label_names
     from toco_lab.figures import pictures
 
-    known = ("background", *class_names(cfg))
+    known = label_names(cfg)
     legend = (*known, *(f"number {value}" for value in range(len(known), 255)))  # a wrong mask may hold any number
     names, rows = zip(*named, strict=True)
     figure = pictures.cam_gallery(rows, palette=PALETTE, class_names=legend, names=names)

@@ -4,15 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from toco_lab.config import Config
+from toco_lab.presets import BASELINE
 from toco_lab.runs.run_dir import RunDir
 
 NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 
 
 DEMO_NOTEBOOKS = ("03_train", "04_evaluate", "05_over_smoothing")
-
-
-BASELINE = {"w_ptc": 0.0, "w_ctc": 0.0, "w_seg": 0.0, "w_reg": 0.0}  # what is left is the two classification losses
 
 
 def demo(root: Path = Path("results"), preset: str = "toy") -> None:
@@ -27,10 +25,10 @@ def demo(root: Path = Path("results"), preset: str = "toy") -> None:
         cfg = Config.preset(preset).replace(**overrides)
         run = _finished(folder / name, cfg)
         if run is None:
-            from toco_lab.training.loop import fit
+            from toco_lab.experiment import open_run, train
 
-            run, worked = RunDir.create(cfg, folder, name=name), True
-            fit(cfg, run)
+            run, worked = open_run(cfg, folder, name=name), True
+            train(run)
         made.append(run)
         for notebook in DEMO_NOTEBOOKS:
             # absolute paths: a notebook runs in a folder of its own
@@ -61,6 +59,6 @@ def _executed(notebook: Path, output: Path, parameters: dict[str, Any]) -> bool:
 
     if is_done(NotebookJob(notebook, output, parameters)):
         return False
-    print(f"{output.parents[2].name}: {notebook.stem}", flush=True)
+    print(f"{output.parents[1].name}: {notebook.stem}", flush=True)
     execute_notebook(notebook, output, parameters)
     return True

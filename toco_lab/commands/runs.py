@@ -1,6 +1,7 @@
 """The command `runs`: list, compare, plot, open and delete runs."""
 
 import sys
+import tempfile
 from pathlib import Path
 
 import tyro
@@ -124,9 +125,26 @@ def open_(run: tyro.conf.Positional[str], root: Path = Path("results"), show: st
         raise ValueError(f"{found.path} has no {show!r} to show; there are: {', '.join(path.name for path in pages)}")
     import webbrowser
 
-    page = run_table.as_page(chosen[0]).resolve()
+    page = as_page(chosen[0]).resolve()
     opened = webbrowser.open(page.as_uri())
     print(page if opened else f"no web browser could be started; the page is {page}")
+
+
+def as_page(path: Path) -> Path:
+    """A figure, notebook or report as a file a web browser can show; what has to be converted goes to a new folder."""
+    if path.suffix in (".png", ".html"):
+        return path
+    page = Path(tempfile.mkdtemp(prefix="toco_lab_")) / f"{path.stem}.html"
+    with atomic_write(page, "w") as file:
+        if path.suffix == ".ipynb":
+            from nbconvert import HTMLExporter
+
+            file.write(HTMLExporter().from_filename(str(path))[0])
+        else:
+            import plotly.io
+
+            file.write(plotly.io.from_json(path.read_text(encoding="utf-8")).to_html(include_plotlyjs=True))
+    return page
 
 
 def delete(runs: tyro.conf.Positional[tuple[str, ...]], root: Path = Path("results"), yes: bool = False) -> None:

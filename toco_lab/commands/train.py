@@ -71,20 +71,12 @@ def train(options: tyro.conf.OmitArgPrefixes[TrainOptions]) -> None:
         [(path, gap), *_] = everywhere(begun)  # the first process makes the folder, the others wait for it
         if path is None:
             return
-        from toco_lab.evaluation.evaluate import evaluate_run, validator
-        from toco_lab.training.loop import fit
-        from toco_lab.training.processes import resolve_device
+        from toco_lab import experiment
 
-        run, cfg = RunDir(path), RunDir(path).config()
-        fit(cfg, run, validate=None if gap else validator(cfg))
-        if options.evaluate:
-            targets = ("labels",) if gap else None
-            evaluation = evaluate_run(run, targets=targets, device=str(resolve_device(cfg.device)))
+        run = RunDir(path)
+        evaluation = experiment.make(run) if options.evaluate else experiment.train(run)
     if first:
         if options.evaluate:
-            from toco_lab.smoothing.per_layer import smoothing_of_run
-
-            smoothing_of_run(run, device=cfg.device)
             _print_scores(evaluation)
             if gap:
                 print(f"no mIoU: {gap}")
@@ -95,8 +87,9 @@ def _begin(options: RunOptions) -> tuple[Path | None, str]:
     """The folder of the run that the options ask for, made and described; None after a dry run. With it, why the
     validation split has no mIoU ("" where it has).
     """
-    from toco_lab.data.own_folder import resolve, write_split
+    from toco_lab.data.own_folder import resolve
     from toco_lab.data.readers import missing_truth
+    from toco_lab.experiment import open_run
     from toco_lab.training.processes import micro_batches, num_processes
 
     cfg = resolve(_config(options))
@@ -122,12 +115,10 @@ def _begin(options: RunOptions) -> tuple[Path | None, str]:
     if options.dry_run:
         _dry_run(cfg, options)
         return None, ""
-    if drawn := write_split(cfg):
-        print(drawn)
+    run = open_run(cfg, options.root, name=options.name)
     gap = missing_truth(cfg) if options.evaluate or cfg.val_every else ""
     if gap:
         print(f"no mIoU: {gap}")
-    run = RunDir.create(cfg, options.root, name=options.name)
     print(f"run folder: {run.path}")
     return run.path, gap
 

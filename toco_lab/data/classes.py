@@ -62,3 +62,8 @@ def class_names(cfg: Config) -> tuple[str, ...]:
     if len(names) != cfg.num_classes:
         raise DataError(f"{cfg.dataset} has {len(names)} classes, the config says num_classes={cfg.num_classes}")
     return names
+
+
+def label_names(cfg: Config) -> tuple[str, ...]:
+    """Names of the labels 0..C of a mask: the background, then `class_names`."""
+    return ("background", *class_names(cfg))

@@ -14,7 +14,6 @@ from toco_lab.config import Config
 from toco_lab.data.readers import open_dataset, training_label
 from toco_lab.data.views import TrainViews
 from toco_lab.method.batch import TENSORS, Batch
-from toco_lab.training.processes import share
 
 
 class TrainSamples(Dataset):
@@ -39,17 +38,24 @@ class TrainSamples(Dataset):
 
 
 def train_loader(
-    cfg: Config, mean: Sequence[float], std: Sequence[float], *, start_step: int = 0
+    cfg: Config, mean: Sequence[float], std: Sequence[float], *, start_step: int = 0, places: range | None = None
 ) -> "DataLoader[Batch]":
-    """The batches of steps `start_step` .. `cfg.steps - 1`; of several processes each loads its share of every batch.
+    """The batches of steps `start_step` .. `cfg.steps - 1`.
 
     Stateless: sample j of step k depends only on (seed, k * batch_size + j), so a resumed run sees the batches it would
     have seen, whatever `num_workers` and the number of processes, and no random number of the training process is used.
 
+    Args:
+        cfg: Data set, views and batch size.
+        mean: See `normalise`.
+        std: See `normalise`.
+        start_step: First step, 0-based.
+        places: This process's share of each batch, as places in it; None takes all.
+
     Raises:
         DataError: See `open_dataset`; while iterating, for a file that cannot be read or an image without a class.
     """
-    mine = share(cfg.batch_size)
+    mine = range(cfg.batch_size) if places is None else places
     return DataLoader(
         TrainSamples(cfg, mean, std),
         batch_size=len(mine),

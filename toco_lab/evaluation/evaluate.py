@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from toco_lab.backbones.weights import weights_hash
 from toco_lab.config import IGNORE_INDEX, Config
-from toco_lab.data.classes import class_names
+from toco_lab.data.classes import label_names
 from toco_lab.data.loader import EvalSample, EvalSamples, eval_samples
 from toco_lab.evaluation.gallery import MAPS, NUM_IMAGES, save_gallery
 from toco_lab.evaluation.prediction import BATCH, FUSIONS, grouped_by_size, predict
@@ -119,7 +119,7 @@ def evaluate_model(
             done += len(group)
             bar.update(len(group))
     model.train(was_training)
-    names = ("background", *class_names(cfg))
+    names = label_names(cfg)
     rows = []
     for target in maps:
         scores = iou_scores(total(matrices[target]).cpu(), over=cfg.miou_over)

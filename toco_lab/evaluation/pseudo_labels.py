@@ -30,7 +30,7 @@ from tqdm import tqdm
 from toco_lab.backbones.pixels import denormalise
 from toco_lab.backbones.weights import weights_hash
 from toco_lab.config import IGNORE_INDEX, Config
-from toco_lab.data.classes import DataError, class_names, save_mask
+from toco_lab.data.classes import DataError, class_names, label_names, save_mask
 from toco_lab.data.layouts import LAYOUTS, locate
 from toco_lab.data.loader import EvalSample, EvalSamples, eval_samples
 from toco_lab.data.prepare import write_labels
@@ -240,7 +240,7 @@ def write_pseudo_labels(
         _write_tables(out / kind, split, class_names(cfg), image_labels)
         if images:
             _link(out / kind / IMAGES, Path("..") / IMAGES)
-    rows = ["background", *class_names(cfg), "ignored"]
+    rows = [*label_names(cfg), "ignored"]
     return PseudoLabels(
         out=out, split=split, num_images=len(names), num_masks=num_masks,
         shares=pd.DataFrame({kind: tally.shares() for kind, tally in tallies.items()}, index=rows),

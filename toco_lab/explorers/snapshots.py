@@ -20,12 +20,6 @@ from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
 
 
-def snapshot_steps(cfg: Config) -> set[int]:
-    """The steps after which a run keeps tokens: evenly spaced, 0 (before training) and the last among them."""
-    last = max(cfg.token_snapshots - 1, 1)
-    return {round(cfg.steps * i / last) for i in range(cfg.token_snapshots)}
-
-
 def probe_samples(cfg: Config, model: ToCo) -> list[EvalSample]:
     """The probe images: the first `cfg.probe_images` of the validation list."""
     return list(islice(eval_samples(cfg, model.mean, model.std), cfg.probe_images))
@@ -81,6 +75,21 @@ def save_snapshot(run: RunDir, model: ToCo, cfg: Config, samples: Iterable[EvalS
     """Write the tokens of the probe images after `step` optimiser steps into the run's folder."""
     for image, maps in enumerate(token_maps(model, cfg, samples, name=run.name, weights="training", step=step)):
         save_token_maps(run.token_maps_path(image, step), maps)
+
+
+class Snapshots:
+    """Called as snapshot(model, step) by `fit`: keeps the tokens of a run's probe images, which it reads once."""
+
+    def __init__(self, run: RunDir) -> None:
+        """Reads no image yet."""
+        self._run, self._cfg = run, run.config()
+        self._samples: list[EvalSample] | None = None
+
+    def __call__(self, model: ToCo, step: int) -> None:
+        """Write the tokens after `step` optimiser steps."""
+        if self._samples is None:
+            self._samples = probe_samples(self._cfg, model)
+        save_snapshot(self._run, model, self._cfg, self._samples, step)
 
 
 def snapshot_of_run(run: RunDir, *, device: str | torch.device = "cpu") -> None:

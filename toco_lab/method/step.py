@@ -9,10 +9,10 @@ from torch import Tensor
 
 from toco_lab.backbones.pixels import denormalise
 from toco_lab.config import Config
-from toco_lab.method import cam, labels
 from toco_lab.method.batch import Batch
-from toco_lab.method.cam import Cams, slot_cams
+from toco_lab.method.cam import Cams, resize, slot_cams
 from toco_lab.method.crops import cut_local_views, sample_local_crops
+from toco_lab.method.labels import confident_label, inside_box, region_mask, token_box, token_labels
 from toco_lab.method.losses import (
     affinity_mask,
     classification_loss,
@@ -151,7 +151,7 @@ def compute_losses(
 
     if weights["ptc"] > 0:
         tokens = output.features.patch_tokens
-        token_label = labels.token_labels(
+        token_label = token_labels(
             maps.cam_aux, slots.present, tokens.shape[-2:], batch.valid_box, low=cfg.low_threshold,
             high=cfg.high_threshold, patch_size=model.patch_size, box_units=cfg.ptc_box_units,
         )  # fmt: skip
@@ -161,12 +161,12 @@ def compute_losses(
 
     if weights["distil"] > 0:
         tokens = output.features.patch_tokens
-        inside = labels.inside_box(labels.token_box(batch.valid_box, model.patch_size), *tokens.shape[-2:])
-        target = cam.resize(maps.cam_aux, tokens.shape[-2:])
+        inside = inside_box(token_box(batch.valid_box, model.patch_size), *tokens.shape[-2:])
+        target = resize(maps.cam_aux, tokens.shape[-2:])
         terms["distil"] = distil_loss(slots.take(model.classifier(tokens)), target, slots.present, inside)
 
     if weights["ctc"] > 0:
-        made["region"] = labels.region_mask(maps.cam_aux, slots.present, low=cfg.low_threshold, high=cfg.high_threshold)
+        made["region"] = region_mask(maps.cam_aux, slots.present, low=cfg.low_threshold, high=cfg.high_threshold)
         made["views"] = views or local_views(batch, made["region"], cfg, generator)
         terms["ctc"] = class_token_contrast(model, output.features.class_token, batch.view2, made["views"], cfg)
 
@@ -229,7 +229,7 @@ def pseudo_label(maps: Cams, slots: Slots, pixels: Tensor, batch: Batch, cfg: Co
     """
     cam = maps.cam_aux if step < cfg.aux_label_steps else maps.cam
     if not cfg.refine:
-        label = labels.confident_label(
+        label = confident_label(
             cam, slots.present, low=cfg.low_threshold, high=cfg.high_threshold, valid_box=batch.valid_box
         )
         return slots.class_label(label)

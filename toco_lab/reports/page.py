@@ -119,8 +119,8 @@ class _Page:
         groups, seen = [], set()
         for row in part.rows:
             known = [("image", row.image)] + ([] if row.truth is None else [("truth", _label(row.truth))])
-            pictures = "".join(_tag(pixels, f"{what} of {row.name}") for what, pixels in known)
-            first, lines = f'<td rowspan="{len(row.maps)}">{pictures}{_e(row.name)}</td>', []
+            shown = "".join(_tag(pixels, f"{what} of {row.name}") for what, pixels in known)
+            first, lines = f'<td rowspan="{len(row.maps)}">{shown}{_e(row.name)}</td>', []
             for kind, maps in row.maps.items():
                 cells = ""
                 for name in part.runs.values():

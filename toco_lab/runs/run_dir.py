@@ -16,7 +16,7 @@ import shutil
 import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import pandas as pd
 
@@ -31,6 +31,9 @@ _FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 
 
 _STALE_SECONDS = 3600  # a temporary file this old was left by a killed process: nobody is writing it
+
+
+FigureLike = TypeVar("FigureLike")
 
 
 class RunDir:
@@ -203,6 +206,11 @@ class RunDir:
             else:
                 file.write(figure.to_json().encode())
         return path
+
+    def show(self, name: str, figure: FigureLike) -> FigureLike:
+        """`save_figure`, and the figure back: the last line of a notebook's cell."""
+        self.save_figure(name, figure)
+        return figure
 
     def figures(self) -> list[Path]:
         """Saved figures, by name."""

@@ -9,7 +9,6 @@ import dataclasses
 import difflib
 import math
 import operator
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 import pandas as pd
 
 from toco_lab.config import Config
-from toco_lab.files import atomic_write
 from toco_lab.runs.listing import RUN_COLUMNS, SCORES, find_runs
 from toco_lab.runs.run_dir import RunDir
 
@@ -271,23 +269,6 @@ def run_files(run: RunDir) -> list[RunFile]:
     shown = [(path, _PAGES[path.suffix]) for path in (*run.notebooks(), *run.figures(), *reports)]
     shown += [(path, "checkpoint") for path in run.checkpoints()]
     return [RunFile(path, kind, path.stat().st_size) for path, kind in shown]
-
-
-def as_page(path: Path) -> Path:
-    """A figure, notebook or report as a file a web browser can show; what has to be converted goes to a new folder."""
-    if path.suffix in (".png", ".html"):
-        return path
-    page = Path(tempfile.mkdtemp(prefix="toco_lab_")) / f"{path.stem}.html"
-    with atomic_write(page, "w") as file:
-        if path.suffix == ".ipynb":
-            from nbconvert import HTMLExporter
-
-            file.write(HTMLExporter().from_filename(str(path))[0])
-        else:
-            import plotly.io
-
-            file.write(plotly.io.from_json(path.read_text(encoding="utf-8")).to_html(include_plotlyjs=True))
-    return page
 
 
 def size_text(size: int) -> str:

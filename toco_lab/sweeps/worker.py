@@ -63,11 +63,13 @@ def notebook_job(task: Mapping[str, Any]):
 
 def work(text: str) -> bool:
     """Make, or continue, the run of a task (JSON of `task_of`). Returns False if it failed, which is then on record."""
+    from toco_lab.experiment import make, open_run
+
     task = json.loads(text)
     folder = Path(task["folder"])
     (folder / _FAILURE).unlink(missing_ok=True)
     cfg = Config.preset(task["preset"]).replace(**task["overrides"])
-    run = RunDir.create(cfg, folder.parent, name=folder.name)
+    run = open_run(cfg, folder.parent, name=folder.name)
     began, spent = time.perf_counter(), run.status().get("total_seconds", 0.0)
     run.set_status("running")
     try:
@@ -77,27 +79,12 @@ def work(text: str) -> bool:
             job = notebook_job(task)
             execute_notebook(job.notebook, job.output, job.parameters, progress=False)
         else:
-            _train(cfg, run)
+            make(run, progress=False)
     except Exception as error:
         record_failure(folder, f"{type(error).__name__}: {error}", traceback.format_exc())
         return False
     run.set_status("done", total_seconds=round(spent + time.perf_counter() - began, 2))
     return True
-
-
-def _train(cfg: Config, run: RunDir) -> None:
-    """What the command `train` does, without what an earlier attempt has finished."""
-    from toco_lab.evaluation.evaluate import evaluate_run, validator
-    from toco_lab.smoothing.per_layer import smoothing_of_run
-    from toco_lab.training.loop import fit
-    from toco_lab.training.processes import resolve_device
-
-    device = str(resolve_device(cfg.device))
-    fit(cfg, run, validate=validator(cfg), progress=False)
-    if not (run.path / "protocol.json").is_file():  # written after evaluation.csv
-        evaluate_run(run, device=device, progress=False)
-    if not (run.path / "smoothing.csv").is_file():
-        smoothing_of_run(run, device=device, progress=False)
 
 
 def record_failure(folder: Path, error: str, trace: str) -> None:

@@ -13,14 +13,13 @@ from tqdm import tqdm
 from toco_lab.backbones.weights import CheckpointError, find_weights, weights_hash
 from toco_lab.config import Config
 from toco_lab.data.loader import train_loader
-from toco_lab.explorers.snapshots import probe_samples, save_snapshot, snapshot_steps
 from toco_lab.method.model import ToCo
 from toco_lab.method.step import LossTerms
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import initial_model, load_checkpoint, save_checkpoint
 from toco_lab.training.learner import Learner, compiled, train_step
 from toco_lab.training.optimiser import learning_rate
-from toco_lab.training.processes import is_first, num_processes, resolve_device, total, wait
+from toco_lab.training.processes import is_first, num_processes, resolve_device, share, total, wait
 
 KEPT_CHECKPOINTS = 2
 
@@ -32,8 +31,19 @@ class TrainingError(RuntimeError):
     """Training can not go on; the message names the step, the cause and the last good checkpoint."""
 
 
+def snapshot_steps(cfg: Config) -> set[int]:
+    """The steps after which a run keeps tokens: evenly spaced, 0 (before training) and the last among them."""
+    last = max(cfg.token_snapshots - 1, 1)
+    return {round(cfg.steps * i / last) for i in range(cfg.token_snapshots)}
+
+
 def fit(
-    cfg: Config, run: RunDir, *, validate: Callable[[ToCo, int], dict[str, float]] | None = None, progress: bool = True
+    cfg: Config,
+    run: RunDir,
+    *,
+    validate: Callable[[ToCo, int], dict[str, float]] | None = None,
+    snapshot: Callable[[ToCo, int], None] | None = None,
+    progress: bool = True,
 ) -> ToCo:
     """Train, or continue a run from its last checkpoint; a finished run is loaded and returned as it is.
 
@@ -45,6 +55,7 @@ def fit(
         cfg: The run's config.
         run: Folder for metrics and checkpoints.
         validate: Called as validate(model, step) every `cfg.val_every` steps; its numbers join metrics.csv.
+        snapshot: Called as snapshot(model, step) at the `snapshot_steps`, by the first process alone.
         progress: Show a progress bar.
 
     Returns:
@@ -79,7 +90,7 @@ def fit(
         return model.eval()
     try:
         with compiled(model) if cfg.compile_blocks else nullcontext():
-            _loop(learner, cfg, run, start, spent, device, validate, progress and is_first())
+            _loop(learner, cfg, run, start, spent, device, validate, snapshot, progress and is_first())
     except KeyboardInterrupt:
         run.log("interrupted")  # no failure: the same call continues it
         raise
@@ -111,15 +122,14 @@ def _check_initial_weights(cfg: Config, run: RunDir) -> None:
         )
 
 
-def _loop(learner, cfg, run, start, spent, device, validate, progress) -> None:
+def _loop(learner, cfg, run, start, spent, device, validate, snapshot, progress) -> None:
     """Steps `start` to the end. Losses stay on the device between log rows: no step waits for them."""
     model, began, window = learner.model, time.perf_counter(), []
-    kept_steps = snapshot_steps(cfg) if is_first() else ()
-    probes = probe_samples(cfg, model) if kept_steps else []
+    kept_steps = snapshot_steps(cfg) if snapshot and is_first() else ()
     if start in kept_steps:
-        save_snapshot(run, model, cfg, probes, start)
+        snapshot(model, start)
     bar = tqdm(
-        train_loader(cfg, model.mean, model.std, start_step=start),
+        train_loader(cfg, model.mean, model.std, start_step=start, places=share(cfg.batch_size)),
         initial=start,
         total=cfg.steps,
         unit="step",
@@ -152,7 +162,7 @@ def _loop(learner, cfg, run, start, spent, device, validate, progress) -> None:
         if done in kept_steps or save:
             _check_weights(model, done, run)
         if done in kept_steps:
-            save_snapshot(run, model, cfg, probes, done)
+            snapshot(model, done)
         if save and is_first():
             save_checkpoint(run.checkpoint_path(done), learner.state(), done, cfg)
             for old in run.checkpoints()[:-KEPT_CHECKPOINTS]:

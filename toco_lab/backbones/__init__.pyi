@@ -1,0 +1,13 @@
+from . import activations as activations
+from . import anti_smoothing as anti_smoothing
+from . import build as build
+from . import kinds as kinds
+from . import pixels as pixels
+from . import weights as weights
+from .activations import Activations as Activations
+from .activations import attention_maps as attention_maps
+from .activations import capture as capture
+from .pixels import denormalise as denormalise
+from .pixels import normalise as normalise
+from .weights import CheckpointError as CheckpointError
+from .weights import weights_hash as weights_hash

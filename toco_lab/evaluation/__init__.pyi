@@ -1,0 +1,17 @@
+from . import cam_per_layer as cam_per_layer
+from . import evaluate as evaluate
+from . import gallery as gallery
+from . import prediction as prediction
+from . import pseudo_labels as pseudo_labels
+from . import scores as scores
+from .cam_per_layer import layer_cam_quality as layer_cam_quality
+from .evaluate import Evaluation as Evaluation
+from .evaluate import evaluate_model as evaluate_model
+from .evaluate import evaluate_run as evaluate_run
+from .evaluate import gallery_rows as gallery_rows
+from .prediction import native_cams as native_cams
+from .prediction import predict as predict
+from .pseudo_labels import Thresholds as Thresholds
+from .pseudo_labels import write_pseudo_labels as write_pseudo_labels
+from .scores import confusion_matrix as confusion_matrix
+from .scores import iou_scores as iou_scores

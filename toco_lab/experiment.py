@@ -1,0 +1,113 @@
+"""ONE run, from its config to its numbers: train it, evaluate it, measure its over-smoothing, keep its tokens.
+
+Commands, sweeps and notebooks all come here, so what one accepts all accept: a folder without lists, validation images
+without masks, several processes, a run that was killed.
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from toco_lab.config import Config
+from toco_lab.data.own_folder import resolve, write_split
+from toco_lab.data.readers import missing_truth, open_dataset
+from toco_lab.evaluation.evaluate import Evaluation, evaluate_run, validator
+from toco_lab.explorers.snapshots import Snapshots
+from toco_lab.files import enter_project
+from toco_lab.method.model import ToCo
+from toco_lab.runs.run_dir import RunDir
+from toco_lab.smoothing.per_layer import smoothing_of_run
+from toco_lab.training.loop import fit
+from toco_lab.training.processes import everywhere, is_first, resolve_device
+
+
+def open_run(cfg: Config, root: Path | str = "results", *, name: str | None = None) -> RunDir:
+    """The folder of a run, new or to be continued; a folder of images gets its classes and its two lists first.
+
+    Args:
+        cfg: As the user gave it; the run's own config has the classes of the data set.
+        root: Folder that holds the runs.
+        name: Folder name below `root`; None takes `cfg.run_name()`.
+
+    Raises:
+        ValueError: If the data set cannot be read, or the folder holds a run of another config.
+    """
+    cfg = resolve(cfg)
+    open_dataset(cfg, cfg.train_split)  # what is not there is said before there is a folder
+    if drawn := write_split(cfg):
+        print(drawn)
+    return RunDir.create(cfg, root, name=name)
+
+
+def train(run: RunDir, *, progress: bool = True) -> ToCo:
+    """Train a run, or continue it from its last checkpoint; a finished one is loaded and returned as it is.
+
+    With validation where the config asks for it and the images have masks, and with token snapshots of the probe
+    images. See `fit` for what a kill, a NaN or several processes do.
+
+    Args:
+        run: Its config says everything.
+        progress: Show a progress bar.
+
+    Returns:
+        The trained model, in evaluation mode.
+    """
+    cfg = run.config()
+    scored = cfg.val_every > 0 and not missing_truth(cfg)
+    return fit(cfg, run, validate=validator(cfg) if scored else None, snapshot=Snapshots(run), progress=progress)
+
+
+def make(run: RunDir, *, progress: bool = True) -> Evaluation:
+    """Train a run, evaluate it and measure its over-smoothing; what an earlier attempt has finished is not done again.
+
+    Inside `process_group` all processes call it: training and evaluation are shared out, the first one measures.
+
+    Returns:
+        The evaluation, read from the run's folder where it was there already.
+    """
+    cfg = run.config()
+    train(run, progress=progress)
+    device = str(resolve_device(cfg.device))
+    missing = [not (run.path / name).is_file() for name in ("protocol.json", "smoothing.csv")]
+    unscored, unmeasured = everywhere(missing)[0]  # the first process may have begun to write
+    if unscored:  # protocol.json is written after evaluation.csv
+        targets = ("labels",) if missing_truth(cfg) else None
+        evaluation = evaluate_run(run, targets=targets, device=device, progress=progress)
+    else:
+        evaluation = Evaluation(run.read_table("evaluation"), run.read_json("protocol"))
+    if unmeasured and is_first():
+        smoothing_of_run(run, device=device, progress=progress)
+    return evaluation
+
+
+def start(preset: str, overrides: Mapping[str, Any], run_dir: Path | str) -> tuple[Config, RunDir]:
+    """What every notebook begins with: the config that its parameters stand for, and the folder of its run.
+
+    Relative paths count from the project's folder; figures are shown in the notebook and kept in its file.
+
+    Args:
+        preset: Name of a preset.
+        overrides: Config fields that differ from it.
+        run_dir: Folder of the run, new or to be continued.
+
+    Raises:
+        ValueError: For an unknown preset or field, or a folder that holds a run of another config.
+    """
+    enter_notebook()
+    run = open_run(Config.preset(preset).replace(**overrides), Path(run_dir).parent, name=Path(run_dir).name)
+    return run.config(), run
+
+
+def enter_notebook() -> Path:
+    """Relative paths count from the project's folder, which is returned; figures are shown as pictures.
+
+    plotly's are kept in its own format and as an HTML export shows them, without a network. Outside a notebook neither
+    matplotlib nor plotly is imported.
+    """
+    if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
+        import plotly.io
+
+        shell.run_line_magic("matplotlib", "inline")
+        plotly.io.renderers.default = "plotly_mimetype+notebook"
+    return enter_project()

@@ -1,0 +1,17 @@
+from . import interactive as interactive
+from . import pictures as pictures
+from . import printed as printed
+from .interactive import ablation_plot as ablation_plot
+from .interactive import iou_bars as iou_bars
+from .interactive import layer_matrix as layer_matrix
+from .interactive import metric_by_parameter as metric_by_parameter
+from .interactive import quality_and_similarity as quality_and_similarity
+from .interactive import run_colours as run_colours
+from .interactive import smoothing_curves as smoothing_curves
+from .interactive import smoothing_panels as smoothing_panels
+from .interactive import sublayer_bars as sublayer_bars
+from .interactive import training_curves as training_curves
+from .pictures import cam_gallery as cam_gallery
+from .pictures import cam_overlay as cam_overlay
+from .pictures import label_panel as label_panel
+from .pictures import similarity_maps as similarity_maps

@@ -1,0 +1,11 @@
+from . import ablation as ablation
+from . import appendix as appendix
+from . import comparison as comparison
+from . import page as page
+from . import parts as parts
+from . import result_tables as result_tables
+from . import sections as sections
+from . import tables as tables
+from .ablation import summarise as summarise
+from .ablation import wide_table as wide_table
+from .page import build_report as build_report

@@ -1,0 +1,14 @@
+from . import environment as environment
+from . import listing as listing
+from . import run_dir as run_dir
+from . import scores as scores
+from . import table as table
+from .listing import find_runs as find_runs
+from .listing import list_runs as list_runs
+from .listing import read_runs as read_runs
+from .run_dir import RunDir as RunDir
+from .scores import SCORES as SCORES
+from .scores import TITLES as TITLES
+from .scores import Score as Score
+from .scores import rows_of_runs as rows_of_runs
+from .scores import run_scores as run_scores

@@ -1,0 +1,16 @@
+from . import executors as executors
+from . import grid as grid
+from . import notebook_rules as notebook_rules
+from . import notebooks as notebooks
+from . import progress as progress
+from . import sweep as sweep
+from . import worker as worker
+from .grid import Grid as Grid
+from .notebooks import NotebookError as NotebookError
+from .notebooks import NotebookJob as NotebookJob
+from .notebooks import execute_notebook as execute_notebook
+from .notebooks import run_notebooks as run_notebooks
+from .sweep import outlook as outlook
+from .sweep import plan as plan
+from .sweep import run_sweep as run_sweep
+from .sweep import sweep_table as sweep_table

@@ -10,6 +10,7 @@ from . import runs as runs
 from . import smoothing as smoothing
 from . import sweeps as sweeps
 from . import training as training
+from . import vocabulary as vocabulary
 from .config import Config as Config
 from .data import PALETTE as PALETTE
 from .data import DataError as DataError

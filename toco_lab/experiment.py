@@ -20,6 +20,7 @@ from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.per_layer import smoothing_of_run
 from toco_lab.training.loop import fit
 from toco_lab.training.processes import everywhere, is_first, resolve_device
+from toco_lab.vocabulary import LABELS
 
 
 def open_run(cfg: Config, root: Path | str = "results", *, name: str | None = None) -> RunDir:
@@ -72,7 +73,7 @@ def make(run: RunDir, *, progress: bool = True) -> Evaluation:
     missing = [not (run.path / name).is_file() for name in ("protocol.json", "smoothing.csv")]
     unscored, unmeasured = everywhere(missing)[0]  # the first process may have begun to write
     if unscored:  # protocol.json is written after evaluation.csv
-        targets = ("labels",) if missing_truth(cfg) else None
+        targets = (LABELS,) if missing_truth(cfg) else None
         evaluation = evaluate_run(run, targets=targets, device=device, progress=progress)
     else:
         evaluation = Evaluation(run.read_table("evaluation"), run.read_json("protocol"))

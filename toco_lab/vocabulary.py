@@ -1,1 +1,59 @@
-"""Every word that is the key of a table or the heading of a column, so that it is spelt once."""
+"""The words that tables are read by: values of columns, keys and headings that several modules share, each spelt once.
+
+This module imports nothing, so that every room can read it. A word that only one module uses stays in that module.
+"""
+
+# Sites: where in the encoder the tokens of a row were read (column `site`), in the order in which a token meets them.
+EMBEDDING = "patch embedding"  # what enters the first block: patches with their positions
+AFTER_ATTENTION = "after attention"  # the residual stream between the attention and the MLP of a block
+AFTER_BLOCK = "after block"  # the residual stream behind a block, not normalised
+FINAL_NORM = "final norm"  # what the classifier reads
+SITES = (EMBEDDING, AFTER_ATTENTION, AFTER_BLOCK, FINAL_NORM)
+ATTENTION = "attention"  # site of metrics that read attention maps and no tokens
+NO_NORM = "none"  # value of the column `norm` where tokens are not normalised
+
+# Token sets: which tokens a number is about (column `token_set`).
+PATCH_TOKENS = "patch tokens"  # without class, distillation and register tokens
+ALL_TOKENS = "all tokens"
+CLASS_AND_PATCH_TOKENS = "class and patch tokens"
+ALL_IMAGES = "all images"  # value of the column `image` of a number that belongs to no single image
+
+# Over-smoothing metrics that more than one module asks for: (metric, variant), keys of `smoothing.METRICS`.
+MEAN_ABSOLUTE_COSINE = ("pairwise cosine", "absolute, off-diagonal")  # the "similarity" of figures and tables
+POSITIVE_COSINE = ("positive cosine", "absolute, true label")
+NEGATIVE_COSINE = ("negative cosine", "absolute, true label")
+
+# Targets: what is evaluated (column `target`). A validation score stands in the column `val_<target>` of metrics.csv.
+CAM = "cam"
+CAM_AUX = "cam_aux"
+CAM_REFINED = "cam_refined"
+SEG = "seg"
+SEG_CRF = "seg_crf"
+LABELS = "labels"
+
+# Values of the column `class` that are the mean score of a target and no class.
+MIOU = "mIoU"
+F1 = "F1"
+MEAN_SCORES = (MIOU, F1)
+
+TITLES = {  # target, or column of metrics.csv -> what the reader sees
+    CAM: "CAM",
+    CAM_AUX: "auxiliary CAM",
+    CAM_REFINED: "CAM + PAR",
+    SEG: "segmentation",
+    SEG_CRF: "segmentation + CRF",
+    LABELS: "image labels",
+    "cls_loss": "classification loss",
+    "cls_aux_loss": "auxiliary classification loss",
+    "ptc_loss": "patch token contrast (PTC)",
+    "ctc_loss": "class token contrast (CTC)",
+    "distil_loss": "regression on the auxiliary CAM",
+    "seg_loss": "segmentation loss",
+    "reg_loss": "regularised loss",
+    "total_loss": "total loss",
+    "positive_cosine": "|cos| of positive pairs",
+    "negative_cosine": "|cos| of negative pairs",
+    "val_cam": "CAM mIoU",
+    "val_cam_aux": "auxiliary CAM mIoU",
+    "val_seg": "segmentation mIoU",
+}

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from toco_lab.figures import interactive
+from toco_lab.vocabulary import MEAN_ABSOLUTE_COSINE
 
 
 def similarity_frame(models=("a", "b")):
@@ -126,7 +127,7 @@ def stream_frame(models=("a",)):
         for model in models
         for site, layer, value in places
         for image, v in (("x", value - 0.1), ("y", value + 0.1))
-        for key in (interactive.SIMILARITY, ("stable rank", "not centred"))
+        for key in (MEAN_ABSOLUTE_COSINE, ("stable rank", "not centred"))
     ]
     columns = "model weights site norm token_set tokens layer image metric variant value".split()
     return pd.DataFrame(rows, columns=columns)

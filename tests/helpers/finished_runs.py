@@ -5,9 +5,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from toco_lab.config import Config
-from toco_lab.figures.interactive import SIMILARITY
 from toco_lab.reports.comparison import PAIRS
 from toco_lab.runs.run_dir import RunDir
+from toco_lab.vocabulary import MEAN_ABSOLUTE_COSINE
 
 
 def make_run(root, *, level=0.6, name=None, **changes):
@@ -49,7 +49,7 @@ def make_run(root, *, level=0.6, name=None, **changes):
         )
         for place in places
         for image in range(5)
-        for key, factor in ((SIMILARITY, 1 - level / 2), (PAIRS[0], 1), (PAIRS[1], 0.5))
+        for key, factor in ((MEAN_ABSOLUTE_COSINE, 1 - level / 2), (PAIRS[0], 1), (PAIRS[1], 0.5))
     ]
     columns = "model weights site norm layer token_set tokens image metric variant value".split()
     run.write_table("smoothing", pd.DataFrame(rows, columns=columns))

@@ -16,7 +16,7 @@ from toco_lab.smoothing import per_layer
 from toco_lab.smoothing.catalogue import METRICS, measure
 from toco_lab.smoothing.formulas import RankMe, layer_cka, token_similarity
 from toco_lab.smoothing.per_layer import (
-    SIMILARITY,
+    PAIR_COSINES,
     SITES,
     layer_similarity,
     layers_of,
@@ -175,7 +175,7 @@ def test_all_metrics_with_registers_and_distillation_token(name, prefix):
 
 def test_images_of_any_size_and_one_site(vit):
     images = iter([torch.randn(3, 40, 55), torch.randn(3, 16, 33)])
-    frame = of_key(smoothing_per_layer(vit, images, name="t", sites=["final norm"], metrics=SIMILARITY))
+    frame = of_key(smoothing_per_layer(vit, images, name="t", sites=["final norm"], metrics=PAIR_COSINES))
     assert frame["tokens"].tolist() == [5 * 6, 2 * 4]
     with pytest.raises(ValueError, match="smaller than one patch of 8"):
         smoothing_per_layer(vit, [torch.randn(3, 7, 20)], name="t")
@@ -241,9 +241,9 @@ def test_scaled_attention_is_no_distribution(vit):
 
 def test_metrics_of_labels_only_with_labels_and_nothing_undefined(vit):
     images = torch.randn(1, 3, 32, 32)
-    without = smoothing_per_layer(vit, images, name="t", metrics=SIMILARITY)
+    without = smoothing_per_layer(vit, images, name="t", metrics=PAIR_COSINES)
     assert set(without["metric"]) == {"pairwise cosine"}
-    one_class = smoothing_per_layer(vit, images, torch.zeros(1, 32, 32).long(), name="t", metrics=SIMILARITY)
+    one_class = smoothing_per_layer(vit, images, torch.zeros(1, 32, 32).long(), name="t", metrics=PAIR_COSINES)
     assert set(one_class["metric"]) == {"pairwise cosine", "positive cosine"}  # no negative pair: no row
 
 
@@ -268,9 +268,9 @@ def test_smoothing_of_run_reads_the_checkpoint_and_writes_the_table(tmp_path, ev
     assert set(frame["model"]) == {run.name}
     assert frame["weights"].str.match(r"step_00000007 \([0-9a-f]{12}\)$").all()
     assert set(frame["tokens"]) == {tokens}
-    assert set(frame["metric"]) == set(SIMILARITY)
+    assert set(frame["metric"]) == set(PAIR_COSINES)
     sample = eval_samples(cfg, model.mean, model.std)[0]
     if eval_cam_size == 0:  # the checkpoint's weights, not fresh ones
-        expected = smoothing_per_layer(model, [sample.image], [sample.mask], name="x", metrics=SIMILARITY)["value"]
+        expected = smoothing_per_layer(model, [sample.image], [sample.mask], name="x", metrics=PAIR_COSINES)["value"]
         np.testing.assert_allclose(frame.loc[frame["image"] == sample.name, "value"], expected, rtol=1e-5)
     assert run.read_table("smoothing")["value"].tolist() == frame["value"].tolist()

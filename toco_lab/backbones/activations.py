@@ -19,6 +19,7 @@ from toco_lab.backbones.kinds import (
     is_plain_vit,
     stage_maps,
 )
+from toco_lab.vocabulary import NO_NORM
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _capture_stages(encoder: nn.Module, image: Tensor, grid: tuple[int, int]) ->
         after_block=[one.flatten(2).mT for one in maps],
         after_attention=[],
         final=final.flatten(2).mT,
-        norm="none" if norm is None else type(norm).__name__,
+        norm=NO_NORM if norm is None else type(norm).__name__,
         attention=[],
     )
 

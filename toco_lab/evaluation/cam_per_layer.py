@@ -20,6 +20,7 @@ from toco_lab.method.cam import fuse_flip, min_max, resize
 from toco_lab.method.labels import cam_to_label
 from toco_lab.method.losses import classification_loss
 from toco_lab.method.model import ToCo
+from toco_lab.vocabulary import AFTER_BLOCK, FINAL_NORM
 
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # tried beside the config's own, for the best of each layer
 FIT_STEPS, FIT_RATE = 300, 0.02  # full-batch AdamW: enough for the loss to settle on some hundred images
@@ -76,7 +77,7 @@ def layer_cam_quality(
     for layer, of_layer in enumerate(matrices, start=1):
         scores = [iou_scores(matrix, over=cfg.miou_over).miou.item() for matrix in of_layer]
         final = normed and layer == len(matrices)
-        site, number = ("final norm", layer - 1) if final else ("after block", layer)
+        site, number = (FINAL_NORM, layer - 1) if final else (AFTER_BLOCK, layer)
         for threshold, score in zip(thresholds, scores, strict=True):
             own, best = threshold == cfg.background_threshold, score == max(scores)
             rows.append((site, number, threshold, score, own, best, num_images, len(pairs)))

@@ -21,13 +21,13 @@ from toco_lab.evaluation.gallery import MAPS, NUM_IMAGES, save_gallery
 from toco_lab.evaluation.prediction import BATCH, FUSIONS, grouped_by_size, predict
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores, label_f1
 from toco_lab.method.model import ToCo
-from toco_lab.runs.listing import SCORES
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.training.loop import VALIDATED
 from toco_lab.training.processes import everywhere, is_first, resolve_device, share, total, wait
+from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED, F1, LABELS, MEAN_SCORES, MIOU, SEG, SEG_CRF
 
-TARGETS = ("cam", "cam_aux", "cam_refined", "seg")  # `seg_crf` joins where the config asks for it
+TARGETS = (CAM, CAM_AUX, CAM_REFINED, SEG)  # `seg_crf` joins where the config asks for it
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Evaluation:
     @property
     def scores(self) -> dict[str, float]:
         """Mean score of each target: {"cam": 0.52, ...}, in [0, 1]."""
-        means = self.table[self.table["class"].isin(SCORES)]
+        means = self.table[self.table["class"].isin(MEAN_SCORES)]
         return dict(zip(means["target"], means["iou"], strict=True))
 
     @property
     def summary(self) -> pd.DataFrame:
         """One row per target: the mean score and the mean over-activation in per cent, and its protocol record."""
-        over = self.table[self.table["class"].isin(SCORES)].set_index("target")["over_activation"]
+        over = self.table[self.table["class"].isin(MEAN_SCORES)].set_index("target")["over_activation"]
         return pd.DataFrame(
             [
                 {"target": target, "score": 100 * score, "over_activation": 100 * over[target], **self.protocol[target]}
@@ -94,7 +94,7 @@ def evaluate_model(
     split = split or cfg.val_split
     samples = eval_samples(cfg, model.mean, model.std, split)
     targets = _targets(cfg, targets, samples, split)
-    maps = tuple(target for target in targets if target != "labels")
+    maps = tuple(target for target in targets if target != LABELS)
     device, was_training = next(model.parameters()).device, model.training
     model.eval()
     num_labels = cfg.num_classes + 1
@@ -111,8 +111,8 @@ def evaluate_model(
                 truth = torch.stack([sample.mask for sample in group]).to(device)
                 for target in maps:
                     matrices[target] += confusion_matrix(predicted[target], truth, num_labels)
-            if "labels" in predicted:
-                scores = label_f1(label, predicted["labels"]).double()
+            if LABELS in predicted:
+                scores = label_f1(label, predicted[LABELS]).double()
                 f1 += torch.stack([scores.sum(), torch.tensor(len(scores), device=device)])
             if first := group[: max(0, shown.stop - done)]:
                 kept |= zip((sample.name for sample in first), _map_rows(first, predicted), strict=True)
@@ -125,13 +125,13 @@ def evaluate_model(
         scores = iou_scores(total(matrices[target]).cpu(), over=cfg.miou_over)
         over = scores.over_activation
         rows += [(target, *row) for row in zip(names, scores.iou.tolist(), over.tolist(), strict=True)]
-        rows.append((target, "mIoU", scores.miou.item(), over[1:].nanmean().item()))
+        rows.append((target, MIOU, scores.miou.item(), over[1:].nanmean().item()))
     f1_sum, f1_count = total(f1).tolist()
     if f1_count:
-        rows.append(("labels", "F1", f1_sum / f1_count, torch.nan))
+        rows.append((LABELS, F1, f1_sum / f1_count, torch.nan))
     protocol = {
         target: protocol_record(cfg, target, split, len(samples), checkpoint)
-        for target in (*maps, *(["labels"] if f1_count else []))
+        for target in (*maps, *([LABELS] if f1_count else []))
     }
     kept = {name: row for part in everywhere(kept) for name, row in part.items()}
     return Evaluation(pd.DataFrame(rows, columns=["target", "class", "iou", "over_activation"]), protocol, kept)
@@ -139,13 +139,13 @@ def evaluate_model(
 
 def _targets(cfg: Config, targets: Sequence[str] | None, samples: EvalSamples, split: str) -> tuple[str, ...]:
     """What is measured; ValueError for an unknown name, or where images lack the masks it needs."""
-    known = (*TARGETS, "seg_crf", "labels")
+    known = (*TARGETS, SEG_CRF, LABELS)
     if unknown := set(targets or ()) - set(known):
         raise ValueError(f"unknown target {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     has_mask = samples.has_masks()
     if not targets:
-        targets = TARGETS + (("seg_crf",) if cfg.eval_crf else ()) if any(has_mask) else ("labels",)
-    if (set(targets) != {"labels"} or samples.label_from_mask) and not all(has_mask):
+        targets = TARGETS + ((SEG_CRF,) if cfg.eval_crf else ()) if any(has_mask) else (LABELS,)
+    if (set(targets) != {LABELS} or samples.label_from_mask) and not all(has_mask):
         raise ValueError(
             f"{has_mask.count(False)} of {len(has_mask)} images of split {split!r} have no mask, the first is "
             f"{samples.reader.names[has_mask.index(False)]}: there is nothing to measure {', '.join(targets)} against. "
@@ -201,9 +201,9 @@ def protocol_record(cfg: Config, target: str, split: str, images: int, checkpoin
         "scales": list(cfg.cam_scales if is_cam else cfg.eval_seg_scales if target.startswith("seg") else [1.0]),
         "flip": is_cam or (target.startswith("seg") and cfg.eval_seg_flip),
         "background_threshold": cfg.background_threshold if is_cam else None,
-        "true_labels_mask_cam": is_cam, "par": target == "cam_refined", "crf": target == "seg_crf",
+        "true_labels_mask_cam": is_cam, "par": target == CAM_REFINED, "crf": target == SEG_CRF,
         "fusion": FUSIONS[cfg.eval_fusion] if target.startswith("seg") else FUSIONS["coco"] if is_cam else None,
-        "miou_over": cfg.miou_over if target != "labels" else None, "ignored_label": IGNORE_INDEX,
+        "miou_over": cfg.miou_over if target != LABELS else None, "ignored_label": IGNORE_INDEX,
         "checkpoint": checkpoint, "seed": cfg.seed,
     }  # fmt: skip
 
@@ -231,13 +231,13 @@ def gallery_rows(model: ToCo, cfg: Config, num_images: int = 6, split: str | Non
     device, rows = next(model.parameters()).device, []
     for sample in islice(eval_samples(cfg, model.mean, model.std, split), num_images):
         image, label = sample.image[None].to(device), sample.image_label[None].to(device)
-        rows += _map_rows([sample], predict(model, cfg, image, label, ("cam", "seg")))
+        rows += _map_rows([sample], predict(model, cfg, image, label, (CAM, SEG)))
     return rows
 
 
 def _map_rows(group: Sequence[EvalSample], predicted: dict[str, Tensor]) -> list[dict[str, Any]]:
     """What `predict` found for each of some images, as arrays under the headings of a gallery."""
-    keys = dict(zip(MAPS, ("cam_scores", "cam_aux_scores", "cam", "seg"), strict=True))
+    keys = dict(zip(MAPS, ("cam_scores", "cam_aux_scores", CAM, SEG), strict=True))
     found = {title: predicted[key].cpu().numpy() for title, key in keys.items() if key in predicted}
     return [
         {"image": sample.raw, "truth": sample.mask.numpy()} | {title: maps[i] for title, maps in found.items()}

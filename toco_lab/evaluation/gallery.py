@@ -15,10 +15,11 @@ from PIL import Image
 
 from toco_lab.files import atomic_write
 from toco_lab.runs.run_dir import RunDir
+from toco_lab.vocabulary import CAM, CAM_AUX, SEG, TITLES
 
 NUM_IMAGES = 6
 EDGE = 256  # longest side of what is kept, in pixels
-MAPS = ("CAM", "auxiliary CAM", "CAM as label", "segmentation")  # what runs are compared in, in the order shown
+MAPS = (TITLES[CAM], TITLES[CAM_AUX], "CAM as label", TITLES[SEG])  # what runs are compared in, in the order shown
 _FORMAT = 1  # of the saved file
 _QUALITY = 85  # of a picture as WebP; 100 is best
 # a damaged file shows itself in many ways: its end gone, a wrong checksum, an array gone, ...

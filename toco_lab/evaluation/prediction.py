@@ -15,6 +15,7 @@ from toco_lab.method.crf import dense_crf
 from toco_lab.method.labels import cam_to_label
 from toco_lab.method.model import ToCo
 from toco_lab.method.refine import refine_cam
+from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED, LABELS, SEG, SEG_CRF
 
 FUSIONS = {"voc": "sum over flip, maximum over scales", "coco": "maximum over flip, sum over scales"}
 
@@ -105,18 +106,18 @@ def predict(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor, target
         targets: Names of `TARGETS` or `seg_crf`.
     """
     targets, out = set(targets), {}
-    if targets & {"cam", "cam_aux", "cam_refined", "labels"}:
+    if targets & {CAM, CAM_AUX, CAM_REFINED, LABELS}:
         maps = native_cams(model, cfg, image, image_label)
-        out["labels"] = (maps.logits > 0).int()
-        for name, scores in (("cam", maps.cam), ("cam_aux", maps.cam_aux)):
+        out[LABELS] = (maps.logits > 0).int()
+        for name, scores in ((CAM, maps.cam), (CAM_AUX, maps.cam_aux)):
             out[name] = cam_to_label(scores, image_label, threshold=cfg.background_threshold)
             out[f"{name}_scores"] = scores.amax(1)
-    if "cam_refined" in targets:
+    if CAM_REFINED in targets:
         pixels = denormalise(image, model.mean, model.std).clamp(0, 255)
         height, width = image.shape[-2:]
         box = torch.tensor([[0, height, 0, width]], device=image.device).expand(len(image), -1)
         one = cfg.background_threshold  # one threshold: nothing is left uncertain
-        out["cam_refined"] = refine_cam(
+        out[CAM_REFINED] = refine_cam(
             pixels / 255,
             maps.cam,
             image_label,
@@ -126,14 +127,14 @@ def predict(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor, target
             dilations=cfg.par_dilations,
             num_iter=cfg.par_iterations,
         )
-    if targets & {"seg", "seg_crf"}:
+    if targets & {SEG, SEG_CRF}:
         logits = multi_scale_segmentation(
             model, image, cfg.eval_seg_scales, fusion=cfg.eval_fusion, flip=cfg.eval_seg_flip
         )
-        out["seg"] = logits.max(1).indices  # argmax(1) is many times slower on a CPU
-        if "seg_crf" in targets:
+        out[SEG] = logits.max(1).indices  # argmax(1) is many times slower on a CPU
+        if SEG_CRF in targets:
             pixels = denormalise(image, model.mean, model.std).clamp(0, 255).round()
-            out["seg_crf"] = dense_crf(pixels, logits.softmax(1)).argmax(1)
+            out[SEG_CRF] = dense_crf(pixels, logits.softmax(1)).argmax(1)
     return out
 
 

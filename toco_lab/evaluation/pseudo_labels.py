@@ -47,8 +47,9 @@ from toco_lab.method.refine import refine_cam
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.training.processes import resolve_device
+from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED, MIOU
 
-TARGETS = {"seed": "cam", "refined": "cam_refined", "crf": "cam_crf", "aux": "cam_aux"}  # of the protocol
+TARGETS = {"seed": CAM, "refined": CAM_REFINED, "crf": "cam_crf", "aux": CAM_AUX}  # of the protocol
 DEFAULT_KINDS = ("seed", "refined", "crf")
 SCORED = {"seed": "cam", "aux": "cam_aux"}  # kinds that have soft scores, and the field of `Cams` they come from
 PATIENCE = 50  # images after which a model whose every label is constant is given up
@@ -100,7 +101,7 @@ class PseudoLabels:
         """Counts, a table in per cent, and constant labels."""
         table = 100 * self.shares
         if self.miou:
-            table.loc["mIoU"] = 100 * pd.Series(self.miou)
+            table.loc[MIOU] = 100 * pd.Series(self.miou)
         decided = " of the pixels that are not ignored" if self.shares.loc["ignored"].any() else ""
         measured = f"; mIoU{decided} over {self.num_masks} of them that have a mask" if self.miou else ""
         lines = [

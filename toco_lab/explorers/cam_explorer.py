@@ -31,21 +31,22 @@ from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.training.processes import resolve_device
+from toco_lab.vocabulary import CAM, CAM_AUX, SEG, TITLES
 
 VIEWS = {  # view -> what its button says when pointed at
     "image": "the image as it is",
-    "CAM": "class activation map of the final patch tokens",
-    "auxiliary CAM": "class activation map of the auxiliary tokens, from an earlier layer",
+    TITLES[CAM]: "class activation map of the final patch tokens",
+    TITLES[CAM_AUX]: "class activation map of the auxiliary tokens, from an earlier layer",
     "CAM label": "the strongest class where the CAM exceeds the background threshold",
     "pseudo label": "class above high, background at or below low, left open between them",
     "refined label": "the pseudo label after PAR or CRF; press one of the Refine buttons",
-    "segmentation": "what the decoder predicts in one pass",
+    TITLES[SEG]: "what the decoder predicts in one pass",
     "truth": "the mask, which training never sees",
     "regions and crops": "uncertain regions of the auxiliary CAM, and local crops that class token contrast could draw",
 } | {name: f"{name} of the chosen class" for name in ATTRIBUTIONS}
-FIRST_VIEWS = ("CAM", "auxiliary CAM", "pseudo label", "truth")
+FIRST_VIEWS = (TITLES[CAM], TITLES[CAM_AUX], "pseudo label", "truth")
 STRONGEST = -1  # value of the class picker: the strongest present class, at each pixel
-SOURCE_NAMES = {"CAM": "cam", "auxiliary CAM": "cam_aux"}
+SOURCE_NAMES = {TITLES[CAM]: CAM, TITLES[CAM_AUX]: CAM_AUX}
 _STEP = 0.01  # of the sliders
 _SIDE = 290  # longer side of a panel, in pixels: four fit beside each other in a notebook
 

@@ -28,9 +28,10 @@ from toco_lab.method.crops import LocalCrops, sample_local_crops
 from toco_lab.method.labels import cam_to_label, confident_label, mask_by_label, region_mask
 from toco_lab.method.model import ToCo, ToCoOutput
 from toco_lab.method.refine import refine_cam
+from toco_lab.vocabulary import CAM, CAM_AUX
 
 LONGEST_SIDE = 1024  # pixels; a larger uploaded image is scaled down to it
-SOURCES = ("cam", "cam_aux")
+SOURCES = (CAM, CAM_AUX)
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ class CamSession:
 
     def score(
         self,
-        source: str = "cam",
+        source: str = CAM,
         class_index: int | None = None,
         *,
         scales: Sequence[float] | None = None,
@@ -235,7 +236,7 @@ class CamSession:
 
     def label(
         self,
-        source: str = "cam",
+        source: str = CAM,
         threshold: float | None = None,
         *,
         scales: Sequence[float] | None = None,
@@ -250,7 +251,7 @@ class CamSession:
         self,
         low: float | None = None,
         high: float | None = None,
-        source: str = "cam",
+        source: str = CAM,
         *,
         scales: Sequence[float] | None = None,
         flip: bool = True,
@@ -264,7 +265,7 @@ class CamSession:
         self,
         low: float | None = None,
         high: float | None = None,
-        source: str = "cam",
+        source: str = CAM,
         method: str = "par",
         *,
         scales: Sequence[float] | None = None,
@@ -327,7 +328,7 @@ class CamSession:
         flip: bool = True,
     ) -> Tensor:
         """(H, W) int64: `region_mask` of the auxiliary CAM (background, uncertain, foreground)."""
-        score, _ = self._strongest("cam_aux", scales, flip)
+        score, _ = self._strongest(CAM_AUX, scales, flip)
         low, high = self._thresholds(low, high)
         return region_mask(*_one_class(score), low=low, high=high)[0]
 

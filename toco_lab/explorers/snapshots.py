@@ -18,6 +18,7 @@ from toco_lab.explorers.token_maps import TokenMaps, load_run_maps, save_token_m
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
+from toco_lab.vocabulary import FINAL_NORM
 
 
 def probe_samples(cfg: Config, model: ToCo) -> list[EvalSample]:
@@ -54,7 +55,7 @@ def token_maps(
             if tokens.shape == seen.final.shape
         }
         if final_norm(model.encoder) is not None:
-            layers["final norm"] = seen.patches(seen.final)[0]
+            layers[FINAL_NORM] = seen.patches(seen.final)[0]
         pixels = denormalise(image, model.mean, model.std)[0].clamp(0, 255).round().to(torch.uint8)
         found.append(
             TokenMaps(

@@ -10,34 +10,25 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from toco_lab.vocabulary import (
+    AFTER_ATTENTION,
+    AFTER_BLOCK,
+    EMBEDDING,
+    F1,
+    FINAL_NORM,
+    MEAN_ABSOLUTE_COSINE,
+    MEAN_SCORES,
+    MIOU,
+    NO_NORM,
+    TITLES,
+)
+
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F")  # Okabe and Ito
 INK = "#7f7f7f"  # of text: read on white and on black, for the background is the page's
 DASHES = ("solid", "dash", "dot", "dashdot")
-SIMILARITY = ("pairwise cosine", "absolute, off-diagonal")  # (metric, variant) meant by "similarity"
-TITLES = {  # column or target -> what the reader sees
-    "cam": "CAM",
-    "cam_aux": "auxiliary CAM",
-    "cam_refined": "CAM + PAR",
-    "seg": "segmentation",
-    "seg_crf": "segmentation + CRF",
-    "labels": "image labels",
-    "cls_loss": "classification loss",
-    "cls_aux_loss": "auxiliary classification loss",
-    "ptc_loss": "patch token contrast (PTC)",
-    "ctc_loss": "class token contrast (CTC)",
-    "distil_loss": "regression on the auxiliary CAM",
-    "seg_loss": "segmentation loss",
-    "reg_loss": "regularised loss",
-    "total_loss": "total loss",
-    "positive_cosine": "|cos| of positive pairs",
-    "negative_cosine": "|cos| of negative pairs",
-    "val_cam": "CAM mIoU",
-    "val_cam_aux": "auxiliary CAM mIoU",
-    "val_seg": "segmentation mIoU",
-}
 
 
 def run_colours(names: Iterable[str]) -> dict[str, str]:
@@ -48,7 +39,7 @@ def run_colours(names: Iterable[str]) -> dict[str, str]:
 def smoothing_curves(
     frame: pd.DataFrame,
     *,
-    keys: Sequence[tuple[str, str]] = (SIMILARITY,),
+    keys: Sequence[tuple[str, str]] = (MEAN_ABSOLUTE_COSINE,),
     colours: Mapping[str, str] | None = None,
     title: str | None = None,
 ) -> "go.Figure":
@@ -125,7 +116,9 @@ def smoothing_panels(
     return _style(figure, height=140 + 230 * height, title=heading, top=105)
 
 
-def sublayer_bars(frame: pd.DataFrame, *, key: tuple[str, str] = SIMILARITY, title: str | None = None) -> "go.Figure":
+def sublayer_bars(
+    frame: pd.DataFrame, *, key: tuple[str, str] = MEAN_ABSOLUTE_COSINE, title: str | None = None
+) -> "go.Figure":
     """What each attention and each MLP adds to a metric: two bars per block, a panel per model, mean over images.
 
     Args:
@@ -139,15 +132,15 @@ def sublayer_bars(frame: pd.DataFrame, *, key: tuple[str, str] = SIMILARITY, tit
     from plotly.subplots import make_subplots
 
     shown = _chosen(frame, [key])
-    absent = {"patch embedding", "after attention", "after block"} - set(shown["site"])
+    absent = {EMBEDDING, AFTER_ATTENTION, AFTER_BLOCK} - set(shown["site"])
     if absent:
         raise ValueError(f"the table has no site {', '.join(sorted(absent))}: measure with sites=smoothing.SITES")
     models = list(dict.fromkeys(shown["model"]))
     figure = make_subplots(1, len(models), subplot_titles=list(map(_text, models)), shared_yaxes=True)
     for column, model in enumerate(models, start=1):
         means = shown[shown["model"] == model].groupby(["site", "layer"])["value"].mean()
-        middle, after = means["after attention"], means["after block"]
-        before = pd.concat([means["patch embedding"], after])
+        middle, after = means[AFTER_ATTENTION], means[AFTER_BLOCK]
+        before = pd.concat([means[EMBEDDING], after])
         bars = {"attention": middle - before.shift(1).reindex(middle.index), "MLP": after - middle}
         for (part, change), colour in zip(bars.items(), RUN_COLOURS, strict=False):
             figure.add_bar(
@@ -201,7 +194,7 @@ def quality_and_similarity(
     """
     from plotly.subplots import make_subplots
 
-    shown = _chosen(smoothing, [SIMILARITY])
+    shown = _chosen(smoothing, [MEAN_ABSOLUTE_COSINE])
     colours = colours or run_colours(shown["model"])
     counts = quality[["images", "trained_on"]].drop_duplicates().itertuples(index=False)
     images = ", ".join(f"{tested} images, heads trained on {trained}" for tested, trained in counts)
@@ -211,7 +204,7 @@ def quality_and_similarity(
     for model, rows in quality.groupby("model", sort=False):
         for part, dash in ((rows[rows["own"]], "solid"), (rows[rows["best"]], "dot")):
             part = part.drop_duplicates(["site", "layer"])
-            x = (part["layer"] + (part["site"] == "final norm")).tolist()
+            x = (part["layer"] + (part["site"] == FINAL_NORM)).tolist()
             figure.add_scatter(
                 x=x,
                 y=(100 * part["miou"]).tolist(),
@@ -225,7 +218,7 @@ def quality_and_similarity(
                 row=1,
                 col=1,
             )
-    for model, rows in shown[shown["site"] != "after attention"].groupby("model", sort=False):
+    for model, rows in shown[shown["site"] != AFTER_ATTENTION].groupby("model", sort=False):
         _add_layers(figure, rows, name=_text(model), colour=colours[model], shown=shown, legend=False, row=2, col=1)
     _layer_axis(figure, shown, row=2, col=1)
     figure.update_xaxes(range=[0.5, last + 1.5])
@@ -251,8 +244,8 @@ def _of_key(frame: pd.DataFrame, key: tuple[str, str]) -> pd.DataFrame:
 def _layer_axis(figure: "go.Figure", shown: pd.DataFrame, **place: int) -> None:
     """Blocks as ticks, and the place of the final norm behind them."""
     sites = shown["site"].unique()
-    last, normed = int(shown["layer"].max()), "final norm" in sites
-    first = 0 if "patch embedding" in sites else 1
+    last, normed = int(shown["layer"].max()), FINAL_NORM in sites
+    first = 0 if EMBEDDING in sites else 1
     step = 1 if last <= 12 and not place else max(1, last // 4)
     ticks = [tick for tick in range(first, last + 1, step) if not (place and normed and tick == last)]
     names = [*map(str, ticks)] + (["norm"] if normed else [])
@@ -273,8 +266,8 @@ def _add_layers(
     **place: int,
 ) -> None:
     """Mean and quartiles of one model and metric: a line through the stream, and one diamond for the final norm."""
-    normed = rows["site"] == "final norm"
-    half = 0.5 * (rows["site"] == "after attention")
+    normed = rows["site"] == FINAL_NORM
+    half = 0.5 * (rows["site"] == AFTER_ATTENTION)
     places = rows.assign(x=rows["layer"] - half)[~normed].groupby("x")["value"]
     stats = places.agg(["count", "mean"]).join(places.quantile([0.25, 0.75]).unstack().set_axis(["25%", "75%"], axis=1))
     last = int(shown["layer"].max())
@@ -326,7 +319,7 @@ def _add_layers(
             },
             marker={"symbol": "diamond", "size": 7 if small else 11, "color": colour},
             customdata=[(values["25%"], values["75%"], int(values["count"]))],
-            hovertemplate=hover.replace("layer %{x}", "final norm"),
+            hovertemplate=hover.replace("layer %{x}", FINAL_NORM),
             **place,
         )
 
@@ -334,7 +327,7 @@ def _add_layers(
 def _what(shown: pd.DataFrame, *, variants: bool = True) -> str:
     """Variants, sites with their norms, token set and N of a table, in words."""
     sites = shown[["site", "norm"]].drop_duplicates().itertuples(index=False)
-    places = ", ".join(f"{site} ({'raw' if norm == 'none' else norm})" for site, norm in sites)
+    places = ", ".join(f"{site} ({'raw' if norm == NO_NORM else norm})" for site, norm in sites)
     counts = sorted(shown["tokens"].unique()) if "tokens" in shown else []
     count = f", N = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "") if counts else ""
     named = ", ".join(shown["variant"].unique()) + "; " if variants else ""
@@ -417,7 +410,7 @@ def iou_bars(evaluation: pd.DataFrame, *, colours: Mapping[str, str] | None = No
     from plotly.subplots import make_subplots
 
     frame = evaluation if "run" in evaluation else evaluation.assign(run="run")
-    frame = frame[~frame["class"].isin(["F1"])]
+    frame = frame[~frame["class"].isin([F1])]
     targets = list(dict.fromkeys(frame["target"]))
     colours = colours or run_colours(frame["run"])
     height = max(1, len(targets))
@@ -425,10 +418,10 @@ def iou_bars(evaluation: pd.DataFrame, *, colours: Mapping[str, str] | None = No
     figure = make_subplots(height, 1, subplot_titles=titles, shared_xaxes=True, vertical_spacing=0.16 / height)
     for i, target in enumerate(targets, start=1):
         part = frame[frame["target"] == target]
-        classes = sorted(dict.fromkeys(part["class"]), key=lambda name: name == "mIoU")  # stable: mIoU goes last
+        classes = sorted(dict.fromkeys(part["class"]), key=lambda name: name == MIOU)  # stable: mIoU goes last
         for name, rows in part.groupby("run", sort=False):
             values = rows.set_index("class")["iou"].reindex(classes) * 100
-            ticks = ["<b>mean</b>" if label == "mIoU" else _text(label) for label in classes]
+            ticks = ["<b>mean</b>" if label == MIOU else _text(label) for label in classes]
             figure.add_bar(
                 x=ticks,
                 y=values.tolist(),
@@ -468,7 +461,7 @@ def ablation_plot(
     )
     for column, score in enumerate(scores, start=1):
         part = summary[summary["score"] == score].set_index("row")
-        factor = 100 if score.endswith(("mIoU", "F1")) else 1
+        factor = 100 if score.endswith(MEAN_SCORES) else 1
         runs = frame[frame[score].notna()]
         figure.add_scatter(
             x=(factor * runs[score]).tolist(), y=[_text(row) for row in runs["row"]], mode="markers",

@@ -6,6 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from toco_lab.figures.pictures import _SIZE, plain_text
+from toco_lab.vocabulary import MEAN_SCORES
 
 
 def ablation_plot(frame: pd.DataFrame, summary: pd.DataFrame, *, titles: Mapping[str, str] | None = None) -> Figure:
@@ -25,7 +26,7 @@ def ablation_plot(frame: pd.DataFrame, summary: pd.DataFrame, *, titles: Mapping
     panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
     for axes, score in zip(panels, scores, strict=True):
         part = summary[summary["score"] == score].set_index("row").loc[rows]
-        factor = 100 if score.endswith(("mIoU", "F1")) else 1
+        factor = 100 if score.endswith(MEAN_SCORES) else 1
         runs = frame[frame[score].notna()]
         axes.plot(factor * runs[score], runs["row"].map(place), "o", color="#0072B2", alpha=0.4, markersize=4)
         axes.errorbar(

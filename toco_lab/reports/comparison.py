@@ -14,16 +14,23 @@ import pandas as pd
 
 from toco_lab.evaluation.gallery import Gallery, load_gallery
 from toco_lab.explorers.token_maps import TokenMaps, load_run_maps
-from toco_lab.figures.interactive import SIMILARITY, TITLES
 from toco_lab.runs import scores
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.sweeps.grid import Grid
 from toco_lab.sweeps.sweep import sweep_table
+from toco_lab.vocabulary import (
+    AFTER_BLOCK,
+    FINAL_NORM,
+    MEAN_ABSOLUTE_COSINE,
+    MEAN_SCORES,
+    NEGATIVE_COSINE,
+    POSITIVE_COSINE,
+    TITLES,
+)
 
 MANY = 6  # more runs than this: a row per run instead of a column, and seeds of one config drawn as one curve
-PAIRS = tuple((f"{kind} cosine", "absolute, true label") for kind in ("positive", "negative"))
+PAIRS = (POSITIVE_COSINE, NEGATIVE_COSINE)
 OVER = "over-activation (low is good)"
-_PERCENT = ("mIoU", "F1")
 
 
 @dataclass(frozen=True)
@@ -236,7 +243,7 @@ def _scores(files: RunFiles) -> dict[str, Number]:
     table = files.evaluation
     if table is None:
         return {}
-    means = table[table["class"].isin(_PERCENT)]
+    means = table[table["class"].isin(MEAN_SCORES)]
     rows = [*zip(means["target"], means["class"], means["iou"], strict=True)]
     if "over_activation" in means:
         over = means[means["over_activation"].notna()]
@@ -256,14 +263,14 @@ def _cosines(files: RunFiles) -> dict[str, Number]:
     table = files.smoothing
     if table is None or table.empty:
         return {}
-    blocks, found = table.loc[table["site"] == "after block", "layer"], {}
+    blocks, found = table.loc[table["site"] == AFTER_BLOCK, "layer"], {}
     wanted = [
-        (SIMILARITY, "after block", blocks.min(), "Similarity, first block"),
-        (SIMILARITY, "after block", blocks.max(), "Similarity, last block"),
-        (SIMILARITY, "final norm", blocks.max(), "Similarity, after the final norm"),
+        (MEAN_ABSOLUTE_COSINE, AFTER_BLOCK, blocks.min(), "Similarity, first block"),
+        (MEAN_ABSOLUTE_COSINE, AFTER_BLOCK, blocks.max(), "Similarity, last block"),
+        (MEAN_ABSOLUTE_COSINE, FINAL_NORM, blocks.max(), "Similarity, after the final norm"),
     ]
     for pair in PAIRS:
-        wanted.append((pair, "final norm", blocks.max(), f"|cos| of {pair[0].split()[0]} pairs, after the final norm"))
+        wanted.append((pair, FINAL_NORM, blocks.max(), f"|cos| of {pair[0].split()[0]} pairs, after the final norm"))
     for (metric, variant), site, layer, quantity in wanted:
         chosen = (table["metric"] == metric) & (table["variant"] == variant)
         part = table[chosen & (table["site"] == site) & (table["layer"] == layer)]

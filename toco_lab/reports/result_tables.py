@@ -8,11 +8,11 @@ from typing import Any
 import pandas as pd
 
 from toco_lab.config import config_differences
-from toco_lab.figures.interactive import TITLES
 from toco_lab.reports import ablation
 from toco_lab.reports.comparison import Comparison, Number, is_cosine
 from toco_lab.reports.tables import BETWEEN, Table
 from toco_lab.runs import scores
+from toco_lab.vocabulary import F1, TITLES
 
 _ALWAYS_SHOWN = ("checkpoint", "weights", "seed")  # of a protocol: beside each number even where all runs agree
 _OF_RUN = (*_ALWAYS_SHOWN, "step")  # of a protocol: the same for all numbers of a run
@@ -141,7 +141,7 @@ def class_scores(comparison: Comparison) -> pd.DataFrame | None:
     if not tables:
         return None
     frame = pd.concat(tables)
-    frame = frame[frame["class"] != "F1"]
+    frame = frame[frame["class"] != F1]
     return frame.groupby(["run", "target", "class"], sort=False, as_index=False)["iou"].mean()
 
 

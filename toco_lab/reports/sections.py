@@ -26,6 +26,7 @@ from toco_lab.reports.result_tables import (
     results_tables,
 )
 from toco_lab.runs import scores
+from toco_lab.vocabulary import AFTER_ATTENTION, FINAL_NORM, MEAN_ABSOLUTE_COSINE, TITLES
 
 DRAWN = (
     "training_curves",
@@ -190,7 +191,7 @@ class Report:
             run.smoothing.assign(model=label)
             for label, runs in self.comparison.groups.items()
             for run in runs
-            if run.smoothing is not None and (run.smoothing["metric"] == interactive.SIMILARITY[0]).any()
+            if run.smoothing is not None and (run.smoothing["metric"] == MEAN_ABSOLUTE_COSINE[0]).any()
         ]
         parts: list[Part] = []
         if tables:
@@ -200,7 +201,7 @@ class Report:
     def _layers(self, table: pd.DataFrame) -> list[Part]:
         """Similarity, pairs, CAM quality and all metrics, per layer."""
         parts: list[Part] = [
-            self._per_layer("similarity_per_layer", "Similarity per layer", table, [interactive.SIMILARITY]),
+            self._per_layer("similarity_per_layer", "Similarity per layer", table, [MEAN_ABSOLUTE_COSINE]),
             Text(
                 "Mean over images, band and bar from the lower to the upper quartile. Near 1 all tokens of an image "
                 "point the same way, so a CAM read from them is flat."
@@ -239,7 +240,7 @@ class Report:
             ]
         keys = [*table.drop_duplicates("metric")[["metric", "variant"]].itertuples(index=False, name=None)]
         if len(keys) > 1 + len(PAIRS):
-            blocks = table[table["site"] != "after attention"]
+            blocks = table[table["site"] != AFTER_ATTENTION]
             parts += [
                 Plot(
                     "metrics_per_layer",
@@ -361,7 +362,7 @@ def train_command(cfg: Config) -> str:
 def _training_lines(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Every known column that is not zero throughout; over seeds the mean, the lowest and the highest."""
     lines = []
-    for column, title in interactive.TITLES.items():
+    for column, title in TITLES.items():
         if any(column in frame and frame[column].fillna(0).any() for frame in frames.values()):
             for label, frame in frames.items():
                 if column in frame:
@@ -374,20 +375,20 @@ def _training_lines(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def _layer_lines(table: pd.DataFrame, keys: Any) -> pd.DataFrame:
     """Mean and quartiles over images, the final norm as one more place behind the last block."""
     lines = []
-    x = table["layer"] - 0.5 * (table["site"] == "after attention") + (table["site"] == "final norm")
+    x = table["layer"] - 0.5 * (table["site"] == AFTER_ATTENTION) + (table["site"] == FINAL_NORM)
     for metric, variant in keys:
         rows = table.assign(x=x)[(table["metric"] == metric) & (table["variant"] == variant)]
         for label, part in rows.groupby("model", sort=False):
             stats = part.groupby("x")["value"].describe()[["mean", "25%", "75%"]].reset_index()
             stats = stats.set_axis(["x", "mean", "low", "high"], axis=1)
-            normed = part.loc[part["site"] == "final norm", "x"]
+            normed = part.loc[part["site"] == FINAL_NORM, "x"]
             lines.append(stats.assign(panel=f"{metric}\n{variant}", line=label, apart=stats["x"].isin(normed)))
     return pd.concat(lines)
 
 
 def _quality_lines(quality: pd.DataFrame) -> pd.DataFrame:
     """mIoU of the CAM of each layer at the run's threshold and at the best one."""
-    apart = quality["site"] == "final norm"
+    apart = quality["site"] == FINAL_NORM
     quality = quality.assign(
         x=quality["layer"] + apart, apart=apart, mean=100 * quality["miou"], low=np.nan, high=np.nan
     )
@@ -400,7 +401,7 @@ def _quality_lines(quality: pd.DataFrame) -> pd.DataFrame:
 
 def _ticks(table: pd.DataFrame) -> dict[float, str]:
     """Some blocks as numbers, and the place of the final norm as a word."""
-    last, normed = int(table["layer"].max()), "final norm" in set(table["site"])
+    last, normed = int(table["layer"].max()), FINAL_NORM in set(table["site"])
     step = max(1, last // 4)
     ticks = {layer: str(layer) for layer in range(step, last + 1 - step * normed, step)}
     return ticks | ({last + 1: "norm"} if normed else {last: str(last)})

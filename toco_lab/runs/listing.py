@@ -10,9 +10,7 @@ import pandas as pd
 
 from toco_lab.config import config_differences
 from toco_lab.runs.run_dir import _FIELDS, RunDir, _complete_lines
-
-SCORES = ("mIoU", "F1")  # `class` values of evaluation.csv that are a mean, not a class
-
+from toco_lab.vocabulary import MEAN_SCORES
 
 RUN_COLUMNS = ("run", "state", "step", "seconds", "made", "seed")  # of `list_runs`, before config fields and scores
 
@@ -76,7 +74,7 @@ def final_scores(run: RunDir) -> dict[str, float]:
     if not path.is_file():
         return {}
     with path.open(encoding="utf-8", newline="") as file:  # hundreds of runs are listed: pandas takes far longer
-        rows = [row for row in csv.DictReader(file) if row["class"] in SCORES]
+        rows = [row for row in csv.DictReader(file) if row["class"] in MEAN_SCORES]
     return {f"{row['target']}_{row['class']}": float(row["iou"] or "nan") for row in rows}
 
 

@@ -8,11 +8,19 @@ import pandas as pd
 from toco_lab.config import Config, config_differences
 from toco_lab.runs.listing import final_scores
 from toco_lab.runs.run_dir import RunDir
-
-SIMILARITY = {"metric": "pairwise cosine", "variant": "absolute, off-diagonal"}  # metric 1a, of the raw residual stream
-
-
-_PAIRS = {"positive_cosine": "positive cosine", "negative_cosine": "negative cosine"}
+from toco_lab.vocabulary import (
+    AFTER_BLOCK,
+    CAM,
+    CAM_AUX,
+    CAM_REFINED,
+    MEAN_ABSOLUTE_COSINE,
+    MIOU,
+    NEGATIVE_COSINE,
+    POSITIVE_COSINE,
+    SEG,
+    SEG_CRF,
+)
+from toco_lab.vocabulary import TITLES as TARGET_TITLES
 
 
 @dataclass(frozen=True)
@@ -31,22 +39,27 @@ class Score:
 
 
 SCORES = {
-    "cam_mIoU": Score("final CAM", 100, 1),
-    "cam_aux_mIoU": Score("auxiliary CAM", 100, 1),
-    "cam_refined_mIoU": Score("CAM + PAR", 100, 1),
-    "seg_mIoU": Score("segmentation", 100, 1),
-    "seg_crf_mIoU": Score("segmentation + CRF", 100, 1),
+    f"{CAM}_{MIOU}": Score("final CAM", 100, 1),
+    f"{CAM_AUX}_{MIOU}": Score(TARGET_TITLES[CAM_AUX], 100, 1),
+    f"{CAM_REFINED}_{MIOU}": Score(TARGET_TITLES[CAM_REFINED], 100, 1),
+    f"{SEG}_{MIOU}": Score(TARGET_TITLES[SEG], 100, 1),
+    f"{SEG_CRF}_{MIOU}": Score(TARGET_TITLES[SEG_CRF], 100, 1),
     "similarity_first": Score("similarity, first block"),
     "similarity_last": Score("similarity, last block"),
-    "positive_cosine": Score("|cos| of positive pairs"),
-    "negative_cosine": Score("|cos| of negative pairs"),
+    "positive_cosine": Score(TARGET_TITLES["positive_cosine"]),
+    "negative_cosine": Score(TARGET_TITLES["negative_cosine"]),
 }
 
 
 TITLES = {name: score.title for name, score in SCORES.items()}
 
 
-SHOWN = ("cam_mIoU", "cam_aux_mIoU", "seg_mIoU", "similarity_last")  # of an ablation, unless asked for others
+SHOWN = (
+    f"{CAM}_{MIOU}",
+    f"{CAM_AUX}_{MIOU}",
+    f"{SEG}_{MIOU}",
+    "similarity_last",
+)  # of an ablation, unless asked for others
 
 
 def run_scores(run: RunDir) -> dict[str, float]:
@@ -60,12 +73,15 @@ def run_scores(run: RunDir) -> dict[str, float]:
     if not (run.path / "smoothing.csv").is_file():
         return found
     frame = run.read_table("smoothing")
-    frame = frame[frame["site"] == "after block"]
+    frame = frame[frame["site"] == AFTER_BLOCK]
     means = frame.groupby(["metric", "variant", "layer"])["value"].mean()
     first, last = frame["layer"].min(), frame["layer"].max()
-    key = (SIMILARITY["metric"], SIMILARITY["variant"])
-    wanted = {"similarity_first": (*key, first), "similarity_last": (*key, last)}
-    wanted |= {name: (metric, "absolute, true label", last) for name, metric in _PAIRS.items()}
+    wanted = {
+        "similarity_first": (*MEAN_ABSOLUTE_COSINE, first),
+        "similarity_last": (*MEAN_ABSOLUTE_COSINE, last),
+        "positive_cosine": (*POSITIVE_COSINE, last),
+        "negative_cosine": (*NEGATIVE_COSINE, last),
+    }
     return found | {name: float(means[place]) for name, place in wanted.items() if place in means.index}
 
 

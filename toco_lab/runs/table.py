@@ -17,8 +17,9 @@ from typing import Any
 import pandas as pd
 
 from toco_lab.config import Config
-from toco_lab.runs.listing import RUN_COLUMNS, SCORES, find_runs
+from toco_lab.runs.listing import RUN_COLUMNS, find_runs
 from toco_lab.runs.run_dir import RunDir
+from toco_lab.vocabulary import MEAN_SCORES
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Config))
 WHERE_HELP = 'compare columns with numbers, "words" or lists by < <= == != >= > and in, joined by and, or, not'
@@ -122,7 +123,7 @@ def sort_runs(table: pd.DataFrame, column: str, *, descending: bool = False) -> 
 def overview(table: pd.DataFrame) -> pd.DataFrame:
     """The columns one looks at first: state, config fields that differ between these rows, scores, errors if any."""
     differing = [name for name in differing_fields(table) if name != "seed"]
-    scores = [name for name in table if name.endswith(SCORES)]
+    scores = [name for name in table if name.endswith(MEAN_SCORES)]
     errors = ["error"] if (table["error"] != "").any() else []
     return table[[*RUN_COLUMNS, *differing, *scores, *errors]]
 
@@ -136,7 +137,7 @@ def differing_fields(table: pd.DataFrame) -> list[str]:
 def metric_columns(table: pd.DataFrame) -> list[str]:
     """Columns of measured numbers: scores first, then the last row of training, then seconds and step."""
     measured = [name for name in table if name not in (*FIELDS, *RUN_COLUMNS, "error")]
-    measured.sort(key=lambda name: not name.endswith(SCORES))  # stable
+    measured.sort(key=lambda name: not name.endswith(MEAN_SCORES))  # stable
     return [name for name in (*measured, "seconds", "step") if table[name].notna().any()]
 
 

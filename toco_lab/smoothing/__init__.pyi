@@ -10,11 +10,7 @@ from .catalogue import metric_table as metric_table
 from .formulas import layer_cka as layer_cka
 from .formulas import pair_cosine as pair_cosine
 from .formulas import token_similarity as token_similarity
-from .per_layer import AFTER_ATTENTION as AFTER_ATTENTION
-from .per_layer import AFTER_BLOCK as AFTER_BLOCK
-from .per_layer import EMBEDDING as EMBEDDING
-from .per_layer import FINAL_NORM as FINAL_NORM
-from .per_layer import SIMILARITY as SIMILARITY
+from .per_layer import PAIR_COSINES as PAIR_COSINES
 from .per_layer import SITES as SITES
 from .per_layer import layer_similarity as layer_similarity
 from .per_layer import smoothing_of_model as smoothing_of_model

@@ -16,11 +16,14 @@ from toco_lab.smoothing.formulas import (
     spectral_share,
 )
 from toco_lab.smoothing.view import OUTLIER_DEVIATIONS, TokenView, off_diagonal_mean, ratio
-
-PATCH_TOKENS, ALL_TOKENS = "patch tokens", "all tokens"  # class, distillation and register tokens left out, or not
-
-
-CLASS_AND_PATCH = "class and patch tokens"
+from toco_lab.vocabulary import (
+    ALL_TOKENS,
+    CLASS_AND_PATCH_TOKENS,
+    MEAN_ABSOLUTE_COSINE,
+    NEGATIVE_COSINE,
+    PATCH_TOKENS,
+    POSITIVE_COSINE,
+)
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,7 @@ _ENTROPY = "Zhai et al. 2023, arXiv 2303.06296"
 
 
 METRICS: dict[tuple[str, str], Metric] = {  # (metric, variant); a new metric is one more entry
-    ("pairwise cosine", "absolute, off-diagonal"): Metric(
+    MEAN_ABSOLUTE_COSINE: Metric(
         lambda view: off_diagonal_mean(view.absolute_cosine), "1a", "1", _DIVERSE,
         "The usual curve; one direction that all tokens share raises it, whatever else they hold.",
     ),
@@ -184,11 +187,11 @@ METRICS: dict[tuple[str, str], Metric] = {  # (metric, variant); a new metric is
         "nothing fixed (NaN for equal tokens)", "derived from 1d",
         "Near 0 by construction, as centred tokens sum to 0; it moves only where their lengths differ much.",
     ),
-    ("positive cosine", "absolute, true label"): Metric(
+    POSITIVE_COSINE: Metric(
         lambda view: view.pairs.positive_mean, "2", "1", _TOCO,
         "How alike tokens of one class are; high is good, but it is high in a smooth layer as well.", ("label",),
     ),
-    ("negative cosine", "absolute, true label"): Metric(
+    NEGATIVE_COSINE: Metric(
         lambda view: view.pairs.negative_mean, "2", "1", _TOCO,
         "How alike tokens of different classes are: the part of over-smoothing that costs segmentation.", ("label",),
     ),
@@ -340,11 +343,12 @@ METRICS: dict[tuple[str, str], Metric] = {  # (metric, variant); a new metric is
     ("class-patch cosine", "mean"): Metric(
         lambda view: view.class_cosine.mean((1, 2)), "19", "nothing fixed", "idea in the code of " + _TOCO,
         "Whether the class token has become one of the patches; says nothing of the patches among themselves.",
-        ("class_token",), CLASS_AND_PATCH,
+        ("class_token",), CLASS_AND_PATCH_TOKENS,
     ),
     ("class-patch cosine", "standard deviation"): Metric(
         lambda view: view.class_cosine.flatten(1).std(1, correction=0), "19", "0", "idea in the code of " + _TOCO,
-        "Whether the class token still tells places apart; look at the map as well.", ("class_token",), CLASS_AND_PATCH,
+        "Whether the class token still tells places apart; look at the map as well.",
+        ("class_token",), CLASS_AND_PATCH_TOKENS,
     ),
     ("token-norm outliers", f"share above median + {OUTLIER_DEVIATIONS:g} deviations, per image"): Metric(
         lambda view: view.high_norm.double().mean(1), "20", "nothing fixed", "after " + _REGISTERS,

@@ -23,21 +23,35 @@ from toco_lab.config import Config
 from toco_lab.data.loader import EvalSample, eval_samples
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.smoothing.catalogue import ALL_TOKENS, METRICS, PATCH_TOKENS, measure
+from toco_lab.smoothing.catalogue import METRICS, measure
 from toco_lab.smoothing.formulas import RankMe, layer_cka
 from toco_lab.smoothing.view import TokenView, majority_label, stack_layers
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.training.processes import resolve_device
+from toco_lab.vocabulary import (
+    AFTER_ATTENTION,
+    AFTER_BLOCK,
+    ALL_IMAGES,
+    ALL_TOKENS,
+    ATTENTION,
+    EMBEDDING,
+    FINAL_NORM,
+    MEAN_ABSOLUTE_COSINE,
+    NEGATIVE_COSINE,
+    NO_NORM,
+    PATCH_TOKENS,
+    POSITIVE_COSINE,
+    SITES,
+)
 
-# sites, in the order a token meets them; attention is that of the block the layer is named after
-EMBEDDING, ATTENTION, AFTER_ATTENTION = "patch embedding", "attention", "after attention"
-AFTER_BLOCK, FINAL_NORM = "after block", "final norm"  # raw residual stream, and what the classifier reads
-SITES = (EMBEDDING, AFTER_ATTENTION, AFTER_BLOCK, FINAL_NORM)
 DEFAULT_SITES = (AFTER_BLOCK, FINAL_NORM)
 OF_ATTENTION = ("14", "16", "17", "18")  # rows of the literature's list that look at the attention maps alone
 RANK_ME = ("RankMe", "tokens of all images pooled")
-POOLED = "all images"  # value of the column `image` for a number that belongs to no single one
-SIMILARITY = ("pairwise cosine", "positive cosine", "negative cosine")  # what is measured after every training
+PAIR_COSINES = (
+    MEAN_ABSOLUTE_COSINE[0],
+    POSITIVE_COSINE[0],
+    NEGATIVE_COSINE[0],
+)  # what is measured after every training
 STACK_NUMBERS = 2**19  # of the largest array of a stack of layers: more would leave the cache, less is many small calls
 COLUMNS = "model weights site norm token_set tokens layer image metric variant value".split()
 
@@ -118,7 +132,7 @@ def smoothing_per_layer(
             if pool:
                 rank_me.setdefault((*place, layer.number), RankMe()).add(values[RANK_ME], count)
     rows += [
-        (*place, PATCH_TOKENS, pooled.count, number, POOLED, *RANK_ME, pooled.compute())
+        (*place, PATCH_TOKENS, pooled.count, number, ALL_IMAGES, *RANK_ME, pooled.compute())
         for (*place, number), pooled in rank_me.items()
     ]
     return pd.DataFrame(rows, columns=COLUMNS).dropna(subset="value", ignore_index=True)
@@ -170,13 +184,13 @@ def layers_of(
         )  # fmt: skip
 
     if EMBEDDING in sites:
-        yield Layer(EMBEDDING, "none", 0, view(seen.embedding))
+        yield Layer(EMBEDDING, NO_NORM, 0, view(seen.embedding))
     for number, tokens in enumerate(seen.after_block, start=1):
         if AFTER_ATTENTION in sites:
-            yield Layer(AFTER_ATTENTION, "none", number, view(seen.after_attention[number - 1]))
+            yield Layer(AFTER_ATTENTION, NO_NORM, number, view(seen.after_attention[number - 1]))
         if AFTER_BLOCK in sites:
             grid, before = seen.block_grids[number - 1], _before(seen, blocks, number)
-            yield Layer(AFTER_BLOCK, "none", number, view(tokens, grid, blocks[number - 1], **before))
+            yield Layer(AFTER_BLOCK, NO_NORM, number, view(tokens, grid, blocks[number - 1], **before))
     if FINAL_NORM in sites:
         yield Layer(FINAL_NORM, seen.norm, len(seen.after_block), view(seen.final))
 
@@ -211,7 +225,7 @@ def smoothing_of_run(
     run: RunDir,
     num_images: int = 50,
     *,
-    metrics: Sequence[str] | None = SIMILARITY,
+    metrics: Sequence[str] | None = PAIR_COSINES,
     sites: Sequence[str] = DEFAULT_SITES,
     device: str = "auto",
     progress: bool = True,
@@ -249,7 +263,7 @@ def smoothing_of_model(
     *,
     name: str,
     weights: str,
-    metrics: Sequence[str] | None = SIMILARITY,
+    metrics: Sequence[str] | None = PAIR_COSINES,
     sites: Sequence[str] = DEFAULT_SITES,
     progress: bool = True,
 ) -> pd.DataFrame:

@@ -20,11 +20,12 @@ from toco_lab.training.checkpoints import initial_model, load_checkpoint, save_c
 from toco_lab.training.learner import Learner, compiled, train_step
 from toco_lab.training.optimiser import learning_rate
 from toco_lab.training.processes import is_first, num_processes, resolve_device, share, total, wait
+from toco_lab.vocabulary import CAM, CAM_AUX, SEG
 
 KEPT_CHECKPOINTS = 2
 
 
-VALIDATED = ("cam", "cam_aux", "seg")  # mIoU columns that validation adds to metrics.csv
+VALIDATED = (CAM, CAM_AUX, SEG)  # mIoU columns that validation adds to metrics.csv
 
 
 class TrainingError(RuntimeError):

@@ -37,6 +37,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f", did you mean {near[0]!r}?" if near else ""
 
 
+def project_root() -> Path:
+    """The folder that holds this package: in a checkout the project, with its notebooks and toy data."""
+    return Path(__file__).resolve().parents[1]
+
+
 def enter_project() -> Path:
     """Make the project's folder the current one, for relative paths: a notebook may start in notebooks/.
 

@@ -18,6 +18,7 @@ from toco_lab.evaluation.evaluate import evaluate_run
 from toco_lab.explorers.attribution import grad_cam, gradient_attention
 from toco_lab.explorers.cam_session import CamSession
 from toco_lab.explorers.snapshots import token_maps
+from toco_lab.explorers.snapshots import Snapshots
 from toco_lab.explorers.token_maps import load_run_maps
 from toco_lab.method.cam import multi_scale_cam, raw_cams, resize
 from toco_lab.method.model import ToCo, check_crops
@@ -351,9 +352,9 @@ def test_wrong_combinations_are_refused_by_the_config(changes, words):
 @pytest.mark.parametrize("changes, words", [
     ({"backbone": "swin_tinny_patch4_window7_224"}, "did you mean 'swin_tiny_patch4_window7_224'"),
     ({"backbone": "resnetv2_50"}, "a ResNetV2, which is not read here. Backbones are timm's plain ViTs"),
-    ({"backbone": "maxvit_tiny_tf_224"}, "can not be built"),
-    ({"backbone": "resnet18", "backbone_args": '{"num_classes": 3}'}, "backbone_args can not set num_classes"),
-    ({"backbone": "resnet18", "backbone_args": '{"no_such": 3}'}, "'resnet18' can not be built: .*no_such"),
+    ({"backbone": "maxvit_tiny_tf_224"}, "cannot be built"),
+    ({"backbone": "resnet18", "backbone_args": '{"num_classes": 3}'}, "backbone_args cannot set num_classes"),
+    ({"backbone": "resnet18", "backbone_args": '{"no_such": 3}'}, "'resnet18' cannot be built: .*no_such"),
     ({"weights_tag": "in22k"}, "no weights_tag 'in22k' for vit_tiny_patch16_224; there are: augreg_in21k_ft_in1k"),
 ])  # fmt: skip
 def test_what_timm_can_not_make_is_said_when_the_model_is_made(changes, words):
@@ -484,7 +485,7 @@ def smoke_batch():
 def test_a_run_trains_is_evaluated_and_measured(tmp_path, name):
     cfg = small(name, steps=2, checkpoint_every=1, val_images=2, train_images=4)
     run = RunDir.create(cfg, tmp_path)
-    fit(cfg, run, progress=False)
+    fit(cfg, run, snapshot=Snapshots(run), progress=False)
     assert set(evaluate_run(run, progress=False).scores) == {"cam", "cam_aux", "cam_refined", "seg", "labels"}
     frame = smoothing_of_run(run, 2, metrics=None, sites=SITES, progress=False)
     model = ToCo(cfg)

@@ -1,4 +1,4 @@
-"""timm's models as encoders: which kinds there are, how they are built, loaded, and read layer by layer."""
+"""timm's models as encoders: which kinds there are, and how to build them, load weights, and read every layer."""
 
 import lazy_loader
 

@@ -1,6 +1,7 @@
 from . import activations as activations
 from . import anti_smoothing as anti_smoothing
 from . import build as build
+from . import interfaces as interfaces
 from . import kinds as kinds
 from . import pixels as pixels
 from . import weights as weights

@@ -1,6 +1,6 @@
-"""What an encoder computes on its way: tokens at every site and attention maps, from one pass through a timm model.
+"""Activations inside an encoder: tokens at every site and attention maps, from one pass through a timm model.
 
-Nothing is left behind: hooks are removed, fused attention is switched on again, every part has its own mode back.
+The model is afterwards as it was: hooks are removed, fused attention is on again, every part is in its own mode.
 """
 
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from toco_lab.backbones.interfaces import Encoder, PlainViT, SelfAttention
 from toco_lab.backbones.kinds import (
     any_encoder_of,
     blocks_of,
@@ -17,6 +18,7 @@ from toco_lab.backbones.kinds import (
     fill_patches,
     final_norm,
     is_plain_vit,
+    is_timm_attention,
     stage_maps,
 )
 from toco_lab.vocabulary import NO_NORM
@@ -24,17 +26,19 @@ from toco_lab.vocabulary import NO_NORM
 
 @dataclass(frozen=True)
 class Activations:
-    """Tokens (B, P + N, D) of one pass, prefix tokens first: P class, distillation and register tokens, maybe none.
+    """Tokens (B, P + N, D) of one pass: P prefix tokens (class, distillation, register; P may be 0), then the patches.
 
     Attributes:
         grid: Rows and columns (h, w) of the N final patch tokens.
-        block_grids: The same of the tokens after each block: all alike in a ViT, finer before in a model in stages,
-            where N and D are those of the block.
+        block_grids: The grid after each block. In a ViT all are alike; in a model in stages early grids are finer, and
+            N and D are those of the block.
         num_prefix: P.
         patch_embedding: The patches alone, before positions, (B, N, D); None in a model in stages.
-        embedding: What enters the first block: patches with their positions, behind the prefix tokens; None likewise.
+        embedding: What enters the first block: prefix tokens, then patches with their positions; None in a model in
+            stages.
         after_block: The raw residual stream after each block, L of them.
-        after_attention: The residual stream after the attention of each block, before its MLP; empty if not asked for.
+        after_attention: The residual stream after the attention of each block, before its MLP; empty if not
+            asked for.
         final: After the final norm.
         norm: Class of that norm; "none" where there is none.
         attention: (B, heads, P + N, P + N) of each block, rows sum to 1; empty if not asked for.
@@ -52,11 +56,11 @@ class Activations:
     attention: list[Tensor]
 
     def patches(self, tokens: Tensor) -> Tensor:
-        """The patch tokens of one of the above, (B, N, D) in fp32."""
+        """The patch tokens among these tokens: (B, P + N, D) -> (B, N, D) in fp32."""
         return tokens[:, self.num_prefix :].float()
 
     def class_token(self, tokens: Tensor) -> Tensor:
-        """The class token of one of the above, (B, D) in fp32."""
+        """The class token among these tokens, the first one: (B, P + N, D) -> (B, D) in fp32."""
         return tokens[:, 0].float()
 
 
@@ -67,20 +71,30 @@ def capture(model: nn.Module, image: Tensor, *, attention: bool = False, after_a
     Args:
         model: A timm ViT or DeiT, with or without register or distillation tokens, a Swin, ResNet or ConvNeXt, or a
             model that carries one as `.encoder` (ToCo).
-        image: Normalised, (B, 3, H, W), brought to device and precision of the model, and to whole tokens as in ToCo.
+        image: Normalised, (B, 3, H, W). It is moved to device and precision of the model, and made to fill whole tokens
+            (`kinds.fill_patches`).
         attention: Keep the attention maps: L * B * heads * (P + N)^2 numbers, 0.35 GB for one image of 448 pixels in
             ViT-B.
         after_attention: Keep the residual stream after each attention as well.
 
     Raises:
-        ValueError: If the model is of neither kind, a model in stages is asked for attention, or the image is too
-            small, or of a size the model does not take.
+        ValueError: If the model is of neither kind, if a model in stages is asked for attention, or if the image is too
+            small or of a size that the model does not take.
     """
     encoder = encoder_of(model) if attention or after_attention else any_encoder_of(model)
     image, grid = fill_patches(encoder, image.to(next(encoder.parameters())))
     if not is_plain_vit(encoder):
         return _capture_stages(encoder, image, grid)
-    maps, middle, entering, embedded = [], [], [], []
+    return _capture_vit(encoder, image, grid, attention=attention, after_attention=after_attention)
+
+
+def _capture_vit(
+    encoder: PlainViT, image: Tensor, grid: tuple[int, int], *, attention: bool, after_attention: bool
+) -> Activations:
+    maps: list[Tensor] = []
+    middle: list[Tensor] = []
+    entering: list[Tensor] = []
+    embedded: list[Tensor] = []
     prefixed = encoder.num_prefix_tokens > 0
     with ExitStack() as stack:
         stack.enter_context(evaluating(encoder))
@@ -109,13 +123,13 @@ def capture(model: nn.Module, image: Tensor, *, attention: bool = False, after_a
     )
 
 
-def _capture_stages(encoder: nn.Module, image: Tensor, grid: tuple[int, int]) -> Activations:
+def _capture_stages(encoder: Encoder, image: Tensor, grid: tuple[int, int]) -> Activations:
     with evaluating(encoder):
         final, maps = stage_maps(encoder, image, range(len(blocks_of(encoder))))
     norm = final_norm(encoder)
     return Activations(
         grid=grid,
-        block_grids=[tuple(one.shape[-2:]) for one in maps],
+        block_grids=[(one.shape[-2], one.shape[-1]) for one in maps],
         num_prefix=0,
         patch_embedding=None,
         embedding=None,
@@ -129,21 +143,26 @@ def _capture_stages(encoder: nn.Module, image: Tensor, grid: tuple[int, int]) ->
 
 @contextmanager
 def attention_maps(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the attention of every block in the passes made inside: a list that fills with (B, heads, T, T).
+    """Collect the attention of every block in the passes made inside the `with`.
 
-    Rows sum to 1 and carry autograd history. Fused attention never forms these matrices, so it is switched off inside;
-    outside, the model is as it was, also after an error.
+    Fused attention never forms these matrices, so it is switched off inside; outside, the model is as it was, also
+    after an error.
+
+    Yields:
+        A list that each pass extends by one (B, heads, T, T) per block; rows sum to 1 and carry autograd history.
 
     Raises:
         ValueError: If a block has no attention of timm's kind.
     """
     found: list[Tensor] = []
-    parts = [getattr(block, "attn", None) for block in encoder_of(model).blocks]
-    for part in parts:
-        if not (hasattr(part, "fused_attn") and isinstance(getattr(part, "attn_drop", None), nn.Module)):
-            raise ValueError(f"attention of {type(part).__name__} can not be read: it lacks fused_attn and attn_drop")
+    parts: list[SelfAttention] = []
+    for block in encoder_of(model).blocks:
+        part = getattr(block, "attn", None)
+        if not is_timm_attention(part):
+            raise ValueError(f"attention of {type(part).__name__} cannot be read: it lacks fused_attn and attn_drop")
+        parts.append(part)
     fused = [part.fused_attn for part in parts]
-    # the dropout behind the softmax sees the maps, whatever the attention does before (AttnScale, relative positions)
+    # the input of the dropout behind the softmax is the map that is used, after AttnScale and relative positions
     hooks = [part.attn_drop.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0])) for part in parts]
     try:
         for part in parts:
@@ -157,7 +176,7 @@ def attention_maps(model: nn.Module) -> Iterator[list[Tensor]]:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every submodule has its own mode back."""
+    """Evaluation mode inside the `with`; afterwards every submodule is in its own mode again."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -168,15 +187,15 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _residual_after_attention(encoder: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect, block by block, its input plus what its attention branch adds."""
+def _residual_after_attention(encoder: PlainViT) -> Iterator[list[Tensor]]:
+    """Collect the input of each block plus what its attention branch adds, (B, T, D) each."""
     found: list[Tensor] = []
     entering: list[Tensor] = []
     hooks = []
     try:
         for block in encoder.blocks:
             if not hasattr(block, "drop_path1"):
-                raise ValueError(f"block {type(block).__name__} has no attention branch of its own to look behind")
+                raise ValueError(f"block {type(block).__name__} has no attention branch of its own (drop_path1)")
             hooks.append(block.register_forward_pre_hook(lambda _, inputs: entering.append(inputs[0])))
             hooks.append(
                 block.drop_path1.register_forward_hook(lambda _, __, branch: found.append(entering[-1] + branch))

@@ -1,44 +1,42 @@
-"""How the config's backbone is made by timm."""
+"""The backbone of a config, made by timm."""
 
 import difflib
 import json
 import types
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
 import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from toco_lab.backbones.anti_smoothing import add_attn_scale, add_feat_scale
+from toco_lab.backbones.interfaces import Encoder, PlainViT
 from toco_lab.backbones.kinds import is_plain_vit
 from toco_lab.config import VIT_SIZES, Config, backbone_kind
 
-STAGED = ("SwinTransformer", "SwinTransformerV2", "ResNet", "ConvNeXt")  # timm's classes of models in stages
+STAGED = (
+    "SwinTransformer",
+    "SwinTransformerV2",
+    "ResNet",
+    "ConvNeXt",
+)  # timm's classes of models in stages that `kinds` can read
 
 
-def build_encoder(cfg: Config) -> nn.Module:
-    """The timm model named by the config, randomly initialised, for any image size, without head and stochastic depth;
-    the position embedding of a ViT is frozen.
+def build_encoder(cfg: Config) -> Encoder:
+    """The timm model that the config names, with random weights, for any image size.
+
+    It has no classification head and no stochastic depth, and the position embedding of a ViT is frozen.
 
     Raises:
         ValueError: For an unknown timm name or tag, a family that is not read here, or arguments it does not take.
     """
-    name, kind = full_backbone_name(cfg), backbone_kind(cfg.backbone)
-    given = {"num_classes": 0, "global_pool": "token" if kind == "vit" else ""}
-    if kind == "vit":
-        sizes = {"image_size": "img_size"}  # config field -> timm's argument, where they differ
-        sizes = {sizes.get(size, size): getattr(cfg, size) for size in VIT_SIZES}
-        given |= {"dynamic_img_size": True} | {size: value for size, value in sizes.items() if value is not None}
-    elif kind == "swin":
-        given |= {"strict_img_size": False, "drop_path_rate": 0.0}
-    else:
-        given |= {"output_stride": cfg.output_stride or 16, "drop_path_rate": 0.0}
+    name, kind, given = full_backbone_name(cfg), backbone_kind(cfg.backbone), _arguments(cfg)
     further = json.loads(cfg.backbone_args or "{}")
     if taken := sorted(further.keys() & {*given, "pretrained", "in_chans", "features_only"}):
-        raise ValueError(f"backbone_args can not set {', '.join(taken)}: other fields of the config, or the method, do")
+        raise ValueError(f"backbone_args cannot set {', '.join(taken)}: other fields of the config, or the method, do")
     encoder = _create(name, given | further)
     if kind != "vit":
         if type(encoder).__name__ not in STAGED:
@@ -46,16 +44,31 @@ def build_encoder(cfg: Config) -> nn.Module:
         return encoder
     if not is_plain_vit(encoder):
         raise ValueError(_no_backbone(name, f"{type(encoder).__name__} is no plain ViT"))
-    if isinstance(encoder, VisionTransformer) and encoder.pos_embed is not None:
-        encoder._pos_embed = types.MethodType(_add_positions, encoder)
-        encoder.pos_embed_antialias = cfg.pos_embed_antialias
     if encoder.pos_embed is not None:
+        if isinstance(encoder, VisionTransformer):
+            encoder._pos_embed = types.MethodType(_add_positions, encoder)
+            encoder.pos_embed_antialias = cfg.pos_embed_antialias
         encoder.pos_embed.requires_grad_(False)
     if cfg.anti_smoothing == "attn_scale":
         add_attn_scale(encoder)
     elif cfg.anti_smoothing == "feat_scale":
         add_feat_scale(encoder)
     return encoder
+
+
+def _arguments(cfg: Config) -> dict[str, Any]:
+    """What `timm.create_model` is told by the config, its free `backbone_args` aside."""
+    kind = backbone_kind(cfg.backbone)
+    given: dict[str, Any] = {"num_classes": 0, "global_pool": "token" if kind == "vit" else ""}
+    if kind == "vit":
+        arguments = {"image_size": "img_size"}  # config field -> timm's argument, where they differ
+        sizes = {arguments.get(size, size): getattr(cfg, size) for size in VIT_SIZES}
+        given |= {"dynamic_img_size": True} | {size: value for size, value in sizes.items() if value is not None}
+    elif kind == "swin":
+        given |= {"strict_img_size": False, "drop_path_rate": 0.0}
+    else:
+        given |= {"output_stride": cfg.output_stride or 16, "drop_path_rate": 0.0}
+    return given
 
 
 def full_backbone_name(cfg: Config) -> str:
@@ -74,10 +87,10 @@ def full_backbone_name(cfg: Config) -> str:
     return name
 
 
-def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
+def _create(name: str, arguments: dict[str, Any]) -> Encoder:
     """timm.create_model, with errors that name the backbone and say what is read here."""
     try:
-        return timm.create_model(name, **arguments)
+        return cast(Encoder, timm.create_model(name, **arguments))
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         # a ViT that pools instead of reading a class token: its class token will be the mean
         if isinstance(error, AssertionError) and arguments["global_pool"] == "token":
@@ -88,23 +101,26 @@ def _create(name: str, arguments: dict[str, Any]) -> nn.Module:
 def _no_backbone(name: str, reason: str) -> str:
     near = [] if timm.is_model(name) else difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=1)
     return (
-        f"backbone {name!r} can not be built: {reason}{f', did you mean {near[0]!r}?' if near else ''}. Backbones are "
+        f"backbone {name!r} cannot be built: {reason}{f', did you mean {near[0]!r}?' if near else ''}. Backbones are "
         "timm's plain ViTs (vit, deit, beit, eva), Swin and Swin v2, ResNet and ConvNeXt"
     )
 
 
-def image_statistics(encoder: nn.Module, normalisation: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation (RGB, in 0..1) that images are normalised with.
+def image_statistics(encoder: Encoder, normalisation: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation (RGB, in 0..1) by which images are normalised.
 
-    `imagenet` is what the released code always uses; `backbone` is what the backbone's weights were made with.
+    Args:
+        encoder: The backbone.
+        normalisation: `imagenet` has the numbers that the released code always uses, `backbone` those that the weights
+            of this backbone were trained with.
     """
     if normalisation == "imagenet":
         return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     return tuple(encoder.pretrained_cfg["mean"]), tuple(encoder.pretrained_cfg["std"])
 
 
-def _add_positions(encoder: VisionTransformer, patches: Tensor) -> Tensor:
-    """timm's `_pos_embed` with a choice of antialiasing: the reference resamples bicubically without, timm always with.
+def _add_positions(encoder: PlainViT, patches: Tensor) -> Tensor:
+    """timm's `_pos_embed` with a choice of antialiasing: the released code resamples without, timm always with.
 
     Args:
         patches: Patch embeddings, (B, h, w, D).
@@ -112,14 +128,15 @@ def _add_positions(encoder: VisionTransformer, patches: Tensor) -> Tensor:
     Returns:
         Prefix tokens and patches with their positions, (B, prefix + h*w, D).
     """
+    positions = cast(Tensor, encoder.pos_embed)  # a ViT without one keeps timm's own method
     batch, height, width, dim = patches.shape
-    prefix = [getattr(encoder, name, None) for name in ("cls_token", "dist_token", "reg_token")]
-    prefix = [token.expand(batch, -1, -1) for token in prefix if token is not None]
+    learnt = (getattr(encoder, name, None) for name in ("cls_token", "dist_token", "reg_token"))
+    prefix = [token.expand(batch, -1, -1) for token in learnt if token is not None]
     placed = 0 if encoder.no_embed_class else encoder.num_prefix_tokens  # prefix tokens that have a position
-    grid = encoder.pos_embed[:, placed:].transpose(1, 2).unflatten(2, encoder.patch_embed.grid_size)
+    grid = positions[:, placed:].transpose(1, 2).unflatten(2, encoder.patch_embed.grid_size)
     if grid.shape[-2:] != (height, width):
         grid = F.interpolate(grid, (height, width), mode="bicubic", antialias=encoder.pos_embed_antialias)
     tokens = patches.reshape(batch, -1, dim) + grid.flatten(2).transpose(1, 2)
     if placed:
-        prefix = [torch.cat(prefix, dim=1) + encoder.pos_embed[:, :placed]]
+        prefix = [torch.cat(prefix, dim=1) + positions[:, :placed]]
     return encoder.pos_drop(torch.cat([*prefix, tokens], dim=1))

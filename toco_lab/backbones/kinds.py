@@ -1,9 +1,8 @@
-"""What the workbench knows of timm's models: which can be an encoder, where their blocks lie, how wide and how coarse
-they are.
+"""Which of timm's models can be an encoder, where their blocks are, how wide they are and how coarse.
 
-Two kinds are read: plain ViTs, one grid of tokens from the first block to the last, and models in stages (Swin, ResNet,
-ConvNeXt), whose grid becomes coarser and whose tokens become wider from stage to stage. A "token" of these is one
-position of a feature map. Nothing behind `ToCo.encode` knows which kind it has.
+There are two kinds: plain ViTs, with one grid of tokens from the first block to the last, and models in stages (Swin,
+ResNet, ConvNeXt), whose grid becomes coarser and whose tokens become wider from stage to stage. A "token" of a model in
+stages is one position of a feature map. Code that calls `ToCo.encode` does not see the kind.
 
 | | ViT, DeiT, DINOv2 | ViT without class token | Swin, Swin v2 | ResNet, ConvNeXt |
 |---|---|---|---|---|
@@ -14,7 +13,7 @@ position of a feature map. Nothing behind `ToCo.encode` knows which kind it has.
 | sizes of the config | apply | apply | its own | its own |
 | image of no whole tokens | cut | cut | resized | resized |
 | all losses, evaluation, explorer | yes | yes | yes | yes |
-| metrics after block, final norm | yes | yes | each block on its grid | so; ResNet has no final norm |
+| metrics after block, final norm | yes | yes | each block on its grid | likewise; ResNet has no final norm |
 | ... of embedding, attention | yes | yes | no | no |
 | ... of the class token | yes | no | no | no |
 | token snapshots | all blocks | all blocks | blocks like the final one | blocks like the final one |
@@ -23,14 +22,15 @@ position of a feature map. Nothing behind `ToCo.encode` knows which kind it has.
 | rollout, gradient x attention | yes | second | no | no |
 | AttnScale, FeatScale | yes | yes | refused | refused |
 
-The mean over positions stands for the class token because it is what the heads of these models read when they were
-pretrained (exactly so in Swin and ResNet; ConvNeXt pools before its norm, here after it, so that CTC and PTC move the
-same tokens). Batch norms keep the statistics of their weights, see `ToCo.train`.
+The mean over positions stands for the class token because the heads of these models read it in pretraining. (That is
+exact for Swin and ResNet. ConvNeXt pools before its norm; here the mean is taken after it, so that CTC and PTC move the
+same tokens.) Batch norms keep the statistics of the pretrained weights: `ToCo.train` leaves them in evaluation mode.
 """
 
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TypeGuard, cast
 
 import torch
 import torch.nn.functional as F
@@ -39,22 +39,24 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from toco_lab.backbones.interfaces import Encoder, PlainViT, SelfAttention, ViTBlock
+
 
 @dataclass(frozen=True)
 class Stage:
-    """Blocks that share a grid: their number of channels, and the side of one position in pixels."""
+    """The blocks of one grid, their number of channels, and the side of one position in pixels."""
 
     blocks: list[nn.Module]
     width: int
     stride: int
 
 
-def is_plain_vit(encoder: nn.Module) -> bool:
-    """Whether it has blocks behind one patch embedding, prefix tokens (maybe none) and a norm."""
+def is_plain_vit(encoder: nn.Module) -> TypeGuard[PlainViT]:
+    """Whether the encoder has one patch embedding, blocks, a number of prefix tokens (it may be 0), and a norm."""
     return not _absent_parts(encoder) and hasattr(encoder, "forward_intermediates")
 
 
-def encoder_of(model: nn.Module) -> nn.Module:
+def encoder_of(model: nn.Module) -> PlainViT:
     """The ViT of a model: `model.encoder` if there is one, else the model itself.
 
     Raises:
@@ -69,7 +71,7 @@ def encoder_of(model: nn.Module) -> nn.Module:
     return encoder
 
 
-def any_encoder_of(model: nn.Module) -> nn.Module:
+def any_encoder_of(model: nn.Module) -> Encoder:
     """The encoder of a model, of either kind: `model.encoder` if there is one, else the model itself.
 
     Raises:
@@ -78,16 +80,22 @@ def any_encoder_of(model: nn.Module) -> nn.Module:
     encoder = getattr(model, "encoder", model)
     if not is_plain_vit(encoder) and not stages_of(encoder):
         raise ValueError(f"{type(encoder).__name__} is no plain ViT, and no model of timm with stages of blocks either")
-    return encoder
+    return cast(Encoder, encoder)
+
+
+def is_timm_attention(part: nn.Module | None) -> TypeGuard[SelfAttention]:
+    """Whether a part of a block is timm's attention: fused or not, with a dropout that sees the attention matrix."""
+    dropout = getattr(part, "attn_drop", None)
+    return isinstance(dropout, nn.Module) and all(hasattr(part, name) for name in ("fused_attn", "num_heads", "proj"))
 
 
 def stages_of(encoder: nn.Module) -> list[Stage]:
-    """Stages of a Swin, ResNet or ConvNeXt, first one first; none in a plain ViT."""
+    """The stages of a Swin, ResNet or ConvNeXt, first one first; a plain ViT has none."""
     stages = []
     for info in getattr(encoder, "feature_info", None) or ():
         part = encoder.get_submodule(info["module"])
         blocks = getattr(part, "blocks", part)
-        # a ResNet lists its stem as well, a ViT each block by itself
+        # the other entries of `feature_info` are the stem of a ResNet and the single blocks of a ViT
         if isinstance(blocks, nn.Sequential | nn.ModuleList):
             stages.append(Stage(list(blocks), info["num_chs"], info["reduction"]))
     return stages
@@ -121,28 +129,25 @@ def final_norm(encoder: nn.Module) -> nn.Module | None:
 
 
 def fill_patches(encoder: nn.Module, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
-    """The image, or label map, (..., H, W) as the encoder reads it, and the grid (h, w) of its final tokens.
+    """Make an image fill whole tokens of an encoder.
 
-    A plain ViT drops the right and bottom pixels that fill no patch, as its strided convolution does. In stages that
-    would be up to 31 pixels, and maps laid back over the whole image would be stretched: there it is resized to the
-    nearest size of whole tokens (labels by their nearest pixel).
+    A plain ViT drops the right and bottom pixels that fill no patch, as its strided convolution does. A model in stages
+    would drop up to 31 pixels, and its maps would be stretched when they are laid over the image; for it the image is
+    resized to the nearest size of whole tokens (label maps by their nearest pixel).
+
+    Args:
+        encoder: A plain ViT or a model in stages.
+        image: Image or label map, (..., H, W).
+
+    Returns:
+        The image as the encoder reads it, (..., H', W'), and the grid (h, w) of its final tokens.
 
     Raises:
         ValueError: If a plain ViT gets an image smaller than one patch, or not of the one size it takes.
     """
     height, width = image.shape[-2:]
     if not is_plain_vit(encoder):
-        side = token_side(encoder)
-        grid = max(1, round(height / side)), max(1, round(width / side))
-        size = grid[0] * side, grid[1] * side
-        if size == (height, width):
-            return image, grid
-        flat = image.reshape(1, -1, height, width)
-        if image.is_floating_point():
-            flat = F.interpolate(flat, size, mode="bilinear", align_corners=False)
-        else:
-            flat = F.interpolate(flat.float(), size).to(image.dtype)
-        return flat.reshape(*image.shape[:-2], *size), grid
+        return _resized_to_whole_tokens(image, token_side(encoder))
     rows, columns = encoder.patch_embed.patch_size
     if rows != columns or hasattr(encoder.patch_embed, "backbone"):
         raise ValueError(f"patches of {rows} x {columns} pixels, or of a CNN before the ViT, are not supported")
@@ -157,37 +162,54 @@ def fill_patches(encoder: nn.Module, image: Tensor) -> tuple[Tensor, tuple[int, 
     return image[..., : grid[0] * rows, : grid[1] * columns], grid
 
 
-def stage_maps(encoder: nn.Module, image: Tensor, blocks: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+def _resized_to_whole_tokens(image: Tensor, side: int) -> tuple[Tensor, tuple[int, int]]:
+    height, width = image.shape[-2:]
+    grid = max(1, round(height / side)), max(1, round(width / side))
+    size = grid[0] * side, grid[1] * side
+    if size == (height, width):
+        return image, grid
+    flat = image.reshape(1, -1, height, width)
+    if image.is_floating_point():
+        flat = F.interpolate(flat, size, mode="bilinear", align_corners=False)
+    else:
+        flat = F.interpolate(flat.float(), size).to(image.dtype)
+    return flat.reshape(*image.shape[:-2], *size), grid
+
+
+def stage_maps(encoder: Encoder, image: Tensor, blocks: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
     """One pass of a model in stages: final features, and the raw outputs of some blocks.
 
     Args:
         encoder: A Swin, ResNet or ConvNeXt of timm.
-        image: Normalised, (B, 3, H, W), of whole tokens (`fill_patches`).
+        image: Normalised, (B, 3, H, W), filling whole tokens (`fill_patches`).
         blocks: Indices into `blocks_of`.
 
     Returns:
-        (B, D, h, w) after the final norm where there is one, and one (B, D', h', w') for each of `blocks`.
+        The final features, (B, D, h, w), after the final norm where there is one; and the output of each of `blocks`,
+        (B, D', h', w').
     """
-    parts, found = blocks_of(encoder), {}
+    parts, outputs = blocks_of(encoder), dict[int, Tensor]()
     with ExitStack() as stack:
         for index in blocks:
-            hook = parts[index].register_forward_hook(lambda _, __, output, index=index: found.update({index: output}))
+            hook = parts[index].register_forward_hook(
+                lambda _, __, output, index=index: outputs.update({index: output})
+            )
             stack.callback(hook.remove)
         final = as_map(encoder, encoder.forward_features(image))
     head_norm = _head_norm(encoder)
-    return final if head_norm is None else head_norm(final), [as_map(encoder, found[index]) for index in blocks]
+    return final if head_norm is None else head_norm(final), [as_map(encoder, outputs[index]) for index in blocks]
 
 
-def class_token_pass(encoder: nn.Module, image: Tensor) -> Tensor:
-    """One pass of a plain ViT for its class token alone: (B, D) after the final norm.
+def class_token_pass(encoder: PlainViT, image: Tensor) -> Tensor:
+    """One pass of a plain ViT that computes only the class token: (B, D) after the final norm.
 
-    In the last block only this token asks, and all others only answer: their own queries, attention, projection and MLP
-    would change nothing. That is five sixths of the block, forward and backward. Where the block is not timm's plain
-    one, or something is hung on it that would miss the rest, the pass is made in full; the result is the same.
+    In the last block the class token needs the keys and values of the other tokens, but not their queries, attention,
+    projection and MLP. Leaving these out saves five sixths of the block, forward and backward. If the block is not
+    timm's plain one, or has hooks, the pass is made in full; the result is the same.
 
     Args:
         encoder: A plain ViT with a class token.
-        image: Normalised, (B, 3, H, W), of whole patches (`fill_patches`).
+        image: Normalised, (B, 3, H, W), filling whole patches (`fill_patches`).
     """
     before = len(encoder.blocks) - 2
     if before < 0 or not _is_bare_block(encoder.blocks[-1]):
@@ -209,21 +231,21 @@ def as_map(encoder: nn.Module, features: Tensor) -> Tensor:
 
 
 def _head_norm(encoder: nn.Module) -> nn.Module | None:
-    """ConvNeXt keeps its final norm, which acts on each position by itself, in the head, behind the pooling."""
+    """The final norm of a ConvNeXt, which timm keeps behind the pooling; it acts on each position alone."""
     head = getattr(encoder, "head", None)
     return head.norm if isinstance(head, NormMlpClassifierHead) else None
 
 
 def _is_bare_block(block: nn.Module) -> bool:
-    """Whether `_first_token_after` does what the block does: no remedy, mask, gate or hook in it."""
+    """Whether `_first_token_after` computes what the block does: it has no anti-smoothing part, gate or hook."""
     if type(block) is not Block or type(block.attn) is not Attention or not block.attn.fused_attn:
         return False
     hooked = any(part._forward_hooks or part._forward_pre_hooks for part in block.modules())
     return getattr(block.attn, "gate", None) is None and not hooked
 
 
-def _first_token_after(block: Block, tokens: Tensor) -> Tensor:
-    """The first of tokens (B, T, D) after a block, (B, 1, D)."""
+def _first_token_after(block: ViTBlock, tokens: Tensor) -> Tensor:
+    """The first of the tokens (B, T, D) behind a block, (B, 1, D)."""
     attn, normed = block.attn, block.norm1(tokens)
     width = attn.proj.in_features
     weights = attn.qkv.weight.split([width, 2 * width])

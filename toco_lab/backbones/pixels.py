@@ -1,4 +1,4 @@
-"""From grey levels to what an encoder reads: normalisation, and how many images it should see at once."""
+"""From grey levels to the input of an encoder: normalisation, and how many images an encoder should see at once."""
 
 from collections.abc import Sequence
 
@@ -26,18 +26,25 @@ def denormalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
 
 
 def _per_channel(values: Sequence[float], image: Tensor) -> Tensor:
-    # in this order: made on a GPU from a list, the host would wait for all that is queued there
+    # first made on the CPU: a tensor made from a list on a GPU would wait for all work that is queued there
     return (255 * torch.tensor(values, dtype=torch.float32).reshape(3, 1, 1)).to(image.device, non_blocking=True)
 
 
-PIECE_TOKENS = 2048  # of a pass without gradient on a CPU: up to a tenth faster than more (benchmarks/pieces.py)
+PIECE_TOKENS = 2048  # tokens of a pass without gradient on a CPU: larger passes are up to a tenth slower
 
 
 def pieces_of(image: Tensor, token_side: int) -> tuple[Tensor, ...]:
-    """Images (B, 3, H, W) in the batches that an encoder should see them in where no gradient is wanted.
+    """Split images into the batches in which an encoder is fastest without gradient.
 
-    On a CPU some 2,000 tokens of a ViT at once keep a block's activations in its cache (a model in stages has more of
-    them in its first ones); a GPU takes all together.
+    On a CPU about 2,000 tokens at once keep the activations of a ViT's block in the cache; a GPU takes all images
+    together.
+
+    Args:
+        image: (B, 3, H, W).
+        token_side: Side of a final token in pixels.
+
+    Returns:
+        Parts of the batch in their order, at least one image each.
     """
     if image.device.type != "cpu":
         return (image,)

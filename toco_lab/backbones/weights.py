@@ -1,4 +1,4 @@
-"""Weights of a backbone: read files without running code, load them into an encoder."""
+"""Weights of a backbone: this reads files without running code in them, and loads them into an encoder."""
 
 import hashlib
 import pickle
@@ -6,25 +6,32 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from timm.models.vision_transformer import checkpoint_filter_fn
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
-from toco_lab.backbones.anti_smoothing import REMEDY_PARAMETERS
+from toco_lab.backbones.anti_smoothing import ANTI_SMOOTHING_PARAMETERS
 from toco_lab.backbones.kinds import is_plain_vit
+from toco_lab.files import project_root
 
 
 class CheckpointError(ValueError):
-    """A weights file that can not be used; the message names it and what to do."""
+    """A weights file that cannot be used; the message names it and says what to do."""
 
 
 def find_weights(path: Path | str) -> Path:
-    """The file, or `data/toy/...` of the project from whatever folder one works in; else CheckpointError."""
-    places = [Path(path), Path(__file__).parents[2] / path]
+    """The path of a weights file, looked for in the current folder and then in the project's.
+
+    So `data/toy/...` is found from every folder.
+
+    Raises:
+        CheckpointError: If there is no such file in either; the message names both.
+    """
+    places = [Path(path), project_root() / path]
     for place in places:
         if place.is_file():
             return place
@@ -32,7 +39,7 @@ def find_weights(path: Path | str) -> Path:
 
 
 def read_weights(path: Path | str) -> dict[str, Any]:
-    """Read a .safetensors file, or a torch file without running any code in it.
+    """The content of a .safetensors file, or of a torch file, read without running any code in it.
 
     Raises:
         CheckpointError: If the file is missing, truncated, or holds anything but tensors and plain values.
@@ -59,9 +66,9 @@ def weights_hash(path: Path | str) -> str:
 
 
 def load_backbone_weights(encoder: nn.Module, path: Path | str) -> None:
-    """Load a local file with timm's (or, where timm can translate them, the original authors') names into an encoder.
+    """Load a local file into an encoder. Its names are timm's, or the authors' where timm can translate them.
 
-    The position grid is resampled where its size differs; a classification head in the file is ignored.
+    Positions are resampled where the grid has another size; a classification head in the file is ignored.
 
     Raises:
         CheckpointError: If the file is unreadable or does not fit; the differing names or shapes are listed.
@@ -73,11 +80,12 @@ def load_backbone_weights(encoder: nn.Module, path: Path | str) -> None:
 
 
 def _load_encoder(encoder: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict whose names must be those of the encoder; `source` names it in errors."""
     try:
         result = encoder.load_state_dict(_translated(encoder, dict(state)), strict=False)
     except (RuntimeError, KeyError) as error:
         raise CheckpointError(f"{source} does not fit this backbone: {error}") from error
-    missing = [name for name in result.missing_keys if not name.endswith(REMEDY_PARAMETERS)]
+    missing = [name for name in result.missing_keys if not name.endswith(ANTI_SMOOTHING_PARAMETERS)]
     if missing or result.unexpected_keys:
         raise CheckpointError(
             f"{source} does not fit this backbone; missing: {', '.join(missing) or 'none'}; "
@@ -86,12 +94,13 @@ def _load_encoder(encoder: nn.Module, state: Mapping[str, Tensor], source: str) 
 
 
 def _translated(encoder: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with the names and sizes of this encoder, without the parts only a classifier has."""
+    """A state dict with the names and sizes of this encoder, without the parts that only a classifier has."""
     if is_plain_vit(encoder):
         if "norm.weight" not in state:  # a model that pools first has its norm behind the pooling
             state = {re.sub(r"^fc_norm\.", "norm.", name): value for name, value in state.items()}
         classifier = ("head.", "head_dist.", "fc_norm.", "attn_pool.")
-        return checkpoint_filter_fn({k: v for k, v in state.items() if not k.startswith(classifier)}, encoder)
+        kept = {name: value for name, value in state.items() if not name.startswith(classifier)}
+        return checkpoint_filter_fn(kept, cast(VisionTransformer, encoder))
     translate = getattr(sys.modules[type(encoder).__module__], "checkpoint_filter_fn", lambda state, _: state)
     own = encoder.state_dict()
     return {k: v for k, v in translate(state, encoder).items() if k in own or not k.startswith(("head.", "fc."))}

@@ -4,10 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from toco_lab.config import Config
+from toco_lab.files import project_root
 from toco_lab.presets import BASELINE
 from toco_lab.runs.run_dir import RunDir
 
-NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
+NOTEBOOKS = project_root() / "notebooks"
 
 
 DEMO_NOTEBOOKS = ("03_train", "04_evaluate", "05_over_smoothing")

@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from toco_lab.files import project_root
+
 _PACKAGES = ("torch", "torchvision", "timm", "torchmetrics", "numpy", "pandas")
 
 
@@ -60,7 +62,7 @@ def _device_name(device: str) -> str:
 
 def _git_revision() -> dict[str, Any] | None:
     """Commit of this package and whether its folder has changes; None outside a checkout."""
-    here = Path(__file__).resolve().parents[1]
+    here = project_root() / "toco_lab"
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(here), *arguments]

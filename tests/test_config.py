@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from toco_lab.config import Config, config_differences, opt
+from toco_lab.config import Config, config_differences
+from toco_lab.fields import opt
 from toco_lab.presets import PRESETS
 
 

@@ -1,4 +1,4 @@
-"""The one Config: every number a run depends on, the presets, and strict overrides.
+"""The one Config: every number a run depends on, with strict overrides and checks.
 
 A field name is also the command-line option, the notebook override, the ablation axis and the column of the runs table.
 Fields marked "quirk" have a `released` value (what the authors' code does) and a sound one (the default); see
@@ -6,38 +6,33 @@ Fields marked "quirk" have a `released` value (what the authors' code does) and 
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
-import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+from toco_lab.fields import coerce_fields, opt
 from toco_lab.files import did_you_mean
 from toco_lab.presets import PRESETS
 
-VIT_SIZES = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
-
-
-CNN_NAMES = (  # beginnings of timm's names of its ResNet and ConvNeXt families
-    "convnext", "resnet", "resnext", "wide_resnet", "senet", "seresne", "ecaresne",
-)  # fmt: skip
-
+if TYPE_CHECKING:
+    import pandas as pd
 
 IGNORE_INDEX: int = 255  # label value that no loss and no metric counts (VOC's border, unsure pseudo labels)
 
+VIT_SIZES = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")  # fields of plain ViTs alone
+# beginnings of timm's names of its ResNet and ConvNeXt families
+CNN_NAMES = ("convnext", "resnet", "resnext", "wide_resnet", "senet", "seresne", "ecaresne")
 
-def opt(default: Any, help: str, *, result: bool = True, quirk: Any = None) -> Any:
-    """A documented dataclass field.
-
-    Args:
-        default: The sound value; presets may replace it.
-        help: One sentence, shown by `--help`, `Config.to_frame` and the notebooks.
-        result: False where the value cannot change a number (log interval, workers): left out of the digest.
-        quirk: The value that reproduces the authors' released code, where it differs from the sound reading.
-    """
-    return dataclasses.field(default=default, metadata={"help": help, "result": result, "quirk": quirk})
+# the checks of single fields
+LENGTHS = {"scale_range": 2, "jitter": 4, "blur_probability": 3, "view2_scale": 2, "betas": 2}
+SHARES = (
+    "flip_probability", "jitter_probability", "grey_probability", "solarise_probability", "teacher_momentum",
+)  # fmt: skip
+AT_LEAST_ONE = (
+    "num_local_crops", "steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "probe_images",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,24 +221,41 @@ class Config:
     probe_images: int = opt(2, "first so many images of the validation list, whose tokens are kept", result=False)
 
     def __post_init__(self) -> None:
-        """Check each type and the relations between fields; every message names the values."""
-        hints = _type_hints(type(self))
-        for field in dataclasses.fields(self):
-            object.__setattr__(self, field.name, _coerce(field.name, getattr(self, field.name), hints[field.name]))
+        """Convert and check every value; each message names the values that do not fit."""
+        coerce_fields(self)
+        self._check_ranges()
+        self._check_relations()
+        self._check_backbone()
+
+    def _check_ranges(self) -> None:
+        """What a value may be on its own."""
+        for name, length in LENGTHS.items():
+            value = getattr(self, name)
+            _require(len(value) == length, f"{name} needs {length} numbers, got {value}")
+        for name in SHARES:
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"{name} must lie in [0, 1], got {value}")
+        for name in AT_LEAST_ONE:
+            value = getattr(self, name)
+            _require(value >= 1, f"{name} must be at least 1, got {value}")
+        fewest = 0 if self.dataset == "folder" else 1
+        _require(self.num_classes >= fewest, f"num_classes must be at least {fewest}, got {self.num_classes}")
+        _require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
+        _require(self.ctc_temperature > 0, f"ctc_temperature must be positive, got {self.ctc_temperature}")
+        _require(min(*self.cam_scales, *self.eval_seg_scales, *self.scale_range) > 0, "scales must be positive")
+        _require(self.cam_scales[0] == 1, f"cam_scales must begin with 1.0, got {self.cam_scales}")
+        _require(self.local_crop_size % 2 == 0, f"local_crop_size must be even, got {self.local_crop_size}")
+        _require(
+            self.token_snapshots == 0 or self.token_snapshots >= 2,
+            f"token_snapshots must be 0 or at least 2 (before training and at the end), got {self.token_snapshots}",
+        )
+
+    def _check_relations(self) -> None:
+        """What two values may be together."""
         _require(
             0 <= self.low_threshold < self.high_threshold <= 1,
             f"need 0 <= low_threshold < high_threshold <= 1, got {self.low_threshold} and {self.high_threshold}",
         )
-        for name, length in {
-            "scale_range": 2,
-            "jitter": 4,
-            "blur_probability": 3,
-            "view2_scale": 2,
-            "betas": 2,
-        }.items():
-            _require(len(getattr(self, name)) == length, f"{name} needs {length} numbers, got {getattr(self, name)}")
-        _require(self.cam_scales[:1] == (1.0,), f"cam_scales must begin with 1.0, got {self.cam_scales}")
-        _require(self.local_crop_size % 2 == 0, f"local_crop_size must be even, got {self.local_crop_size}")
         _require(
             self.local_crop_size < self.crop_size,
             f"local_crop_size {self.local_crop_size} must be smaller than crop_size {self.crop_size}",
@@ -253,42 +265,20 @@ class Config:
             f"accumulate {self.accumulate} must divide batch_size {self.batch_size}",
         )
         _require(self.warmup_steps < self.steps, f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
-        _require(0 <= self.teacher_momentum <= 1, f"teacher_momentum must lie in [0, 1], got {self.teacher_momentum}")
-        _require(
-            self.token_snapshots == 0 or self.token_snapshots >= 2,
-            f"token_snapshots must be 0 or at least 2 (before training and at the end), got {self.token_snapshots}",
-        )
-        _require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
-        _require(self.ctc_temperature > 0, f"ctc_temperature must be positive, got {self.ctc_temperature}")
-        _require(min(*self.cam_scales, *self.eval_seg_scales, *self.scale_range) > 0, "scales must be positive")
-        for name in ("flip_probability", "jitter_probability", "grey_probability", "solarise_probability"):
-            _require(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], got {getattr(self, name)}")
-        for name in (
-            "num_local_crops",
-            "steps",
-            "batch_size",
-            "accumulate",
-            "log_every",
-            "checkpoint_every",
-            "probe_images",
-        ):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        self._check_backbone()
-        fewest = 0 if self.dataset == "folder" else 1
-        _require(self.num_classes >= fewest, f"num_classes must be at least {fewest}, got {self.num_classes}")
-        for size, patch in ((self.crop_size, self.patch_size), (self.local_crop_size, self.patch_size)):
+        for size in (self.crop_size, self.local_crop_size):
             _require(
-                patch is None or size % patch == 0, f"crop of {size} pixels is not a multiple of patch_size {patch}"
+                self.patch_size is None or size % self.patch_size == 0,
+                f"crop of {size} pixels is not a multiple of patch_size {self.patch_size}",
             )
 
     def _check_backbone(self) -> None:
         """What the name of the backbone rules out; the rest shows when the model is made."""
         kind, name = backbone_kind(self.backbone), self.backbone
-        given = {size: getattr(self, size) for size in VIT_SIZES if getattr(self, size) is not None}
+        given = [f"{size}={getattr(self, size)}" for size in VIT_SIZES if getattr(self, size) is not None]
         _require(
             kind == "vit" or not given,
-            f"{', '.join(f'{size}={value}' for size, value in given.items())} are sizes of plain ViTs; {name} keeps "
-            "its own: leave them out (None), or give timm's names for them in backbone_args",
+            f"{', '.join(given)} are sizes of plain ViTs; {name} keeps its own: leave them out (None), or give timm's "
+            "names for them in backbone_args",
         )
         _require(
             kind == "cnn" or self.output_stride is None,
@@ -309,15 +299,14 @@ class Config:
             "miss. Leave it False",
         )
         _require(
-            not (self.weights_tag and "." in self.backbone),
+            not (self.weights_tag and "." in name),
             f"backbone {name} names its weights already; leave weights_tag {self.weights_tag!r} out, or the tag in the "
             "name",
         )
-        try:
-            wrong = not isinstance(json.loads(self.backbone_args or "{}"), dict)
-        except json.JSONDecodeError:
-            wrong = True
-        _require(not wrong, f'backbone_args must be a JSON object like {{"embed_dim": 48}}, got {self.backbone_args!r}')
+        _require(
+            _is_json_object(self.backbone_args),
+            f'backbone_args must be a JSON object like {{"embed_dim": 48}}, got {self.backbone_args!r}',
+        )
 
     @classmethod
     def preset(cls, name: str) -> Self:
@@ -329,9 +318,9 @@ class Config:
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed.
 
-        What belongs to the backbone goes with it: one that is no plain ViT by its name drops the sizes of plain ViTs
-        and the local weights file, unless they are among the changes; a tag in its name drops `weights_tag`, and
-        `weights_tag` takes the place of a tag in its name.
+        Another backbone brings its own sizes and weights. Unless they are among the changes, one that is no plain ViT
+        drops the sizes of plain ViTs and the local weights file, and one whose name has a tag drops `weights_tag`. A
+        new `weights_tag` alone replaces the tag in the backbone's name.
 
         Raises:
             ValueError: For an unknown field (the closest name is in the message) or a value of the wrong type. Only
@@ -351,7 +340,7 @@ class Config:
         return dataclasses.replace(self, **changes)
 
     def released(self) -> Self:
-        """This config with every quirk of the authors' released code switched on (method: traps)."""
+        """This config with every quirk of the authors' released code switched on: the fields made with `quirk=`."""
         quirks = {f.name: f.metadata["quirk"] for f in dataclasses.fields(self) if f.metadata["quirk"] is not None}
         return self.replace(**quirks)
 
@@ -367,8 +356,8 @@ class Config:
     def digest(self) -> str:
         """Eight hex digits over the fields that can change a number, seed left out: runs of one digest are repeats.
 
-        Fields at their default do not count, so that a field added later leaves the names of old runs alone. Of a data
-        set that is any folder its name counts, because no other field says which one it is.
+        Fields at their default do not count, so a field added later leaves the names of old runs alone. For the data
+        set `folder` the folder's name counts too, because no other field says which images they are.
         """
         kept = {
             f.name: value
@@ -383,7 +372,7 @@ class Config:
         """Folder name of this run: `<preset>-<digest>-s<seed>`."""
         return f"{self.preset_name or 'custom'}-{self.digest()}-s{self.seed}"
 
-    def to_frame(self):
+    def to_frame(self) -> "pd.DataFrame":
         """A pandas DataFrame (value, default, meaning) indexed by field name, for display in a notebook."""
         import pandas as pd
 
@@ -412,28 +401,14 @@ def config_differences(configs: dict[str, Config]) -> dict[str, dict[str, Any]]:
     return table
 
 
-_type_hints = functools.cache(get_type_hints)  # runs are listed by the hundred, each with its config
-
-
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise ValueError(f"config: {message}")
 
 
-def _coerce(name: str, value: Any, hint: Any) -> Any:
-    """`value` as the type `hint`, converting only int -> float and list -> tuple; anything else raises ValueError."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        if value in args:
-            return value
-    elif origin in (Union, types.UnionType):  # int | None
-        return None if value is None else _coerce(name, value, args[0])
-    elif origin is tuple:
-        if isinstance(value, list | tuple) and len(value) > 0:
-            return tuple(_coerce(name, item, args[0]) for item in value)
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    wanted = getattr(hint, "__name__", hint) if origin is None else str(hint).replace("typing.", "")
-    raise ValueError(f"config field {name!r} must be {wanted}, got {value!r} ({type(value).__name__})")
+def _is_json_object(text: str) -> bool:
+    """Whether a text is a JSON object; nothing at all counts as an empty one."""
+    try:
+        return isinstance(json.loads(text or "{}"), dict)
+    except json.JSONDecodeError:
+        return False

@@ -1,16 +1,19 @@
-"""The numbers of each preset: what `Config.preset(name)` starts from."""
+"""The numbers of each preset: what `Config.preset(name)` starts from.
+
+`PRESETS` says of each: the command, what it needs, how long it takes, and the mIoU to expect (val, percent; with MS +
+CRF: multi-scale inference and dense CRF), where the authors published it.
+"""
 
 from typing import Any
 
 # the tag names the weights: a bare timm name may come to mean others
 DEIT_B = "deit_base_patch16_224.fb_in1k"  # ImageNet-1k
-
-
 VIT_B = "vit_base_patch16_224.augreg_in21k_ft_in1k"  # ImageNet-21k, then 1k
 
+# beside any preset: the method without its contrast and segmentation losses; the two classification losses are left
+BASELINE = {"w_ptc": 0.0, "w_ctc": 0.0, "w_seg": 0.0, "w_reg": 0.0}
 
 _VOC = {"dataset": "voc", "data_root": "data/VOC2012", "num_classes": 20, "steps": 20000, "batch_size": 4}
-
 
 _COCO = {
     "dataset": "coco",
@@ -28,7 +31,6 @@ _COCO = {
     "eval_fusion": "coco",
 }
 
-
 _TOY = {
     "dataset": "toy", "data_root": "", "train_split": "train", "num_classes": 6,
     "train_images": 1000, "val_images": 100,
@@ -45,54 +47,39 @@ _TOY = {
     "eval_cam_size": 0, "eval_seg_scales": (1.0,), "log_every": 10, "checkpoint_every": 40, "token_snapshots": 21,
 }  # fmt: skip
 
-
-BASELINE = {"w_ptc": 0.0, "w_ctc": 0.0, "w_seg": 0.0, "w_reg": 0.0}  # what is left is the two classification losses
-
 PRESETS: dict[str, dict[str, Any]] = {
-    # toy scenes, two CPU cores, about a minute: `make demo`
+    # python -m toco_lab train toy
+    # Toy scenes and their small pretrained ViT, both part of the project: two CPU cores, about a minute. README has a
+    # table of what each part of the method gives there.
     "toy": _TOY,
-    # the toy preset in seconds, random weights: tests and a first look at the machinery
+    # python -m toco_lab train smoke
+    # The toy preset in seconds with random weights: for tests and a first look. Its scores mean nothing.
     "smoke": _TOY
     | {
-        "pretrained": False,
-        "weights": "",
-        "embed_dim": 24,
-        "depth": 4,
-        "num_heads": 2,
-        "decoder_width": 16,
-        "head_hidden": 32,
-        "head_bottleneck": 16,
-        "head_out": 32,
-        "num_local_crops": 2,
-        "par_iterations": 2,
-        "train_images": 16,
-        "val_images": 4,
-        "steps": 4,
-        "batch_size": 2,
-        "warmup_steps": 1,
-        "seg_start_step": 1,
-        "aux_label_steps": 2,
-        "log_every": 1,
-        "checkpoint_every": 2,
-        "token_snapshots": 3,
+        "pretrained": False, "weights": "", "embed_dim": 24, "depth": 4, "num_heads": 2,
+        "decoder_width": 16, "head_hidden": 32, "head_bottleneck": 16, "head_out": 32,
+        "num_local_crops": 2, "par_iterations": 2, "train_images": 16, "val_images": 4,
+        "steps": 4, "batch_size": 2, "warmup_steps": 1, "seg_start_step": 1, "aux_label_steps": 2,
+        "log_every": 1, "checkpoint_every": 2, "token_snapshots": 3,
     },
-    # PASCAL VOC 2012, `python -m toco_lab train voc_deit_b`: 3.6 h on two A100 in the paper; 68.1 val, 69.8 with MS +
-    # CRF
+    # python -m toco_lab train voc_deit_b --data-root path/to/VOC2012
+    # PASCAL VOC 2012, ImageNet-1k weights: 3.6 h on two A100 in the paper; 68.1, with MS + CRF 69.8.
     "voc_deit_b": _VOC | {"backbone": DEIT_B},
-    # ImageNet-21k weights; published 69.2 val, 71.1 with MS + CRF; training log: CAM 72.3, auxiliary CAM 68.4
+    # python -m toco_lab train voc_vit_b --data-root path/to/VOC2012
+    # The same with ImageNet-21k weights, as long: 69.2, with MS + CRF 71.1. In the authors' log the CAM reaches
+    # 72.3 and the auxiliary CAM 68.4.
     "voc_vit_b": _VOC | {"backbone": VIT_B},
-    # MS COCO 2014: 27 h on four A100 in the paper; 41.3 val
+    # python -m toco_lab train coco_deit_b --data-root path/to/COCO2014
+    # MS COCO 2014, ImageNet-1k weights: 27 h on four A100 in the paper; 41.3.
     "coco_deit_b": _COCO | {"backbone": DEIT_B},
-    # published 42.2 val
+    # python -m toco_lab train coco_vit_b --data-root path/to/COCO2014
+    # The same with ImageNet-21k weights, as long: 42.2.
     "coco_vit_b": _COCO | {"backbone": VIT_B},
-    # your own images, `python -m toco_lab train folder --data-root my/folder`: VOC's numbers, classes from the folder
+    # python -m toco_lab train folder --data-root path/to/folder
+    # Your own images: VOC's numbers, so as long and as much memory as VOC; classes and lists come from the folder.
     "folder": _VOC
     | {
-        "dataset": "folder",
-        "data_root": "",
-        "train_split": "train",
-        "label_source": "auto",
-        "num_classes": 0,
+        "dataset": "folder", "data_root": "", "train_split": "train", "label_source": "auto", "num_classes": 0,
         "backbone": DEIT_B,
     },
-}
+}  # fmt: skip

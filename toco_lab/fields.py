@@ -24,7 +24,7 @@ def coerce_fields(instance: Any) -> None:
     Raises:
         ValueError: For a value of another type; the message names the field, the type and the value.
     """
-    hints = _type_hints(type(instance))
+    hints = _type_hints(instance.__class__)
     for field in dataclasses.fields(instance):
         object.__setattr__(instance, field.name, coerce(field.name, getattr(instance, field.name), hints[field.name]))
 

@@ -16,11 +16,13 @@ from toco_lab.config import Config
 from toco_lab.data.loader import train_loader
 from toco_lab.method.model import ToCo
 from toco_lab.method.step import LossTerms
+from toco_lab.presets import BASELINE
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training import learner, loop, processes
 from toco_lab.training.checkpoints import load_checkpoint
+from toco_lab.training.finite import TrainingError
 from toco_lab.training.learner import Learner, train_step
-from toco_lab.training.loop import TrainingError, fit
+from toco_lab.training.loop import fit
 from toco_lab.training.optimiser import build_optimizer, learning_rate
 
 CFG = Config.preset("smoke")
@@ -57,7 +59,7 @@ def test_optimizer_groups_hold_every_trained_parameter_once():
 
 
 def test_accumulation_averages_the_gradients_of_micro_batches():
-    cfg = CFG.replace(batch_size=4, w_ptc=0.0, w_ctc=0.0, w_seg=0.0, w_reg=0.0)
+    cfg = CFG.replace(batch_size=4, **BASELINE)
     results = []
     for accumulate in (1, 4):
         c = cfg.replace(accumulate=accumulate)
@@ -69,7 +71,7 @@ def test_accumulation_averages_the_gradients_of_micro_batches():
 
 
 def test_loss_falls(tmp_path):
-    cfg = CFG.replace(steps=30, train_images=2, w_ptc=0.0, w_ctc=0.0, w_seg=0.0, w_reg=0.0, learning_rate=2e-3)
+    cfg = CFG.replace(steps=30, train_images=2, learning_rate=2e-3, **BASELINE)
     fit(cfg, RunDir.create(cfg, tmp_path), progress=False)
     losses = RunDir(tmp_path / cfg.run_name()).metrics()["cls_loss"]
     assert losses.iloc[-5:].mean() < 0.8 * losses.iloc[:5].mean()

@@ -76,11 +76,11 @@ def load_backbone_weights(encoder: nn.Module, path: Path | str) -> None:
     state = read_weights(path)
     for wrapper in ("model", "state_dict"):
         state = state[wrapper] if isinstance(state.get(wrapper), Mapping) else state
-    _load_encoder(encoder, state, str(path))
+    load_encoder(encoder, state, str(path))
 
 
-def _load_encoder(encoder: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load a state dict whose names must be those of the encoder; `source` names it in errors."""
+def load_encoder(encoder: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict with timm's names; `source` names it in the CheckpointError if it does not fit."""
     try:
         result = encoder.load_state_dict(_translated(encoder, dict(state)), strict=False)
     except (RuntimeError, KeyError) as error:

@@ -1,5 +1,6 @@
 from . import checkpoints as checkpoints
 from . import cost as cost
+from . import finite as finite
 from . import learner as learner
 from . import loop as loop
 from . import optimiser as optimiser
@@ -7,9 +8,9 @@ from . import processes as processes
 from . import released as released
 from .checkpoints import initial_model as initial_model
 from .checkpoints import load_run_model as load_run_model
+from .finite import TrainingError as TrainingError
 from .learner import Learner as Learner
 from .learner import train_step as train_step
-from .loop import TrainingError as TrainingError
 from .loop import fit as fit
 from .processes import resolve_device as resolve_device
 from .released import export_released as export_released

@@ -9,7 +9,7 @@ import timm
 import torch
 
 from toco_lab.backbones.build import full_backbone_name
-from toco_lab.backbones.weights import CheckpointError, _load_encoder, load_backbone_weights, read_weights
+from toco_lab.backbones.weights import CheckpointError, load_backbone_weights, load_encoder, read_weights
 from toco_lab.config import Config
 from toco_lab.files import atomic_write
 from toco_lab.method.model import ToCo, check_crops
@@ -17,14 +17,14 @@ from toco_lab.runs.run_dir import RunDir
 
 
 def save_checkpoint(path: Path, states: Mapping[str, Any], step: int, cfg: Config) -> None:
-    """Write a checkpoint under a temporary name, then rename it.
+    """Write a checkpoint, whole or not at all.
 
-    Data order, augmentation and crops depend on (seed, step) alone, so this is all a run needs to go on. Equal states
-    give equal bytes, and so one hash, whether or not the run was interrupted before.
+    It is all that a run needs to go on, because data order, augmentation and crops depend on (seed, step) alone. Equal
+    states give equal bytes, and so equal hashes, whether or not the run was interrupted before.
 
     Args:
-        path: Its file.
-        states: State dicts `model` and `optimizer`, and what else the learner has.
+        path: File to write.
+        states: What `Learner.state` gives.
         step: Steps made so far.
         cfg: The run's config.
     """
@@ -35,8 +35,10 @@ def save_checkpoint(path: Path, states: Mapping[str, Any], step: int, cfg: Confi
 
 
 def _apart(state: Any) -> Any:
-    """The same values in new containers: a pickle also keeps which strings and tuples are one object, and a state that
-    was loaded shares others than a new one.
+    """The same values in new containers and with interned strings.
+
+    A pickle records which strings and containers are one object; a state that was loaded shares others than a new one,
+    so its bytes would differ.
     """
     if isinstance(state, dict):
         return {sys.intern(key) if isinstance(key, str) else key: _apart(value) for key, value in state.items()}
@@ -46,10 +48,10 @@ def _apart(state: Any) -> Any:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a training checkpoint: model, optimizer, step, config (JSON).
+    """Read a training checkpoint: `model`, `optimizer`, `step`, `config` (JSON), and `scaler` where there was one.
 
     Raises:
-        CheckpointError: If it is unreadable; an older one in the same folder is named.
+        CheckpointError: If it is unreadable or something else; an older one in the same folder is named.
     """
     try:
         state = read_weights(path)
@@ -58,10 +60,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path} is not a training checkpoint: it has no {', '.join(sorted(absent))}")
     except CheckpointError as error:
         older = sorted(other for other in Path(path).parent.glob("step_*.pt") if other.name < Path(path).name)
-        offer = (
-            f"delete {path} and train again to continue from {older[-1]}" if older else f"delete {path} to start again"
-        )
-        raise CheckpointError(f"{error}. {offer[0].upper()}{offer[1:]}.") from error
+        then = f"and train again to continue from {older[-1]}" if older else "to start again"
+        raise CheckpointError(f"{error}. Delete {path} {then}.") from error
     return state
 
 
@@ -85,7 +85,7 @@ def initial_model(cfg: Config) -> ToCo:
 
     Raises:
         ValueError: If the crops of training do not consist of whole tokens of this backbone.
-        CheckpointError: If the weights can not be had; the message names the model and how to pass a local file.
+        CheckpointError: If the weights cannot be had; the message names the model and how to pass a local file.
     """
     model = ToCo(cfg)
     check_crops(model, cfg)
@@ -97,9 +97,9 @@ def initial_model(cfg: Config) -> ToCo:
             downloaded = timm.create_model(name, pretrained=True, num_classes=0)
         except Exception as error:  # network, hub and file errors of several libraries
             raise CheckpointError(
-                f"the pretrained weights of {name!r} can not be downloaded ({type(error).__name__}: {error}). "
+                f"the pretrained weights of {name!r} cannot be downloaded ({type(error).__name__}: {error}). "
                 f"Without a network, pass a local file: weights='path/to/{cfg.backbone}.safetensors' "
                 f"(--weights on the command line), or pretrained=False to start from random weights"
             ) from error
-        _load_encoder(model.encoder, downloaded.state_dict(), f"timm's {name}")
+        load_encoder(model.encoder, downloaded.state_dict(), f"timm's {name}")
     return model

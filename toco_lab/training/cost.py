@@ -47,61 +47,78 @@ class StepCost:
 def step_cost(cfg: Config, *, processes: int = 1) -> StepCost:
     """Count the arithmetic and the memory of a step.
 
-    Counted are the encoder passes (main view and its mirror image, the other CAM scales in both, second global view,
-    local crops), the decoder, and the largest maps of the losses. Refinement and energy keep little and are left out.
+    This counts the encoder passes (main view and its mirror image, the other CAM scales of both, second global view,
+    local crops), the decoder, and the largest maps of the losses. Refinement and energy need little and are left out.
 
     Args:
         cfg: Sizes, batch, precision, weights of the losses.
         processes: Processes that share the batch.
     """
     images = cfg.batch_size // cfg.accumulate
-    parts = cfg.accumulate // processes
     contrast, segment = max(cfg.w_ptc, cfg.w_ctc, cfg.w_distil) > 0, max(cfg.w_seg, cfg.w_reg) > 0
     model = ToCo(cfg).train()
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
-        for module in model.modules():
-            for name, p in module.named_parameters(recurse=False):
-                module.register_parameter(name, nn.Parameter(fake.from_tensor(p.detach()), p.requires_grad))
+        _make_fake(model, fake)
         trained = [p for p in model.parameters() if p.requires_grad]
-
-        def view(count: int, side: int) -> Tensor:
-            return torch.empty(count, 3, side, side)
-
-        with FlopCounterMode(display=False) as one, torch.no_grad():
-            model.encode(view(1, cfg.crop_size))
+        with FlopCounterMode(display=False) as one_pass, torch.no_grad():
+            model.encode(_view(1, cfg.crop_size))
         kept = _Kept(model)
-        with FlopCounterMode(display=False) as learnt, kept:
-            output = model(view(images, cfg.crop_size), segment=segment)
-            loss = output.logits.sum() + output.aux_logits.sum()
-            if segment:
-                loss = loss + output.seg_logits.sum()
-            if cfg.w_ctc > 0:
-                loss = loss + model.encode_class_token(view(images, cfg.view2_size)).sum()
-                crops = view(images * cfg.num_local_crops, cfg.local_crop_size)
-                loss = loss + model.encode_class_token(crops).sum()
+        with FlopCounterMode(display=False) as with_gradient, kept:
+            loss = _stand_in_loss(model, cfg, images, segment)
             torch.autograd.grad(loss, trained, allow_unused=True)
-        with FlopCounterMode(display=False) as looked, torch.no_grad():
+        with FlopCounterMode(display=False) as without_gradient, torch.no_grad():
             if contrast or segment:
-                model.encode(view(images, cfg.crop_size))  # the mirror image: the pass at scale 1 is shared
+                model.encode(_view(images, cfg.crop_size))  # the mirror image: the pass at scale 1 is shared
                 for scale in cfg.cam_scales[1:]:
-                    model.encode(view(2 * images, int(scale * cfg.crop_size)))
+                    model.encode(_view(2 * images, int(scale * cfg.crop_size)))
     grid = (cfg.crop_size // model.patch_size) ** 2
     # cosines of all pairs of tokens, their absolute value and the masks; CAMs and logits at full size, with gradient
     pairs = 4 * images * grid**2 * 4 if cfg.w_ptc > 0 else 0
     maps = 4 * images * cfg.crop_size**2 * (2 * cfg.num_classes * contrast + 4 * (cfg.num_classes + 1) * segment)
     weights = sum(p.numel() for p in model.parameters())
+    micro_batches = cfg.accumulate // processes
     return StepCost(
         parameters=weights,
-        flops=parts * (learnt.get_total_flops() + looked.get_total_flops()),
+        flops=micro_batches * (with_gradient.get_total_flops() + without_gradient.get_total_flops()),
         weight_bytes=4 * (weights + OPTIMIZER_COPIES * sum(p.numel() for p in trained)),
         activation_bytes=kept.bytes + pairs + maps,
-        pass_flops=one.get_total_flops(),
+        pass_flops=one_pass.get_total_flops(),
     )
 
 
+def _make_fake(model: ToCo, fake: FakeTensorMode) -> None:
+    """Replace each weight by one that has a shape but no numbers."""
+    for module in model.modules():
+        for name, p in module.named_parameters(recurse=False):
+            module.register_parameter(name, nn.Parameter(fake.from_tensor(p.detach()), p.requires_grad))
+
+
+def _view(count: int, side: int) -> Tensor:
+    return torch.empty(count, 3, side, side)
+
+
+def _stand_in_loss(model: ToCo, cfg: Config, images: int, segment: bool) -> Tensor:
+    """A scalar that depends on all outputs of a step that get a gradient, through the passes that a step makes."""
+    output = model(_view(images, cfg.crop_size), segment=segment)
+    loss = output.logits.sum() + output.aux_logits.sum()
+    if segment:
+        loss = loss + output.seg_logits.sum()
+    if cfg.w_ctc > 0:
+        crops = _view(images * cfg.num_local_crops, cfg.local_crop_size)
+        for view in (_view(images, cfg.view2_size), crops):
+            loss = loss + model.encode_class_token(view).sum()
+    return loss
+
+
 def measured_rate(cfg: Config, device: torch.device, *, cost: StepCost) -> float:
-    """Floating-point operations a second of this device: one image through the encoder once, the second of two
-    passes.
+    """Floating-point operations a second of this device.
+
+    One image passes through the encoder twice, and the second pass is timed: the first one also warms up.
+
+    Args:
+        cfg: Sizes of the model and the image.
+        device: Where the passes are made.
+        cost: What `step_cost` gives for `cfg`.
     """
     model = ToCo(cfg).to(device).eval()
     image = torch.zeros(1, 3, cfg.crop_size, cfg.crop_size, device=device)

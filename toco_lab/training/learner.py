@@ -1,8 +1,8 @@
-"""A model and what changes it: one optimiser step, in one process or in several."""
+"""One optimiser step: the model, its losses, the optimiser and the gradient scaler, in one process or in several."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -31,13 +31,14 @@ class _Losses(nn.Module):
 
 @dataclass(frozen=True)
 class Learner:
-    """A model and what changes it.
+    """A model and all that a training step needs beside it.
 
     Attributes:
         model: In training mode.
         optimizer: See `build_optimizer`.
-        scaler: Scales the loss where the encoder computes in fp16, whose gradients would vanish; else it does nothing.
-        losses: `compute_losses` of the model; of several processes it averages their gradients.
+        scaler: Scales the loss where the encoder computes in fp16, so that its gradients do not vanish; otherwise it
+            does nothing.
+        losses: `compute_losses` of the model as a module; in several processes it averages their gradients.
     """
 
     model: ToCo
@@ -47,12 +48,13 @@ class Learner:
 
     @classmethod
     def of(cls, model: ToCo, cfg: Config) -> "Learner":
-        """A learner that has learnt nothing yet. In several processes all must call it; they get the first's weights.
+        """A learner before its first step. Several processes must all call it; they get the weights of the first one.
 
         Raises:
             ValueError: If the micro-batches of the config do not divide among the processes.
         """
-        device, losses = next(model.parameters()).device, _Losses(model)
+        device = next(model.parameters()).device
+        losses: nn.Module = _Losses(model)
         if cfg.accumulate % num_processes():
             needed = micro_batches(cfg.batch_size, cfg.accumulate, num_processes())
             raise ValueError(
@@ -68,7 +70,7 @@ class Learner:
         return cls(model, build_optimizer(model, cfg), scaler, losses)
 
     def state(self) -> dict[str, Any]:
-        """State dicts that `load` reads: of the model, the optimiser, and the scaler where there is one."""
+        """State dicts of the model, the optimiser and, where it does something, the scaler; `load` reads them."""
         scaler = {"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()} | scaler
 
@@ -85,18 +87,21 @@ def train_step(
 ) -> StepOutput:
     """One optimiser step; the batch is split into `cfg.accumulate` micro-batches whose gradients are averaged.
 
-    Given `views` belong to the whole batch: they need `cfg.accumulate` 1. The teacher moves first, as in the released
-    code. Means over a batch (PTC's pairs, segmentation pixels) are then means over micro-batches.
+    The teacher moves first, as in the released code. With several micro-batches, losses that are means over a batch
+    (PTC's pairs, segmentation pixels) become means over micro-batches.
 
     Args:
         learner: Changed.
-        batch: Of several processes, this one's share.
+        batch: This process's share of the batch.
         cfg: Weights, thresholds, schedule.
         step: 0-based.
-        views: Local views to use, see `compute_losses`.
+        views: Local views to use in place of drawn ones, see `compute_losses`; they need `cfg.accumulate` 1.
 
     Returns:
-        The last micro-batch's `StepOutput`, its terms replaced by the averages over the micro-batches of this process.
+        The `StepOutput` of the last micro-batch; its terms are the averages over this process's micro-batches.
+
+    Raises:
+        ValueError: For `views` and several micro-batches.
     """
     if views is not None and cfg.accumulate > 1:
         raise ValueError(f"views are given for the whole batch, but accumulate is {cfg.accumulate}")
@@ -108,28 +113,31 @@ def train_step(
     outputs = []
     for part in range(parts):
         # a tuple of ints hashes alike in every process
-        number = rank() * parts + part
-        generator = torch.Generator().manual_seed(hash((cfg.seed, step, number)) % 2**63)
-        alone = part + 1 < parts and isinstance(learner.losses, DistributedDataParallel)
-        with learner.losses.no_sync() if alone else nullcontext():
-            output = learner.losses(batch[part * size : (part + 1) * size], cfg, step, views=views, generator=generator)
+        generator = torch.Generator().manual_seed(hash((cfg.seed, step, rank() * parts + part)) % 2**63)
+        micro_batch, losses = batch[part * size : (part + 1) * size], learner.losses
+        last = part == parts - 1
+        # gradients are averaged over the processes once, after the last micro-batch
+        local = losses.no_sync() if isinstance(losses, DistributedDataParallel) and not last else nullcontext()
+        with local:
+            output = losses(micro_batch, cfg, step, views=views, generator=generator)
             learner.scaler.scale(output.terms.total / parts).backward()
         outputs.append(output)
     learner.scaler.step(learner.optimizer)
     learner.scaler.update()
-    means = {
-        f.name: torch.stack([getattr(o.terms, f.name).detach() for o in outputs]).mean() for f in fields(LossTerms)
-    }
-    return StepOutput(
-        **{f.name: getattr(outputs[-1], f.name) for f in fields(StepOutput)} | {"terms": LossTerms(**means)}
-    )
+    return replace(outputs[-1], terms=_mean([output.terms for output in outputs]))
+
+
+def _mean(terms: Sequence[LossTerms]) -> LossTerms:
+    """The mean of each term, without gradient."""
+    names = [field.name for field in fields(LossTerms)]
+    return LossTerms(**{name: torch.stack([getattr(one, name).detach() for one in terms]).mean() for name in names})
 
 
 @contextmanager
 def compiled(model: ToCo) -> Iterator[None]:
-    """torch.compile each block of the encoder for the length of a block; hooks hung on it there would not be seen.
+    """Inside this context torch.compile compiles each block of the encoder; forward hooks added to them do not run.
 
-    The last block of CTC's views, which gives the class token alone, stays as it is.
+    The pass of the last block that gives CTC's class token alone is not compiled.
     """
     blocks = blocks_of(model.encoder)
     for block in blocks:

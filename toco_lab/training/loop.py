@@ -2,9 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import fields
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,43 +15,34 @@ from toco_lab.backbones.weights import CheckpointError, find_weights, weights_ha
 from toco_lab.config import Config
 from toco_lab.data.loader import train_loader
 from toco_lab.method.model import ToCo
-from toco_lab.method.step import LossTerms
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import initial_model, load_checkpoint, save_checkpoint
+from toco_lab.training.finite import check_weights, mean_terms
 from toco_lab.training.learner import Learner, compiled, train_step
 from toco_lab.training.optimiser import learning_rate
 from toco_lab.training.processes import is_first, num_processes, resolve_device, share, total, wait
 from toco_lab.vocabulary import CAM, CAM_AUX, SEG
 
 KEPT_CHECKPOINTS = 2
-
-
 VALIDATED = (CAM, CAM_AUX, SEG)  # mIoU columns that validation adds to metrics.csv
 
-
-class TrainingError(RuntimeError):
-    """Training can not go on; the message names the step, the cause and the last good checkpoint."""
-
-
-def snapshot_steps(cfg: Config) -> set[int]:
-    """The steps after which a run keeps tokens: evenly spaced, 0 (before training) and the last among them."""
-    last = max(cfg.token_snapshots - 1, 1)
-    return {round(cfg.steps * i / last) for i in range(cfg.token_snapshots)}
+Validate = Callable[[ToCo, int], dict[str, float]]
+Snapshot = Callable[[ToCo, int], None]
 
 
 def fit(
     cfg: Config,
     run: RunDir,
     *,
-    validate: Callable[[ToCo, int], dict[str, float]] | None = None,
-    snapshot: Callable[[ToCo, int], None] | None = None,
+    validate: Validate | None = None,
+    snapshot: Snapshot | None = None,
     progress: bool = True,
 ) -> ToCo:
     """Train, or continue a run from its last checkpoint; a finished run is loaded and returned as it is.
 
-    Killed at any moment and called again it ends with the same numbers (bit-equal on a CPU): batches, augmentation and
-    crops depend on (seed, step) alone. Inside `distributed.process_group` all processes call it; the run may be
-    continued by another number of them.
+    A run that is killed at any moment and continued ends with the same numbers (bit-equal on a CPU): batches,
+    augmentation and crops depend on (seed, step) alone. Inside `process_group` all processes call it; another number of
+    processes may continue the run.
 
     Args:
         cfg: The run's config.
@@ -63,44 +55,51 @@ def fit(
         The trained model, in evaluation mode.
 
     Raises:
-        TrainingError: At a NaN or infinite loss: the step, the term and the last good checkpoint are named.
+        TrainingError: At a NaN or infinite loss or weight: the step, the term and the last good checkpoint are named.
         CheckpointError: If the last checkpoint is damaged; the one before is named.
-        ValueError: If the micro-batches do not divide among the processes.
+        ValueError: If the micro-batches do not divide among the processes, or the run began from other weights.
     """
-    device = resolve_device(cfg.device)
     torch.manual_seed(cfg.seed)
     checkpoints = run.checkpoints()
-    model = (initial_model(cfg) if not checkpoints else ToCo(cfg)).to(device).train()
-    learner = Learner.of(model, cfg)
-    start, spent = 0, 0.0
-    if checkpoints:
-        state = load_checkpoint(checkpoints[-1])
-        learner.load(state)
-        start, spent = state["step"], run.status().get("seconds", 0.0)
+    learner, start = _learner(cfg, checkpoints)
+    seconds = run.status().get("seconds", 0.0) if checkpoints else 0.0
     wait()  # every process has read what the first one is about to change
     if is_first():
-        if checkpoints:
-            run.log(f"continue from {checkpoints[-1].name}")
-        _check_initial_weights(cfg, run)
-        if start < cfg.steps:
-            run.truncate_metrics(start)
-            run.set_status("running", step=start, steps=cfg.steps)
-        else:
-            run.set_status("done", step=start)
-    if start >= cfg.steps:
-        return model.eval()
-    try:
-        with compiled(model) if cfg.compile_blocks else nullcontext():
-            _loop(learner, cfg, run, start, spent, device, validate, snapshot, progress and is_first())
-    except KeyboardInterrupt:
-        run.log("interrupted")  # no failure: the same call continues it
-        raise
-    except BaseException as error:
-        if run.status()["state"] != "failed":  # the first process to fail knows why, the others miss it
-            run.set_status("failed", error=f"{type(error).__name__}: {error}")
-        run.log(f"failed: {type(error).__name__}: {error}")
-        raise
-    return model.eval()
+        _prepare_run(cfg, run, start, checkpoints)
+    if start < cfg.steps:
+        training = _Training(cfg, run, learner, start, seconds, validate, snapshot if is_first() else None)
+        with _failures_recorded(run), compiled(learner.model) if cfg.compile_blocks else nullcontext():
+            training.make_steps(progress=progress and is_first())
+    return learner.model.eval()
+
+
+def snapshot_steps(cfg: Config) -> set[int]:
+    """The steps after which a run keeps tokens: evenly spaced, 0 (before training) and the last among them."""
+    last = max(cfg.token_snapshots - 1, 1)
+    return {round(cfg.steps * i / last) for i in range(cfg.token_snapshots)}
+
+
+def _learner(cfg: Config, checkpoints: list[Path]) -> tuple[Learner, int]:
+    """A new learner, or the one of the last checkpoint, and the number of steps it has made."""
+    model = ToCo(cfg) if checkpoints else initial_model(cfg)
+    learner = Learner.of(model.to(resolve_device(cfg.device)).train(), cfg)
+    if not checkpoints:
+        return learner, 0
+    state = load_checkpoint(checkpoints[-1])
+    learner.load(state)
+    return learner, state["step"]
+
+
+def _prepare_run(cfg: Config, run: RunDir, start: int, checkpoints: list[Path]) -> None:
+    """Bring the files of a run to the step it starts from."""
+    if checkpoints:
+        run.log(f"continue from {checkpoints[-1].name}")
+    _check_initial_weights(cfg, run)
+    if start < cfg.steps:
+        run.truncate_metrics(start)
+        run.set_status("running", step=start, steps=cfg.steps)
+    else:
+        run.set_status("done", step=start)
 
 
 def _check_initial_weights(cfg: Config, run: RunDir) -> None:
@@ -109,103 +108,112 @@ def _check_initial_weights(cfg: Config, run: RunDir) -> None:
         return
     kept = run.read_json("initial_weights") if (run.path / "initial_weights.json").is_file() else None
     try:
-        found = weights_hash(find_weights(cfg.weights))
+        now = weights_hash(find_weights(cfg.weights))
     except CheckpointError:
         if run.checkpoints():
             return  # continued on a machine without the file, which is not needed any more
         raise
     if kept is None:
-        run.write_json("initial_weights", {"file": cfg.weights, "hash": found})
-    elif kept["hash"] != found:
+        run.write_json("initial_weights", {"file": cfg.weights, "hash": now})
+    elif kept["hash"] != now:
         raise ValueError(
-            f"{run.path} began from {kept['file']} with hash {kept['hash']}, the file now has {found}. Delete the "
+            f"{run.path} began from {kept['file']} with hash {kept['hash']}, the file now has {now}. Delete the "
             f"folder to train again, or bring the file back"
         )
 
 
-def _loop(learner, cfg, run, start, spent, device, validate, snapshot, progress) -> None:
-    """Steps `start` to the end. Losses stay on the device between log rows: no step waits for them."""
-    model, began, window = learner.model, time.perf_counter(), []
-    kept_steps = snapshot_steps(cfg) if snapshot and is_first() else ()
-    if start in kept_steps:
-        snapshot(model, start)
-    bar = tqdm(
-        train_loader(cfg, model.mean, model.std, start_step=start, places=share(cfg.batch_size)),
-        initial=start,
-        total=cfg.steps,
-        unit="step",
-        desc=run.name,
-        disable=not progress,
-    )
-    for step, batch in enumerate(bar, start):
-        output = train_step(learner, batch.to(device), cfg, step)
-        window.append(torch.stack([value.double() for value in vars(output.terms).values()]))
-        done, last = step + 1, step + 1 == cfg.steps
-        save = last or done % cfg.checkpoint_every == 0
-        validating = validate is not None and cfg.val_every > 0 and (last or done % cfg.val_every == 0)
-        if save or validating or done % cfg.log_every == 0:
-            rows = total(torch.stack(window)) / num_processes()
-            means = _checked_means(rows.cpu(), done - len(window), run)
-            window = []
-            row = {"step": done, "lr": learning_rate(cfg, step), "images": done * cfg.batch_size} | means
-            row |= {f"val_{name}": math.nan for name in VALIDATED}  # always: validation may be switched on at a resume
-            if validating:
-                scores = validate(model.eval(), done)
-                model.train()
-                row |= {f"val_{name}": value for name, value in scores.items()}
-            if is_first():
-                run.append_metrics(row)
-            bar.set_postfix(
-                loss=f"{means['total_loss']:.3f}",
-                ptc_pos=f"{means['positive_cosine']:.2f}",
-                ptc_neg=f"{means['negative_cosine']:.2f}",
-            )
-        if done in kept_steps or save:
-            _check_weights(model, done, run)
-        if done in kept_steps:
-            snapshot(model, done)
-        if save and is_first():
-            save_checkpoint(run.checkpoint_path(done), learner.state(), done, cfg)
-            for old in run.checkpoints()[:-KEPT_CHECKPOINTS]:
-                old.unlink()
-            seconds = spent + time.perf_counter() - began
-            run.set_status("done" if last else "running", step=done, seconds=round(seconds, 2))
-    wait()  # the last checkpoint is there for all
+@contextmanager
+def _failures_recorded(run: RunDir) -> Iterator[None]:
+    """Write an error into the run's status and log before it goes on; an interruption is no failure."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        run.log("interrupted")  # the same call continues it
+        raise
+    except BaseException as error:
+        if run.status()["state"] != "failed":  # the first process to fail knows why, the others miss it
+            run.set_status("failed", error=f"{type(error).__name__}: {error}")
+        run.log(f"failed: {type(error).__name__}: {error}")
+        raise
 
 
-def _check_weights(model: ToCo, step: int, run: RunDir) -> None:
-    """A checkpoint must be good: raise TrainingError if a weight is not finite, though the losses still were."""
-    bad = [name for name, value in model.named_parameters() if not value.isfinite().all()]
-    if bad:
-        raise TrainingError(
-            f"weight {bad[0]} (and {len(bad) - 1} more) is not finite after step {step}; {_last_good(run)}. Lower "
-            f"learning_rate, or look at the images of the last steps"
-        )
+@dataclass
+class _Training:
+    """The steps of one call of `fit`.
 
-
-def _last_good(run: RunDir) -> str:
-    saved = run.checkpoints()
-    return f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
-
-
-def _checked_means(window: Tensor, first_step: int, run: RunDir) -> dict[str, float]:
-    """Means of the logged terms (steps, terms) as columns of metrics.csv.
-
-    Raises:
-        TrainingError: If a loss was not finite at one of these steps.
+    Attributes:
+        cfg: The run's config.
+        run: Gets the rows of metrics.csv and the checkpoints, from the first process.
+        learner: Has made `start` steps.
+        start: First step, 0-based.
+        seconds: What earlier calls took until step `start`.
+        validate: See `fit`.
+        snapshot: See `fit`; None in every process but the first.
+        terms: `LossTerms` of each step since the last row, (terms,) float64. They stay on the device until a row is
+            written, so that no step waits for them.
     """
-    names = [field.name for field in fields(LossTerms)]
-    num_losses = names.index("total") + 1
-    bad = ~window[:, :num_losses].isfinite()
-    if bad.any():
-        row = int(bad.any(1).nonzero()[0])
-        terms = [name for name, is_bad in zip(names[:num_losses], bad[row].tolist(), strict=True) if is_bad]
-        raise TrainingError(
-            f"loss {', '.join(terms)} is not finite at step {first_step + row}; {_last_good(run)}. Training from it "
-            f"again meets the same step: lower learning_rate, look at the images of that step, or set the weight of "
-            f"the term to 0"
-        )
-    return {
-        f"{name}_loss" if i < num_losses else name: value
-        for i, (name, value) in enumerate(zip(names, window.nanmean(0).tolist(), strict=True))
-    }
+
+    cfg: Config
+    run: RunDir
+    learner: Learner
+    start: int
+    seconds: float
+    validate: Validate | None
+    snapshot: Snapshot | None
+    terms: list[Tensor] = field(default_factory=list)
+
+    def make_steps(self, *, progress: bool) -> None:
+        """Steps `start` to the end of the config."""
+        cfg, model, began = self.cfg, self.learner.model, time.perf_counter()
+        device = next(model.parameters()).device
+        batches = train_loader(cfg, model.mean, model.std, start_step=self.start, places=share(cfg.batch_size))
+        bar = tqdm(batches, initial=self.start, total=cfg.steps, unit="step", desc=self.run.name, disable=not progress)
+        self._keep_tokens(self.start)
+        for step, batch in enumerate(bar, self.start):
+            output = train_step(self.learner, batch.to(device), cfg, step)
+            self.terms.append(torch.stack([value.double() for value in vars(output.terms).values()]))
+            done = step + 1
+            save = self._due(done, cfg.checkpoint_every)
+            score = self.validate is not None and cfg.val_every > 0 and self._due(done, cfg.val_every)
+            if save or score or done % cfg.log_every == 0:
+                means = self._write_row(done, score=score)
+                bar.set_postfix(
+                    loss=f"{means['total_loss']:.3f}",
+                    ptc_pos=f"{means['positive_cosine']:.2f}",
+                    ptc_neg=f"{means['negative_cosine']:.2f}",
+                )
+            if save:
+                check_weights(model, done, self.run)
+            self._keep_tokens(done)
+            if save and is_first():
+                self._save(done, self.seconds + time.perf_counter() - began)
+        wait()  # the last checkpoint is there for all
+
+    def _due(self, done: int, every: int) -> bool:
+        return done % every == 0 or done == self.cfg.steps
+
+    def _write_row(self, done: int, *, score: bool) -> dict[str, float]:
+        """A row of metrics.csv, with validation if `score`; gives the means of the terms since the last row."""
+        terms = total(torch.stack(self.terms)) / num_processes()
+        means = mean_terms(terms.cpu(), done - len(self.terms), self.run)
+        self.terms = []
+        scores = dict.fromkeys(VALIDATED, math.nan)  # always: validation may be switched on when a run continues
+        if score and self.validate is not None:
+            scores |= self.validate(self.learner.model.eval(), done)
+            self.learner.model.train()
+        if is_first():
+            row = {"step": done, "lr": learning_rate(self.cfg, done - 1), "images": done * self.cfg.batch_size} | means
+            self.run.append_metrics(row | {f"val_{name}": value for name, value in scores.items()})
+        return means
+
+    def _keep_tokens(self, done: int) -> None:
+        if self.snapshot and done in snapshot_steps(self.cfg):
+            check_weights(self.learner.model, done, self.run)
+            self.snapshot(self.learner.model, done)
+
+    def _save(self, done: int, seconds: float) -> None:
+        """A checkpoint in place of the oldest one, then the status, which must never name a step without a file."""
+        save_checkpoint(self.run.checkpoint_path(done), self.learner.state(), done, self.cfg)
+        for old in self.run.checkpoints()[:-KEPT_CHECKPOINTS]:
+            old.unlink()
+        self.run.set_status("done" if done == self.cfg.steps else "running", step=done, seconds=round(seconds, 2))

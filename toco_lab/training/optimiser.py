@@ -1,4 +1,4 @@
-"""The optimiser and its schedule."""
+"""AdamW and its learning rate: warm-up, then polynomial decay."""
 
 import torch
 from torch import nn
@@ -8,7 +8,11 @@ from toco_lab.method.model import ToCo
 
 
 def build_optimizer(model: ToCo, cfg: Config) -> torch.optim.AdamW:
-    """AdamW, weight decay on everything, four groups: encoder, its norms, classifiers and head (x10), decoder (x10)."""
+    """AdamW in four groups: encoder, its norms, classifiers with the projection head, decoder.
+
+    The last two learn `cfg.head_lr_factor` times as fast. Weight decay holds for all of them, the norms included, as in
+    the released code.
+    """
     norms = {id(p) for m in model.encoder.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
     heads = [*model.projection_head.parameters(), *model.classifier.parameters(), *model.aux_classifier.parameters()]
     encoder = [p for p in model.encoder.parameters() if p.requires_grad]
@@ -18,21 +22,23 @@ def build_optimizer(model: ToCo, cfg: Config) -> torch.optim.AdamW:
         ("heads", heads, cfg.head_lr_factor),
         ("decoder", list(model.decoder.parameters()), cfg.head_lr_factor),
     ]
+    first, second = cfg.betas
     return torch.optim.AdamW(
         [{"name": name, "params": params, "lr_factor": factor} for name, params, factor in groups],
         lr=cfg.learning_rate,
-        betas=cfg.betas,
+        betas=(first, second),
         weight_decay=cfg.weight_decay,
         fused=True,
     )
 
 
 def learning_rate(cfg: Config, step: int) -> float:
-    """Learning rate of the encoder at a 0-based step k, set before the update.
+    """Learning rate of the encoder at the 0-based step k, set before the update; W warm-up steps, T steps in all.
 
-    1) k < W: linear from warmup_ratio * peak. 2) then polynomial: `continuous` decays over T - W steps from the peak;
-    `drop`
-    (released) over T steps from step 0, so that the rate falls by a step where warm-up ends. 3) k >= T: the last value.
+    * k < W: linear, from `warmup_ratio` times the peak up to the peak.
+    * W <= k < T: polynomial decay. `schedule="continuous"` counts it from the end of warm-up, so that it starts at the
+      peak. `"drop"`, the authors' released code, counts it from step 0, so that the rate drops when warm-up ends.
+    * k >= T: the rate of step T - 1.
     """
     step = min(step, cfg.steps - 1)
     if step < cfg.warmup_steps:
@@ -42,6 +48,6 @@ def learning_rate(cfg: Config, step: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, cfg: Config, step: int) -> None:
-    """Give each group its rate for this step."""
+    """Set the rate of each group for a 0-based step: the encoder's, times the factor of the group."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(cfg, step) * group["lr_factor"]

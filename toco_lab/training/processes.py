@@ -1,11 +1,10 @@
 """One training in several processes: what each of them must know of the others.
 
 `torchrun` starts them (`torchrun --nproc-per-node 4 -m toco_lab train voc_vit_b`), each with a GPU of its own or,
-without GPUs, on the CPU. In a process that is alone nothing here communicates, and everything gives the answer of one
-process.
+without GPUs, on the CPU. A process that is alone never communicates: every function here then answers at once.
 
-What a run gives must not depend on how many processes made it: the batch is cut into `Config.accumulate` micro-batches,
-whose means define the losses, and the processes share these parts out among themselves.
+The numbers of a run do not depend on how many processes make it: the batch is cut into `Config.accumulate`
+micro-batches, whose means define the losses, and the processes share the micro-batches.
 """
 
 import os
@@ -17,8 +16,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-pass
 
 PATIENCE = timedelta(hours=2)  # the others may wait while the first process paints masks or measures
 
@@ -40,10 +37,10 @@ def is_first() -> bool:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the processes that `torchrun` started, for the length of a block; alone it does nothing.
+    """Inside this context the processes that `torchrun` started belong together; in a process alone it does nothing.
 
     Raises:
-        ValueError: If this machine has GPUs, but fewer than processes.
+        ValueError: If this machine has GPUs, but fewer than it has processes.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
         yield
@@ -61,13 +58,13 @@ def process_group() -> Iterator[None]:
 
 
 def wait() -> None:
-    """Return once every process has come here."""
+    """Return once every process has called this."""
     if num_processes() > 1:
         everywhere(None)
 
 
 def everywhere(value: Any) -> list[Any]:
-    """What each process passed, in their order; picklable values."""
+    """The value that each process passed, in their order; it must be picklable."""
     if num_processes() == 1:
         return [value]
     values: list[Any] = [None] * num_processes()
@@ -76,7 +73,7 @@ def everywhere(value: Any) -> list[Any]:
 
 
 def total(values: Tensor) -> Tensor:
-    """Sum over the processes, in each of them; the argument is not changed."""
+    """Sum of a tensor of any shape over the processes, the same in each; the argument is not changed."""
     if num_processes() == 1:
         return values
     values = values.clone()
@@ -85,13 +82,13 @@ def total(values: Tensor) -> Tensor:
 
 
 def share(count: int) -> range:
-    """This process's part of `count` things in order: parts of neighbours whose lengths differ by at most one."""
+    """This process's part of `count` things: consecutive numbers from 0, the parts' lengths differ by at most one."""
     parts = num_processes()
     return range(count * rank() // parts, count * (rank() + 1) // parts)
 
 
 def micro_batches(batch_size: int, accumulate: int, processes: int) -> int:
-    """Into how many micro-batches a batch must be cut so that each process gets equally many: `accumulate` or more.
+    """The least number of micro-batches, `accumulate` or more, of which each process gets equally many.
 
     Raises:
         ValueError: If the images do not divide among the processes.
@@ -108,13 +105,14 @@ def micro_batches(batch_size: int, accumulate: int, processes: int) -> int:
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is this process's CUDA device if there is one, else the CPU.
+    """The device of a name as in `Config.device`; `auto` is this process's CUDA device if there is one, else the CPU.
 
     Raises:
         ValueError: For a device that is not there.
     """
-    available = ["cpu", *(["cuda", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])] if (
-        torch.cuda.is_available()) else ["cpu"]  # fmt: skip
+    available = ["cpu"]
+    if torch.cuda.is_available():
+        available += ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
     if name == "auto":
         return torch.device(f"cuda:{torch.cuda.current_device()}" if len(available) > 1 else "cpu")
     if name not in available:

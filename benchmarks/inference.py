@@ -39,6 +39,7 @@ from toco_lab.evaluation.evaluate import TARGETS, evaluate_model
 from toco_lab.evaluation.prediction import predict
 from toco_lab.method.cam import multi_scale_cam
 from toco_lab.method.model import ToCo
+from toco_lab.method.present import PresentClasses
 
 MULTI_SCALE_CAM, ALL_CLASSES, EVERYTHING = "multi-scale CAM", "multi-scale CAM of all classes", "all targets"
 MEMORY = "memory"  # the setting of the rows about it
@@ -105,16 +106,17 @@ def make_calls(setting: Setting) -> dict[str, Callable[[], Any]]:
         predict(model, cfg, image, label, targets)
 
     @torch.no_grad()
-    def cams(image_label: Tensor | None) -> None:
+    def cams(image_label: Tensor) -> None:
         plain = model(for_cams, segment=False)
-        multi_scale_cam(model, for_cams, cfg.cam_scales, plain=plain.features, image_label=image_label)
+        present = PresentClasses.of(image_label)
+        multi_scale_cam(model, for_cams, cfg.cam_scales, present=present, plain=plain.features)
 
     @torch.no_grad()
     def floor(pairs: Sequence[Tensor]) -> None:
         for pair in pairs:
             encoder.forward_features(pair)
 
-    calls = {MULTI_SCALE_CAM: lambda: cams(label), ALL_CLASSES: lambda: cams(None)}
+    calls = {MULTI_SCALE_CAM: lambda: cams(label), ALL_CLASSES: lambda: cams(torch.ones_like(label))}
     calls |= {target: lambda target=target: evaluation(target) for target in TARGETS}
     calls[EVERYTHING] = lambda: evaluation(*TARGETS)
     for sizes in dict.fromkeys(tuple(passes_of(setting, name)) for name in calls):

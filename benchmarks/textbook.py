@@ -1,7 +1,7 @@
 """One training step of ToCo the plain way: what a reader would write straight from the paper, to measure ours against.
 
-The same mathematics on the same model as `toco_lab.step`, and nothing made to be slow, but also nothing shared between
-the parts of a step:
+The same mathematics on the same model as `toco_lab.method.step`. Nothing is made to be slow, but nothing is shared
+between the parts of a step either:
 
 - CAM: the whole network, decoder included, on image and mirror image at every scale, though the tokens of the image
   itself are needed again below.
@@ -31,7 +31,7 @@ from toco_lab.method.cam import Cams
 from toco_lab.method.lattice import Lattice, bilateral_features
 from toco_lab.method.losses import PtcTerms
 from toco_lab.method.model import ToCo
-from toco_lab.method.present import Slots
+from toco_lab.method.present import PresentClasses
 from toco_lab.method.step import LOSSES, LocalViews, LossTerms, StepOutput, loss_weights
 from toco_lab.training.optimiser import build_optimizer, set_learning_rate
 
@@ -81,7 +81,7 @@ def textbook_losses(
     views: LocalViews | None = None,
     generator: torch.Generator | None = None,
 ) -> StepOutput:
-    """All losses of one training step (method: one training step, 1 to 7), in the order of the paper.
+    """All losses of one training step (steps 1 to 7 of `toco_lab.method`), in the order of the paper.
 
     Terms of weight 0 have their value here too, where `compute_losses` has 0.
 
@@ -100,18 +100,18 @@ def textbook_losses(
         if getattr(cfg, name) != value:
             raise ValueError(f"the textbook step has {name} {value!r} only, got {getattr(cfg, name)!r}: replace it")
     with written_out_attention(encoder_of(model)):
-        maps = multi_scale_cam(model, batch.image, cfg.cam_scales)
-        region = region_masks(maps.cam_aux, batch.image_label, cfg)
+        cams = multi_scale_cam(model, batch.image, cfg.cam_scales)
+        region = region_masks(cams.cam_aux, batch.image_label, cfg)
         views = views or local_views(batch, region, cfg, generator)
         pixels = denormalise(batch.image, model.mean, model.std)
-        label = pseudo_label(maps, pixels, batch, cfg, step)
+        label = pseudo_label(cams, pixels, batch, cfg, step)
 
         output = model(batch.image)
         teacher = teacher_projections(model, batch)
         student = student_projections(model, batch, views)
 
     tokens = output.features.patch_tokens
-    token_label = token_labels(maps.cam_aux, batch, cfg, tokens.shape[-2:], model.patch_size)
+    token_label = token_labels(cams.cam_aux, batch, cfg, tokens.shape[-2:], model.patch_size)
     pairs = ptc_terms(tokens, token_label)
     logits = F.interpolate(output.seg_logits, pixels.shape[-2:], mode="bilinear", align_corners=False)
     terms = {
@@ -128,8 +128,7 @@ def textbook_losses(
     losses = LossTerms(
         **terms, total=total, positive_cosine=pairs.positive_cosine, negative_cosine=pairs.negative_cosine
     )
-    every = Slots.of(torch.ones_like(batch.image_label))  # nothing is left out
-    return StepOutput(losses, maps, every, label, token_label, region, views)
+    return StepOutput(losses, cams, label, token_label, region, views)
 
 
 @contextmanager
@@ -160,7 +159,8 @@ def multi_scale_cam(model: ToCo, image: Tensor, scales: Sequence[float]) -> Cams
         output = model(torch.cat([scaled, scaled.flip(-1)]))
         cam = cam + _flip_maximum(output.cam, size)
         cam_aux = cam_aux + _flip_maximum(output.cam_aux, size)
-    return Cams(_min_max(cam), _min_max(cam_aux))
+    every_class = PresentClasses.of(image.new_ones(output.logits.shape))
+    return Cams(_min_max(cam), _min_max(cam_aux), every_class)
 
 
 def _flip_maximum(raw: Tensor, size: Sequence[int]) -> Tensor:
@@ -305,9 +305,9 @@ def ptc_terms(patch_tokens: Tensor, token_label: Tensor) -> PtcTerms:
 
 
 @torch.no_grad()
-def pseudo_label(maps: Cams, pixels: Tensor, batch: Batch, cfg: Config, step: int) -> Tensor:
+def pseudo_label(cams: Cams, pixels: Tensor, batch: Batch, cfg: Config, step: int) -> Tensor:
     """Step 5: (B, H, W) int64, 0 background, 1..C classes, 255 ignored; PAR twice for every image."""
-    cam = maps.cam_aux if step < cfg.aux_label_steps else maps.cam
+    cam = cams.cam_aux if step < cfg.aux_label_steps else cams.cam
     labels = []
     for image, scores, present, box in zip(pixels, cam, batch.image_label, batch.valid_box.tolist(), strict=True):
         height, width = size = image.shape[-2:]

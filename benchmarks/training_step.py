@@ -56,7 +56,7 @@ SHARED: Places = {
 PARTS: dict[str, Places] = {
     "fast": SHARED
     | {
-        "multi-scale CAM": [(step, "slot_cams")],
+        "multi-scale CAM": [(step, "multi_scale_cam")],
         "refinement": [(step, "pseudo_label")],
         "energy": [(step, "reg_loss")],
         "PTC": [(step, "token_labels"), (step, "affinity_mask"), (step, "ptc_terms")],

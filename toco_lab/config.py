@@ -340,7 +340,7 @@ class Config:
         return dataclasses.replace(self, **changes)
 
     def released(self) -> Self:
-        """This config with every quirk of the authors' released code switched on: the fields made with `quirk=`."""
+        """This config with every quirk of the authors' released code switched on (see `toco_lab.method`)."""
         quirks = {f.name: f.metadata["quirk"] for f in dataclasses.fields(self) if f.metadata["quirk"] is not None}
         return self.replace(**quirks)
 

@@ -21,12 +21,12 @@ from toco_lab.explorers.snapshots import token_maps
 from toco_lab.explorers.snapshots import Snapshots
 from toco_lab.explorers.token_maps import load_run_maps
 from toco_lab.method.cam import multi_scale_cam, raw_cams, resize
-from toco_lab.method.model import ToCo, check_crops
+from toco_lab.method.model import ToCo
 from toco_lab.method.step import compute_losses
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.formulas import layer_cka
 from toco_lab.smoothing.per_layer import SITES, layer_similarity, layers_of, smoothing_of_run, smoothing_per_layer
-from toco_lab.training.checkpoints import initial_model
+from toco_lab.training.checkpoints import check_crops, initial_model
 from toco_lab.training.loop import fit
 
 SWIN = {"embed_dim": 8, "depths": [1, 2, 1, 2], "num_heads": [1, 2, 2, 4], "window_size": 3}

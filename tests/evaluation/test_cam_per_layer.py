@@ -11,7 +11,8 @@ from toco_lab.data.loader import eval_samples
 from toco_lab.evaluation import cam_per_layer
 from toco_lab.evaluation.cam_per_layer import _pooled, fit_heads, layer_cam_quality
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores
-from toco_lab.method.labels import cam_to_label, mask_by_label
+from toco_lab.method.labels import confident_label
+from toco_lab.method.present import PresentClasses
 from toco_lab.training.checkpoints import initial_model, load_run_model
 
 
@@ -52,8 +53,9 @@ def test_scores_equal_the_plain_way(smoke_run):
             maps.append(F.interpolate(cam, (96, 96), mode="bilinear", align_corners=False))
         cam = torch.maximum(maps[0], maps[1].flip(-1)).relu()
         cam = cam - cam.amin((2, 3), keepdim=True)
-        cam = mask_by_label(cam / (cam.amax((2, 3), keepdim=True) + 1e-5), sample.image_label[None])
-        label = cam_to_label(cam, sample.image_label[None], threshold=cfg.background_threshold)
+        present = PresentClasses.of(sample.image_label[None])
+        cam = present.gather(cam / (cam.amax((2, 3), keepdim=True) + 1e-5))
+        label = confident_label(cam, present, low=cfg.background_threshold, high=cfg.background_threshold)
         matrix = matrix + confusion_matrix(label[0], sample.mask, 7)
     own = frame[(frame["layer"] == 2) & frame["own"]]["miou"].item()
     assert own == pytest.approx(iou_scores(matrix).miou.item(), abs=1e-4)

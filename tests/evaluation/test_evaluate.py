@@ -13,8 +13,9 @@ from toco_lab.evaluation.evaluate import Evaluation, evaluate_model, evaluate_ru
 from toco_lab.evaluation.prediction import grouped_by_size, multi_scale_segmentation
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores, label_f1
 from toco_lab.method.cam import multi_scale_cam
-from toco_lab.method.labels import cam_to_label
+from toco_lab.method.labels import confident_label
 from toco_lab.method.model import ToCo
+from toco_lab.method.present import PresentClasses
 from toco_lab.runs.run_dir import RunDir
 
 CFG = Config.preset("smoke")
@@ -109,7 +110,8 @@ def test_evaluation_of_a_model_follows_the_protocol_image_by_image():
         )
         cam = multi_scale_cam(model, resized, cfg.cam_scales).cam
         cam = torch.nn.functional.interpolate(cam, size=tuple(sample.mask.shape), mode="bilinear", align_corners=False)
-        label = cam_to_label(cam, sample.image_label[None], threshold=0.5)[0]
+        present = PresentClasses.of(sample.image_label[None])
+        label = confident_label(present.gather(cam), present, low=0.5, high=0.5)[0]
         total = total + confusion_matrix(label, sample.mask, 7)
     assert result.scores["cam"] == pytest.approx(iou_scores(total).miou.item(), abs=2e-3)
     assert set(result.scores) == {"cam", "cam_aux", "cam_refined", "seg", "labels"}

@@ -32,6 +32,7 @@ from toco_lab.evaluation.scores import confusion_matrix, iou_scores
 from toco_lab.method.cam import Cams, multi_scale_cam
 from toco_lab.method.crf import dense_crf
 from toco_lab.method.model import ToCo
+from toco_lab.method.present import PresentClasses
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
 
@@ -196,22 +197,20 @@ def test_the_training_split_is_the_default_and_whole(toy_run):
 # --- thresholds -------------------------------------------------------------------------------------------------------
 
 
-def make_cams() -> tuple[Cams, torch.Tensor, torch.Tensor]:
+def make_cams() -> tuple[Cams, torch.Tensor]:
     """Two images of 12 x 16 pixels, three classes; the first shows class 1 and 3, the second none."""
     generator = torch.Generator().manual_seed(3)
     cam = torch.rand(2, 3, 12, 16, generator=generator)
-    image_label = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
-    cam = cam * image_label[:, :, None, None]
-    return Cams(cam, cam.flip(-1)), image_label, 255 * torch.rand(2, 3, 12, 16, generator=generator)
+    present = PresentClasses.of(torch.tensor([[1, 0, 1], [0, 0, 0]]))
+    cam = present.gather(cam)
+    return Cams(cam, cam.flip(-1), present), 255 * torch.rand(2, 3, 12, 16, generator=generator)
 
 
 def test_255_lies_between_the_thresholds():
-    cams, image_label, pixels = make_cams()
-    found = label_maps(
-        cams, image_label, pixels, Thresholds(0.25, 0.75), kinds=KINDS, dilations=(1, 2), num_iter=3
-    )  # fmt: skip
+    cams, pixels = make_cams()
+    found = label_maps(cams, pixels, Thresholds(0.25, 0.75), kinds=KINDS, dilations=(1, 2), num_iter=3)
     assert tuple(found) == KINDS
-    for kind, cam in (("seed", cams.cam), ("aux", cams.cam_aux)):
+    for kind, cam in (("seed", cams.dense().cam), ("aux", cams.dense().cam_aux)):
         for y in range(12):
             for x in range(16):
                 best = max((cam[0, c, y, x].item(), c + 1) for c in range(3))
@@ -219,7 +218,7 @@ def test_255_lies_between_the_thresholds():
                 assert found[kind][0, y, x] == expected
     for kind in ("refined", "crf"):
         strict, loose = (
-            label_maps(cams, image_label, pixels, Thresholds(t, t), kinds=[kind], dilations=(1, 2), num_iter=3)[kind]
+            label_maps(cams, pixels, Thresholds(t, t), kinds=[kind], dilations=(1, 2), num_iter=3)[kind]
             for t in (0.75, 0.25)
         )
         assert not (strict == 255).any() and not (loose == 255).any()
@@ -229,13 +228,13 @@ def test_255_lies_between_the_thresholds():
 
 
 def test_an_absent_class_never_wins_in_the_crf():
-    """Class 2 is absent but has the highest score: only the mask of image labels and the slots keep it out."""
-    cams, image_label, pixels = make_cams()
-    cam = cams.cam.clone()
-    cam[0, 1] = 1
-    label = crf_label(pixels, cam, image_label, low=0.1, high=0.1)
+    """Class 2 is absent but has the highest score: only the image labels keep it out."""
+    cams, pixels = make_cams()
+    dense = cams.dense()
+    dense.cam[0, 1] = 1
+    label = crf_label(pixels, dense.cam, dense.present, low=0.1, high=0.1)
     assert set(label[0].unique().tolist()) <= {0, 1, 3}
-    assert torch.equal(label, crf_label(pixels, cams.cam, image_label, low=0.1, high=0.1))
+    assert torch.equal(label, crf_label(pixels, cams.cam, cams.present, low=0.1, high=0.1))
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.7, 0.3), (-0.1, 0.5), (0.5, 1.1), (float("nan"), 0.5)])

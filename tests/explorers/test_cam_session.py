@@ -19,13 +19,13 @@ from toco_lab.explorers.cam_session import CamSession, decode_image, predicted_l
 from toco_lab.method.cam import min_max, multi_scale_cam
 from toco_lab.method.crf import dense_crf
 from toco_lab.method.crops import sample_local_crops
-from toco_lab.method.labels import cam_to_label, confident_label, region_mask
+from toco_lab.method.labels import confident_label, region_mask
 from toco_lab.method.model import ToCo
+from toco_lab.method.present import PresentClasses
 from toco_lab.method.refine import refine_cam
 
 H, W = 64, 80
 PRESENT = (1, 4)  # class indices
-BOX = torch.tensor([[0, H, 0, W]])
 
 
 @pytest.fixture
@@ -154,14 +154,14 @@ def test_attribution_is_computed_once_per_class(session, monkeypatch):
 @pytest.mark.parametrize("source", ["cam", "cam_aux"])
 @pytest.mark.parametrize(("low", "high"), [(0.25, 0.7), (0.5, 0.55), (0.0, 1.0)])
 def test_labels_are_those_of_the_whole_cam(session, label, source, low, high):
-    cam = getattr(session.cams(), source)
-    expected = confident_label(cam, label[None], low=low, high=high, valid_box=BOX)[0]
+    present = PresentClasses.of(label[None])
+    cam = present.gather(getattr(session.cams(), source))
+    expected = confident_label(cam, present, low=low, high=high)[0]
     assert torch.equal(session.pseudo_label(low, high, source), expected)
-    assert torch.equal(session.label(source, low), cam_to_label(cam, label[None], threshold=low)[0])
+    assert torch.equal(session.label(source, low), confident_label(cam, present, low=low, high=low)[0])
     assert set(session.label(source, 0.4).unique().tolist()) == {0, 2, 5}, "all classes must win somewhere"
-    assert torch.equal(
-        session.region(low, high), region_mask(session.cams().cam_aux, label[None], low=low, high=high)[0]
-    )
+    cam_aux = present.gather(session.cams().cam_aux)
+    assert torch.equal(session.region(low, high), region_mask(cam_aux, present, low=low, high=high)[0])
 
 
 def test_thresholds_default_to_the_config(session, cfg):
@@ -171,9 +171,10 @@ def test_thresholds_default_to_the_config(session, cfg):
 
 def test_par_is_the_refinement_of_training(session, cfg, raw, label):
     image = torch.from_numpy(raw).permute(2, 0, 1)[None] / 255
+    present = PresentClasses.of(label[None])
     expected = refine_cam(
-        image, session.cams().cam_aux * label[None, :, None, None], label[None], BOX, low_threshold=0.3,
-        high_threshold=0.6, dilations=cfg.par_dilations, num_iter=cfg.par_iterations,
+        image, present.gather(session.cams().cam_aux), present, low=0.3, high=0.6,
+        dilations=cfg.par_dilations, num_iter=cfg.par_iterations,
     )  # fmt: skip
     assert torch.equal(session.refined_label(0.3, 0.6, "cam_aux"), expected[0])
     assert len(expected.unique()) > 2

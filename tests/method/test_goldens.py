@@ -1,8 +1,7 @@
 """Parity with arrays computed by the authors' code: every file of the goldens folder, each to its documented tolerance.
 
 The folder is read from the environment variable TOCO_GOLDENS (default: `shared/goldens` beside the project); other
-cases of
-the same kind can be put there: every size and constant comes from the files.
+cases of the same kind can be put there: every size and constant comes from the files.
 """
 
 import json
@@ -25,6 +24,7 @@ from toco_lab.method.crops import sample_local_crops
 from toco_lab.method.lattice import bilateral_filter
 from toco_lab.method.losses import affinity_mask, ctc_loss, ptc_loss, reg_loss, seg_loss
 from toco_lab.method.model import ToCo
+from toco_lab.method.present import PresentClasses
 from toco_lab.method.refine import par, refine_cam
 from toco_lab.method.step import LocalViews, compute_losses
 from toco_lab.training.learner import Learner, train_step
@@ -222,9 +222,9 @@ def test_multi_scale_cam(tag):
     scales = ordered(golden["scales"].tolist())
     plain = model.encode(golden[f"{tag}/input"]).detach()
     for given in (None, plain):
-        maps = cam.multi_scale_cam(model, golden[f"{tag}/input"], scales, plain=given)
-        close(maps.cam, golden[f"{tag}/cam"], absolute=2e-5)
-        close(maps.cam_aux, golden[f"{tag}/cam_aux"], absolute=2e-5)
+        cams = cam.multi_scale_cam(model, golden[f"{tag}/input"], scales, plain=given)
+        close(cams.cam, golden[f"{tag}/cam"], absolute=2e-5)
+        close(cams.cam_aux, golden[f"{tag}/cam_aux"], absolute=2e-5)
 
 
 @pytest.mark.parametrize("fusion", ["voc", "coco"])
@@ -242,11 +242,14 @@ def test_labels():
     maps, label, box = golden["cam"], golden["cls_label"], golden["img_box"]
     background, low, high = (golden[f"{name}_thre"].item() for name in ("bkg", "low", "high"))
     assert torch.equal(labels.mask_by_label(maps, label), golden["valid_cam"])
-    assert torch.equal(labels.cam_to_label(maps, label, threshold=background), golden["label_bkg"])
-    assert torch.equal(labels.cam_to_label(maps, label, threshold=background, valid_box=box), golden["label_box_only"])
-    confident = labels.confident_label(maps, label, low=low, high=high, valid_box=box)
+    present = PresentClasses.of(label)
+    cam_of_present, one_threshold = present.gather(maps), {"low": background, "high": background}
+    assert torch.equal(labels.confident_label(cam_of_present, present, **one_threshold), golden["label_bkg"])
+    boxed = labels.confident_label(cam_of_present, present, **one_threshold, valid_box=box)
+    assert torch.equal(boxed, golden["label_box_only"])
+    confident = labels.confident_label(cam_of_present, present, low=low, high=high, valid_box=box)
     assert torch.equal(confident, golden["label_ignore_mid"])
-    assert torch.equal(labels.region_mask(maps, label, low=low, high=high), golden["roi_mask"])
+    assert torch.equal(labels.region_mask(cam_of_present, present, low=low, high=high), golden["roi_mask"])
 
 
 @pytest.mark.parametrize("suffix", ["", "2"])
@@ -349,13 +352,14 @@ def test_par():
     settings = {"dilations": tuple(golden["dilations"].tolist()), "num_iter": int(golden["num_iter"])}
     close(par(golden["par_image"], golden["par_masks"], **settings), golden["par_out"], absolute=1e-5)
     close(par(golden["par_image"], golden["par_masks_small"], **settings), golden["par_out_small"], absolute=1e-5)
+    present = PresentClasses.of(golden["cls_label"])
     label = refine_cam(
         golden["image01"],
-        golden["valid_cam"],
-        golden["cls_label"],
-        golden["img_box"],
-        low_threshold=golden["low_thre"].item(),
-        high_threshold=golden["high_thre"].item(),
+        present.gather(golden["valid_cam"]),
+        present,
+        low=golden["low_thre"].item(),
+        high=golden["high_thre"].item(),
+        valid_box=golden["img_box"],
         **settings,
     )
     assert (label != golden["refined_label"]).sum() <= 2
@@ -502,7 +506,8 @@ def test_train_trace():
         ):
             close(getattr(terms, name), expected, rel=1e-4 if name == "reg" else 2e-5)
         if i == 0:
-            for found, name in ((output.cams.cam, "cams"), (output.cams.cam_aux, "cams_aux")):
+            dense = output.cams.dense()
+            for found, name in ((dense.cam, "cams"), (dense.cam_aux, "cams_aux")):
                 close(found, labels.mask_by_label(golden[f"step0/{name}"], golden["cls_label"]), absolute=2e-5)
             grads = released_grads(model)
             expected = {k.removeprefix("step0/grad/"): v for k, v in golden.items() if k.startswith("step0/grad/")}

@@ -1,4 +1,4 @@
-"""PAR, the pseudo label and the dense CRF against the loops of oracles.py, and what each must do on simple images."""
+"""PAR and the pseudo label against the loops of oracles.py, and what each must do on simple images."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from helpers import oracles
 
-from toco_lab.method.crf import dense_crf
+from toco_lab.method.labels import outside_to_ignore
+from toco_lab.method.present import PresentClasses
 from toco_lab.method.refine import par, par_filter, par_weights, refine_cam
 
-THRESHOLDS = dict(low_threshold=0.25, high_threshold=0.7)
+THRESHOLDS = dict(low=0.25, high=0.7)
 
 
 def rand(*shape, seed=0):
@@ -70,6 +71,12 @@ def scene(batch=3, classes=4, size=(24, 32)):
     return rand(batch, 3, *size, seed=4), cam, label, box
 
 
+def refined(image, cam, label, box, max_present=None, **settings):
+    """`refine_cam` of the present classes of maps of all classes."""
+    present = PresentClasses.of(label, max_present)
+    return refine_cam(image, present.gather(cam), present, valid_box=box, **THRESHOLDS, **settings)
+
+
 def slow_label(image, cam, label, box, dilations, num_iter):
     """One image, one threshold after the other, only the present classes."""
     present = [c for c in range(len(label)) if label[c]]
@@ -91,7 +98,7 @@ def slow_label(image, cam, label, box, dilations, num_iter):
 
 def test_refined_label_equals_the_loops():
     image, cam, label, box = scene()
-    actual = refine_cam(image, cam, label, box, dilations=(1, 2), num_iter=3, **THRESHOLDS)
+    actual = refined(image, cam, label, box, dilations=(1, 2), num_iter=3)
     assert actual.dtype == torch.int64
     for i in range(3):
         expected = slow_label(image[i], cam[i], label[i], box[i], (1, 2), 3)
@@ -99,80 +106,40 @@ def test_refined_label_equals_the_loops():
     assert set(actual[0].unique().tolist()) >= {0, 2, 255} and set(actual[2].unique().tolist()) == {0, 255}
 
 
-def test_refined_label_does_not_depend_on_batch_or_slots():
+def test_refined_label_does_not_depend_on_the_batch_or_on_places_for_absent_classes():
     image, cam, label, box = scene()
-    together = refine_cam(image, cam, label, box, **THRESHOLDS)
+    together = refined(image, cam, label, box)
     for bound in (2, 3, 4):
-        assert torch.equal(together, refine_cam(image, cam, label, box, max_present=bound, **THRESHOLDS))
-    flipped = refine_cam(image.flip(0), cam.flip(0), label.flip(0), box.flip(0), **THRESHOLDS)
+        assert torch.equal(together, refined(image, cam, label, box, max_present=bound))
+    flipped = refined(image.flip(0), cam.flip(0), label.flip(0), box.flip(0))
     assert torch.equal(together, flipped.flip(0))
     for i in range(3):
         one = slice(i, i + 1)
-        assert torch.equal(together[one], refine_cam(image[one], cam[one], label[one], box[one], **THRESHOLDS))
+        assert torch.equal(together[one], refined(image[one], cam[one], label[one], box[one]))
 
 
 def test_absent_classes_cannot_win():
     image, cam, label, box = scene()
     assert torch.equal(
-        refine_cam(image, cam, label, box, **THRESHOLDS),
-        refine_cam(image, cam + (1 - label)[:, :, None, None], label, box, max_present=4, **THRESHOLDS),
+        refined(image, cam, label, box),
+        refined(image, cam + (1 - label)[:, :, None, None], label, box, max_present=4),
     )
+
+
+def test_one_threshold_leaves_nothing_open_inside_the_box():
+    image, cam, label, box = scene()
+    present = PresentClasses.of(label)
+    whole = refine_cam(image, present.gather(cam), present, low=0.4, high=0.4)
+    assert not (whole == 255).any() and {0, 2, 4} <= set(whole[0].unique().tolist())
+    boxed = refine_cam(image, present.gather(cam), present, low=0.4, high=0.4, valid_box=box)
+    assert torch.equal(boxed, outside_to_ignore(whole, box)) and (boxed[1] == 255).any()
 
 
 def test_refine_cam_names_wrong_shapes():
     image, cam, label, box = scene()
-    with pytest.raises(ValueError, match=r"\(3, 4, 24, 32\).*\(3, 3, 24, 31\)"):
-        refine_cam(image[..., 1:], cam, label, box, **THRESHOLDS)
-
-
-# --- dense CRF ------------------------------------------------------------------------------------
-
-
-def test_crf_equals_the_mean_field_loops():
-    image, prob = (rand(2, 3, 6, 7) * 255).round(), (rand(2, 3, 6, 7, seed=1) * 4).softmax(1)
-    prob[:, 0, :, :3] = 0  # clipped to 1e-5
-    actual = dense_crf(
-        image.to(torch.uint8),
-        prob,
-        iterations=3,
-        gaussian_sigma_xy=2,
-        gaussian_weight=3,
-        bilateral_sigma_xy=10,
-        bilateral_sigma_rgb=40,
-        bilateral_weight=5,
-    )
-    for i in range(2):
-        terms = [(3, 2, None), (5, 10, 40)]
-        expected = oracles.mean_field(image[i].double().numpy(), prob[i].double().numpy(), 3, terms)
-        np.testing.assert_allclose(actual[i], expected, atol=2e-5)
-    assert (actual - prob).abs().max() > 0.05
-
-
-def test_crf_batch_equals_single_images_and_input_stays():
-    image, prob = rand(2, 3, 10, 12) * 255, (rand(2, 4, 10, 12, seed=1) * 6).softmax(1)
-    prob = prob.contiguous(memory_format=torch.channels_last)
-    before = prob.clone()
-    together = dense_crf(image, prob, iterations=4)
-    assert torch.equal(prob, before)
-    for i in range(2):
-        alone = dense_crf(image[i], prob[i : i + 1], iterations=4)
-        torch.testing.assert_close(together[i], alone[0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(together.sum(1), torch.ones(2, 10, 12))
-
-
-def test_crf_removes_a_speck_and_keeps_certainty():
-    image = torch.zeros(1, 3, 16, 16)
-    image[..., 8:] = 200
-    prob = torch.full((1, 2, 16, 16), 0.2)
-    prob[:, 1, :, 8:] = prob[:, 0, :, :8] = 0.8
-    prob[0, :, 5, 3] = torch.tensor([0.4, 0.6])
-    label = dense_crf(image, prob).argmax(1)
-    assert (label[..., :8] == 0).all() and (label[..., 8:] == 1).all()
-    certain = torch.zeros(1, 2, 8, 8)
-    certain[:, 1] = 1  # zeros are clipped, not -inf
-    assert (dense_crf(image[..., 4:12, 4:12], certain)[:, 1] > 0.99).all()
-
-
-def test_crf_names_wrong_shapes():
-    with pytest.raises(ValueError, match=r"\(1, 3, 8, 8\).*\(1, 2, 8, 9\)"):
-        dense_crf(torch.zeros(3, 8, 8), torch.ones(1, 2, 8, 9))
+    with pytest.raises(ValueError, match=r"\(3, 2, 24, 32\).*\(3, 3, 24, 31\)"):
+        refined(image[..., 1:], cam, label, box)
+    with pytest.raises(ValueError, match=r"\(3, 4, 24, 32\).*\(3, 2\)"):
+        refine_cam(image, cam, PresentClasses.of(label), **THRESHOLDS)
+    with pytest.raises(ValueError, match=r"valid_box \(2, 4\).*\(3, 24, 32\)"):
+        refined(image, cam, label, box[1:])

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 from toco_lab.config import Config
 from toco_lab.data.loader import train_loader
-from toco_lab.method import cam, labels, present
+from toco_lab.method import cam, labels
 from toco_lab.method.model import ToCo
+from toco_lab.method.present import PresentClasses
 from toco_lab.method.step import compute_losses, enlarge, loss_weights
 
 CFG = Config.preset("smoke")
@@ -77,7 +78,7 @@ def test_regression_on_the_auxiliary_cam_moves_final_tokens_and_not_its_target()
     output = compute_losses(model, batch, cfg, 0)
     assert output.views is None and output.token_label is None
     tokens = model.encode(batch.image).patch_tokens
-    target = cam.resize(output.cams.cam_aux, tokens.shape[-2:])
+    target = cam.resize(output.cams.dense().cam_aux, tokens.shape[-2:])
     error = (model.classifier(tokens).sigmoid() - target).square()
     counted = batch.image_label.bool()[:, :, None, None].expand_as(error)  # nothing is padded in the toy
     torch.testing.assert_close(output.terms.distil, error[counted].mean())
@@ -106,15 +107,16 @@ def test_one_encoder_pass_per_view():
 def test_a_known_number_of_classes_is_not_counted(refine, monkeypatch):
     """Counting would make the host wait for a GPU; with a bound or without it the step is the same."""
     cfg = CFG.replace(seg_start_step=0, w_distil=0.5, refine=refine)
-    batch, asked, of = first_batch(cfg), [], present.Slots.of
-    monkeypatch.setattr(present.Slots, "of", lambda label, most=None: asked.append(most) or of(label, most))
+    batch, asked, of = first_batch(cfg), [], PresentClasses.of
+    monkeypatch.setattr(PresentClasses, "of", lambda label, most=None: asked.append(most) or of(label, most))
     known, counted = (
         compute_losses(fresh(cfg), replace(batch, max_present=most), cfg, 1, generator=torch.Generator().manual_seed(0))
         for most in (batch.max_present, None)
     )
     assert asked == [int(batch.image_label.sum(1).max()), None]
     assert torch.equal(known.terms.total, counted.terms.total) and known.terms.total > 0
-    assert torch.equal(known.cams.cam, labels.mask_by_label(known.cams.cam, batch.image_label))
+    assert torch.equal(known.cams.dense().present.mask, batch.image_label.bool())
+    assert torch.equal(known.cams.dense().cam, counted.cams.dense().cam)
 
 
 @pytest.mark.parametrize("step, source", [(1, "cam_aux"), (2, "cam")])
@@ -123,7 +125,7 @@ def test_the_pseudo_label_changes_its_source(step, source):
     model, batch = fresh(cfg), first_batch(cfg)
     output = compute_losses(model, batch, cfg, step, generator=torch.Generator().manual_seed(0))
     expected = labels.confident_label(
-        getattr(output.cams, source), batch.image_label, low=cfg.low_threshold, high=cfg.high_threshold,
+        getattr(output.cams, source), output.cams.present, low=cfg.low_threshold, high=cfg.high_threshold,
         valid_box=batch.valid_box,
     )  # fmt: skip
     assert torch.equal(output.pseudo_label, expected)

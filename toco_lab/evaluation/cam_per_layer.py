@@ -16,10 +16,11 @@ from toco_lab.backbones.kinds import final_norm
 from toco_lab.config import Config
 from toco_lab.data.loader import EvalSample, eval_samples
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores
-from toco_lab.method.cam import fuse_flip, min_max, resize
-from toco_lab.method.labels import cam_to_label
+from toco_lab.method.cam import at_evaluation_size, fuse_flip, min_max, resize
+from toco_lab.method.labels import confident_label
 from toco_lab.method.losses import classification_loss
 from toco_lab.method.model import ToCo
+from toco_lab.method.present import PresentClasses
 from toco_lab.vocabulary import AFTER_BLOCK, FINAL_NORM
 
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # tried beside the config's own, for the best of each layer
@@ -64,15 +65,14 @@ def layer_cam_quality(
     for sample in tqdm(islice(samples, num_images), "CAM of every block", num_images, disable=not progress):
         if sample.mask is None:
             raise ValueError(f"{sample.name} has no mask: there is nothing to evaluate against")
-        present = sample.image_label.nonzero().flatten()
-        if len(present) == 0:  # nothing but background: every map is 0
+        if not sample.image_label.any():  # nothing but background: every map is 0
             matrices += confusion_matrix(torch.zeros_like(sample.mask), sample.mask, count)
             continue
-        class_ids = torch.cat([present.new_zeros(1), present + 1])  # background, then the classes of the maps
-        for layer, cam in enumerate(_cams(model, cfg, sample, heads[:, present.to(heads.device)]).cpu()):
+        present = PresentClasses.of(sample.image_label[None])
+        for layer, cam in enumerate(_cams(model, cfg, sample, heads[:, present.index[0].to(heads.device)]).cpu()):
             for place, threshold in enumerate(thresholds):
-                slot = cam_to_label(cam[None], torch.ones(1, len(present)), threshold=threshold)[0]
-                matrices[layer, place] += confusion_matrix(class_ids[slot], sample.mask, count)
+                label = confident_label(cam[None], present, low=threshold, high=threshold)[0]
+                matrices[layer, place] += confusion_matrix(label, sample.mask, count)
     rows, normed = [], final_norm(model.encoder) is not None
     for layer, of_layer in enumerate(matrices, start=1):
         scores = [iou_scores(matrix, over=cfg.miou_over).miou.item() for matrix in of_layer]
@@ -119,10 +119,7 @@ def _tokens(model: ToCo, image: Tensor) -> list[Tensor]:
 
 def _resized(model: ToCo, cfg: Config, sample: EvalSample) -> Tensor:
     """The image as CAMs are evaluated, (1, 3, H, W)."""
-    image = sample.image[None].to(next(model.parameters()).device)
-    if not cfg.eval_cam_size:
-        return image
-    return resize(image, (cfg.eval_cam_size,) * 2)
+    return at_evaluation_size(sample.image[None].to(next(model.parameters()).device), cfg.eval_cam_size)
 
 
 def _pooled(model: ToCo, cfg: Config, sample: EvalSample) -> Tensor:

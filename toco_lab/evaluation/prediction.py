@@ -1,25 +1,24 @@
-"""What a model says of an image: its CAMs at native size, its segmentation, and the label maps made of them."""
+"""What a model says of an image: its CAMs at native size, its segmentation, and the label maps made from them."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from toco_lab.backbones.pixels import denormalise
 from toco_lab.config import Config
 from toco_lab.data.loader import EvalSample
-from toco_lab.method.cam import Cams, multi_scale_cam, resize
+from toco_lab.method.cam import Cams, at_evaluation_size, multi_scale_cam, resize
 from toco_lab.method.crf import dense_crf
-from toco_lab.method.labels import cam_to_label
+from toco_lab.method.labels import confident_label, mask_by_label
 from toco_lab.method.model import ToCo
+from toco_lab.method.present import PresentClasses
 from toco_lab.method.refine import refine_cam
 from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED, LABELS, SEG, SEG_CRF
 
 FUSIONS = {"voc": "sum over flip, maximum over scales", "coco": "maximum over flip, sum over scales"}
-
-
+CAM_TARGETS = frozenset({CAM, CAM_AUX, CAM_REFINED, LABELS})  # targets that need the CAM passes
 BATCH = 8  # images of one size that are evaluated together
 
 
@@ -30,22 +29,19 @@ def multi_scale_segmentation(
     """Segmentation logits (B, C + 1, H, W) fused over scales and flip.
 
     Args:
+        model: In evaluation mode.
         image: Normalised, (B, 3, H, W).
         scales: Each runs as it is and, with `flip`, mirrored.
-        fusion: `voc` sums the flip pair and takes the maximum over scales; `coco` does it the other way round.
+        fusion: `voc` sums the flip pair and takes the maximum over scales; `coco` takes the maximum of the flip pair
+            and sums over scales.
+        flip: False leaves the mirror image out.
     """
-    height, width = image.shape[-2:]
+    size = image.shape[-2:]
     per_scale = []
     for scale in scales:
-        scaled = (
-            image
-            if scale == 1
-            else F.interpolate(image, (int(scale * height), int(scale * width)), mode="bilinear", align_corners=False)
-        )
+        scaled = image if scale == 1 else resize(image, [int(scale * length) for length in size])
         views = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
-        logits = F.interpolate(
-            model.decoder(model.encode(views).patch_tokens), (height, width), mode="bilinear", align_corners=False
-        )
+        logits = resize(model.decoder(model.encode(views).patch_tokens), size)
         if flip:
             straight, mirrored = logits.chunk(2)
             pair = torch.stack([straight, mirrored.flip(-1)])
@@ -57,10 +53,10 @@ def multi_scale_segmentation(
 
 @dataclass(frozen=True)
 class NativeCams(Cams):
-    """Multi-scale CAMs at the size of the images, 0 for absent classes.
+    """Multi-scale CAMs of the present classes at the size of the images.
 
     Attributes:
-        logits: Of the plain pass, (B, C).
+        logits: Image logits of the plain pass, (B, C).
     """
 
     logits: Tensor
@@ -68,7 +64,7 @@ class NativeCams(Cams):
 
 @torch.no_grad()
 def native_cams(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor) -> NativeCams:
-    """The CAMs that are evaluated and that pseudo labels are made of.
+    """The CAMs that are evaluated and that pseudo labels are made from.
 
     Args:
         model: In evaluation mode.
@@ -85,61 +81,64 @@ def native_cams(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor) ->
             f"the model is in training mode ({training[0] or 'all of it'}): its CAMs would not be those that are "
             "evaluated. Call model.eval() first; load_run_model does"
         )
-    edge = cfg.eval_cam_size
-    resized = resize(image, (edge, edge)) if edge else image
+    resized = at_evaluation_size(image, cfg.eval_cam_size)
     plain = model(resized, segment=False)
-    maps = multi_scale_cam(
-        model, resized, cfg.cam_scales, plain=plain.features, image_label=image_label, size=image.shape[-2:]
-    )
-    return NativeCams(maps.cam, maps.cam_aux, plain.logits)
+    cams = multi_scale_cam(
+        model, resized, cfg.cam_scales, present=PresentClasses.of(image_label), plain=plain.features,
+        size=image.shape[-2:],
+    )  # fmt: skip
+    return NativeCams(cams.cam, cams.cam_aux, cams.present, plain.logits)
 
 
 def predict(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor, targets: Iterable[str]) -> dict[str, Tensor]:
     """Label maps (B, H, W) of the asked targets for images of one size.
 
-    With the CAMs come `labels`: (B, C) predicted image labels, and `cam_scores`, `cam_aux_scores`: (B, H, W), of the
-    strongest class that is there.
+    With the CAMs come `labels`: (B, C) predicted image labels, and `cam_scores`, `cam_aux_scores`: (B, H, W), the score
+    of the strongest present class.
 
     Args:
+        model: In evaluation mode.
+        cfg: The protocol: sizes, scales, thresholds.
         image: Normalised, native size, (B, 3, H, W).
         image_label: TRUE image labels, which mask the CAMs (not the segmentation).
         targets: Names of `TARGETS` or `seg_crf`.
     """
-    targets, out = set(targets), {}
-    if targets & {CAM, CAM_AUX, CAM_REFINED, LABELS}:
-        maps = native_cams(model, cfg, image, image_label)
-        out[LABELS] = (maps.logits > 0).int()
-        for name, scores in ((CAM, maps.cam), (CAM_AUX, maps.cam_aux)):
-            out[name] = cam_to_label(scores, image_label, threshold=cfg.background_threshold)
-            out[f"{name}_scores"] = scores.amax(1)
-    if CAM_REFINED in targets:
-        pixels = denormalise(image, model.mean, model.std).clamp(0, 255)
-        height, width = image.shape[-2:]
-        box = torch.tensor([[0, height, 0, width]], device=image.device).expand(len(image), -1)
-        one = cfg.background_threshold  # one threshold: nothing is left uncertain
-        out[CAM_REFINED] = refine_cam(
-            pixels / 255,
-            maps.cam,
-            image_label,
-            box,
-            low_threshold=one,
-            high_threshold=one,
-            dilations=cfg.par_dilations,
-            num_iter=cfg.par_iterations,
-        )
+    targets = set(targets)
+    predicted = _predict_cams(model, cfg, image, image_label, targets) if targets & CAM_TARGETS else {}
     if targets & {SEG, SEG_CRF}:
         logits = multi_scale_segmentation(
             model, image, cfg.eval_seg_scales, fusion=cfg.eval_fusion, flip=cfg.eval_seg_flip
         )
-        out[SEG] = logits.max(1).indices  # argmax(1) is many times slower on a CPU
+        predicted[SEG] = logits.max(1).indices  # argmax(1) is many times slower on a CPU
         if SEG_CRF in targets:
-            pixels = denormalise(image, model.mean, model.std).clamp(0, 255).round()
-            out[SEG_CRF] = dense_crf(pixels, logits.softmax(1)).argmax(1)
-    return out
+            predicted[SEG_CRF] = dense_crf(_pixels(model, image).round(), logits.softmax(1)).argmax(1)
+    return predicted
+
+
+def _predict_cams(
+    model: ToCo, cfg: Config, image: Tensor, image_label: Tensor, targets: Collection[str]
+) -> dict[str, Tensor]:
+    """What `predict` makes from the CAMs."""
+    cams, threshold = native_cams(model, cfg, image, image_label), cfg.background_threshold
+    predicted = {LABELS: (cams.logits > 0).int()}
+    for name, maps in ((CAM, cams.cam), (CAM_AUX, cams.cam_aux)):
+        predicted[name] = confident_label(maps, cams.present, low=threshold, high=threshold)
+        predicted[f"{name}_scores"] = mask_by_label(maps, cams.present.mask).amax(1)
+    if CAM_REFINED in targets:
+        predicted[CAM_REFINED] = refine_cam(
+            _pixels(model, image) / 255, cams.cam, cams.present, low=threshold, high=threshold,
+            dilations=cfg.par_dilations, num_iter=cfg.par_iterations,
+        )  # fmt: skip
+    return predicted
+
+
+def _pixels(model: ToCo, image: Tensor) -> Tensor:
+    """Normalised images as grey levels, (B, 3, H, W) in [0, 255]."""
+    return denormalise(image, model.mean, model.std).clamp(0, 255)
 
 
 def grouped_by_size(samples: Iterable[EvalSample], most: int) -> Iterator[list[EvalSample]]:
-    """Neighbours of equal size together, at most `most` of them: batches for the encoder without padding."""
+    """Consecutive samples of equal size together, at most `most` of them: batches for the encoder without padding."""
     group: list[EvalSample] = []
     for sample in samples:
         if group and (len(group) == most or sample.image.shape != group[0].image.shape):

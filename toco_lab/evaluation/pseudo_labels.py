@@ -120,7 +120,6 @@ class PseudoLabels:
 
 def label_maps(
     cams: Cams,
-    image_label: Tensor,
     pixels: Tensor,
     thresholds: Thresholds,
     *,
@@ -130,13 +129,12 @@ def label_maps(
 ) -> dict[str, Tensor]:
     """Pseudo labels of all kinds from one pair of CAMs.
 
-    * `seed`, `aux`: thresholds on the CAM, on the auxiliary CAM (`cam.confident_label`);
+    * `seed`, `aux`: thresholds on the CAM, on the auxiliary CAM (`labels.confident_label`);
     * `refined`: the CAM after PAR (`refine.refine_cam`);
     * `crf`: the CAM after the dense CRF (`crf_label`).
 
     Args:
-        cams: (B, C, H, W), masked by the image labels.
-        image_label: (B, C) in {0, 1}.
+        cams: Of the present classes, (B, S, H, W).
         pixels: (B, 3, H, W), values in [0, 255].
         thresholds: With equal ones nothing is ignored.
         kinds: Names of `TARGETS`.
@@ -146,16 +144,13 @@ def label_maps(
         By kind, (B, H, W) int64: 0 background, 1..C classes, 255 ignored.
     """
     low, high = thresholds.low, thresholds.high
-    batch, _, height, width = pixels.shape
-    box = torch.tensor([[0, height, 0, width]], device=pixels.device).expand(batch, -1)
     make = {
-        "seed": lambda: confident_label(cams.cam, image_label, low=low, high=high, valid_box=box),
-        "aux": lambda: confident_label(cams.cam_aux, image_label, low=low, high=high, valid_box=box),
+        "seed": lambda: confident_label(cams.cam, cams.present, low=low, high=high),
+        "aux": lambda: confident_label(cams.cam_aux, cams.present, low=low, high=high),
         "refined": lambda: refine_cam(
-            pixels / 255, cams.cam, image_label, box, low_threshold=low, high_threshold=high,
-            dilations=dilations, num_iter=num_iter,
+            pixels / 255, cams.cam, cams.present, low=low, high=high, dilations=dilations, num_iter=num_iter
         ),
-        "crf": lambda: crf_label(pixels, cams.cam, image_label, low=low, high=high),
+        "crf": lambda: crf_label(pixels, cams.cam, cams.present, low=low, high=high),
     }  # fmt: skip
     return {kind: make[kind]() for kind in kinds}
 
@@ -430,9 +425,10 @@ def _made(
             image = torch.stack([sample.image for sample in group]).to(device)
             label = torch.stack([sample.image_label for sample in group]).to(device)
             cams = native_cams(model, cfg, image, label)
+            dense = cams.dense() if scored else cams
             pixels = denormalise(image, model.mean, model.std).clamp(0, 255)
             labels = label_maps(
-                cams, label, pixels, thresholds, kinds=new, dilations=cfg.par_dilations, num_iter=cfg.par_iterations
+                cams, pixels, thresholds, kinds=new, dilations=cfg.par_dilations, num_iter=cfg.par_iterations
             )
             labels = {kind: found.to(torch.uint8).cpu().numpy() for kind, found in labels.items()}
         for i, sample in enumerate(group):
@@ -440,7 +436,7 @@ def _made(
                 sample,
                 {k: labels[k][i] if k in new else _read_label(_label_path(out, k, sample.name)) for k in kinds},
                 new,
-                {kind: getattr(cams, SCORED[kind])[i] for kind in scored if kind in new},
+                {kind: getattr(dense, SCORED[kind])[i] for kind in scored if kind in new},
             )
 
 

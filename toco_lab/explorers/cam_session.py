@@ -22,11 +22,12 @@ from toco_lab.data.classes import DataError
 from toco_lab.data.loader import EvalSample
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores
 from toco_lab.explorers.attribution import ATTRIBUTIONS
-from toco_lab.method.cam import Cams, fuse_flip, min_max, raw_cams, resize
+from toco_lab.method.cam import Cams, at_evaluation_size, fuse_flip, min_max, raw_cams, resize
 from toco_lab.method.crf import crf_label
 from toco_lab.method.crops import LocalCrops, sample_local_crops
-from toco_lab.method.labels import cam_to_label, confident_label, mask_by_label, region_mask
+from toco_lab.method.labels import confident_label, mask_by_label, region_mask
 from toco_lab.method.model import ToCo, ToCoOutput
+from toco_lab.method.present import PresentClasses
 from toco_lab.method.refine import refine_cam
 from toco_lab.vocabulary import CAM, CAM_AUX
 
@@ -153,11 +154,9 @@ class CamSession:
             raise ValueError(f"mask {tuple(mask.shape)} does not fit the image {raw.shape[:2]}")
         if image_label is not None and tuple(image_label.shape) != (self.cfg.num_classes,):
             raise ValueError(f"image_label {tuple(image_label.shape)} must be ({self.cfg.num_classes},)")
-        device, edge = next(self.model.parameters()).device, self.cfg.eval_cam_size
+        device = next(self.model.parameters()).device
         pixels = normalise(torch.tensor(raw).permute(2, 0, 1).contiguous(), self.model.mean, self.model.std)
-        pixels = pixels[None].to(device)
-        if edge:
-            pixels = resize(pixels, (edge, edge))
+        pixels = at_evaluation_size(pixels[None].to(device), self.cfg.eval_cam_size)
         output = self.model(pixels)
         label = predicted_label(output.logits[0]) if image_label is None else torch.as_tensor(image_label)
         image = SessionImage(
@@ -188,12 +187,15 @@ class CamSession:
         """
         image, total = self.image, 0
         wanted = list(range(self.cfg.num_classes) if classes is None else classes)
+        index = torch.tensor([wanted], device=image.pixels.device)
+        present = PresentClasses(index, torch.ones_like(index, dtype=torch.bool), self.cfg.num_classes)
         for scale in self._scales(scales):
             if scale not in image.raw_cams:
                 self._run_scale(image, scale)
-            raw = image.raw_cams[scale][:, :, :, wanted]
+            raw = present.gather(image.raw_cams[scale])
             total = total + fuse_flip(raw, image.pixels.shape[-2:], flip=flip)  # (2 heads, 1, C, h, w)
-        return Cams(*(resize(maps, image.size) for maps in min_max(total)))
+        cam, cam_aux = (resize(maps, image.size) for maps in min_max(total))
+        return Cams(cam, cam_aux, present)
 
     def score(
         self,
@@ -242,10 +244,10 @@ class CamSession:
         scales: Sequence[float] | None = None,
         flip: bool = True,
     ) -> Tensor:
-        """(H, W) int64: `cam_to_label` with the image label; None takes `cfg.background_threshold`."""
+        """(H, W) int64: `confident_label` with one threshold; None takes `cfg.background_threshold`."""
         score, winner = self._strongest(source, scales, flip)
         threshold = self.cfg.background_threshold if threshold is None else threshold
-        return _named(cam_to_label(*_one_class(score), threshold=threshold), winner)
+        return _named(confident_label(*_one_class(score), low=threshold, high=threshold), winner)
 
     def pseudo_label(
         self,
@@ -259,7 +261,7 @@ class CamSession:
         """(H, W) int64, 255 where unsure: `confident_label`; None takes the thresholds of the config."""
         score, winner = self._strongest(source, scales, flip)
         low, high = self._thresholds(low, high)
-        return _named(confident_label(*_one_class(score), low=low, high=high, valid_box=self._box()), winner)
+        return _named(confident_label(*_one_class(score), low=low, high=high), winner)
 
     def refined_label(
         self,
@@ -285,21 +287,15 @@ class CamSession:
         low, high = self._thresholds(low, high)
         if method not in ("par", "crf"):
             raise ValueError(f"method must be 'par' or 'crf', got {method!r}")
-        classes = list(image.present) or [0]
-        maps = getattr(self.cams(scales, flip, classes=classes), _checked(source))  # (1, P, H, W)
-        present = image.image_label[None, classes]  # (1, P)
+        present = PresentClasses.of(image.image_label[None])
+        maps = getattr(self.cams(scales, flip, classes=present.index[0].tolist()), _checked(source))  # (1, S, H, W)
         pixels = torch.tensor(image.raw, device=maps.device).permute(2, 0, 1)[None].float()
-        maps = mask_by_label(maps, present)
-        if method == "par":
-            label = refine_cam(
-                pixels / 255, maps, present, self._box(), low_threshold=low, high_threshold=high,
-                dilations=self.cfg.par_dilations, num_iter=self.cfg.par_iterations,
-            )[0]  # fmt: skip
-        else:
-            label = crf_label(pixels, maps, present, low=low, high=high)[0]
-        names = torch.full((IGNORE_INDEX + 1,), IGNORE_INDEX, device=label.device)
-        names[: len(classes) + 1] = torch.tensor([0, *(index + 1 for index in classes)])
-        return names[label]
+        if method == "crf":
+            return crf_label(pixels, maps, present, low=low, high=high)[0]
+        return refine_cam(
+            pixels / 255, maps, present, low=low, high=high,
+            dilations=self.cfg.par_dilations, num_iter=self.cfg.par_iterations,
+        )[0]  # fmt: skip
 
     def iou(self, label: Tensor) -> ImageIou:
         """IoU of a label map (H, W) with the mask.
@@ -392,11 +388,6 @@ class CamSession:
             raise ValueError(f"need 0 <= low < high <= 1, got {low} and {high}")
         return low, high
 
-    def _box(self) -> Tensor:
-        """The whole image as a valid box, (1, 4)."""
-        height, width = self.image.size
-        return torch.tensor([[0, height, 0, width]], device=self.image.pixels.device)
-
 
 def predicted_label(logits: Tensor) -> Tensor:
     """(C,) in {0, 1} of image logits (C,): the positive ones, the largest one if there is none."""
@@ -444,9 +435,9 @@ def decode_image(source: bytes | Path | str, *, longest_side: int | None = LONGE
     return np.array(picture)
 
 
-def _one_class(score: Tensor) -> tuple[Tensor, Tensor]:
-    """A score (H, W) as the CAM (1, 1, H, W) of the one class of an image label (1, 1): thresholds need no more."""
-    return score[None, None], score.new_ones(1, 1)
+def _one_class(score: Tensor) -> tuple[Tensor, PresentClasses]:
+    """A score (H, W) as the CAM (1, 1, H, W) of the only class of an image: thresholds need no more."""
+    return score[None, None], PresentClasses.of(score.new_ones(1, 1), 1)
 
 
 def _named(label: Tensor, winner: Tensor) -> Tensor:

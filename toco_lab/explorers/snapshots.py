@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from itertools import islice
 
 import torch
-import torch.nn.functional as F
 
 from toco_lab.backbones.activations import capture
 from toco_lab.backbones.kinds import fill_patches, final_norm
@@ -15,6 +14,7 @@ from toco_lab.config import Config
 from toco_lab.data.loader import EvalSample, eval_samples
 from toco_lab.explorers.quantise import quantise_tokens
 from toco_lab.explorers.token_maps import TokenMaps, load_run_maps, save_token_maps
+from toco_lab.method.cam import at_evaluation_size
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
@@ -45,9 +45,7 @@ def token_maps(
     device, found = next(model.parameters()).device, []
     for sample in samples:
         image = sample.image[None].to(device)
-        if cfg.eval_cam_size:
-            image = F.interpolate(image, (cfg.eval_cam_size,) * 2, mode="bilinear", align_corners=False)
-        image, grid = fill_patches(model.encoder, image)
+        image, grid = fill_patches(model.encoder, at_evaluation_size(image, cfg.eval_cam_size))
         seen = capture(model, image)
         layers = {
             f"block {number}": seen.patches(tokens)[0]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,15 +10,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """One training step; B images, S is `crop_size`, s is `view2_size`. See `transforms.Views`."""
+    """What a training step is given: B images, with S = `crop_size` and s = `view2_size`."""
 
     names: list[str]
-    image: Tensor  # (B, 3, S, S) normalised; it IS the first global view
-    view2: Tensor  # (B, 3, s, s) second global view
+    image: Tensor  # (B, 3, S, S) normalised; it is also the first global view
+    view2: Tensor  # (B, 3, s, s) normalised; second global view
     local_source: Tensor  # (B, 3, S, S) the image in other colours; the training step cuts local crops from it
     image_label: Tensor  # (B, C) float in {0, 1}
-    valid_box: Tensor  # (B, 4) int64 top, bottom, left, right, half-open
-    max_present: int | None = None  # no image shows more classes; None: to be counted, which waits for a GPU
+    valid_box: Tensor  # (B, 4) int64 top, bottom, left, right, half-open: what is not padding
+    max_present: int | None = None  # no image shows more classes; None counts them, for which the host waits for a GPU
 
     def __getitem__(self, part: slice) -> "Batch":
         """The images of a slice, for gradient accumulation."""
@@ -32,7 +33,8 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        return replace(self, **{name: change(getattr(self, name)) for name in TENSORS})
+        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in TENSORS}
+        return replace(self, **changed)
 
 
 TENSORS = tuple(item.name for item in fields(Batch) if item.type is Tensor)  # fields that are stacked, cut and moved

@@ -1,7 +1,8 @@
-"""Class activation maps at several scales."""
+"""Class activation maps at several scales: step 1 of `toco_lab.method`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -9,99 +10,103 @@ from torch import Tensor
 
 from toco_lab.backbones.pixels import pieces_of
 from toco_lab.method.model import ToCo, TokenFeatures
-from toco_lab.method.present import Slots
+from toco_lab.method.present import PresentClasses
 
 
 @dataclass(frozen=True)
 class Cams:
-    """Multi-scale CAMs, (B, C, H, W), each map min-max normalised to [0, 1), or 0 where a class does not count.
+    """Multi-scale CAMs of the classes present in each image, each map min-max normalised to [0, 1).
+
+    Maps that `present.mask` does not count mean nothing.
 
     Attributes:
-        cam: From the final patch tokens.
-        cam_aux: From the auxiliary patch tokens.
+        cam: From the final patch tokens, (B, S, H, W).
+        cam_aux: From the auxiliary patch tokens, (B, S, H, W).
+        present: Which classes these are.
     """
 
     cam: Tensor
     cam_aux: Tensor
+    present: PresentClasses
+
+    def dense(self) -> "Cams":
+        """The same with a map for every class, (B, C, H, W), which is 0 where the class is absent."""
+        return Cams(self.present.scatter(self.cam), self.present.scatter(self.cam_aux), self.present.dense())
 
 
 @torch.no_grad()
 def multi_scale_cam(
     model: ToCo,
     image: Tensor,
-    scales: tuple[float, ...] = (1.0, 0.5, 1.5),
+    scales: Sequence[float] = (1.0, 0.5, 1.5),
     *,
+    present: PresentClasses | None = None,
     plain: TokenFeatures | None = None,
-    image_label: Tensor | None = None,
-    max_present: int | None = None,
     size: Sequence[int] | None = None,
 ) -> Cams:
-    """Multi-scale CAM of the final and of the auxiliary tokens (method: training step, 1).
+    """Multi-scale CAM of the final and of the auxiliary tokens (step 1 of `toco_lab.method`).
 
-    Each scale: raw CAMs of the image and of its mirror image, resized to H x W, their maximum, ReLU. Summed over
-    scales, then min-max normalised per map.
+    At each scale: raw CAMs of the image and of its mirror image, resized to H x W, their maximum, ReLU. The scales are
+    summed, and each map is min-max normalised.
 
     Args:
+        model: The network.
         image: Normalised images, (B, 3, H, W).
         scales: Image scales; each runs once as it is and once mirrored.
-        plain: Tokens of `image` where a pass at scale 1 was already made: that pass is not repeated.
-        image_label: (B, C) in {0, 1}: the maps of absent classes are 0, and nothing is spent on them. None: all count.
-        max_present: Bound on the present classes of one image, see `Slots.of`.
+        present: The classes to make maps of; absent ones cost nothing. None takes all C classes in their order.
+        plain: Tokens of `image`, if a pass at scale 1 was already made: that pass is not repeated.
         size: The maps are resized to it at the end; None leaves them at H x W.
 
+    Returns:
+        Maps of the present classes, (B, S, H, W); `.dense()` has one for every class.
+
     Raises:
-        ValueError: If `image_label` does not fit the images and the classes of the model.
+        ValueError: If `present` does not fit the images and the classes of the model.
     """
-    if image_label is None:
-        image_label = image.new_ones(len(image), model.classifier.out_channels)
-    slots = Slots.of(image_label, max_present)
-    maps = slot_cams(model, image, slots, scales, plain=plain, size=size)
-    return Cams(slots.spread(maps.cam), slots.spread(maps.cam_aux))
-
-
-@torch.no_grad()
-def slot_cams(
-    model: ToCo,
-    image: Tensor,
-    slots: Slots,
-    scales: tuple[float, ...] = (1.0, 0.5, 1.5),
-    *,
-    plain: TokenFeatures | None = None,
-    size: Sequence[int] | None = None,
-) -> Cams:
-    """`multi_scale_cam` of the classes in slots alone, (B, S, H, W); what stands in slots of absent classes means
-    nothing.
-    """
-    raw = (slots.take(raw_cams(model, image, scale, plain=plain)) for scale in scales)
-    maps = min_max(sum(fuse_flip(one, image.shape[-2:]) for one in raw))  # (2, B, S, H, W)
-    return Cams(*(maps if size is None else resize_each(maps, size)))
+    if present is None:
+        num_classes = model.classifier.out_channels
+        present = PresentClasses.of(image.new_ones(len(image), num_classes), num_classes)
+    shares = (
+        fuse_flip(present.gather(raw_cams(model, image, scale, plain=plain)), image.shape[-2:]) for scale in scales
+    )
+    maps = min_max(reduce(torch.add, shares))  # (2, B, S, H, W)
+    cam, cam_aux = maps if size is None else resize_each(maps, size)
+    return Cams(cam, cam_aux, present)
 
 
 @torch.no_grad()
 def raw_cams(model: ToCo, image: Tensor, scale: float, *, plain: TokenFeatures | None = None) -> Tensor:
-    """CAMs of one scale as they come: (2, 2, B, C, h, w), of the final and the auxiliary tokens, by image and mirror
-    image (still mirrored). Where the grids of the two differ, both have the finer one. Arguments as in
-    `multi_scale_cam`.
+    """The raw CAMs of one scale: no ReLU, not normalised, at token resolution.
+
+    Args:
+        model: The network.
+        image: Normalised images at scale 1, (B, 3, H, W).
+        scale: Of the image.
+        plain: As in `multi_scale_cam`.
+
+    Returns:
+        (2, 2, B, C, h, w): from the final and from the auxiliary tokens; of the image and of its mirror image (still
+        mirrored). If the two kinds of tokens have different grids, all maps have the finer one.
     """
     scaled = image if scale == 1 else resize(image, [int(length * scale) for length in image.shape[-2:]])
     if scale == 1 and plain is not None:
-        parts, rest = [model.cams(plain)], scaled.flip(-1)
+        passes, rest = [model.cams(plain)], scaled.flip(-1)
     else:
-        parts, rest = [], torch.cat([scaled, scaled.flip(-1)])
-    parts += [model.cams(model.encode(piece)) for piece in pieces_of(rest, model.patch_size)]
-    both = [torch.cat(of_head) for of_head in zip(*parts, strict=True)]
-    finer = max((maps.shape[-2:] for maps in both), key=sum)
-    both = [maps if maps.shape[-2:] == finer else resize(maps, finer) for maps in both]
-    return torch.stack([maps.unflatten(0, (2, -1)) for maps in both])
+        passes, rest = [], torch.cat([scaled, scaled.flip(-1)])
+    passes += [model.cams(model.encode(piece)) for piece in pieces_of(rest, model.patch_size)]
+    heads = [torch.cat(maps) for maps in zip(*passes, strict=True)]  # twice (2B, C, h, w)
+    finer = max((maps.shape[-2:] for maps in heads), key=sum)
+    heads = [maps if maps.shape[-2:] == finer else resize(maps, finer) for maps in heads]
+    return torch.stack([maps.unflatten(0, (2, -1)) for maps in heads])
 
 
 def fuse_flip(raw: Tensor, size: Sequence[int], *, flip: bool = True) -> Tensor:
-    """One scale's share of a multi-scale CAM: the maximum of image and mirror image at full size, ReLU.
+    """What one scale adds to a multi-scale CAM: the maximum of image and mirror image at full size, ReLU.
 
     Args:
-        raw: (K, 2, B, C, h, w), by map and by mirroring, as `raw_cams` gives it.
+        raw: (K, 2, B, C, h, w): K kinds of maps, each of the image and of its mirror image, as from `raw_cams`.
         size: (H, W).
-        flip: Without it the mirror image does not count.
+        flip: False leaves the mirror image out.
 
     Returns:
         (K, B, C, H, W).
@@ -117,12 +122,21 @@ def min_max(cam: Tensor) -> Tensor:
 
 
 def resize(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, C, h, w) at another size: bilinear, corners not aligned, as CAMs and their images are resized throughout."""
+    """(B, C, h, w) at another size, bilinear, corners not aligned: how CAMs and their images are resized everywhere."""
     return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)
 
 
 def resize_each(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """(..., h, w) at another size, each map to the same bits whatever others there are: `resize` may round differently
-    where there are three channels, for which torch has a kernel of its own.
+    """(..., h, w) at another size. Each map gets the same bits whatever others are resized with it.
+
+    `resize` does not promise this: torch has a kernel of its own for three channels, which rounds differently.
     """
     return resize(maps.flatten(0, -3)[:, None], size).view(*maps.shape[:-2], *size)
+
+
+def at_evaluation_size(image: Tensor, side: int) -> Tensor:
+    """Images (B, 3, H, W) as the evaluation makes CAMs of them: side x side pixels, or unchanged where `side` is 0.
+
+    `side` is `Config.eval_cam_size`.
+    """
+    return resize(image, (side, side)) if side else image

@@ -1,4 +1,7 @@
-"""The dense CRF: Kraehenbuehl and Koltun's mean field (NeurIPS 2011) on the permutohedral lattice."""
+"""The dense CRF: Kraehenbuehl and Koltun's mean field (NeurIPS 2011) on the permutohedral lattice.
+
+ToCo uses it after the multi-scale segmentation of an evaluation; `crf_label` makes labels of CAMs with it.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -6,6 +9,7 @@ from torch import Tensor
 
 from toco_lab.config import IGNORE_INDEX
 from toco_lab.method.lattice import Lattice, bilateral_features, spatial_features
+from toco_lab.method.present import PresentClasses
 
 
 @torch.no_grad()
@@ -51,7 +55,7 @@ def dense_crf(
     ]
     for _, lattice in terms:
         lattice.normalise()
-    # One pixel per row throughout, the lattice's own layout: no transposition inside the loop.
+    # One pixel per row, the lattice's own layout: nothing is transposed inside the loop.
     log_prob = prob.float().clamp(1e-5, 1).log_().permute(0, 2, 3, 1).reshape(-1, num_classes).contiguous()  # (B N, K)
     q = log_prob.softmax(1)
     for _ in range(iterations):
@@ -63,31 +67,30 @@ def dense_crf(
 
 
 @torch.no_grad()
-def crf_label(pixels: Tensor, cam: Tensor, image_label: Tensor, *, low: float, high: float) -> Tensor:
-    """The label of a CAM after the dense CRF: `refine_cam` with the CRF in place of PAR.
+def crf_label(pixels: Tensor, cam: Tensor, present: PresentClasses, *, low: float, high: float) -> Tensor:
+    """The label of a CAM after the dense CRF: `refine_cam` with the CRF in place of PAR, on the whole image.
 
-    The probabilities are those that PAR gets (method: training step, 5): softmax over the background score, a constant,
-    and the CAM scores of the present classes; absent classes take no part. Where the runs with `high` and with `low` as
-    background score disagree about background, the label is 255.
+    The CRF gets the probabilities that PAR gets (step 5 of `toco_lab.method`): the softmax over a constant background
+    score and the scores of the present classes. Where the runs with `high` and with `low` as background score disagree
+    about background, the label is 255.
 
     Args:
-        pixels: (B, 3, H, W), values in [0, 255]; rounded.
-        cam: (B, C, H, W) in [0, 1].
-        image_label: (B, C) in {0, 1}.
-        low, high: Background scores; equal ones take one run, and leave nothing open.
+        pixels: (B, 3, H, W), values in [0, 255]; rounded here.
+        cam: (B, S, H, W) in [0, 1].
+        present: Its classes; absent ones take no part.
+        low, high: Background scores. Equal ones take a single run and leave nothing open.
 
     Returns:
         (B, H, W) int64: 0 background, 1..C classes, 255 ignored.
     """
     labels = []
-    for picture, scores, present in zip(pixels.round(), cam, image_label, strict=True):
-        slots = present.nonzero().flatten()
-        numbers = F.pad(slots + 1, (1, 0))
+    for image, maps, index, mask in zip(pixels.round(), cam, present.index, present.mask, strict=True):
+        classes = F.pad(index[mask] + 1, (1, 0))  # background, then the present ones
         runs = []
         for background in dict.fromkeys((high, low)):
-            constant = scores.new_full((1, 1, *scores.shape[-2:]), background)
-            probability = torch.cat([constant, scores[None, slots]], dim=1).softmax(1)
-            runs.append(numbers[dense_crf(picture, probability).argmax(1)[0]])
+            constant = maps.new_full((1, *maps.shape[-2:]), background)
+            probability = torch.cat([constant, maps[mask]])[None].softmax(1)
+            runs.append(classes[dense_crf(image, probability).argmax(1)[0]])
         strict, loose = runs[0], runs[-1]
         labels.append(strict.masked_fill((strict == 0) & (loose != 0), IGNORE_INDEX))
     return torch.stack(labels)

@@ -1,7 +1,7 @@
 """The losses of ToCo as pure functions: no loop over images, no host synchronisation, fp32 also under autocast.
 
-Total (paper, section on the training objective): classification + auxiliary classification + 0.2 patch token contrast
-+ 0.5 class token contrast + 0.1 segmentation + 0.05 regularisation.
+`step.compute_losses` makes their inputs and sums them (paper, section on the training objective): classification +
+auxiliary classification + 0.2 patch token contrast + 0.5 class token contrast + 0.1 segmentation + 0.05 regularisation.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ def classification_loss(logits: Tensor, image_label: Tensor) -> Tensor:
 
 
 def affinity_mask(label: Tensor) -> Tensor:
-    """Relation of every pair of token positions.
+    """The relation of every pair of tokens, which patch token contrast reads (step 4 of `toco_lab.method`).
 
     Args:
         label: (B, h, w) integers: 0 background, 1..C classes, 255 ignored.
@@ -51,17 +51,20 @@ def affinity_mask(label: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PtcTerms:
-    """Patch token contrast and the two means that tell what it means.
+    """Patch token contrast with the two means it must be read with.
 
     The loss is near 0.5 both when all tokens are equal and when all are orthogonal; the means tell the two apart.
+
+    Attributes:
+        loss: Scalar.
+        positive_cosine: Scalar, detached: mean |cos| over the positive pairs of the batch, in [0, 1]; NaN if there
+            are none.
+        negative_cosine: The same over the negative pairs.
     """
 
     loss: Tensor
-    """Scalar."""
     positive_cosine: Tensor
-    """Scalar, detached: mean \\|cos\\| over the positive pairs of the batch, in [0, 1]; NaN without any."""
     negative_cosine: Tensor
-    """Scalar, detached: the same over the negative pairs."""
 
 
 def ptc_terms(
@@ -70,19 +73,19 @@ def ptc_terms(
     """Patch token contrast: pull same-class tokens together, push different-class tokens apart.
 
     Paper: section on patch token contrast. With A the similarity, P and N the positive and negative pairs of the whole
-    batch: 0.5 (1 - sum_P A / (|P| + 1)) + 0.5 sum_N A / (|N| + 1), as released; the paper has plain means.
+    batch: 0.5 (1 - sum_P A / (|P| + 1)) + 0.5 sum_N A / (|N| + 1), as in the released code; the paper has plain means.
 
     Args:
         patch_tokens: Final patch tokens, (B, D, h, w), any scale; normalised here over D.
         affinity: (B, N, N) with N = h * w; 1 same class, 0 different, 255 ignored.
-        similarity: ``absolute`` takes the absolute cosine as the released code does, ``raw`` the cosine itself.
+        similarity: `absolute` takes the absolute cosine as the released code does, `raw` the cosine itself.
 
     Returns:
-        The loss, in [0, 1] for ``absolute`` and exactly 0.5 when all pairs are ignored, with the mean |cos| of the
+        The loss, in [0, 1] for `absolute` and exactly 0.5 when all pairs are ignored, with the mean |cos| of the
         positive and of the negative pairs.
 
     Raises:
-        ValueError: If ``affinity`` does not fit the tokens or ``similarity`` is unknown.
+        ValueError: If `affinity` does not fit the tokens or `similarity` is unknown.
     """
     batch, _, height, width = patch_tokens.shape
     if affinity.shape != (batch, height * width, height * width):
@@ -108,7 +111,7 @@ def ptc_terms(
 
 
 def ptc_loss(patch_tokens: Tensor, affinity: Tensor, *, similarity: Literal["absolute", "raw"] = "absolute") -> Tensor:
-    """The loss of ``ptc_terms`` alone.
+    """The loss of `ptc_terms` alone.
 
     Example:
         >>> tokens = torch.eye(4).reshape(1, 4, 2, 2)  # four orthogonal tokens
@@ -133,13 +136,13 @@ def ctc_loss(
         flags: (B, V), 1 where the view is a positive.
         temperature: > 0.
         negative_only_term: Add log(1 + Neg_v + 1e-4) to each sum, as the released code always does (its
-            ``for ... else`` never breaks); False leaves the terms of the positives alone.
+            `for ... else` never breaks); False leaves it at the terms of the positives.
 
     Returns:
         Scalar >= 0.
 
     Raises:
-        ValueError: If the rows of student and teacher do not fit ``flags``.
+        ValueError: If the rows of student and teacher do not fit `flags`.
     """
     batch, views = flags.shape
     same_width = student.shape[1:] == teacher.shape[1:]
@@ -163,18 +166,18 @@ def ctc_loss(
 
 
 def distil_loss(cam: Tensor, target: Tensor, image_label: Tensor, inside: Tensor) -> Tensor:
-    """Regress the final tokens on the auxiliary CAM: mean squared error of the sigmoid of their raw CAM.
+    """Regression of the final tokens on the auxiliary CAM: mean squared error of the sigmoid of their raw CAM.
 
-    Not part of ToCo: what one would try first in place of patch token contrast, kept to compare with.
+    This is not part of ToCo. It is the obvious alternative to patch token contrast, here to compare with.
 
     Args:
-        cam: Raw CAM of the final tokens, (B, C, h, w), with gradient.
-        target: Auxiliary CAM in [0, 1], (B, C, h, w).
+        cam: Raw CAM of the final tokens, (B, C, h, w), with gradient; all classes or the present ones.
+        target: Auxiliary CAM of the same classes in [0, 1], (B, C, h, w).
         image_label: (B, C) in {0, 1}; maps of absent classes do not count.
         inside: (B, h, w) bool, False for tokens of padding.
 
     Returns:
-        Scalar in [0, 1]: mean over the tokens inside and the present classes of the batch; 0 where there is none.
+        Scalar in [0, 1]: mean over the tokens inside and the present classes of the batch; 0 if there are none.
 
     Raises:
         ValueError: If the shapes do not fit.
@@ -190,7 +193,7 @@ def distil_loss(cam: Tensor, target: Tensor, image_label: Tensor, inside: Tensor
 
 
 def seg_loss(logits: Tensor, label: Tensor) -> Tensor:
-    """Half the mean cross entropy over background pixels plus half that over foreground pixels.
+    """Segmentation loss: half the mean cross entropy over background pixels plus half that over foreground pixels.
 
     Args:
         logits: (B, K, H, W), K = 1 + C.
@@ -202,7 +205,10 @@ def seg_loss(logits: Tensor, label: Tensor) -> Tensor:
     pixels = F.cross_entropy(_at_least_fp32(logits), label.long(), ignore_index=IGNORE_INDEX, reduction="none")
     background = label == 0
     foreground = (label != 0) & (label != IGNORE_INDEX)
-    return sum(0.5 * (pixels * half).sum() / half.sum().clamp(min=1) for half in (background, foreground))
+    of_background, of_foreground = (
+        0.5 * (pixels * half).sum() / half.sum().clamp(min=1) for half in (background, foreground)
+    )
+    return of_background + of_foreground
 
 
 def reg_loss(
@@ -219,9 +225,9 @@ def reg_loss(
 ) -> Tensor:
     """Regularised loss: dense CRF energy of the prediction, low where similar pixels share a class.
 
-    After Tang et al., "On regularized losses for weakly-supervised CNN segmentation" (ECCV 2018). At the reduced
-    size, with S the softmax inside the box, gate G = 1 - max softmax inside it, 0 outside, 1 where the label is
-    ignored, and F the lattice filter: -weight * sum(S G F(S)) / B.
+    After Tang et al., "On regularized losses for weakly-supervised CNN segmentation" (ECCV 2018): at the reduced size,
+    -weight * sum(S G F(S)) / B. S is the softmax, 0 outside the box; F is the lattice filter; the gate G is 1 where the
+    label is ignored, else 1 - max softmax inside the box and 0 outside.
 
     Args:
         logits: (B, K, H, W).
@@ -232,14 +238,14 @@ def reg_loss(
         sigma_rgb: Standard deviation of the filter in grey levels.
         sigma_xy: The same in pixels of the full image.
         scale: Size at which the energy is taken, relative to the image.
-        gate: ``released`` differentiates as the released code by hand: gate constant, filter symmetric, both factors S
-            alike. ``exact`` is the true derivative. The value is the same.
+        gate: `released` has the gradient that the released code writes by hand: gate constant, filter symmetric, both
+            factors S alike. `exact` has the true gradient. The value is the same.
 
     Returns:
         Scalar <= 0.
 
     Raises:
-        ValueError: If the shapes do not fit or ``gate`` is unknown.
+        ValueError: If the shapes do not fit or `gate` is unknown.
     """
     batch, _, height, width = logits.shape
     fits = image.shape == (batch, 3, height, width) and label.shape == (batch, height, width)
@@ -251,22 +257,29 @@ def reg_loss(
     if gate not in ("released", "exact"):
         raise ValueError(f"gate must be 'released' or 'exact', got {gate!r}")
     pred = F.interpolate(_at_least_fp32(logits).softmax(1), scale_factor=scale, mode="bilinear", align_corners=False)
-    # Nearest for everything that is not a prediction: one pixel in two, unmixed.
-    inside = inside_box(valid_box, height, width)
-    stacked = torch.cat([image.float(), inside[:, None].float(), (label == IGNORE_INDEX)[:, None].float()], dim=1)
-    image, inside, ignored = F.interpolate(stacked, scale_factor=scale, mode="nearest").split([3, 1, 1], dim=1)
-
-    # A GPU must not wait for the number of vertices; on a CPU knowing it is free and saves work.
+    image, inside, ignored = _reduced(image, label, valid_box, scale)
+    # counting the vertices saves work on a CPU; on a GPU the host would wait for the count
     lattice = Lattice(bilateral_features(image, sigma_xy * scale, sigma_rgb), compact=logits.device.type == "cpu")
     with torch.set_grad_enabled(gate == "exact" and torch.is_grad_enabled()):
         masked = pred * inside
         openness = torch.where(ignored > 0, 1.0, inside - pred.amax(1, keepdim=True)).clamp(min=0)
-        # contiguous: pixels first, as the lattice has them, every gradient from here up would be copied
+        # contiguous: the lattice has pixels first, and every gradient from here up would be copied
         gated = lattice.filter(masked.flatten(2)).contiguous().view_as(pred) * openness
     energy = (pred * inside * gated).sum()
     if gate == "released":
         energy = 2 * energy - energy.detach()  # both factors S count in the gradient, once in the value
     return -weight / batch * energy
+
+
+def _reduced(image: Tensor, label: Tensor, valid_box: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """At a smaller size: the image, (B, 3, h, w), and as 0 or 1, (B, 1, h, w), what is in the box and what is ignored.
+
+    Nearest neighbour: pixels are picked, not mixed.
+    """
+    inside = inside_box(valid_box, *label.shape[-2:])
+    stacked = torch.cat([image.float(), inside[:, None].float(), (label == IGNORE_INDEX)[:, None].float()], dim=1)
+    image, inside, ignored = F.interpolate(stacked, scale_factor=scale, mode="nearest").split([3, 1, 1], dim=1)
+    return image, inside, ignored
 
 
 def _at_least_fp32(values: Tensor) -> Tensor:

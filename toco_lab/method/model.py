@@ -1,8 +1,11 @@
-"""The network: an encoder, two classifiers, the LargeFOV decoder and the projection head with its EMA teacher."""
+"""The network: an encoder, two classifiers, the LargeFOV decoder and the projection head with its EMA teacher.
+
+The forward pass is described in `toco_lab.method`.
+"""
 
 import copy
-import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,20 +13,23 @@ from torch import Tensor, nn
 
 from toco_lab.backbones.build import build_encoder, image_statistics
 from toco_lab.backbones.kinds import block_widths, class_token_pass, fill_patches, is_plain_vit, stage_maps, token_side
-from toco_lab.config import Config, backbone_kind
+from toco_lab.config import Config
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class TokenFeatures:
-    """Tokens of one encoder pass; h = H // token side, w = W // token side. See `encoders` for what is what where.
+    """Tokens of one encoder pass; h = H // token side, w = W // token side.
+
+    In a model of stages (Swin, ResNet, ConvNeXt) a token is one position of a feature map, see
+    `toco_lab.backbones.kinds`.
 
     Attributes:
-        class_token: (B, D) after the final norm; the mean of the patch tokens where the encoder has no class token.
-        patch_tokens: (B, D, h, w) after the final norm.
-        aux_patch_tokens: (B, D', h', w'), raw output of block `aux_layer`, NOT normalised. In a plain ViT D, h and w
-            are those of the final tokens; an earlier stage of another model has a finer grid and fewer channels.
+        class_token: (B, D) after the final norm; the mean of the patch tokens if the encoder has no class token.
+        patch_tokens: (B, D, h, w) after the final norm (a ResNet has none).
+        aux_patch_tokens: (B, D', h', w'), raw output of block `aux_layer`, NOT normalised. In a plain ViT D', h' and w'
+            are D, h and w; an earlier stage of another model has a finer grid and fewer channels.
     """
 
     class_token: Tensor
@@ -31,7 +37,7 @@ class TokenFeatures:
     aux_patch_tokens: Tensor
 
     def detach(self) -> "TokenFeatures":
-        """The same tokens without their history."""
+        """The same tokens, cut off from the graph."""
         return TokenFeatures(self.class_token.detach(), self.patch_tokens.detach(), self.aux_patch_tokens.detach())
 
 
@@ -40,10 +46,10 @@ class ToCoOutput:
     """What one forward pass gives.
 
     Attributes:
-        features: The tokens everything below is computed from.
+        features: The tokens from which the rest is computed.
         logits, aux_logits: Image logits of the two classifiers, (B, C).
         cam, cam_aux: Raw class activation maps, (B, C, h, w) and (B, C, h', w'), no ReLU, detached.
-        seg_logits: Segmentation logits, (B, C + 1, h, w), channel 0 is background; None where not asked for.
+        seg_logits: Segmentation logits, (B, C + 1, h, w), channel 0 is background; None if not asked for.
     """
 
     features: TokenFeatures
@@ -59,21 +65,18 @@ class LargeFOVDecoder(nn.Module):
 
     def __init__(self, embed_dim: int, width: int, num_outputs: int, dilation: int) -> None:
         super().__init__()
-        wide = {"kernel_size": 3, "padding": dilation, "dilation": dilation, "bias": False}
-        self.conv1 = nn.Conv2d(embed_dim, width, **wide)
-        self.conv2 = nn.Conv2d(width, width, **wide)
+        self.conv1 = nn.Conv2d(embed_dim, width, 3, padding=dilation, dilation=dilation, bias=False)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation, bias=False)
         self.conv3 = nn.Conv2d(width, num_outputs, 1, bias=False)
 
     def forward(self, patch_tokens: Tensor) -> Tensor:
         """(B, D, h, w) -> logits (B, C + 1, h, w)."""
         logits = self.conv3(F.relu(self.conv2(F.relu(self.conv1(patch_tokens)))))
-        return logits.contiguous()  # tokens come channels last: every softmax of full-size logits would copy them
+        return logits.contiguous()  # tokens come channels last, and every softmax of full-size logits would copy them
 
 
 class ProjectionHead(nn.Module):
-    """MLP with GELU, L2 normalisation, then a linear map whose rows have unit length (weight norm with gain fixed at
-    1).
-    """
+    """MLP with GELU, L2 normalisation, then a linear map with rows of unit length (weight norm, gain fixed at 1)."""
 
     def __init__(self, embed_dim: int, hidden: int, bottleneck: int, out: int) -> None:
         super().__init__()
@@ -92,15 +95,17 @@ class ProjectionHead(nn.Module):
 
 
 class ToCo(nn.Module):
-    """Encoder and heads, sized by the config. Weights are random: see `checkpoints.initial_model` for pretrained ones.
+    """Encoder and heads, sized by the config. Weights are random; `initial_model` in training loads pretrained ones.
 
     Only the projection head has a teacher: both heads read the same encoder. The position embedding of a ViT is
     frozen. `patch_size` is the side of a final token in pixels.
 
     Raises:
-        ValueError: If timm can not make the backbone, it is of a family that is not read here, or `aux_layer` names no
-            block.
+        ValueError: If timm cannot make the backbone, if it is of a family that is not read here, or if `aux_layer`
+            names no block.
     """
+
+    encoder: Any  # one of timm's modules; they share no type that has all that is read here
 
     def __init__(self, cfg: Config) -> None:
         super().__init__()
@@ -112,7 +117,7 @@ class ToCo(nn.Module):
         self.aux_index = cfg.aux_layer % blocks
         self.patch_size: int = token_side(self.encoder)
         self.precision, self.checkpoint_blocks = cfg.precision, cfg.checkpoint_blocks
-        self.pool = {"max": torch.amax, "average": torch.mean}[cfg.pooling]
+        self.pooling = cfg.pooling
         self.mean, self.std = image_statistics(self.encoder, cfg.normalisation)
         width, head = self.encoder.num_features, (cfg.head_hidden, cfg.head_bottleneck, cfg.head_out)
         self.classifier = nn.Conv2d(width, cfg.num_classes, 1, bias=False)
@@ -126,32 +131,32 @@ class ToCo(nn.Module):
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Tokens before the patches: class, distillation, registers."""
+        """Number of tokens before the patches: class, distillation, registers."""
         return getattr(self.encoder, "num_prefix_tokens", 0)
 
     def train(self, mode: bool = True) -> "ToCo":
         """Training or evaluation mode; batch norms stay in evaluation mode, as is usual for CAMs and segmentation.
 
-        A batch has few images, and a step passes views of several sizes and mirror images through the encoder: their
-        statistics would be noise, and the CAMs of training others than those that are evaluated.
+        A batch has few images, and a step passes views of several sizes and mirror images through the encoder. Their
+        statistics would be noise, and the CAMs of training would differ from those that are evaluated.
         """
         super().train(mode)
-        self.encoder.set_grad_checkpointing(mode and self.checkpoint_blocks)  # evaluation may hang hooks on blocks
+        self.encoder.set_grad_checkpointing(mode and self.checkpoint_blocks)  # not in evaluation: blocks may have hooks
         for part in self.encoder.modules():
             if isinstance(part, nn.modules.batchnorm._BatchNorm):
                 part.eval()
         return self
 
     def encode(self, image: Tensor) -> TokenFeatures:
-        """One encoder pass over normalised images (B, 3, H, W), brought to whole tokens as `fill_patches` says."""
+        """One encoder pass over normalised images (B, 3, H, W); `fill_patches` first brings them to whole tokens."""
         image, grid = fill_patches(self.encoder, image)
         with self._autocast(image.device):
-            if not is_plain_vit(self.encoder):
-                tokens, (aux,) = stage_maps(self.encoder, image, [self.aux_index])
-            else:
+            if is_plain_vit(self.encoder):
                 tokens, (aux,) = self.encoder.forward_intermediates(
                     image, indices=[self.aux_index], norm=False, output_fmt="NCHW"
                 )
+            else:
+                tokens, (aux,) = stage_maps(self.encoder, image, [self.aux_index])
         tokens, class_token = tokens.float(), None
         if tokens.ndim == 3:  # (B, P + N, D) of a plain ViT
             class_token = tokens[:, 0] if getattr(self.encoder, "cls_token", None) is not None else None
@@ -163,9 +168,7 @@ class ToCo(nn.Module):
         return TokenFeatures(class_token, tokens, aux.float())
 
     def encode_class_token(self, image: Tensor) -> Tensor:
-        """The class token of `encode`, (B, D), where nothing else of the pass is wanted: in a plain ViT the last block
-        then does a sixth of its work.
-        """
+        """The class token of `encode` alone, (B, D): the last block of a plain ViT then does a sixth of its work."""
         if getattr(self.encoder, "cls_token", None) is None or not is_plain_vit(self.encoder):
             return self.encode(image).class_token
         image, _ = fill_patches(self.encoder, image)
@@ -181,23 +184,26 @@ class ToCo(nn.Module):
             return self.classifier(features.patch_tokens), self.aux_classifier(features.aux_patch_tokens)
 
     def read(self, features: TokenFeatures, *, segment: bool = True) -> ToCoOutput:
-        """The heads applied to given tokens. Image logits: tokens pooled per channel (ToCo: maximum), then the map."""
+        """The heads applied to given tokens.
+
+        Image logits come from tokens pooled over positions, channel by channel (in ToCo their maximum).
+        """
         cam, cam_aux = self.cams(features)
-        tokens = features.patch_tokens, features.aux_patch_tokens
-        pooled, aux_pooled = (self.pool(x, (2, 3), keepdim=True) for x in tokens)
         return ToCoOutput(
             features=features,
-            logits=self.classifier(pooled).flatten(1),
-            aux_logits=self.aux_classifier(aux_pooled).flatten(1),
+            logits=self.classifier(self._pooled(features.patch_tokens)).flatten(1),
+            aux_logits=self.aux_classifier(self._pooled(features.aux_patch_tokens)).flatten(1),
             cam=cam,
             cam_aux=cam_aux,
             seg_logits=self.decoder(features.patch_tokens) if segment else None,
         )
 
+    def _pooled(self, tokens: Tensor) -> Tensor:
+        """(B, D, h, w) -> (B, D, 1, 1)."""
+        return tokens.amax((2, 3), keepdim=True) if self.pooling == "max" else tokens.mean((2, 3), keepdim=True)
+
     def forward(self, image: Tensor, *, segment: bool = True) -> ToCoOutput:
-        """Normalised images (B, 3, H, W) -> `ToCoOutput`. No state changes: the teacher moves only in
-        `update_teacher`.
-        """
+        """Normalised images (B, 3, H, W) -> `ToCoOutput`. No state changes: only `update_teacher` moves the teacher."""
         return self.read(self.encode(image), segment=segment)
 
     @torch.no_grad()
@@ -205,25 +211,3 @@ class ToCo(nn.Module):
         """One EMA step of the teacher head: t <- m t + (1 - m) s. The released code does this before each forward."""
         for teacher, student in zip(self.teacher_head.parameters(), self.projection_head.parameters(), strict=True):
             teacher.lerp_(student.detach(), 1 - self.teacher_momentum)
-
-
-def check_crops(model: ToCo, cfg: Config) -> None:
-    """Whether the crops of training consist of whole tokens.
-
-    PTC's labels and valid boxes count tokens from the corner of the crop, so the crop must end with a token. A local
-    crop has the class token alone, but in a plain ViT pixels that fill no patch would be lost.
-
-    Raises:
-        ValueError: With the nearest sizes that do.
-    """
-    wanted = {"crop_size": (cfg.crop_size, model.patch_size)}
-    if backbone_kind(cfg.backbone) == "vit":
-        wanted["local_crop_size"] = (cfg.local_crop_size, math.lcm(2, model.patch_size))  # even, besides
-    for name, (size, unit) in wanted.items():
-        if size % unit:
-            fitting = [times * unit for times in (size // unit, size // unit + 1) if times]
-            offer = " or ".join(f"{one} = {one // model.patch_size} x {model.patch_size}" for one in fitting)
-            raise ValueError(
-                f"{name} {size} does not consist of whole tokens of {cfg.backbone}, which have a side of "
-                f"{model.patch_size} pixels; take {offer}"
-            )

@@ -1,4 +1,5 @@
-"""Refinement of CAMs by the image: pixel-adaptive refinement (PAR), and the pseudo label it gives.
+"""Refinement of CAMs by the image: pixel-adaptive refinement (PAR) and the pseudo label it gives, step 5 of
+`toco_lab.method`.
 
 PAR comes from Ru et al., "Learning affinity from attention" (CVPR 2022), and ToCo uses it unchanged (CVPR 2023,
 section on the segmentation decoder).
@@ -13,14 +14,10 @@ from torch import Tensor
 
 from toco_lab.config import IGNORE_INDEX
 from toco_lab.method.labels import outside_to_ignore
-from toco_lab.method.present import Slots
+from toco_lab.method.present import PresentClasses
 
-DILATIONS = (1, 2, 4, 8, 12, 24)
-
-
+DILATIONS = (1, 2, 4, 8, 12, 24)  # distances of the eight neighbours, in pixels
 PAR_SIGMA = 0.3  # width of the affinity, in local standard deviations
-
-
 PAR_POSITION_WEIGHT = 0.01  # share of the position term; the weights of a pixel sum to 1.01
 
 
@@ -39,7 +36,7 @@ def par_weights(image: Tensor, dilations: Sequence[int] = DILATIONS) -> Tensor:
         (B, n, h, w), dilation-major; sums to 1.01 over n.
     """
     image, number = image.float(), 8 * len(dilations)
-    # Neighbour by neighbour, three times: to hold all of them would take 48 images' memory, and longer to fill it.
+    # Three passes, neighbour by neighbour: all neighbours at once would need the memory of 48 images, and more time.
     mean = sum(_neighbours(image, dilations)) / number
     variance = torch.zeros_like(image)
     for near in _neighbours(image, dilations):
@@ -57,16 +54,16 @@ def par_weights(image: Tensor, dilations: Sequence[int] = DILATIONS) -> Tensor:
 
 @torch.no_grad()
 def par_filter(weights: Tensor, masks: Tensor, dilations: Sequence[int] = DILATIONS, num_iter: int = 10) -> Tensor:
-    """Replace every pixel by the weighted sum of its neighbours, again and again.
+    """Replace every pixel by the weighted sum of its neighbours, `num_iter` times.
 
     Args:
-        weights: (B, n, h, w) from ``par_weights`` with the same ``dilations``.
+        weights: (B, n, h, w) from `par_weights` with the same `dilations`.
         masks: (B, C, h, w); channels do not influence each other.
         dilations: Distances of the eight neighbours, in pixels.
         num_iter: Number of repetitions.
 
     Returns:
-        (B, C, h, w), 1.01 ** num_iter times the range of ``masks``.
+        (B, C, h, w), 1.01 ** num_iter times the range of `masks`.
 
     Raises:
         ValueError: If weights and masks do not fit each other or the dilations.
@@ -101,83 +98,58 @@ def par(image: Tensor, masks: Tensor, *, dilations: Sequence[int] = DILATIONS, n
 @torch.no_grad()
 def refine_cam(
     image01: Tensor,
-    valid_cam: Tensor,
-    image_label: Tensor,
-    valid_box: Tensor,
+    cam: Tensor,
+    present: PresentClasses,
     *,
-    low_threshold: float,
-    high_threshold: float,
+    low: float,
+    high: float,
+    valid_box: Tensor | None = None,
     scale: float = 0.5,
     dilations: Sequence[int] = DILATIONS,
     num_iter: int = 10,
-    max_present: int | None = None,
 ) -> Tensor:
     """Pseudo label from a CAM: certain only where a strict and a loose background agree after PAR.
 
-    The CAM is refined beside a constant background of ``high_threshold`` and of ``low_threshold``. A pixel gets a class
-    where the first run shows one, background where both show background, and is ignored in between.
+    The CAM is refined beside a constant background score of `high` and beside one of `low`. A pixel gets a class where
+    the first run shows one, background where both runs show background, and is ignored in between.
 
     Args:
         image01: (B, 3, H, W), values in [0, 1].
-        valid_cam: (B, C, H, W), values in [0, 1]; maps of absent classes do not count.
-        image_label: (B, C) in {0, 1}.
-        valid_box: (B, 4) top, bottom, left, right in pixels, half-open.
-        low_threshold: Background score of the loose run.
-        high_threshold: Background score of the strict run.
+        cam: (B, S, H, W), values in [0, 1].
+        present: Its classes. The cost of PAR grows with S; absent classes take no part.
+        low: Background score of the loose run.
+        high: Background score of the strict run. With `high` equal to `low`, nothing inside the box is ignored.
+        valid_box: (B, 4) top, bottom, left, right in pixels, half-open; outside it the label is 255.
         scale: Size at which PAR works, relative to the image.
         dilations: Of PAR, in pixels of the scaled image.
         num_iter: Of PAR.
-        max_present: Bound on the present classes of one image, see `Slots.of`; the cost of PAR grows with it.
 
     Returns:
-        (B, H, W) int64: 0 background, 1..C classes, 255 ignored, also outside the box.
+        (B, H, W) int64: 0 background, 1..C classes, 255 ignored.
 
     Raises:
         ValueError: If the shapes do not fit.
     """
-    batch, _, height, width = valid_cam.shape
-    fits = image01.shape == (batch, 3, height, width) and image_label.shape == valid_cam.shape[:2]
-    if not fits or valid_box.shape != (batch, 4):
+    batch, _, height, width = cam.shape
+    if image01.shape != (batch, 3, height, width) or present.mask.shape != cam.shape[:2]:
         raise ValueError(
-            f"valid_cam {tuple(valid_cam.shape)} does not fit image01 {tuple(image01.shape)}, image_label "
-            f"{tuple(image_label.shape)} and valid_box {tuple(valid_box.shape)}"
+            f"cam {tuple(cam.shape)} does not fit image01 {tuple(image01.shape)} or the present classes "
+            f"{tuple(present.mask.shape)}: need (B, S, H, W), (B, 3, H, W) and (B, S)"
         )
-    slots = Slots.of(image_label, max_present)
-    return refine_slots(
-        image01, slots.take(valid_cam), slots, valid_box, low_threshold=low_threshold, high_threshold=high_threshold,
-        scale=scale, dilations=dilations, num_iter=num_iter,
-    )  # fmt: skip
-
-
-@torch.no_grad()
-def refine_slots(
-    image01: Tensor,
-    maps: Tensor,
-    slots: Slots,
-    valid_box: Tensor,
-    *,
-    low_threshold: float,
-    high_threshold: float,
-    scale: float = 0.5,
-    dilations: Sequence[int] = DILATIONS,
-    num_iter: int = 10,
-) -> Tensor:
-    """`refine_cam` of maps of slots, (B, S, H, W), as `slot_cams` gives them; the label has classes."""
-    height, width = maps.shape[-2:]
-    absent = F.pad(~slots.present, (1, 0))[:, :, None, None]  # (B, 1 + S, 1, 1)
     size = int(height * scale), int(width * scale)
-    foreground = F.interpolate(maps.float(), size=size, mode="bilinear", align_corners=False)
+    image = F.interpolate(image01.float(), size=size, mode="bilinear", align_corners=False)
+    foreground = F.interpolate(cam.float(), size=size, mode="bilinear", align_corners=False)
+    absent = F.pad(~present.mask, (1, 0))[:, :, None, None]  # (B, 1 + S, 1, 1), the background first
     scores = [
         F.pad(foreground, (0, 0, 0, 0, 1, 0), value=background).masked_fill(absent, -torch.inf).softmax(1)
-        for background in (high_threshold, low_threshold)
+        for background in (high, low)
     ]
-    image = F.interpolate(image01.float(), size=size, mode="bilinear", align_corners=False)
     refined = par_filter(par_weights(image, dilations), torch.cat(scores, 1), dilations, num_iter)
     refined = F.interpolate(refined, size=(height, width), mode="bilinear", align_corners=False)
     # max(1).indices is argmax(1), which is many times slower on a CPU where the axis is not the last
-    high, low = (run.max(1).indices for run in refined.chunk(2, dim=1))  # (B, H, W), 0 background, then slots
-    label = slots.class_label(high).masked_fill((high == 0) & (low != 0), IGNORE_INDEX)
-    return outside_to_ignore(label, valid_box)
+    strict, loose = (run.max(1).indices for run in refined.chunk(2, dim=1))  # (B, H, W), 0 background
+    label = present.class_label(strict).masked_fill((strict == 0) & (loose != 0), IGNORE_INDEX)
+    return label if valid_box is None else outside_to_ignore(label, valid_box)
 
 
 def _offsets(dilations: Sequence[int]) -> list[tuple[int, int]]:

@@ -1,6 +1,6 @@
-"""The losses of one training step, with every encoder pass made once (method: one training step, 1 to 7)."""
+"""The losses of one training step, with each encoder pass made once: steps 1 to 7 of `toco_lab.method`."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +10,11 @@ from torch import Tensor
 from toco_lab.backbones.pixels import denormalise
 from toco_lab.config import Config
 from toco_lab.method.batch import Batch
-from toco_lab.method.cam import Cams, resize, slot_cams
+from toco_lab.method.cam import Cams, multi_scale_cam, resize
 from toco_lab.method.crops import cut_local_views, sample_local_crops
 from toco_lab.method.labels import confident_label, inside_box, region_mask, token_box, token_labels
 from toco_lab.method.losses import (
+    PtcTerms,
     affinity_mask,
     classification_loss,
     ctc_loss,
@@ -23,17 +24,17 @@ from toco_lab.method.losses import (
     seg_loss,
 )
 from toco_lab.method.model import ToCo
-from toco_lab.method.present import Slots
-from toco_lab.method.refine import refine_slots
+from toco_lab.method.present import PresentClasses
+from toco_lab.method.refine import refine_cam
 
 LOSSES = ("cls", "cls_aux", "ptc", "ctc", "distil", "seg", "reg")
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    """The terms of one step, unweighted scalars, and their weighted total. Terms of weight 0 are 0: not computed.
+    """The unweighted terms of one step and their weighted total, scalars. A term of weight 0 is 0: it is not computed.
 
-    `positive_cosine` and `negative_cosine` are the mean |cos| of PTC's pairs, NaN where PTC is off: PTC itself is 0.5
+    `positive_cosine` and `negative_cosine` are the mean |cos| of PTC's pairs, NaN while PTC is off. PTC itself is 0.5
     both when all tokens are equal and when all are orthogonal, so it must never be read without them.
     """
 
@@ -59,30 +60,23 @@ class LocalViews:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """Losses of a step and what they were made from (to look at, and to test).
+    """The losses of a step and what they were made from (to look at, and to test).
 
     Attributes:
         terms: The losses.
-        maps: Multi-scale CAMs of the classes in slots, (B, S, H, W); None where no term needs them.
-        slots: Which classes these are.
-        pseudo_label: (B, H, W) for the segmentation loss; None while that is off.
-        token_label: (B, h, w) for PTC; None while that is off.
-        region: (B, H, W) region mask the local crops come from; None while CTC is off.
+        cams: Multi-scale CAMs of the present classes; None if no term needs them.
+        pseudo_label: (B, H, W) for the segmentation losses; None while they are off.
+        token_label: (B, h, w) for PTC; None while it is off.
+        region: (B, H, W) region mask around which local crops are cut; None while CTC is off.
         views: The local views; None while CTC is off.
     """
 
     terms: LossTerms
-    maps: Cams | None = None
-    slots: Slots | None = None
+    cams: Cams | None = None
     pseudo_label: Tensor | None = None
     token_label: Tensor | None = None
     region: Tensor | None = None
     views: LocalViews | None = None
-
-    @property
-    def cams(self) -> Cams | None:
-        """The multi-scale CAMs, (B, C, H, W), 0 for absent classes."""
-        return self.maps and Cams(self.slots.spread(self.maps.cam), self.slots.spread(self.maps.cam_aux))
 
 
 def loss_weights(cfg: Config, step: int) -> dict[str, float]:
@@ -108,10 +102,10 @@ def compute_losses(
     views: LocalViews | None = None,
     generator: torch.Generator | None = None,
 ) -> StepOutput:
-    """All losses of one training step (method: one training step, 1 to 7), with each encoder pass made once.
+    """All losses of one training step, steps 1 to 7 of `toco_lab.method`, with each encoder pass made once.
 
-    The pass over the main view serves the classifiers, both heads of CTC, PTC, the decoder and the CAM at scale 1. The
-    teacher must have been moved before (`ToCo.update_teacher`): here nothing of the model changes.
+    The pass over the main view serves the classifiers, both heads of CTC, PTC, the decoder and the CAM at scale 1.
+    Nothing of the model changes here: the caller moves the teacher before (`ToCo.update_teacher`).
 
     Args:
         model: In training mode.
@@ -122,69 +116,45 @@ def compute_losses(
         generator: For the positions of the local crops.
     """
     weights = loss_weights(cfg, step)
-    segment = weights["seg"] > 0 or weights["reg"] > 0
-    contrast = any(weights[name] > 0 for name in ("ptc", "ctc", "distil"))
+    on = {name for name, weight in weights.items() if weight > 0}
+    segment = not on.isdisjoint({"seg", "reg"})
     output = model(batch.image, segment=segment)
-    zero = output.logits.new_zeros(())
-    terms = dict.fromkeys(LOSSES, zero) | {
+    features = output.features
+    losses = {
         "cls": classification_loss(output.logits, batch.image_label),
         "cls_aux": classification_loss(output.aux_logits, batch.image_label),
     }
-    made, cosines = {}, (zero * torch.nan, zero * torch.nan)
-    if contrast or segment:
-        slots = Slots.of(batch.image_label, batch.max_present)
-        maps = slot_cams(model, batch.image, slots, cfg.cam_scales, plain=output.features.detach())
-        made |= {"maps": maps, "slots": slots}
+    if on <= {"cls", "cls_aux"}:
+        return StepOutput(weighted_terms(losses, weights))
 
-    # before CTC encodes its views: what refinement and energy need for a moment does not add to what those keep
-    if segment:
+    # step 1: multi-scale CAM
+    present = PresentClasses.of(batch.image_label, batch.max_present)
+    cams = multi_scale_cam(model, batch.image, cfg.cam_scales, present=present, plain=features.detach())
+    label = token_label = region = pairs = None
+    # steps 5 and 6: pseudo label and segmentation. They come before step 3, or the memory that refinement and energy
+    # need for a moment would add to what the graph of the views keeps
+    if output.seg_logits is not None:
         pixels = denormalise(batch.image, model.mean, model.std)
-        label = made["pseudo_label"] = pseudo_label(maps, slots, pixels, batch, cfg, step)
-        logits = enlarge(output.seg_logits, pixels.shape[-2:])
-        if weights["seg"] > 0:
-            terms["seg"] = seg_loss(logits, label)
-        if weights["reg"] > 0:
-            terms["reg"] = reg_loss(
-                logits, pixels, label, batch.valid_box, weight=cfg.reg_scale_factor, sigma_rgb=cfg.reg_sigma_rgb,
-                sigma_xy=cfg.reg_sigma_xy, scale=cfg.reg_scale, gate=cfg.reg_gate,
-            )  # fmt: skip
-
-    if weights["ptc"] > 0:
-        tokens = output.features.patch_tokens
-        token_label = token_labels(
-            maps.cam_aux, slots.present, tokens.shape[-2:], batch.valid_box, low=cfg.low_threshold,
-            high=cfg.high_threshold, patch_size=model.patch_size, box_units=cfg.ptc_box_units,
-        )  # fmt: skip
-        made["token_label"] = slots.class_label(token_label)
-        pairs = ptc_terms(tokens, affinity_mask(made["token_label"]), similarity=cfg.ptc_similarity)
-        terms["ptc"], cosines = pairs.loss, (pairs.positive_cosine, pairs.negative_cosine)
-
-    if weights["distil"] > 0:
-        tokens = output.features.patch_tokens
-        inside = inside_box(token_box(batch.valid_box, model.patch_size), *tokens.shape[-2:])
-        target = resize(maps.cam_aux, tokens.shape[-2:])
-        terms["distil"] = distil_loss(slots.take(model.classifier(tokens)), target, slots.present, inside)
-
-    if weights["ctc"] > 0:
-        made["region"] = region_mask(maps.cam_aux, slots.present, low=cfg.low_threshold, high=cfg.high_threshold)
-        made["views"] = views or local_views(batch, made["region"], cfg, generator)
-        terms["ctc"] = class_token_contrast(model, output.features.class_token, batch.view2, made["views"], cfg)
-
-    total = sum(weights[name] * terms[name] for name in LOSSES)
-    losses = LossTerms(**terms, total=total, positive_cosine=cosines[0], negative_cosine=cosines[1])
-    return StepOutput(losses, **made)
+        label = pseudo_label(cams, pixels, batch, cfg, step)
+        losses |= segmentation_losses(output.seg_logits, label, pixels, batch, cfg, on)
+    # step 4: patch token contrast
+    if "ptc" in on:
+        token_label = label_tokens(model, cams, features.patch_tokens, batch, cfg)
+        pairs = ptc_terms(features.patch_tokens, affinity_mask(token_label), similarity=cfg.ptc_similarity)
+        losses["ptc"] = pairs.loss
+    if "distil" in on:
+        losses["distil"] = auxiliary_regression(model, cams, features.patch_tokens, batch)
+    # steps 2 and 3: local crops and class token contrast
+    if "ctc" in on:
+        region = region_mask(cams.cam_aux, present, low=cfg.low_threshold, high=cfg.high_threshold)
+        views = views or local_views(batch, region, cfg, generator)
+        losses["ctc"] = class_token_contrast(model, features.class_token, batch.view2, views, cfg)
+    # step 7: the sum
+    terms = weighted_terms(losses, weights, pairs)
+    return StepOutput(terms, cams, label, token_label, region, views if "ctc" in on else None)
 
 
-def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """(B, K, h, w) at a larger size, bilinear, corners not aligned: what `F.interpolate` gives, as two products with
-    small matrices. Their gradient takes a quarter of the time of its own, and is the same in every run on a GPU.
-    As exact as torch's matrix products are set to be (`torch.set_float32_matmul_precision`).
-    """
-    rows, columns = (
-        F.interpolate(torch.eye(old, device=maps.device, dtype=maps.dtype)[None], new, mode="linear")[0]  # (old, new)
-        for old, new in zip(maps.shape[-2:], size, strict=True)
-    )
-    return rows.T @ (maps @ columns)
+# --- step 2: local crops ----------------------------------------------------------------------------------------------
 
 
 def local_views(batch: Batch, region: Tensor, cfg: Config, generator: torch.Generator | None = None) -> LocalViews:
@@ -195,6 +165,9 @@ def local_views(batch: Batch, region: Tensor, cfg: Config, generator: torch.Gene
         valid_box=batch.valid_box if cfg.crops_in_valid_box else None,
     )  # fmt: skip
     return LocalViews(cut_local_views(batch.local_source, crops), crops.flags)
+
+
+# --- step 3: class token contrast -------------------------------------------------------------------------------------
 
 
 def class_token_contrast(model: ToCo, class_token: Tensor, view2: Tensor, views: LocalViews, cfg: Config) -> Tensor:
@@ -216,24 +189,101 @@ def class_token_contrast(model: ToCo, class_token: Tensor, view2: Tensor, views:
     )
 
 
-def pseudo_label(maps: Cams, slots: Slots, pixels: Tensor, batch: Batch, cfg: Config, step: int) -> Tensor:
-    """The label of the segmentation loss, (B, H, W), 255 where unsure (method: training step, 5).
+# --- step 4: patch token contrast, and what it is compared with -------------------------------------------------------
+
+
+def label_tokens(model: ToCo, cams: Cams, patch_tokens: Tensor, batch: Batch, cfg: Config) -> Tensor:
+    """The label of every token by the auxiliary CAM, (B, h, w), for patch tokens (B, D, h, w)."""
+    return token_labels(
+        cams.cam_aux, cams.present, patch_tokens.shape[-2:], batch.valid_box, low=cfg.low_threshold,
+        high=cfg.high_threshold, patch_size=model.patch_size, box_units=cfg.ptc_box_units,
+    )  # fmt: skip
+
+
+def auxiliary_regression(model: ToCo, cams: Cams, patch_tokens: Tensor, batch: Batch) -> Tensor:
+    """`distil_loss` of a batch: the CAM of the final tokens is pulled towards the auxiliary CAM at token resolution."""
+    grid = patch_tokens.shape[-2:]
+    cam = cams.present.gather(model.classifier(patch_tokens))
+    inside = inside_box(token_box(batch.valid_box, model.patch_size), *grid)
+    return distil_loss(cam, resize(cams.cam_aux, grid), cams.present.mask, inside)
+
+
+# --- step 5: pseudo label ---------------------------------------------------------------------------------------------
+
+
+def pseudo_label(cams: Cams, pixels: Tensor, batch: Batch, cfg: Config, step: int) -> Tensor:
+    """The label of the segmentation loss, (B, H, W), 255 where unsure.
 
     Args:
-        maps: Multi-scale CAMs of slots; the auxiliary one counts before `cfg.aux_label_steps`, then the final one.
-        slots: Their classes.
-        pixels: Denormalised images, (B, 3, H, W) in 0..255; PAR sees them cut to whole grey levels, as released.
+        cams: The auxiliary CAM counts before `cfg.aux_label_steps`, then the final one.
+        pixels: Denormalised images, (B, 3, H, W) in 0..255; PAR sees whole grey levels, as in the released code.
         batch: For the valid boxes.
         cfg: Thresholds and the settings of PAR; without `cfg.refine` the thresholds alone decide.
         step: 0-based.
     """
-    cam = maps.cam_aux if step < cfg.aux_label_steps else maps.cam
+    cam = cams.cam_aux if step < cfg.aux_label_steps else cams.cam
+    low, high, box = cfg.low_threshold, cfg.high_threshold, batch.valid_box
     if not cfg.refine:
-        label = confident_label(
-            cam, slots.present, low=cfg.low_threshold, high=cfg.high_threshold, valid_box=batch.valid_box
-        )
-        return slots.class_label(label)
-    return refine_slots(
-        pixels.clamp(0, 255).byte().float() / 255, cam, slots, batch.valid_box, low_threshold=cfg.low_threshold,
-        high_threshold=cfg.high_threshold, dilations=cfg.par_dilations, num_iter=cfg.par_iterations,
+        return confident_label(cam, cams.present, low=low, high=high, valid_box=box)
+    return refine_cam(
+        pixels.clamp(0, 255).byte().float() / 255, cam, cams.present, low=low, high=high, valid_box=box,
+        dilations=cfg.par_dilations, num_iter=cfg.par_iterations,
     )  # fmt: skip
+
+
+# --- step 6: segmentation ---------------------------------------------------------------------------------------------
+
+
+def segmentation_losses(
+    seg_logits: Tensor, label: Tensor, pixels: Tensor, batch: Batch, cfg: Config, on: Collection[str]
+) -> dict[str, Tensor]:
+    """Those of "seg" and "reg" that are on.
+
+    Args:
+        seg_logits: Of the decoder, (B, C + 1, h, w).
+        label: (B, H, W), 255 ignored.
+        pixels: Denormalised images, (B, 3, H, W) in 0..255.
+        batch: For the valid boxes.
+        cfg: Settings of the energy.
+        on: Names of the terms that are on.
+    """
+    losses, logits = {}, enlarge(seg_logits, label.shape[-2:])
+    if "seg" in on:
+        losses["seg"] = seg_loss(logits, label)
+    if "reg" in on:
+        losses["reg"] = reg_loss(
+            logits, pixels, label, batch.valid_box, weight=cfg.reg_scale_factor, sigma_rgb=cfg.reg_sigma_rgb,
+            sigma_xy=cfg.reg_sigma_xy, scale=cfg.reg_scale, gate=cfg.reg_gate,
+        )  # fmt: skip
+    return losses
+
+
+def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, K, h, w) at a larger size, bilinear, corners not aligned: what `F.interpolate` gives.
+
+    Two products with small matrices do it. Their gradient takes a quarter of the time of interpolation's, and it is the
+    same in every run on a GPU. They are as exact as torch's matrix products are set to be
+    (`torch.set_float32_matmul_precision`).
+    """
+    rows, columns = (
+        F.interpolate(torch.eye(old, device=maps.device, dtype=maps.dtype)[None], new, mode="linear")[0]  # (old, new)
+        for old, new in zip(maps.shape[-2:], size, strict=True)
+    )
+    return rows.T @ (maps @ columns)
+
+
+# --- step 7: the sum --------------------------------------------------------------------------------------------------
+
+
+def weighted_terms(
+    losses: Mapping[str, Tensor], weights: Mapping[str, float], pairs: PtcTerms | None = None
+) -> LossTerms:
+    """The terms of a step and their weighted total; terms that are not among `losses` are 0."""
+    zero = losses["cls"].new_zeros(())
+    losses = dict.fromkeys(LOSSES, zero) | dict(losses)
+    return LossTerms(
+        **losses,
+        total=sum((weights[name] * losses[name] for name in LOSSES), start=zero),
+        positive_cosine=pairs.positive_cosine if pairs else zero * torch.nan,
+        negative_cosine=pairs.negative_cosine if pairs else zero * torch.nan,
+    )

@@ -21,6 +21,7 @@ from toco_lab.backbones.kinds import any_encoder_of, fill_patches, final_norm, i
 from toco_lab.backbones.weights import weights_hash
 from toco_lab.config import Config
 from toco_lab.data.loader import EvalSample, eval_samples
+from toco_lab.method.cam import at_evaluation_size
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.catalogue import METRICS, measure
@@ -383,6 +384,6 @@ def _resize(sample: EvalSample, size: int) -> tuple[Tensor, Tensor | None, str]:
     """Image (3, H, W), mask (H, W) and name, at size x size pixels; unchanged for size 0."""
     image, mask = sample.image, sample.mask
     if size:
-        image = F.interpolate(image[None], (size, size), mode="bilinear", align_corners=False)[0]
+        image = at_evaluation_size(image[None], size)[0]
         mask = None if mask is None else F.interpolate(mask[None, None].float(), (size, size))[0, 0].long()
     return image, mask, sample.name

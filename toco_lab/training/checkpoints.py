@@ -1,5 +1,6 @@
 """Checkpoints of training: save, load, and the model training starts from."""
 
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +11,9 @@ import torch
 
 from toco_lab.backbones.build import full_backbone_name
 from toco_lab.backbones.weights import CheckpointError, load_backbone_weights, load_encoder, read_weights
-from toco_lab.config import Config
+from toco_lab.config import Config, backbone_kind
 from toco_lab.files import atomic_write
-from toco_lab.method.model import ToCo, check_crops
+from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
 
 
@@ -103,3 +104,25 @@ def initial_model(cfg: Config) -> ToCo:
             ) from error
         load_encoder(model.encoder, downloaded.state_dict(), f"timm's {name}")
     return model
+
+
+def check_crops(model: ToCo, cfg: Config) -> None:
+    """Refuse training crops that do not consist of whole tokens.
+
+    PTC's labels and valid boxes count tokens from the corner of the crop, so the crop must end with a token. Of a local
+    crop only the class token is read, but a plain ViT would lose the pixels that fill no patch.
+
+    Raises:
+        ValueError: With the nearest sizes that do.
+    """
+    wanted = {"crop_size": (cfg.crop_size, model.patch_size)}
+    if backbone_kind(cfg.backbone) == "vit":
+        wanted["local_crop_size"] = (cfg.local_crop_size, math.lcm(2, model.patch_size))  # even, besides
+    for name, (size, unit) in wanted.items():
+        if size % unit:
+            fitting = [times * unit for times in (size // unit, size // unit + 1) if times]
+            offer = " or ".join(f"{side} = {side // model.patch_size} x {model.patch_size}" for side in fitting)
+            raise ValueError(
+                f"{name} {size} does not consist of whole tokens of {cfg.backbone}, which have a side of "
+                f"{model.patch_size} pixels; take {offer}"
+            )

@@ -17,8 +17,7 @@ from toco_lab.evaluation.cam_per_layer import layer_cam_quality
 from toco_lab.evaluation.evaluate import evaluate_run
 from toco_lab.explorers.attribution import grad_cam, gradient_attention
 from toco_lab.explorers.cam_session import CamSession
-from toco_lab.explorers.snapshots import token_maps
-from toco_lab.explorers.snapshots import Snapshots
+from toco_lab.explorers.snapshots import Snapshots, token_maps
 from toco_lab.explorers.token_maps import load_run_maps
 from toco_lab.method.cam import multi_scale_cam, raw_cams, resize
 from toco_lab.method.model import ToCo

@@ -14,7 +14,7 @@ import torch
 
 from toco_lab.commands.app import main
 from toco_lab.commands.sweeps import _parse_parameter
-from toco_lab.commands.train import RunOptions, _config, _train_options
+from toco_lab.commands.train import TrainOptions, options_of_preset
 from toco_lab.config import Config, field_help
 from toco_lab.method.model import ToCo
 from toco_lab.presets import PRESETS
@@ -72,6 +72,23 @@ def test_dry_run_without_the_data_is_a_plan_all_the_same(tmp_path: Path, capsys:
     assert "nowhere" in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("name", ["pseudo-labels", "pseudo_labels", "import-released", "import_released"])
+def test_a_command_of_two_words_has_two_spellings(name: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0 and f"usage: python -m toco_lab {name.replace('_', '-')}" in capsys.readouterr().out
+
+
+def test_help_is_quick_because_it_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from toco_lab.__main__ import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: assert not {'torch', 'pandas', 'numpy', 'matplotlib', 'papermill'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "pseudo-labels" in done.stdout, done.stderr
+
+
 def test_a_misspelt_option_is_refused_with_a_suggestion(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["train", "smoke", "--w-ptx", "0"])
@@ -113,11 +130,11 @@ def test_data_show_writes_a_picture(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_options_are_the_fields_of_config(preset: str) -> None:
-    made = _train_options(preset).__origin__
-    own = {field.name for field in dataclasses.fields(RunOptions)}
+    made = options_of_preset(preset)
+    own = {field.name for field in dataclasses.fields(TrainOptions)}
     assert {field.name for field in dataclasses.fields(made)} - own == set(field_help()) - {"preset_name"}
-    assert _config(made()) == Config.preset(preset)
-    released = _config(made(released=True, w_ptc=0.125))
+    assert made().config() == Config.preset(preset)
+    released = made(released=True, w_ptc=0.125).config()
     assert released == Config.preset(preset).released().replace(w_ptc=0.125)
 
 

@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
+from tyro.extras import SubcommandApp
 
-from toco_lab.commands.groups import _commands
 from toco_lab.config import Config
 from toco_lab.files import atomic_write
 from toco_lab.presets import PRESETS
+
+data = SubcommandApp()
+prepare = SubcommandApp()
 
 
 def _data_config(what: str, **changes: Any) -> Config:
@@ -21,6 +24,7 @@ def _data_config(what: str, **changes: Any) -> Config:
     return resolve(cfg.replace(**{name: value for name, value in changes.items() if value is not None}))
 
 
+@data.command
 def check(
     what: tyro.conf.Positional[str],
     split: str | None = None,
@@ -50,7 +54,7 @@ def check(
     print(*found, sep="\n\n")
     rows = [row for report in found if report.num_images for row in contact_sheet(cfg, report, count)]
     if rows:
-        _write_pictures(cfg, rows, out)
+        write_pictures(cfg, rows, out)
     if any(len(report.problems) > SHOWN_PROBLEMS for report in found):
         with atomic_write(out.with_suffix(".txt"), "w") as file:
             file.write("\n\n".join(report.text() for report in found) + "\n")
@@ -59,6 +63,7 @@ def check(
         raise ValueError(f"{problems} problems in {cfg.dataset} {', '.join(report.split for report in found)}")
 
 
+@data.command
 def show(
     what: tyro.conf.Positional[str],
     split: str | None = None,
@@ -80,10 +85,10 @@ def show(
     cfg = _data_config(what, data_root=data_root)
     reader = open_dataset(cfg, split or cfg.val_split)
     chosen = range(min(count, len(reader)))
-    _write_pictures(cfg, [(reader.names[i], {"image": reader.image(i), "mask": reader.mask(i)}) for i in chosen], out)
+    write_pictures(cfg, [(reader.names[i], {"image": reader.image(i), "mask": reader.mask(i)}) for i in chosen], out)
 
 
-def _write_pictures(cfg: Config, named: list[tuple[str, dict[str, Any]]], out: Path) -> None:
+def write_pictures(cfg: Config, named: list[tuple[str, dict[str, Any]]], out: Path) -> None:
     from toco_lab.data.classes import PALETTE, label_names
     from toco_lab.figures import pictures
 
@@ -96,6 +101,7 @@ def _write_pictures(cfg: Config, named: list[tuple[str, dict[str, Any]]], out: P
     print(out)
 
 
+@data.command
 def labels(
     what: tyro.conf.Positional[str],
     source: Literal["masks", "xml"] = "masks",
@@ -123,6 +129,7 @@ def labels(
         print(f"without a class, so not for training: {len(empty)} ({', '.join(empty[:5])})")
 
 
+@prepare.command
 def voc(folder: tyro.conf.Positional[Path], download: bool = False, subset: bool = False) -> None:
     """VOC 2012 and SBD: unpack the archives, write SBD's masks and the list train_aug of 10,582 images.
 
@@ -136,6 +143,7 @@ def voc(folder: tyro.conf.Positional[Path], download: bool = False, subset: bool
     print(prepare_voc(folder, download=download, subset=subset))
 
 
+@prepare.command
 def coco(
     folder: tyro.conf.Positional[Path], crowds: Literal["class", "ignore"] = "class", subset: bool = False
 ) -> None:
@@ -151,9 +159,8 @@ def coco(
     print(*prepare_coco(folder, crowds=crowds, subset=subset), sep="\n")
 
 
-def prepare(command: tyro.conf.OmitArgPrefixes[_commands(voc, coco)]) -> None:
-    """Make a downloaded data set ready. A killed command continues when it is given again."""
-
-
-def data(command: tyro.conf.OmitArgPrefixes[_commands(check, show, labels, prepare)]) -> None:
-    """Check, show, label and prepare data sets."""
+data.command(
+    prepare,
+    name="prepare",
+    help="Make a downloaded data set ready. A killed command continues when it is given again.",
+)

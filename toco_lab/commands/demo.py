@@ -1,16 +1,16 @@
 """The command `demo`: a baseline and ToCo on toy scenes, their notebooks, one report."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toco_lab.config import Config
 from toco_lab.files import project_root
 from toco_lab.presets import BASELINE
-from toco_lab.runs.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from toco_lab.runs.run_dir import RunDir
 
 NOTEBOOKS = project_root() / "notebooks"
-
-
 DEMO_NOTEBOOKS = ("03_train", "04_evaluate", "05_over_smoothing")
 
 
@@ -46,8 +46,10 @@ def demo(root: Path = Path("results"), preset: str = "toy") -> None:
     print(page)
 
 
-def _finished(path: Path, cfg: Config) -> RunDir | None:
+def _finished(path: Path, cfg: Config) -> "RunDir | None":
     """The run at `path` if it was trained to the end with this config."""
+    from toco_lab.runs.run_dir import RunDir
+
     if not (path / "config.json").is_file():
         return None
     run = RunDir(path)
@@ -55,7 +57,7 @@ def _finished(path: Path, cfg: Config) -> RunDir | None:
 
 
 def _executed(notebook: Path, output: Path, parameters: dict[str, Any]) -> bool:
-    """Execute a notebook unless this very one was executed to the end with these parameters; whether it had to be."""
+    """Execute a notebook, unless it was executed to the end with these parameters before; returns whether it ran."""
     from toco_lab.sweeps.notebooks import NotebookJob, execute_notebook, is_done
 
     if is_done(NotebookJob(notebook, output, parameters)):

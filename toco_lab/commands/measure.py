@@ -1,13 +1,15 @@
-"""Commands that measure a trained run: `evaluate`, `pseudo_labels`, `report`, `import_released`."""
+"""Commands about a trained run: `evaluate`, `pseudo_labels`, `report`, and `import_released`, which makes one."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from toco_lab.commands.data import _write_pictures
+from toco_lab.commands.data import write_pictures
 from toco_lab.config import Config
-from toco_lab.runs.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from toco_lab.evaluation.evaluate import Evaluation
 
 
 def evaluate(
@@ -15,7 +17,7 @@ def evaluate(
 ) -> None:
     """Score the last checkpoint of a run again; writes evaluation.csv and protocol.json.
 
-    torchrun --nproc-per-node 8 -m toco_lab evaluate ... shares the images out, dense CRF included.
+    Several GPUs: torchrun --nproc-per-node 8 -m toco_lab evaluate ... shares the images out, dense CRF included.
 
     Args:
         run: Folder of the run.
@@ -24,16 +26,17 @@ def evaluate(
         device: auto, cpu, cuda ...
     """
     from toco_lab.evaluation.evaluate import evaluate_run
+    from toco_lab.runs.run_dir import RunDir
     from toco_lab.training.processes import is_first, process_group, resolve_device
 
     with process_group():
         found = evaluate_run(RunDir(run), targets=targets or None, split=split, device=str(resolve_device(device)))
         if is_first():
-            _print_scores(found)
+            print_scores(found)
 
 
-def _print_scores(evaluation: Any) -> None:
-    """A compact table: each mean score with what it depends on."""
+def print_scores(evaluation: "Evaluation") -> None:
+    """Print a compact table: each mean score, and beside it what it depends on."""
     shown = "score split images image_size scales true_labels_mask_cam crf miou_over checkpoint".split()
     table = evaluation.summary.set_index("target")
     print(f"\nscores in per cent; seed {table['seed'].iloc[0]}")
@@ -53,8 +56,8 @@ def pseudo_labels(
 ) -> None:
     """Write the pseudo labels of a run as a data set for a second stage: palette PNGs in VOC's layout, and a protocol.
 
-    Killed, the same command continues. OUT/seed and its like are folders of their own; `toco_lab/pseudo_labels.py` says
-    what lies in them.
+    A killed command continues when it is given again. Each kind has a folder of its own, like OUT/seed;
+    `toco_lab/evaluation/pseudo_labels.py` says what lies in it.
 
     Args:
         run: Folder of the run.
@@ -70,6 +73,7 @@ def pseudo_labels(
         device: auto, cpu, cuda ...
     """
     from toco_lab.evaluation.pseudo_labels import Thresholds, write_pseudo_labels
+    from toco_lab.runs.run_dir import RunDir
 
     found = RunDir(run)
     cfg = found.config()
@@ -82,7 +86,7 @@ def pseudo_labels(
         found, split=split, out=out, kinds=kinds, thresholds=chosen, scores=scores, images=images, device=device
     )
     print(written)
-    _write_pictures(cfg, written.shown, written.out / "contact_sheet.png")
+    write_pictures(cfg, written.shown, written.out / "contact_sheet.png")
 
 
 def report(
@@ -111,9 +115,11 @@ def report(
 
 
 def import_released(
-    preset: tyro.conf.Positional[str], checkpoint: tyro.conf.Positional[Path], root: Path = Path("results"),
+    preset: tyro.conf.Positional[str],
+    checkpoint: tyro.conf.Positional[Path],
+    root: Path = Path("results"),
     name: str | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """Make a run of a checkpoint the authors released, ready for `evaluate`, `report` and the notebooks.
 
     Args:
@@ -124,6 +130,7 @@ def import_released(
     """
     from toco_lab.backbones import weights
     from toco_lab.method.model import ToCo
+    from toco_lab.runs.run_dir import RunDir
     from toco_lab.training import checkpoints, released
     from toco_lab.training.learner import Learner
 

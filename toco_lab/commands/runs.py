@@ -5,12 +5,14 @@ import tempfile
 from pathlib import Path
 
 import tyro
+from tyro.extras import SubcommandApp
 
-from toco_lab.commands.groups import _commands
 from toco_lab.files import atomic_write
-from toco_lab.runs.listing import list_runs, read_runs
+
+runs = SubcommandApp()
 
 
+@runs.command(name="list", is_default=True)
 def list_(
     root: Path = Path("results"),
     where: str = "",
@@ -30,6 +32,7 @@ def list_(
         csv: Write all columns of these runs into this file as well.
     """
     from toco_lab.runs import table as run_table
+    from toco_lab.runs.listing import list_runs
 
     table = run_table.filter_runs(list_runs(root, everything=True), where)
     table = run_table.sort_runs(table, sort, descending=descending)
@@ -45,6 +48,7 @@ def list_(
         print(csv)
 
 
+@runs.command
 def compare(runs: tyro.conf.Positional[tuple[str, ...]], root: Path = Path("results")) -> None:
     """Show in which config fields runs differ, and what was measured.
 
@@ -53,6 +57,7 @@ def compare(runs: tyro.conf.Positional[tuple[str, ...]], root: Path = Path("resu
         root: Folder that holds the runs.
     """
     from toco_lab.runs import table as run_table
+    from toco_lab.runs.listing import read_runs
 
     if len(set(runs)) < 2:
         raise ValueError("give two runs or more, `runs list` shows them")
@@ -60,6 +65,7 @@ def compare(runs: tyro.conf.Positional[tuple[str, ...]], root: Path = Path("resu
     print(run_table.compare_runs(table, list(dict.fromkeys(runs))).map(run_table.cell_text).to_string())
 
 
+@runs.command
 def plot(
     metric: tyro.conf.Positional[str],
     parameter: tyro.conf.Positional[str],
@@ -80,6 +86,7 @@ def plot(
     """
     from toco_lab.figures import interactive
     from toco_lab.runs import table as run_table
+    from toco_lab.runs.listing import list_runs
 
     if out.suffix not in (".html", ".png"):
         raise ValueError(f"out must end in .html or .png, got {out}")
@@ -102,6 +109,7 @@ def plot(
     print(f"{out}: {found.note}")
 
 
+@runs.command(name="open")
 def open_(run: tyro.conf.Positional[str], root: Path = Path("results"), show: str | None = None) -> None:
     """Say what lies in a run: notebooks, figures, reports, checkpoints, with their sizes.
 
@@ -147,6 +155,7 @@ def as_page(path: Path) -> Path:
     return page
 
 
+@runs.command
 def delete(runs: tyro.conf.Positional[tuple[str, ...]], root: Path = Path("results"), yes: bool = False) -> None:
     """Delete runs for good: shows what would go and asks, unless `--yes`.
 
@@ -172,10 +181,3 @@ def delete(runs: tyro.conf.Positional[tuple[str, ...]], root: Path = Path("resul
     for found in doomed.values():
         found.delete()
         print(f"deleted {found.path}")
-
-
-RUNS_COMMANDS = {function.__name__.strip("_"): function for function in (list_, compare, plot, open_, delete)}
-
-
-def runs(command: tyro.conf.OmitArgPrefixes[_commands(*RUNS_COMMANDS.values())]) -> None:
-    """List, filter, compare, plot, open and delete runs."""

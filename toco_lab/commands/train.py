@@ -1,21 +1,30 @@
-"""The command `train`: its options are made from the fields of Config, so a field exists once."""
+"""The command `train`. Its options are made from the fields of Config, so that each field is written down once."""
 
 import dataclasses
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Union, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Union, get_type_hints
 
 import tyro
 
-from toco_lab.commands.measure import _print_scores
+from toco_lab.commands.measure import print_scores
 from toco_lab.config import Config, config_differences
 from toco_lab.presets import PRESETS
-from toco_lab.runs.run_dir import RunDir
+
+if TYPE_CHECKING:
+    import torch
+
+    from toco_lab.runs.run_dir import RunDir
+
+CONFIG_FIELDS = [field for field in dataclasses.fields(Config) if field.name != "preset_name"]
 
 
 @dataclasses.dataclass(kw_only=True)
-class RunOptions:
-    """Options of `train` that are no Config fields."""
+class TrainOptions:
+    """Options of `train`. Those below are not Config fields; `options_of_preset` adds the ones that are."""
+
+    preset: ClassVar[str]
 
     released: bool = False
     """switch on every quirk of the authors' released code; options that differ from the preset still count"""
@@ -28,71 +37,86 @@ class RunOptions:
     dry_run: bool = False
     """say what would be done, and do nothing"""
 
+    def config(self) -> Config:
+        """The Config that the options stand for."""
+        base = Config.preset(self.preset)
+        values = {field.name: getattr(self, field.name) for field in CONFIG_FIELDS}
+        changed = {name: value for name, value in values.items() if value != getattr(base, name)}
+        return (base.released() if self.released else base).replace(**changed)
 
-def _train_options(preset: str) -> type:
-    """RunOptions plus every field of Config, with the help text of the field and the default of the preset."""
-    cfg, hints = Config.preset(preset), get_type_hints(Config)
-    options = [
-        (
-            f.name,
-            Annotated[hints[f.name], tyro.conf.arg(help=f.metadata["help"])],
-            dataclasses.field(default=getattr(cfg, f.name)),
-        )
-        for f in dataclasses.fields(Config)
-        if f.name != "preset_name"
-    ]
-    made = dataclasses.make_dataclass("TrainOptions", options, bases=(RunOptions,), kw_only=True)
+
+def options_of_preset(preset: str) -> type[TrainOptions]:
+    """`TrainOptions` and every field of Config, with the field's help text and the preset's value as default."""
+    cfg, types = Config.preset(preset), get_type_hints(Config)
+    fields: list[tuple[str, Any, Any]] = []
+    for field in CONFIG_FIELDS:
+        option = Annotated[types[field.name], tyro.conf.arg(help=field.metadata["help"])]
+        fields.append((field.name, option, dataclasses.field(default=getattr(cfg, field.name))))
+    made = dataclasses.make_dataclass("TrainOptions", fields, bases=(TrainOptions,), kw_only=True)
     made.preset = preset
+    return made
+
+
+def _command_of_preset(preset: str) -> Any:
+    """The options of a preset as a command of their own, with one line about it for `--help`."""
+    cfg = Config.preset(preset)
     about = f"{cfg.dataset}, {cfg.backbone}, {cfg.steps} steps of {cfg.batch_size} images"
-    return Annotated[made, tyro.conf.subcommand(preset, description=about, prefix_name=False)]
+    return Annotated[options_of_preset(preset), tyro.conf.subcommand(preset, description=about, prefix_name=False)]
 
 
-TrainOptions = Union[tuple(map(_train_options, PRESETS))]  # noqa: UP007 (made at runtime)
+if TYPE_CHECKING:
+    OptionsOfAnyPreset = TrainOptions
+else:
+    OptionsOfAnyPreset = Union[tuple(map(_command_of_preset, PRESETS))]  # noqa: UP007 (made at runtime)
 
 
-def _config(options: RunOptions) -> Config:
-    """The Config that the options stand for."""
-    base = Config.preset(options.preset)
-    names = [field.name for field in dataclasses.fields(Config) if field.name != "preset_name"]
-    changed = {name: value for name in names if (value := getattr(options, name)) != getattr(base, name)}
-    return (base.released() if options.released else base).replace(**changed)
-
-
-def train(options: tyro.conf.OmitArgPrefixes[TrainOptions]) -> None:
+def train(options: tyro.conf.OmitArgPrefixes[OptionsOfAnyPreset]) -> None:
     """Train, or continue, a run of a preset; then evaluate it and measure over-smoothing.
 
     Several GPUs: torchrun --nproc-per-node 4 -m toco_lab train ... shares each batch and the evaluation out.
     """
+    from toco_lab import experiment
+    from toco_lab.runs.run_dir import RunDir
     from toco_lab.training.processes import everywhere, is_first, process_group
 
     with process_group():
-        first = is_first()
-        begun = _begin(options) if first else None
-        [(path, gap), *_] = everywhere(begun)  # the first process makes the folder, the others wait for it
+        opened = _open_run(options) if is_first() else None
+        path = everywhere(opened.path if opened else None)[
+            0
+        ]  # the first process makes the folder, the others wait for it
         if path is None:
             return
-        from toco_lab import experiment
-
-        run = RunDir(path)
+        run = opened or RunDir(path)
         evaluation = experiment.make(run) if options.evaluate else experiment.train(run)
-    if first:
-        if options.evaluate:
-            _print_scores(evaluation)
-            if gap:
-                print(f"no mIoU: {gap}")
-        print(f"done: {run.path}")
+        if not is_first():
+            return
+    if options.evaluate:
+        print_scores(evaluation)
+        _print_missing_truth(run.config())
+    print(f"done: {run.path}")
 
 
-def _begin(options: RunOptions) -> tuple[Path | None, str]:
-    """The folder of the run that the options ask for, made and described; None after a dry run. With it, why the
-    validation split has no mIoU ("" where it has).
-    """
+def _open_run(options: TrainOptions) -> "RunDir | None":
+    """Make the folder of the run that the options ask for, and say what is worth knowing; None after a dry run."""
     from toco_lab.data.own_folder import resolve
-    from toco_lab.data.readers import missing_truth
     from toco_lab.experiment import open_run
+
+    cfg = _shared_out(resolve(options.config()))
+    _warn_of_batch_size(cfg, Config.preset(options.preset))
+    if options.dry_run:
+        print(*_outlook(cfg, options), sep="\n")
+        return None
+    run = open_run(cfg, options.root, name=options.name)
+    if options.evaluate or cfg.val_every:
+        _print_missing_truth(cfg)
+    print(f"run folder: {run.path}")
+    return run
+
+
+def _shared_out(cfg: Config) -> Config:
+    """The config with as many micro-batches as its processes can share."""
     from toco_lab.training.processes import micro_batches, num_processes
 
-    cfg = resolve(_config(options))
     parts = micro_batches(cfg.batch_size, cfg.accumulate, num_processes())
     if parts != cfg.accumulate:
         print(
@@ -100,70 +124,91 @@ def _begin(options: RunOptions) -> tuple[Path | None, str]:
             f"images, and means of losses are over micro-batches. With --accumulate {parts} any number of processes "
             "that divides it continues this run"
         )
-        cfg = cfg.replace(accumulate=parts)
-    tuned = Config.preset(options.preset)
-    if (cfg.learning_rate, cfg.steps) == (tuned.learning_rate, tuned.steps) and cfg.batch_size != tuned.batch_size:
-        print(
-            f"warning: a batch of {cfg.batch_size} images, but the preset's learning rate {tuned.learning_rate} and "
-            f"its {tuned.steps} steps were chosen for {tuned.batch_size}"
-            + (
-                f". Too little memory? --accumulate {tuned.batch_size} keeps the batch, one image at a time"
-                if cfg.batch_size < tuned.batch_size
-                else ""
-            )
-        )
-    if options.dry_run:
-        _dry_run(cfg, options)
-        return None, ""
-    run = open_run(cfg, options.root, name=options.name)
-    gap = missing_truth(cfg) if options.evaluate or cfg.val_every else ""
-    if gap:
-        print(f"no mIoU: {gap}")
-    print(f"run folder: {run.path}")
-    return run.path, gap
+    return cfg.replace(accumulate=parts)
 
 
-def _dry_run(cfg: Config, options: RunOptions) -> None:
-    """What the command would do, need and take; a data set that is not there yet does not stop it."""
-    import torch
+def _warn_of_batch_size(cfg: Config, tuned: Config) -> None:
+    """Say so if the batch differs from the preset's, and the learning rate and the steps that belong to it do not."""
+    if (cfg.learning_rate, cfg.steps) != (tuned.learning_rate, tuned.steps) or cfg.batch_size == tuned.batch_size:
+        return
+    hint = f". Too little memory? --accumulate {tuned.batch_size} keeps the batch, one image at a time"
+    print(
+        f"warning: a batch of {cfg.batch_size} images, but the preset's learning rate {tuned.learning_rate} and "
+        f"its {tuned.steps} steps were chosen for {tuned.batch_size}"
+        f"{hint if cfg.batch_size < tuned.batch_size else ''}"
+    )
 
-    from toco_lab.data.classes import DataError
-    from toco_lab.data.readers import open_dataset
-    from toco_lab.training.cost import measured_rate, step_cost
-    from toco_lab.training.processes import num_processes, resolve_device
+
+def _print_missing_truth(cfg: Config) -> None:
+    from toco_lab.data.readers import missing_truth
+
+    if reason := missing_truth(cfg):
+        print(f"no mIoU: {reason}")
+
+
+# --- a dry run --------------------------------------------------------------------------------------------------------
+
+
+def _outlook(cfg: Config, options: TrainOptions) -> Iterator[str]:
+    """What the command would do, need and take, as lines; a data set that is not there yet does not stop it."""
+    from toco_lab.runs.run_dir import RunDir
+    from toco_lab.training.processes import resolve_device
 
     path = options.root / (options.name or cfg.run_name())
     state = RunDir(path).status() if (path / "config.json").is_file() else {"state": "new", "step": 0}
-    print(f"run folder: {path} ({state['state']}, step {state['step']})")
+    yield f"run folder: {path} ({state['state']}, step {state['step']})"
     parts = f"in {cfg.accumulate} micro-batches" if cfg.accumulate > 1 else "at once"
-    print(f"training:   {cfg.steps} steps of {cfg.batch_size} images {parts}")
+    yield f"training:   {cfg.steps} steps of {cfg.batch_size} images {parts}"
     for split in dict.fromkeys((cfg.train_split, cfg.val_split)):
-        try:
-            found = f"{len(open_dataset(cfg, split))} images"
-        except DataError as error:
-            found = f"NOT READY: {error}"
-        print(f"data:       {cfg.dataset} {split}: {found}")
+        yield f"data:       {cfg.dataset} {split}: {_data_there(cfg, split)}"
     weights = cfg.weights or "downloaded by timm where they are not on this machine yet"
-    print(f"backbone:   {cfg.backbone}, " + (f"weights: {weights}" if cfg.pretrained else "random weights"))
+    yield f"backbone:   {cfg.backbone}, " + (f"weights: {weights}" if cfg.pretrained else "random weights")
     device = resolve_device(cfg.device)
-    print(f"device:     {device}" + (f", {num_processes()} processes" if num_processes() > 1 else ""))
+    yield from _device_lines(cfg, device)
+    yield from _cost_lines(cfg, device, cfg.steps - state["step"])
+    yield "fields that differ from the defaults of Config:"
+    for name, values in config_differences({"default": Config(), "here": cfg}).items():
+        yield f"  {name} = {values['here']!r} (default {values['default']!r})"
+
+
+def _data_there(cfg: Config, split: str) -> str:
+    """How many images a split has, or why it cannot be read yet."""
+    from toco_lab.data.classes import DataError
+    from toco_lab.data.readers import open_dataset
+
+    try:
+        return f"{len(open_dataset(cfg, split))} images"
+    except DataError as error:
+        return f"NOT READY: {error}"
+
+
+def _device_lines(cfg: Config, device: "torch.device") -> Iterator[str]:
+    """The device, and a hint where more GPUs are there than are used."""
+    import torch
+
+    from toco_lab.training.processes import num_processes
+
+    yield f"device:     {device}" + (f", {num_processes()} processes" if num_processes() > 1 else "")
     gpus = torch.cuda.device_count()
     if gpus > 1 and num_processes() == 1 and cfg.device == "auto":
-        print(f"            {gpus} GPUs are here: torchrun --nproc-per-node {gpus} -m toco_lab train ... uses them all")
+        yield f"            {gpus} GPUs are here: torchrun --nproc-per-node {gpus} -m toco_lab train ... uses them all"
+
+
+def _cost_lines(cfg: Config, device: "torch.device", steps_left: int) -> Iterator[str]:
+    """Memory of a process, and the time that the steps to come will take at the speed measured now."""
+    from toco_lab.training.cost import measured_rate, step_cost
+    from toco_lab.training.processes import num_processes
+
     cost = step_cost(cfg, processes=num_processes())
     rate = measured_rate(cfg, device, cost=cost)
-    left = cfg.steps - state["step"]
-    print(
+    yield (
         f"memory:     {cost.memory_bytes / 2**30:.1f} GiB a process at least: {cost.weight_bytes / 2**30:.1f} for "
         f"{cost.parameters / 1e6:.0f} million weights with gradients and moments, "
         f"{cost.activation_bytes / 2**30:.1f} of activations (--checkpoint-blocks, --accumulate and --precision bf16 "
         "lower them)"
     )
-    print(
-        f"time:       {left} steps of {cost.flops / 1e12:.2g} TFLOP at {rate / 1e12:.2g} TFLOP/s, measured just now: "
-        f"about {timedelta(seconds=round(left * cost.flops / rate))} for the encoder passes; the rest of a step comes "
-        "on top"
+    yield (
+        f"time:       {steps_left} steps of {cost.flops / 1e12:.2g} TFLOP at {rate / 1e12:.2g} TFLOP/s, measured just "
+        f"now: about {timedelta(seconds=round(steps_left * cost.flops / rate))} for the encoder passes; the rest of a "
+        "step comes on top"
     )
-    print("fields that differ from the defaults of Config:")
-    for name, values in config_differences({"default": Config(), "here": cfg}).items():
-        print(f"  {name} = {values['here']!r} (default {values['default']!r})")

@@ -60,6 +60,6 @@ def _without_traceback(error: Exception) -> str:
 
 def _user_errors() -> tuple[type[Exception], ...]:
     """Errors that the user can mend. A module that nothing has imported cannot have raised its own, and stays out."""
-    own = {"toco_lab.training.loop": "TrainingError", "toco_lab.sweeps.notebooks": "NotebookError"}
+    own = {"toco_lab.training.finite": "TrainingError", "toco_lab.sweeps.notebooks": "NotebookError"}
     loaded = (getattr(sys.modules[module], name) for module, name in own.items() if module in sys.modules)
     return (ValueError, FileNotFoundError, *loaded)

@@ -5,8 +5,8 @@ Davis, "Fast high-dimensional filtering using the permutohedral lattice", 2010; 
 Koltun, 2011) splats every pixel onto the d + 1 corners of the simplex around it, blurs along the d + 1 lattice axes and
 slices the result back: linear in pixels. It approximates the Gaussian: about half its height, similar in shape.
 
-All three steps are sums over short lists of weighted rows, so each is one ``embedding_bag``: all channels at once, no
-temporary, and the same order of summation every time (an ``index_add`` on a GPU has none).
+All three steps are sums over short lists of weighted rows, so each is one `embedding_bag`: all channels at once, no
+temporary, and the same order of summation every time (an `index_add` on a GPU has none).
 """
 
 import math
@@ -43,7 +43,7 @@ def bilateral_features(image: Tensor, sigma_xy: float, sigma_rgb: float) -> Tens
         sigma_rgb: Standard deviation in grey levels, > 0.
 
     Returns:
-        (B, 5, N) float32, N = H * W: x, y over ``sigma_xy``; r, g, b over ``sigma_rgb``.
+        (B, 5, N) float32, N = H * W: x, y over `sigma_xy`; r, g, b over `sigma_rgb`.
     """
     batch, _, height, width = image.shape
     position = spatial_features(height, width, sigma_xy, image.device).expand(batch, -1, -1)
@@ -65,8 +65,8 @@ class Lattice:
                 False keeps the upper bound N (d + 1) B and never waits. The result is the same.
 
         Raises:
-            ValueError: If ``features`` is not a non-empty (B, d, N), or (with ``compact``, which can look) spans so
-                many standard deviations that a vertex does not fit a 63-bit key.
+            ValueError: If `features` is not a non-empty (B, d, N), or spans so many standard deviations that a vertex
+                does not fit a 63-bit key (checked with `compact` only, because the check waits for the device too).
         """
         if features.ndim != 3 or 0 in features.shape:
             raise ValueError(f"features must be a non-empty (B, d, N), got {tuple(features.shape)}")
@@ -150,7 +150,7 @@ def bilateral_filter(image: Tensor, values: Tensor, sigma_rgb: float, sigma_xy: 
         (B, C, H, W) float32, not normalised.
 
     Raises:
-        ValueError: If the sizes of ``image`` and ``values`` differ.
+        ValueError: If the sizes of `image` and `values` differ.
     """
     lattice = Lattice(bilateral_features(image, sigma_xy, sigma_rgb))
     return lattice.filter(values.float().flatten(2)).view_as(values)
@@ -211,9 +211,9 @@ def _simplices(features: Tensor, *, check_range: bool) -> tuple[Tensor, Tensor, 
 
 
 def _descending_rank(values: Tensor) -> Tensor:
-    """Place of each of few rows (n, P) in their descending order, column by column; of equal ones the first is first.
+    """Rank of each row (n, P) in descending order, column by column; of equal values the first row ranks first.
 
-    Rows are compared in pairs: two sorts along an axis that is not the last take ten times as long.
+    The few rows are compared in pairs: two sorts along an axis that is not the last take ten times as long.
     """
     rank = torch.zeros_like(values, dtype=torch.int64)
     for row in range(len(values) - 1):
@@ -234,7 +234,7 @@ def _neighbours(table: Tensor, step: Tensor, index_type: torch.dtype) -> tuple[T
     indices, taps = [own], [torch.ones_like(own, dtype=torch.float32)]
     for wanted in (table + step, table - step):
         place = torch.searchsorted(table, wanted).clamp_(max=len(table) - 1)
-        found = table[place] == wanted
-        indices.append(torch.where(found, place, own))
-        taps.append(found * 0.5)
+        exists = table[place] == wanted
+        indices.append(torch.where(exists, place, own))
+        taps.append(exists * 0.5)
     return torch.stack(indices, 1).to(index_type), torch.stack(taps, 1)

@@ -117,8 +117,7 @@ def compute_losses(
     """
     weights = loss_weights(cfg, step)
     on = {name for name, weight in weights.items() if weight > 0}
-    segment = not on.isdisjoint({"seg", "reg"})
-    output = model(batch.image, segment=segment)
+    output = model(batch.image, segment=not on.isdisjoint({"seg", "reg"}))
     features = output.features
     losses = {
         "cls": classification_loss(output.logits, batch.image_label),
@@ -131,19 +130,18 @@ def compute_losses(
     present = PresentClasses.of(batch.image_label, batch.max_present)
     cams = multi_scale_cam(model, batch.image, cfg.cam_scales, present=present, plain=features.detach())
     label = token_label = region = pairs = None
-    # steps 5 and 6: pseudo label and segmentation. They come before step 3, or the memory that refinement and energy
-    # need for a moment would add to what the graph of the views keeps
+    # steps 5 and 6: pseudo label and segmentation. After step 3, the memory that refinement and energy need for a
+    # moment would come on top of what the graph of the views keeps
     if output.seg_logits is not None:
         pixels = denormalise(batch.image, model.mean, model.std)
         label = pseudo_label(cams, pixels, batch, cfg, step)
         losses |= segmentation_losses(output.seg_logits, label, pixels, batch, cfg, on)
     # step 4: patch token contrast
     if "ptc" in on:
-        token_label = label_tokens(model, cams, features.patch_tokens, batch, cfg)
-        pairs = ptc_terms(features.patch_tokens, affinity_mask(token_label), similarity=cfg.ptc_similarity)
+        pairs, token_label = patch_token_contrast(model, features.patch_tokens, cams, batch, cfg)
         losses["ptc"] = pairs.loss
     if "distil" in on:
-        losses["distil"] = auxiliary_regression(model, cams, features.patch_tokens, batch)
+        losses["distil"] = auxiliary_regression(model, features.patch_tokens, cams, batch)
     # steps 2 and 3: local crops and class token contrast
     if "ctc" in on:
         region = region_mask(cams.cam_aux, present, low=cfg.low_threshold, high=cfg.high_threshold)
@@ -192,15 +190,18 @@ def class_token_contrast(model: ToCo, class_token: Tensor, view2: Tensor, views:
 # --- step 4: patch token contrast, and what it is compared with -------------------------------------------------------
 
 
-def label_tokens(model: ToCo, cams: Cams, patch_tokens: Tensor, batch: Batch, cfg: Config) -> Tensor:
-    """The label of every token by the auxiliary CAM, (B, h, w), for patch tokens (B, D, h, w)."""
-    return token_labels(
+def patch_token_contrast(
+    model: ToCo, patch_tokens: Tensor, cams: Cams, batch: Batch, cfg: Config
+) -> tuple[PtcTerms, Tensor]:
+    """PTC of a batch with final patch tokens (B, D, h, w), and the labels of the tokens it contrasts, (B, h, w)."""
+    label = token_labels(
         cams.cam_aux, cams.present, patch_tokens.shape[-2:], batch.valid_box, low=cfg.low_threshold,
         high=cfg.high_threshold, patch_size=model.patch_size, box_units=cfg.ptc_box_units,
     )  # fmt: skip
+    return ptc_terms(patch_tokens, affinity_mask(label), similarity=cfg.ptc_similarity), label
 
 
-def auxiliary_regression(model: ToCo, cams: Cams, patch_tokens: Tensor, batch: Batch) -> Tensor:
+def auxiliary_regression(model: ToCo, patch_tokens: Tensor, cams: Cams, batch: Batch) -> Tensor:
     """`distil_loss` of a batch: the CAM of the final tokens is pulled towards the auxiliary CAM at token resolution."""
     grid = patch_tokens.shape[-2:]
     cam = cams.present.gather(model.classifier(patch_tokens))

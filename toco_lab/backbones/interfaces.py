@@ -60,7 +60,9 @@ class Encoder(nn.Module):
     """Any model of timm that `kinds` can read: a plain ViT, or a model in stages."""
 
     pretrained_cfg: dict[str, Any]
+    num_features: int  # channels of a final token
     forward_features: Callable[[Tensor], Tensor]
+    set_grad_checkpointing: Callable[[bool], None]
 
 
 class PlainViT(Encoder):

@@ -5,7 +5,6 @@ The forward pass is described in `toco_lab.method`.
 
 import copy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -104,8 +103,6 @@ class ToCo(nn.Module):
         ValueError: If timm cannot make the backbone, if it is of a family that is not read here, or if `aux_layer`
             names no block.
     """
-
-    encoder: Any  # one of timm's modules; they share no type that has all that is read here
 
     def __init__(self, cfg: Config) -> None:
         super().__init__()

@@ -17,7 +17,8 @@ from tqdm import tqdm
 from toco_lab.config import Config
 from toco_lab.data.classes import PALETTE
 from toco_lab.data.toy import TOY_CLASSES
-from toco_lab.evaluation.evaluate import evaluate_run, gallery_rows
+from toco_lab.evaluation.evaluate import evaluate_run
+from toco_lab.evaluation.gallery import gallery_rows
 from toco_lab.experiment import train
 from toco_lab.figures import pictures
 from toco_lab.files import atomic_write

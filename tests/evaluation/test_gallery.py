@@ -5,8 +5,8 @@ import pytest
 from helpers.finished_runs import make_gallery
 
 from toco_lab.config import Config
-from toco_lab.evaluation.evaluate import evaluate_model, evaluate_run, gallery_rows
-from toco_lab.evaluation.gallery import EDGE, NUM_IMAGES, Gallery, joint_rows, load_gallery, save_gallery
+from toco_lab.evaluation.evaluate import evaluate_model, evaluate_run
+from toco_lab.evaluation.gallery import EDGE, NUM_IMAGES, Gallery, gallery_rows, joint_rows, load_gallery, save_gallery
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
 
@@ -58,7 +58,7 @@ def test_maps_of_one_checkpoint_are_joined_and_of_another_replaced(run):
 def test_a_damaged_file_is_named_with_the_remedy(run, damage):
     save_gallery(run, make_gallery(0.3), "abc")
     run.gallery_path.write_bytes(damage(run.gallery_path.read_bytes()))
-    with pytest.raises(ValueError, match=r"gallery\.npz can not be read.*toco_lab evaluate"):
+    with pytest.raises(ValueError, match=r"gallery\.npz cannot be read.*toco_lab evaluate"):
         load_gallery(run)
     save_gallery(run, make_gallery(0.3), "abc")
     assert len(load_gallery(run).rows) == 2

@@ -1,89 +1,35 @@
-"""Pseudo labels as a data set: what is read back scores what evaluation says, and nothing wrong is written."""
+"""Pseudo labels: what is read back scores what evaluation says, thresholds, and models that have learnt nothing."""
 
-import csv
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers.folders import SAMPLES, make_voc, needs_samples, write_list
+from helpers.folders import SAMPLES, needs_samples, write_list
+from helpers.labelled_runs import SMALL, as_folder, make_run, read_png, voc_run
 from PIL import Image
 
 from toco_lab.backbones.weights import weights_hash
 from toco_lab.commands.app import main
 from toco_lab.config import Config
-from toco_lab.data.classes import PALETTE, DataError, class_names
+from toco_lab.data.classes import DataError, class_names
 from toco_lab.data.loader import eval_samples
-from toco_lab.data.own_folder import resolve
 from toco_lab.data.readers import open_dataset
 from toco_lab.evaluation import pseudo_labels
 from toco_lab.evaluation.evaluate import evaluate_model
 from toco_lab.evaluation.pseudo_labels import (
-    TARGETS,
+    KINDS,
     Thresholds,
-    crf_label,
     label_maps,
     native_cams,
     write_pseudo_labels,
 )
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores
 from toco_lab.method.cam import Cams, multi_scale_cam
-from toco_lab.method.crf import dense_crf
-from toco_lab.method.model import ToCo
+from toco_lab.method.crf import crf_label, dense_crf
 from toco_lab.method.present import PresentClasses
-from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
-
-KINDS = tuple(TARGETS)
-SMALL = {
-    "backbone": "vit_tiny_patch16_224", "pretrained": False, "patch_size": 8, "image_size": 64, "embed_dim": 24,
-    "depth": 4, "num_heads": 2, "decoder_width": 8, "head_hidden": 16, "head_bottleneck": 8, "head_out": 16,
-    "par_dilations": (1, 2), "par_iterations": 2, "eval_cam_size": 64, "cam_scales": (1.0, 0.5), "num_workers": 0,
-}  # fmt: skip
-
-
-def make_run(cfg: Config, folder: Path, *, flat=False) -> RunDir:
-    """A run with random weights; `flat` with a classifier that says the same everywhere."""
-    torch.manual_seed(0)
-    run, model = RunDir.create(cfg, folder, name="run"), ToCo(cfg)
-    for head in (model.classifier, model.aux_classifier):
-        torch.nn.init.constant_(head.weight, 0) if flat else torch.nn.init.normal_(head.weight)
-    path = run.checkpoint_path(1)
-    path.parent.mkdir()
-    torch.save({"model": model.state_dict(), "optimizer": {}, "step": 1, "config": cfg.to_json()}, path)
-    return run
-
-
-@pytest.fixture(scope="module")
-def toy_run(tmp_path_factory) -> RunDir:
-    """Random weights, three validation scenes. Shared: read only, but for its pseudo labels."""
-    cfg = Config.preset("smoke").replace(val_images=3, train_images=4, crop_size=48, **SMALL)
-    return make_run(cfg, tmp_path_factory.mktemp("toy"))
-
-
-@pytest.fixture(scope="module")
-def written(toy_run, tmp_path_factory):
-    """All kinds of the validation scenes, with images and scores. Shared: read only."""
-    out = tmp_path_factory.mktemp("out")
-    return write_pseudo_labels(
-        toy_run, split="val", out=out, kinds=KINDS, scores=True, images="link", device="cpu", progress=False
-    )
-
-
-def read_png(path: Path) -> np.ndarray:
-    return np.array(Image.open(path))
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def as_folder(written, kind: str, split: str = "val") -> Config:
-    """What a second stage would train on."""
-    root = written.out / kind
-    return resolve(Config.preset("folder").replace(data_root=str(root), train_split=split, val_split=split))
 
 
 def score(cfg: Config, predictions, truths) -> float:
@@ -107,8 +53,8 @@ def test_what_a_second_stage_reads_scores_what_evaluation_says(toy_run, written)
             assert np.array_equal(reader.image(index), sample.raw)
             assert np.array_equal(reader.image_label(index), sample.image_label)  # the true one, not that of the labels
         predictions = [reader.mask(index) for index in range(len(reader))]
-        assert score(cfg, predictions, [sample.mask for sample in truth]) == wanted[TARGETS[kind]]
-        assert written.miou[kind] == wanted[TARGETS[kind]]
+        assert score(cfg, predictions, [sample.mask for sample in truth]) == wanted[KINDS[kind]]
+        assert written.miou[kind] == wanted[KINDS[kind]]
 
 
 def test_the_crf_gets_a_softmax_over_background_and_present_classes(toy_run, written):
@@ -127,22 +73,10 @@ def test_the_crf_gets_a_softmax_over_background_and_present_classes(toy_run, wri
         assert set(np.unique(there)) <= set(numbers)
 
 
-def test_masks_are_palette_pngs_in_vocs_colours_and_layout(written):
-    for kind in KINDS:
-        with Image.open(written.out / kind / "SegmentationClass/toy_val_000000.png") as file:
-            assert file.mode == "P" and file.size == (48, 48)
-            assert file.getpalette() == PALETTE.flatten().tolist()
-        names = (written.out / kind / "ImageSets/Segmentation/val.txt").read_text().split()
-        assert names == [f"toy_val_{index:06d}" for index in range(3)]
-        assert sorted(path.stem for path in (written.out / kind / "SegmentationClass").iterdir()) == names
-    voc_reader = Config.preset("voc_vit_b").replace(data_root=str(written.out / "seed"))
-    assert open_dataset(voc_reader, "val").mask(0).shape == (48, 48)
-
-
 def test_the_protocol_says_everything(toy_run, written):
     records = {kind: json.loads((written.out / kind / "protocol.json").read_text()) for kind in KINDS}
     for kind, record in records.items():
-        assert (record["kind"], record["target"]) == (kind, TARGETS[kind])
+        assert (record["kind"], record["target"]) == (kind, KINDS[kind])
         assert record["checkpoint"] == weights_hash(toy_run.checkpoints()[-1])
         assert (record["split"], record["images"], record["seed"]) == ("val", 3, 0)
         assert (record["image_size"], record["scales"], record["flip"]) == ("64 x 64", [1.0, 0.5], True)
@@ -209,7 +143,7 @@ def make_cams() -> tuple[Cams, torch.Tensor]:
 def test_255_lies_between_the_thresholds():
     cams, pixels = make_cams()
     found = label_maps(cams, pixels, Thresholds(0.25, 0.75), kinds=KINDS, dilations=(1, 2), num_iter=3)
-    assert tuple(found) == KINDS
+    assert tuple(found) == tuple(KINDS)
     for kind, cam in (("seed", cams.dense().cam), ("aux", cams.dense().cam_aux)):
         for y in range(12):
             for x in range(16):
@@ -314,58 +248,6 @@ def test_some_constant_labels_are_named(toy_run, tmp_path, monkeypatch):
     assert "one value throughout: seed of" in str(done)
 
 
-def voc_run(tmp_path: Path, **changes) -> RunDir:
-    return make_run(make_voc(tmp_path).replace(**(SMALL | changes)), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("out", "kind"),
-    [
-        ("SegmentationClass", "seed"),  # below the masks
-        ("VOC2012/..", "VOC2012"),  # the data set itself would become the folder of a kind
-        ("JPEGImages/deep", "seed"),
-        ("link", "seed"),
-    ],
-)
-def test_output_that_would_be_read_as_truth_is_refused(out, kind, tmp_path, monkeypatch):
-    run = voc_run(tmp_path)
-    root = tmp_path / "VOC2012"
-    (root / "link" / "seed").mkdir(parents=True)
-    (root / "link/seed/SegmentationClass").symlink_to(root / "SegmentationClassAug")
-    monkeypatch.setitem(TARGETS, "VOC2012", "cam")
-    before = files_of(root)
-    where = tmp_path / out if out.startswith("VOC2012") else root / out
-    with pytest.raises(ValueError, match=r"this run reads its (ground truth|images) from .*another --out"):
-        write_pseudo_labels(run, out=where, kinds=[kind], progress=False)
-    assert files_of(root) == before
-    beside = write_pseudo_labels(run, out=root / "pseudo", kinds=["seed"], progress=False)  # this harms nobody
-    assert beside.num_images == 3
-    with pytest.raises(ValueError, match="reads its images from"):
-        write_pseudo_labels(run, out=root, kinds=["seed"], images="copy", progress=False)
-
-
-def test_a_folder_of_something_else_is_left_alone(toy_run, tmp_path):
-    (tmp_path / "seed/SegmentationClass").mkdir(parents=True)
-    (tmp_path / "seed/SegmentationClass/toy_val_000000.png").write_bytes(b"drawn by hand")
-    with pytest.raises(ValueError, match=r"seed holds files and no protocol.json.*another --out"):
-        write_pseudo_labels(toy_run, split="val", out=tmp_path, progress=False)
-    (tmp_path / "seed/protocol.json").write_text("{")
-    with pytest.raises(ValueError, match=r"protocol.json can not be read.*another --out"):
-        write_pseudo_labels(toy_run, split="val", out=tmp_path, progress=False)
-    assert (tmp_path / "seed/SegmentationClass/toy_val_000000.png").read_bytes() == b"drawn by hand"
-
-
-def test_another_protocol_is_refused_with_what_differs(toy_run, tmp_path):
-    options = {"out": tmp_path, "kinds": ["seed"], "progress": False}
-    write_pseudo_labels(toy_run, split="val", **options)
-    before = files_of(tmp_path)
-    with pytest.raises(ValueError, match=r"low_threshold \(0.5 there, 0.25 wanted\)\. Delete .*seed"):
-        write_pseudo_labels(toy_run, split="val", thresholds=Thresholds(0.25, 0.5), **options)
-    with pytest.raises(ValueError, match=r"split \('val' there, 'train' wanted\)"):
-        write_pseudo_labels(toy_run, **options)
-    assert files_of(tmp_path) == before
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -391,78 +273,7 @@ def test_images_without_a_label_are_named_before_anything_is_made(tmp_path):
         write_pseudo_labels(run, split="test", out=tmp_path / "out", progress=False)
 
 
-# --- killed and continued ---------------------------------------------------------------------------------------------
-
-
-def test_killed_and_continued_gives_the_same_bytes_and_no_work_twice(toy_run, tmp_path, monkeypatch):
-    options = {"split": "val", "kinds": ("seed", "refined"), "scores": True, "images": "link", "progress": False}
-    monkeypatch.setattr(pseudo_labels, "BATCH", 2)
-    whole = write_pseudo_labels(toy_run, out=tmp_path / "whole", **options)
-
-    real_save, saved = pseudo_labels.save_mask, []
-
-    def save_five(path, *arguments, **keywords):
-        if len(saved) == 5:  # two kinds of two scenes; of the third its seed alone
-            raise KeyboardInterrupt
-        saved.append(path)
-        real_save(path, *arguments, **keywords)
-
-    monkeypatch.setattr(pseudo_labels, "save_mask", save_five)
-    with pytest.raises(KeyboardInterrupt):
-        write_pseudo_labels(toy_run, out=tmp_path / "part", **options)
-    assert not (tmp_path / "part/seed/ImageSets").exists()  # no list: nobody takes it for finished
-    monkeypatch.setattr(pseudo_labels, "save_mask", real_save)
-
-    real_cams, made = pseudo_labels.native_cams, []
-
-    def counted(model, cfg, image, image_label):
-        made.append(len(image))
-        return real_cams(model, cfg, image, image_label)
-
-    monkeypatch.setattr(pseudo_labels, "native_cams", counted)
-    part = write_pseudo_labels(toy_run, out=tmp_path / "part", **options)
-    assert made == [1]  # the first pair was finished
-    assert files_of(tmp_path / "part") == files_of(tmp_path / "whole")
-    assert part.shares.equals(whole.shares) and part.miou == whole.miou
-    before = files_of(tmp_path / "part")
-    more = write_pseudo_labels(toy_run, out=tmp_path / "part", **(options | {"kinds": ("seed", "aux")}))
-    assert made == [1, 2, 1] and more.miou["seed"] == whole.miou["seed"]  # a kind is added, the other read
-    assert before.items() <= files_of(tmp_path / "part").items()
-
-
-def test_a_damaged_label_is_named(toy_run, tmp_path):
-    options = {"split": "val", "out": tmp_path, "kinds": ["seed"], "progress": False}
-    write_pseudo_labels(toy_run, **options)
-    (tmp_path / "seed/SegmentationClass/toy_val_000001.png").write_bytes(b"\x89PNG")
-    with pytest.raises(DataError, match=r"toy_val_000001.png: .*Delete it"):
-        write_pseudo_labels(toy_run, **options)
-
-
-# --- files of another data set ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("images", ["link", "copy"])
-def test_labels_have_the_native_size_of_each_image(images, tmp_path):
-    run = voc_run(tmp_path)
-    root, sizes = tmp_path / "VOC2012", {"one": (40, 26), "two": (31, 57), "three": (31, 57)}
-    rng = np.random.default_rng(0)
-    for name, (width, height) in sizes.items():
-        Image.fromarray(rng.integers(0, 255, (height, width, 3), np.uint8)).save(root / f"JPEGImages/{name}.jpg")
-        mask = np.zeros((height, width), np.uint8)
-        mask[:, :20] = 3
-        Image.fromarray(mask).save(root / f"SegmentationClass/{name}.png")
-    done = write_pseudo_labels(run, out=tmp_path / "out", kinds=["seed", "refined"], images=images, progress=False)
-    for kind in ("seed", "refined"):
-        reader = open_dataset(as_folder(done, kind, "train"), "train")
-        assert [reader.mask(index).shape[::-1] for index in range(3)] == list(sizes.values())
-    picture = tmp_path / "out/JPEGImages/one.jpg"
-    assert picture.read_bytes() == (root / "JPEGImages/one.jpg").read_bytes()
-    assert picture.is_symlink() == (images == "link")
-    with (tmp_path / "out/seed/labels.csv").open(newline="") as file:
-        assert list(csv.reader(file)) == [["name", "labels"], *([name, "bird"] for name in sizes)]
-    assert done.num_masks == 3
-    again = write_pseudo_labels(run, out=tmp_path / "out", kinds=["seed"], images="copy", progress=False)
-    assert not picture.is_symlink() and again.miou["seed"] == done.miou["seed"]
+# --- photographs ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.data
@@ -483,7 +294,7 @@ def test_real_photographs_score_the_same_when_read_back(tmp_path):
     for kind in ("seed", "refined"):
         reader = open_dataset(as_folder(done, kind), "val")
         predictions = [reader.mask(index) for index in range(len(reader))]
-        assert score(cfg, predictions, [sample.mask for sample in samples]) == wanted[TARGETS[kind]]
+        assert score(cfg, predictions, [sample.mask for sample in samples]) == wanted[KINDS[kind]]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -1,9 +1,11 @@
-"""CAM quality layer by layer: how much of "where" does each block still know?
+"""CAM quality layer by layer: how well do the tokens of each block still say where a class is?
 
 A linear classifier is trained on the frozen tokens of every block, from image labels alone, and its CAMs are scored by
-the protocol of the run. Beside the similarity of the tokens this shows what over-smoothing costs.
+the protocol of the run. Read beside the similarity of the tokens, this shows what over-smoothing costs.
 """
 
+import functools
+from collections.abc import Sequence
 from itertools import islice
 
 import pandas as pd
@@ -15,6 +17,7 @@ from toco_lab.backbones.activations import capture
 from toco_lab.backbones.kinds import final_norm
 from toco_lab.config import Config
 from toco_lab.data.loader import EvalSample, eval_samples
+from toco_lab.evaluation.samples import image_label_of, mask_of
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores
 from toco_lab.method.cam import at_evaluation_size, fuse_flip, min_max, resize
 from toco_lab.method.labels import confident_label
@@ -23,8 +26,8 @@ from toco_lab.method.model import ToCo
 from toco_lab.method.present import PresentClasses
 from toco_lab.vocabulary import AFTER_BLOCK, FINAL_NORM
 
-THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # tried beside the config's own, for the best of each layer
-FIT_STEPS, FIT_RATE = 300, 0.02  # full-batch AdamW: enough for the loss to settle on some hundred images
+THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # tried besides the config's own, to find the best of each layer
+FIT_STEPS, FIT_RATE = 300, 0.02  # of full-batch AdamW: enough for the loss to settle on a few hundred images
 
 
 def layer_cam_quality(
@@ -35,44 +38,31 @@ def layer_cam_quality(
     Head, pooling and protocol are ToCo's: maximum over positions per channel, a linear map without bias, multi-scale
     CAM with flip, masked by the true image labels. Tokens are divided by the root mean square of each channel over the
     training images, because blocks differ in scale. The heads see image labels of the training split, never a mask.
-    Blocks of a model in stages differ in their grid as well: a CAM of an early one is finer.
+    Blocks of a model in stages also differ in their grid: a CAM of an early one is finer.
 
     Args:
         model: Frozen; its mode is left alone.
         cfg: Splits, sizes, scales and the threshold.
-        num_train: First so many training images, unaugmented.
-        num_images: First so many validation images.
+        num_train: How many training images, from the first on, without augmentation.
+        num_images: How many validation images, from the first on.
         progress: Show progress bars.
 
     Returns:
         One row per site and threshold: site, layer (the final norm has that of the last block), threshold, miou, own
-        (whether it is the config's threshold), best (whether it is this layer's best, chosen on the very images that
-        are scored: an upper bound), images, trained_on.
+        (whether it is the config's threshold), best (whether it is this layer's best; it is chosen on the images that
+        are scored, so its miou is an upper bound), images, trained_on.
 
     Raises:
         ValueError: If a validation image has no mask, or a training image no labels.
     """
-    train = islice(eval_samples(cfg.replace(val_images=0), model.mean, model.std, cfg.train_split), num_train)
-    pairs = [(_pooled(model, cfg, s), s.image_label) for s in tqdm(train, "pool", num_train, disable=not progress)]
-    pooled, labels = (torch.stack(parts, dim) for parts, dim in zip(zip(*pairs, strict=True), (1, 0), strict=True))
-    heads = fit_heads(pooled, labels.to(pooled.device))  # (L, C, D)
-
+    heads, trained_on = _train_heads(model, cfg, num_train, progress)
     thresholds = sorted({*THRESHOLDS, cfg.background_threshold})
-    count = cfg.num_classes + 1
-    matrices = torch.zeros(len(heads), len(thresholds), count, count, dtype=torch.int64)
     samples = eval_samples(cfg, model.mean, model.std)
     num_images = min(num_images, len(samples))
-    for sample in tqdm(islice(samples, num_images), "CAM of every block", num_images, disable=not progress):
-        if sample.mask is None:
-            raise ValueError(f"{sample.name} has no mask: there is nothing to evaluate against")
-        if not sample.image_label.any():  # nothing but background: every map is 0
-            matrices += confusion_matrix(torch.zeros_like(sample.mask), sample.mask, count)
-            continue
-        present = PresentClasses.of(sample.image_label[None])
-        for layer, cam in enumerate(_cams(model, cfg, sample, heads[:, present.index[0].to(heads.device)]).cpu()):
-            for place, threshold in enumerate(thresholds):
-                label = confident_label(cam[None], present, low=threshold, high=threshold)[0]
-                matrices[layer, place] += confusion_matrix(label, sample.mask, count)
+    matrices = torch.zeros(len(heads), len(thresholds), cfg.num_classes + 1, cfg.num_classes + 1, dtype=torch.int64)
+    first = islice(iter(samples), num_images)
+    for sample in tqdm(first, "CAM of every block", num_images, disable=not progress):
+        matrices += _matrices(model, cfg, sample, heads, thresholds)
     rows, normed = [], final_norm(model.encoder) is not None
     for layer, of_layer in enumerate(matrices, start=1):
         scores = [iou_scores(matrix, over=cfg.miou_over).miou.item() for matrix in of_layer]
@@ -80,8 +70,32 @@ def layer_cam_quality(
         site, number = (FINAL_NORM, layer - 1) if final else (AFTER_BLOCK, layer)
         for threshold, score in zip(thresholds, scores, strict=True):
             own, best = threshold == cfg.background_threshold, score == max(scores)
-            rows.append((site, number, threshold, score, own, best, num_images, len(pairs)))
+            rows.append((site, number, threshold, score, own, best, num_images, trained_on))
     return pd.DataFrame(rows, columns="site layer threshold miou own best images trained_on".split())
+
+
+def _train_heads(model: ToCo, cfg: Config, num_train: int, progress: bool) -> tuple[Tensor, int]:
+    """Heads (L, C, D) for every layer, and the number of images they were trained on."""
+    every = eval_samples(cfg.replace(val_images=0), model.mean, model.std, cfg.train_split)
+    pooled, labels = [], []
+    for sample in tqdm(islice(iter(every), num_train), "pool", num_train, disable=not progress):
+        pooled.append(_pooled(model, cfg, sample))
+        labels.append(image_label_of(sample))
+    tokens = torch.stack(pooled, dim=1)  # (L, n, D)
+    return fit_heads(tokens, torch.stack(labels).to(tokens.device)), len(pooled)
+
+
+def _matrices(model: ToCo, cfg: Config, sample: EvalSample, heads: Tensor, thresholds: Sequence[float]) -> Tensor:
+    """Confusion matrices of one image, (L, thresholds, C + 1, C + 1)."""
+    mask, image_label, count = mask_of(sample), image_label_of(sample), cfg.num_classes + 1
+    if not image_label.any():  # nothing but background: every map is 0
+        background = confusion_matrix(torch.zeros_like(mask), mask, count)
+        return background.expand(len(heads), len(thresholds), -1, -1)
+    present, layers = PresentClasses.of(image_label[None]), []
+    for cam in _cams(model, cfg, sample, heads[:, present.index[0].to(heads.device)]).cpu():
+        labels = [confident_label(cam[None], present, low=threshold, high=threshold)[0] for threshold in thresholds]
+        layers.append(torch.stack([confusion_matrix(label, mask, count) for label in labels]))
+    return torch.stack(layers)
 
 
 def fit_heads(pooled: Tensor, labels: Tensor) -> Tensor:
@@ -101,7 +115,7 @@ def fit_heads(pooled: Tensor, labels: Tensor) -> Tensor:
     with torch.enable_grad():
         for _ in range(FIT_STEPS):
             logits = inputs @ heads.transpose(1, 2)  # (L, n, C)
-            loss = sum(classification_loss(layer, labels) for layer in logits)
+            loss = functools.reduce(torch.add, [classification_loss(layer, labels) for layer in logits])
             optimizer.zero_grad()
             loss.backward(inputs=[heads])
             optimizer.step()
@@ -123,19 +137,19 @@ def _resized(model: ToCo, cfg: Config, sample: EvalSample) -> Tensor:
 
 
 def _pooled(model: ToCo, cfg: Config, sample: EvalSample) -> Tensor:
-    """Maximum over positions, (L + 1, D) of the widest layer; what a narrower one lacks is 0, which no head reads."""
+    """Maximum over positions, (L + 1, D) with D of the widest layer; narrower ones are padded with 0."""
     pooled = [tokens.amax((2, 3))[0] for tokens in _tokens(model, _resized(model, cfg, sample))]
     return torch.nn.utils.rnn.pad_sequence(pooled, batch_first=True)
 
 
 def _cams(model: ToCo, cfg: Config, sample: EvalSample, heads: Tensor) -> Tensor:
     """Multi-scale CAMs of every layer at the size of the mask, (L + 1, C', H, W) for heads (L + 1, C', D)."""
-    image, total = _resized(model, cfg, sample), 0
+    image, scales = _resized(model, cfg, sample), []
     for scale in cfg.cam_scales:
         scaled = image if scale == 1 else resize(image, [int(length * scale) for length in image.shape[-2:]])
         layers = []
         for head, tokens in zip(heads, _tokens(model, torch.cat([scaled, scaled.flip(-1)])), strict=True):
             maps = torch.einsum("cd,bdhw->bchw", head[:, : tokens.shape[1]], tokens)
             layers.append(fuse_flip(maps[None, :, None], image.shape[-2:])[0, 0])
-        total = total + torch.stack(layers)  # (L + 1, C', H, W)
-    return resize(min_max(total), sample.mask.shape)
+        scales.append(torch.stack(layers))  # (L + 1, C', H, W)
+    return resize(min_max(functools.reduce(torch.add, scales)), mask_of(sample).shape)

@@ -1,10 +1,8 @@
-"""Evaluation: mIoU of CAMs, refined CAMs and segmentation, F1 of the image labels, and the protocol beside each
-number.
-"""
+"""Evaluation of a model: mIoU of its CAMs and segmentation, F1 of its image labels, and the protocol of each number."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,12 +11,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from toco_lab.backbones.activations import evaluating
 from toco_lab.backbones.weights import weights_hash
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.data.classes import label_names
 from toco_lab.data.loader import EvalSample, EvalSamples, eval_samples
-from toco_lab.evaluation.gallery import MAPS, NUM_IMAGES, save_gallery
+from toco_lab.evaluation.gallery import NUM_IMAGES, map_rows, save_gallery
 from toco_lab.evaluation.prediction import BATCH, FUSIONS, grouped_by_size, predict
+from toco_lab.evaluation.samples import image_label_of, mask_of
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores, label_f1
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
@@ -27,7 +27,8 @@ from toco_lab.training.loop import VALIDATED
 from toco_lab.training.processes import everywhere, is_first, resolve_device, share, total, wait
 from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED, F1, LABELS, MEAN_SCORES, MIOU, SEG, SEG_CRF
 
-TARGETS = (CAM, CAM_AUX, CAM_REFINED, SEG)  # `seg_crf` joins where the config asks for it
+# what can be measured; `seg_crf` is measured as well where the config asks for it, and `labels` along with the CAMs
+TARGETS = (CAM, CAM_AUX, CAM_REFINED, SEG)
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,16 @@ class Evaluation:
     """Scores of one model on one split.
 
     Attributes:
-        table: Tidy: target, class, iou, over_activation. Rows with class `mIoU` are the means (of the over-activation:
-            over foreground classes that are predicted); the row `F1` of target `labels` has its score in `iou`.
+        table: A row per target and class: target, class, iou, over_activation. Rows with class `mIoU` are the means
+            (of the over-activation: over foreground classes that are predicted); the row `F1` of target `labels` has
+            its score in `iou`.
         protocol: For each target, everything that defines its number.
         gallery: Maps of the first images, by image name, for `gallery.save_gallery`; as many as were asked for.
     """
 
     table: pd.DataFrame
     protocol: dict[str, dict[str, Any]]
-    gallery: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    gallery: dict[str, dict[str, np.ndarray | None]] = field(default_factory=dict)
 
     @property
     def scores(self) -> dict[str, float]:
@@ -76,16 +78,16 @@ def evaluate_model(
 ) -> Evaluation:
     """Score a model on a split, image by image, keeping confusion matrices only.
 
-    Several processes (`distributed.process_group`) share the images out, dense CRF included; each returns all scores.
+    Several processes (`processes.process_group`) share the images out, dense CRF included; each returns all scores.
 
     Args:
-        model: Its mode is restored afterwards.
-        cfg: Protocol: sizes, scales, thresholds, fusion, which classes the mean is over.
+        model: It is put into evaluation mode, and its mode is restored afterwards.
+        cfg: Protocol: sizes, scales, thresholds, fusion, and which classes the mean is over.
         targets: Names of `TARGETS`, `seg_crf`, or `labels` alone; None takes all the config asks for, or `labels` where
             no image has a mask.
         split: None takes `cfg.val_split`.
         checkpoint: Hash of the weights, for the protocol record.
-        gallery: Images whose maps are kept, the first ones.
+        gallery: How many images, from the first on, have their maps kept.
         progress: Show a progress bar.
 
     Raises:
@@ -93,52 +95,65 @@ def evaluate_model(
     """
     split = split or cfg.val_split
     samples = eval_samples(cfg, model.mean, model.std, split)
-    targets = _targets(cfg, targets, samples, split)
+    targets = _checked_targets(cfg, targets, samples, split)
     maps = tuple(target for target in targets if target != LABELS)
-    device, was_training = next(model.parameters()).device, model.training
-    model.eval()
-    num_labels = cfg.num_classes + 1
-    matrices = {target: torch.zeros(num_labels, num_labels, dtype=torch.int64, device=device) for target in maps}
-    f1, kept, mine = torch.zeros(2, dtype=torch.float64, device=device), {}, share(len(samples))
-    shown = range(min(gallery, len(samples))) if maps else range(0)
-    with tqdm(total=len(mine), unit="image", desc=f"evaluate {split}", disable=not (progress and is_first())) as bar:
-        done = mine.start
+    device = next(model.parameters()).device
+    counts = _Counts(maps, cfg.num_classes + 1, device)
+    shown = set(samples.reader.names[: min(gallery, len(samples))]) if maps else set()
+    rows: dict[str, dict[str, np.ndarray | None]] = {}
+    mine, hidden = share(len(samples)), not (progress and is_first())
+    with evaluating(model), tqdm(total=len(mine), unit="image", desc=f"evaluate {split}", disable=hidden) as bar:
         for group in grouped_by_size((samples[index] for index in mine), BATCH):
             image = torch.stack([sample.image for sample in group]).to(device)
-            label = torch.stack([sample.image_label for sample in group]).to(device)
+            label = torch.stack([image_label_of(sample) for sample in group]).to(device)
             predicted = predict(model, cfg, image, label, targets)
-            if maps:
-                truth = torch.stack([sample.mask for sample in group]).to(device)
-                for target in maps:
-                    matrices[target] += confusion_matrix(predicted[target], truth, num_labels)
-            if LABELS in predicted:
-                scores = label_f1(label, predicted[LABELS]).double()
-                f1 += torch.stack([scores.sum(), torch.tensor(len(scores), device=device)])
-            if first := group[: max(0, shown.stop - done)]:
-                kept |= zip((sample.name for sample in first), _map_rows(first, predicted), strict=True)
-            done += len(group)
+            counts.add(group, label, predicted)
+            if first := [sample for sample in group if sample.name in shown]:
+                rows |= zip((sample.name for sample in first), map_rows(first, predicted), strict=True)
             bar.update(len(group))
-    model.train(was_training)
-    names = label_names(cfg)
-    rows = []
-    for target in maps:
-        scores = iou_scores(total(matrices[target]).cpu(), over=cfg.miou_over)
-        over = scores.over_activation
-        rows += [(target, *row) for row in zip(names, scores.iou.tolist(), over.tolist(), strict=True)]
-        rows.append((target, MIOU, scores.miou.item(), over[1:].nanmean().item()))
-    f1_sum, f1_count = total(f1).tolist()
-    if f1_count:
-        rows.append((LABELS, F1, f1_sum / f1_count, torch.nan))
+    table = counts.table(label_names(cfg), cfg.miou_over)
     protocol = {
-        target: protocol_record(cfg, target, split, len(samples), checkpoint)
-        for target in (*maps, *([LABELS] if f1_count else []))
+        target: protocol_record(cfg, target, split, len(samples), checkpoint) for target in table["target"].unique()
     }
-    kept = {name: row for part in everywhere(kept) for name, row in part.items()}
-    return Evaluation(pd.DataFrame(rows, columns=["target", "class", "iou", "over_activation"]), protocol, kept)
+    rows = {name: row for part in everywhere(rows) for name, row in part.items()}
+    return Evaluation(table, protocol, rows)
 
 
-def _targets(cfg: Config, targets: Sequence[str] | None, samples: EvalSamples, split: str) -> tuple[str, ...]:
-    """What is measured; ValueError for an unknown name, or where images lack the masks it needs."""
+class _Counts:
+    """What is counted over the images of this process: a confusion matrix for each map, and F1 of the image labels."""
+
+    def __init__(self, maps: Sequence[str], num_labels: int, device: torch.device) -> None:
+        """`maps` are targets with a label map; `num_labels` is K, with background."""
+        shape = num_labels, num_labels
+        self._matrices = {target: torch.zeros(shape, dtype=torch.int64, device=device) for target in maps}
+        self._f1 = torch.zeros(2, dtype=torch.float64, device=device)  # sum, number of images
+
+    def add(self, group: Sequence[EvalSample], label: Tensor, predicted: Mapping[str, Tensor]) -> None:
+        """Count images of one size with their image labels (B, C) and what `predict` says of them."""
+        if self._matrices:
+            truth = torch.stack([mask_of(sample) for sample in group]).to(label.device)
+            for target, matrix in self._matrices.items():
+                matrix += confusion_matrix(predicted[target], truth, len(matrix))
+        if LABELS in predicted:
+            f1 = label_f1(label, predicted[LABELS]).double()
+            self._f1 += torch.stack([f1.sum(), torch.tensor(len(f1), device=f1.device)])
+
+    def table(self, names: Sequence[str], over: str) -> pd.DataFrame:
+        """`Evaluation.table` of the images of all processes together, which all must call this."""
+        rows: list[tuple[str, str, float, float]] = []
+        for target, matrix in self._matrices.items():
+            scores = iou_scores(total(matrix).cpu(), over=over)
+            wrong = scores.over_activation
+            rows += [(target, *row) for row in zip(names, scores.iou.tolist(), wrong.tolist(), strict=True)]
+            rows.append((target, MIOU, scores.miou.item(), wrong[1:].nanmean().item()))
+        f1, count = total(self._f1).tolist()
+        if count:
+            rows.append((LABELS, F1, f1 / count, math.nan))
+        return pd.DataFrame(rows, columns=["target", "class", "iou", "over_activation"])
+
+
+def _checked_targets(cfg: Config, targets: Sequence[str] | None, samples: EvalSamples, split: str) -> tuple[str, ...]:
+    """The targets that are measured; errors as in `evaluate_model`."""
     known = (*TARGETS, SEG_CRF, LABELS)
     if unknown := set(targets or ()) - set(known):
         raise ValueError(f"unknown target {', '.join(sorted(unknown))}; there are {', '.join(known)}")
@@ -162,11 +177,11 @@ def evaluate_run(
     device: str = "auto",
     progress: bool = True,
 ) -> Evaluation:
-    """Evaluate a run's last checkpoint; writes evaluation.csv, protocol.json and its gallery into its folder.
+    """Evaluate a run's last checkpoint and write evaluation.csv, protocol.json and the gallery into the run's folder.
 
-    Several processes share the images out, the first one writes. Scores of other targets that the same checkpoint
-    already has are kept; another split than `val_split` goes to files of its own, evaluation_<split>.csv and
-    protocol_<split>.json, and has no gallery.
+    Several processes share the images out, and the first one writes. Scores of other targets that the same checkpoint
+    already has are kept. A split other than `val_split` has files of its own, evaluation_<split>.csv and
+    protocol_<split>.json, and no gallery.
     """
     model, cfg = load_run_model(run, resolve_device(device))
     checkpoint = weights_hash(run.checkpoints()[-1])
@@ -182,7 +197,7 @@ def evaluate_run(
         rows = run.read_table(f"evaluation{suffix}")
         table = pd.concat([rows[rows["target"].isin(kept)], table], ignore_index=True)
         protocol = {name: old[name] for name in kept} | protocol
-    wait()  # every process has read what the first one changes
+    wait()  # until every process has read what the first one is about to change
     if is_first():
         run.write_table(f"evaluation{suffix}", table)
         run.write_json(f"protocol{suffix}", protocol)
@@ -193,7 +208,7 @@ def evaluate_run(
 
 
 def protocol_record(cfg: Config, target: str, split: str, images: int, checkpoint: str) -> dict[str, Any]:
-    """What defines a number: a reader can tell the seed from the mask, masked by true labels or not, CRF or not."""
+    """What defines a number: which maps, which images, at which sizes and thresholds, with PAR, CRF or true labels."""
     is_cam = target.startswith("cam")
     size = f"{cfg.eval_cam_size} x {cfg.eval_cam_size}" if is_cam and cfg.eval_cam_size else "native"
     return {
@@ -209,7 +224,7 @@ def protocol_record(cfg: Config, target: str, split: str, images: int, checkpoin
 
 
 def validator(cfg: Config, targets: Sequence[str] = VALIDATED) -> Callable[[ToCo, int], dict[str, float]]:
-    """What `train.fit` calls every `cfg.val_every` steps: mIoU of the targets on the validation split.
+    """What `loop.fit` calls every `cfg.val_every` steps: mIoU of the targets on the validation split.
 
     Segmentation is a single pass, as in the published training log: one scale, no flip.
     """
@@ -220,26 +235,3 @@ def validator(cfg: Config, targets: Sequence[str] = VALIDATED) -> Callable[[ToCo
         return {target: scores[target] for target in targets}
 
     return validate
-
-
-@torch.no_grad()
-def gallery_rows(model: ToCo, cfg: Config, num_images: int = 6, split: str | None = None) -> list[dict[str, Any]]:
-    """Rows for `figures.cam_gallery`: image, truth, CAMs (strongest present class), label of the CAM, segmentation.
-
-    Arrays of native size: uint8 image (H, W, 3), float CAMs (H, W) in [0, 1], integer label maps (H, W).
-    """
-    device, rows = next(model.parameters()).device, []
-    for sample in islice(eval_samples(cfg, model.mean, model.std, split), num_images):
-        image, label = sample.image[None].to(device), sample.image_label[None].to(device)
-        rows += _map_rows([sample], predict(model, cfg, image, label, (CAM, SEG)))
-    return rows
-
-
-def _map_rows(group: Sequence[EvalSample], predicted: dict[str, Tensor]) -> list[dict[str, Any]]:
-    """What `predict` found for each of some images, as arrays under the headings of a gallery."""
-    keys = dict(zip(MAPS, ("cam_scores", "cam_aux_scores", CAM, SEG), strict=True))
-    found = {title: predicted[key].cpu().numpy() for title, key in keys.items() if key in predicted}
-    return [
-        {"image": sample.raw, "truth": sample.mask.numpy()} | {title: maps[i] for title, maps in found.items()}
-        for i, sample in enumerate(group)
-    ]

@@ -1,5 +1,7 @@
-"""The gallery of a run: its first validation images with truth, CAMs and predictions, small enough to lie in the run
-folder. With it runs are shown side by side, the same images on the same scale, without their models.
+"""Galleries: images with truth, CAMs and predictions, made by a model or read from the folder of a run.
+
+A run keeps the gallery of its first validation images, shrunk to a few hundred kilobytes. With it runs are shown side
+by side, the same images on the same scale, without their models.
 """
 
 import contextlib
@@ -9,20 +11,30 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
+from toco_lab.config import Config
+from toco_lab.data.loader import EvalSample, eval_samples
+from toco_lab.evaluation.prediction import predict
+from toco_lab.evaluation.samples import image_label_of
 from toco_lab.files import atomic_write
+from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.vocabulary import CAM, CAM_AUX, SEG, TITLES
 
-NUM_IMAGES = 6
-EDGE = 256  # longest side of what is kept, in pixels
-MAPS = (TITLES[CAM], TITLES[CAM_AUX], "CAM as label", TITLES[SEG])  # what runs are compared in, in the order shown
+NUM_IMAGES = 6  # in the gallery of a run
+EDGE = 256  # longest side of an image in it, in pixels
+MAPS = (TITLES[CAM], TITLES[CAM_AUX], "CAM as label", TITLES[SEG])  # headings of the maps, in the order shown
+_PREDICTED = dict(zip(MAPS, ("cam_scores", "cam_aux_scores", CAM, SEG), strict=True))  # heading -> in `predict`
 _FORMAT = 1  # of the saved file
 _QUALITY = 85  # of a picture as WebP; 100 is best
-# a damaged file shows itself in many ways: its end gone, a wrong checksum, an array gone, ...
+# what is raised for a damaged file: cut off, a wrong checksum, an array missing, ...
 _DAMAGE = (ValueError, TypeError, KeyError, OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
@@ -33,7 +45,7 @@ class Gallery:
     Attributes:
         checkpoint: Hash of the weights.
         rows: Image name -> {"image": uint8 (H, W, 3), "truth": labels (H, W), CAMs: floats (H, W) in [0, 1], label
-            maps: uint8 (H, W)}, as `figures.cam_gallery` takes them; what was not evaluated is absent.
+            maps: uint8 (H, W)}, as `figures.cam_gallery` takes them; maps that were not evaluated are absent.
     """
 
     checkpoint: str
@@ -57,20 +69,56 @@ class JointRow:
     maps: dict[str, dict[str, np.ndarray]]
 
 
-def save_gallery(run: RunDir, rows: Mapping[str, Mapping[str, np.ndarray]], checkpoint: str) -> None:
+@torch.no_grad()
+def gallery_rows(
+    model: ToCo, cfg: Config, num_images: int = 6, split: str | None = None
+) -> list[dict[str, np.ndarray | None]]:
+    """Rows for `figures.cam_gallery`: image, truth, CAMs (strongest present class), label of the CAM, segmentation.
+
+    Arrays of native size: uint8 image (H, W, 3), float CAMs (H, W) in [0, 1], integer label maps (H, W).
+
+    Args:
+        model: In evaluation mode.
+        cfg: Protocol of the maps.
+        num_images: How many images of the split, from the first on.
+        split: None takes `cfg.val_split`.
+    """
+    device, rows = next(model.parameters()).device, []
+    for sample in islice(iter(eval_samples(cfg, model.mean, model.std, split)), num_images):
+        image, label = sample.image[None].to(device), image_label_of(sample)[None].to(device)
+        rows += map_rows([sample], predict(model, cfg, image, label, (CAM, SEG)))
+    return rows
+
+
+def map_rows(samples: Sequence[EvalSample], predicted: Mapping[str, Tensor]) -> list[dict[str, np.ndarray | None]]:
+    """What `predict` says of images as arrays under their headings, a row per image.
+
+    `predicted` may be of more images, of which `samples` are the first.
+    """
+    maps = {title: predicted[key].cpu().numpy() for title, key in _PREDICTED.items() if key in predicted}
+    return [
+        {"image": sample.raw, "truth": None if sample.mask is None else sample.mask.numpy()}
+        | {title: array[i] for title, array in maps.items()}
+        for i, sample in enumerate(samples)
+    ]
+
+
+def save_gallery(run: RunDir, rows: Mapping[str, Mapping[str, np.ndarray | None]], checkpoint: str) -> None:
     """Write a run's gallery; maps the same checkpoint already has are kept.
 
     Args:
         run: Its folder.
-        rows: As in `Gallery`, of any size: shrunk to `EDGE`, scores rounded to 1/255.
+        rows: As in `Gallery`, of any size. They are shrunk to `EDGE`, and scores are rounded to 1/255.
         checkpoint: Hash of the weights.
     """
     before = None
-    with contextlib.suppress(ValueError):  # a damaged one is written anew
+    with contextlib.suppress(ValueError):  # a damaged one is replaced
         before = load_gallery(run)
     if before and before.checkpoint == checkpoint:
         rows = {name: before.rows.get(name, {}) | dict(row) for name, row in rows.items()}
-    arrays = {"about": np.array(json.dumps({"format": _FORMAT, "checkpoint": checkpoint, "names": list(rows)}))}
+    arrays: dict[str, Any] = {
+        "about": np.array(json.dumps({"format": _FORMAT, "checkpoint": checkpoint, "names": list(rows)}))
+    }
     for i, row in enumerate(rows.values()):
         for title, array in row.items():
             if array is not None:
@@ -102,12 +150,12 @@ def load_gallery(run: RunDir) -> Gallery | None:
             return Gallery(str(about["checkpoint"]), dict(zip(map(str, about["names"]), rows, strict=True)))
     except (*_DAMAGE, IndexError) as error:
         raise ValueError(
-            f"{run.gallery_path} can not be read ({error}); `python -m toco_lab evaluate {run.path}` writes it anew"
+            f"{run.gallery_path} cannot be read ({error}); `python -m toco_lab evaluate {run.path}` writes it again"
         ) from error
 
 
 def joint_rows(galleries: Mapping[str, Gallery]) -> list[JointRow]:
-    """The images of several runs, each once; another image of the same name gets a row of its own.
+    """The images of several runs, each once; a different image of the same name gets a row of its own.
 
     Args:
         galleries: By run name.
@@ -116,15 +164,15 @@ def joint_rows(galleries: Mapping[str, Gallery]) -> list[JointRow]:
     for run, gallery in galleries.items():
         for name, row in gallery.rows.items():
             key = name, repr(row["image"].shape).encode() + row["image"].tobytes()
-            one = joint.setdefault(key, JointRow(name, row["image"], row.get("truth"), {}))
+            joint_row = joint.setdefault(key, JointRow(name, row["image"], row.get("truth"), {}))
             for title in MAPS:
                 if title in row:
-                    one.maps.setdefault(title, {})[run] = row[title]
+                    joint_row.maps.setdefault(title, {})[run] = row[title]
     return list(joint.values())
 
 
 def encode_picture(pixels: np.ndarray | Image.Image, *, lossless: bool = False) -> bytes:
-    """A picture, (H, W, 3) or (H, W) uint8, as WebP: as good as the eye needs, or exact."""
+    """A picture, (H, W, 3) or (H, W) uint8, as WebP: good enough for the eye, or `lossless`."""
     picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
     file = io.BytesIO()
     picture.save(file, "webp", quality=_QUALITY, method=2, lossless=lossless)
@@ -138,7 +186,7 @@ def _packed(array: np.ndarray) -> np.ndarray:
         return np.frombuffer(encode_picture(_resized(array, size, Image.Resampling.LANCZOS)), np.uint8)
     scores = np.issubdtype(array.dtype, np.floating)
     levels = (np.rint(255 * array.clip(0, 1)) if scores else array).astype(np.uint8)
-    method = Image.Resampling.BOX if scores else Image.Resampling.NEAREST  # a label between two labels is none
+    method = Image.Resampling.BOX if scores else Image.Resampling.NEAREST  # labels cannot be averaged
     return np.frombuffer(encode_picture(_resized(levels, size, method), lossless=True), np.uint8)
 
 

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
+from toco_lab.config import IGNORE_INDEX
+
 
 @dataclass(frozen=True)
 class IouScores:
@@ -58,6 +60,22 @@ def iou_scores(matrix: Tensor, *, over: str = "present") -> IouScores:
         pixel_accuracy=hits.sum() / matrix.sum(),
         mean_accuracy=(hits / in_truth).nanmean(),
     )
+
+
+def pseudo_label_matrix(label: Tensor, truth: Tensor, num_classes: int) -> Tensor:
+    """Pixel counts (K, K + 1), truth in rows; the last column holds the pixels that the label leaves open (255)."""
+    column = label.long().masked_fill(label == IGNORE_INDEX, num_classes)
+    return confusion_matrix(column, truth, num_classes + 1)[:-1]
+
+
+def pseudo_label_iou(matrix: Tensor) -> Tensor:
+    """IoU (K,) of a matrix of `pseudo_label_matrix`, over the decided pixels; NaN where a class is in neither.
+
+    Open pixels count neither as hit nor as miss. A class of the truth of which nothing is decided has IoU 0, because
+    otherwise leaving it open would improve the mean.
+    """
+    iou, in_truth = iou_scores(matrix[:, :-1]).iou, matrix.sum(1) > 0
+    return torch.where(in_truth, iou.nan_to_num(0), iou)
 
 
 def label_f1(truth: Tensor, prediction: Tensor) -> Tensor:

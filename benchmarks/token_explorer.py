@@ -21,8 +21,8 @@ import torch
 
 from toco_lab.data.toy import make_scene
 from toco_lab.explorers.quantise import quantise_tokens
-from toco_lab.explorers.token_explorer import explorer_html
 from toco_lab.explorers.token_maps import TokenMaps
+from toco_lab.explorers.token_page import explorer_html
 from toco_lab.files import atomic_write
 from toco_lab.runs.environment import environment
 

@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 
 from toco_lab.config import Config
-from toco_lab.data.classes import PALETTE
+from toco_lab.data.classes import PALETTE, class_names
 from toco_lab.data.loader import eval_samples
 from toco_lab.explorers import cam_session
-from toco_lab.explorers.cam_explorer import FIRST_VIEWS, STRONGEST, VIEWS, CamExplorer
+from toco_lab.explorers.cam_controls import FIRST_VIEWS, STRONGEST
+from toco_lab.explorers.cam_explorer import CamExplorer
+from toco_lab.explorers.cam_panels import VIEWS
 from toco_lab.explorers.panels import label_legend, panel_row
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
@@ -79,7 +81,7 @@ def test_tooltips_are_on_widgets_with_a_description_only(explorer):
     assert all(widget.description for widget in described)
 
 
-def test_the_picture_is_the_sessions_answer(explorer):
+def test_the_picture_is_the_sessions_answer(explorer, pair):
     show(explorer, "pseudo label", "CAM")
     explorer.low.value, explorer.high.value, explorer.source.value = 0.2, 0.6, "cam_aux"
     explorer.opacity.value = 0.8
@@ -90,7 +92,7 @@ def test_the_picture_is_the_sessions_answer(explorer):
     np.testing.assert_array_equal(pseudo.array, label)
     np.testing.assert_array_equal(cam.array, session.score("cam"))
     assert pseudo.note == f"mIoU {100 * iou.miou:.1f} %, {100 * iou.left_open:.0f} % left open"
-    assert pseudo.legend == label_legend(PALETTE, ("background", *explorer._names))
+    assert pseudo.legend == label_legend(PALETTE, ("background", *class_names(pair[1])))
     np.testing.assert_array_equal(pixels(explorer), panel_row(session.image.raw, [cam, pseudo], opacity=0.8, side=290))
     assert f"<td>{100 * iou.miou:.1f}</td>" in explorer.text.value
 

@@ -26,8 +26,6 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 
-
-
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory, smoke_run: RunDir) -> Iterator[tuple]:
     """(browser, address, folder): the folder holds copies of the explorer notebooks, set to the smoke run."""
@@ -38,8 +36,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory, smoke_run: RunDir) -> Iterator
         papermill.execute_notebook(source, copy, parameters | more, prepare_only=True, progress_bar=False)
     with jupyter_lab(folder) as address, running_browser() as browser:
         yield browser, address, folder
-
-
 
 
 def drawn(page, **wanted) -> dict:
@@ -108,8 +104,6 @@ RECORD_COMMANDS = """() => {
     window.commandsRun = [];
     window.jupyterapp.commands.commandExecuted.connect((_, { id }) => window.commandsRun.push(id));
 }"""
-
-
 
 
 def test_the_cam_explorer_follows_a_slider_and_takes_an_upload(lab: tuple, smoke_run: RunDir, tmp_path: Path) -> None:

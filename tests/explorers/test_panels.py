@@ -1,6 +1,7 @@
 """Rows of panels: which pixel gets which colour, what stands in the legend."""
 
 import io
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -93,8 +94,8 @@ def test_positive_crops_are_solid_and_negative_ones_dashed():
 
 def test_legend_names_what_is_there_once(monkeypatch):
     written = []
-    original = panels._draw_key
-    monkeypatch.setattr(panels, "_draw_key", lambda *a: (written.append(a[4:7]), original(*a)))
+    original = panels._draw_entry
+    monkeypatch.setattr(panels, "_draw_entry", lambda *a: (written.append(astuple(a[4])), original(*a)))
     label = np.zeros((60, 80), np.uint8)
     label[0] = 255
     cam, crop = np.zeros((60, 80)), CropBox(0, 0, 9, False)
@@ -102,8 +103,8 @@ def test_legend_names_what_is_there_once(monkeypatch):
         IMAGE, [Panel("l", label, legend=LEGEND), Panel("m", label, legend=LEGEND), Panel("c", cam, crops=[crop])]
     )
     assert written == [
-        ("bar", "CAM score", ""), ("patch", "background", "#000000"), ("patch", "ignored (255)", ""),
-        ("line", "negative crop", False),
+        ("bar", "CAM score", "", False), ("patch", "background", "#000000", False),
+        ("patch", "ignored (255)", "", False), ("line", "negative crop", "", False),
     ]  # fmt: skip
 
 

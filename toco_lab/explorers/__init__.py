@@ -1,4 +1,14 @@
-"""Click and slide: the token explorer, the CAM explorer, the run browser, and what they compute."""
+"""Click and slide: three widgets, and the parts of them that work without one.
+
+CAM explorer, where does the model see a class?
+    `cam_explorer` (reactions) on `cam_controls` (controls, settings) and `cam_panels` (views as panels);
+    `cam_session` (one model, one image, many questions) on `session_image`; `cam_runs`, `uploads`, `attribution`;
+    `panels` composes rows of panels as pixels.
+Token explorer, how alike are the tokens?
+    `token_explorer` (the widget) and `token_page` (offline pages) with static/token_explorer.js; `snapshots` takes
+    `token_maps` during training, `quantise` makes them small, `browser_data` packs them.
+Run browser: `run_browser`. What the widgets share: `controls`.
+"""
 
 import lazy_loader
 

@@ -1,9 +1,9 @@
-"""Attributions of a class to places in the image, to be laid beside ToCo's CAM.
+"""Attributions of a class to places in the image, to be compared with ToCo's CAM.
 
-A CAM is what the classifier says at each patch. These ask where the logit came from: through attention alone (rollout),
-through the features of one layer (Grad-CAM), through attention that the gradient holds for relevant. All work on a
-plain timm classifier and on ToCo, in evaluation mode, also inside `torch.no_grad()`; no parameter gets a gradient, no
-mode and no `requires_grad` is changed. Those that follow attention need a plain ViT; Grad-CAM does not.
+A CAM is what the classifier says at each patch. These maps ask where the logit came from: through attention alone
+(rollout), through the features of one layer (Grad-CAM), or through attention that the gradient marks as relevant. All
+work on a plain timm classifier and on ToCo, in evaluation mode, also inside `torch.no_grad()`. No parameter gets a
+gradient, and no mode and no `requires_grad` is changed. The two that follow attention need a plain ViT.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ Attribution = Callable[[nn.Module, Tensor, int | Tensor], Tensor]
 
 
 def attention_rollout(attentions: Sequence[Tensor], *, num_prefix: int, grid: tuple[int, int]) -> Tensor:
-    """How much of each patch reaches the class token if attention is followed through all layers; it knows no class.
+    """How much of each patch reaches the class token through the attention of all layers, whatever the class.
 
     Source: Abnar and Zuidema, "Quantifying Attention Flow in Transformers" (ACL 2020): the product over the layers of
     (mean over heads + I) / 2 with rows of sum 1. A widely used implementation divides along the wrong axis (entry i, j
@@ -35,11 +35,11 @@ def attention_rollout(attentions: Sequence[Tensor], *, num_prefix: int, grid: tu
         grid: Rows and columns (h, w) of the patches, T = num_prefix + h * w.
 
     Returns:
-        Patches in the row of the class token, whatever the logits read: (B, h, w), sum at most 1, and >= 0 unless the
-        attention is not (AttnScale).
+        The patches in the row of the class token, also where the logits read other tokens: (B, h, w). Their sum is at
+        most 1; they are >= 0 if the attention is (that of AttnScale may be negative).
 
     Raises:
-        ValueError: If the tokens are not those of the grid.
+        ValueError: If the number of tokens does not fit the grid.
     """
     size = attentions[0].shape[-1]
     if size != num_prefix + grid[0] * grid[1]:
@@ -62,9 +62,9 @@ def grad_cam(model: nn.Module, image: Tensor, class_index: int | Tensor, *, laye
         class_index: The class whose logit is explained, one for all images or (B,).
         layer: Part of the encoder whose output, (B, T, D), is explained. None takes the first norm of the last block,
             as is usual for ViTs: behind the last attention no patch has a gradient if the logit reads the class token.
-            It sees what passes through that attention, not what a patch of ToCo carries past it; with
-            `model.encoder.norm` of a ToCo model the result is the ReLU of its CAM over the number of patches. In a
-            model in stages None takes the last block, as the paper does, and any layer that gives a map may be named.
+            It sees what passes through that attention, not what a patch of ToCo carries past it. With
+            `model.encoder.norm` of a ToCo model the result is the ReLU of its CAM, divided by the number of patches.
+            For a model in stages None takes the last block, as the paper does; any layer that gives a map will do.
 
     Returns:
         (B, h, w), >= 0; zero throughout where every patch speaks against the class.
@@ -76,7 +76,8 @@ def grad_cam(model: nn.Module, image: Tensor, class_index: int | Tensor, *, laye
     image, grid = fill_patches(encoder, image)
     plain = is_plain_vit(encoder)
     if layer is None:
-        layer = encoder.blocks[-1].norm1 if plain else blocks_of(encoder)[-1]
+        last = blocks_of(encoder)[-1]
+        layer = last.get_submodule("norm1") if plain else last
     with evaluating(model), torch.enable_grad(), _output_of(layer) as outputs:
         logit = _class_logit(model, image, class_index)
         (gradient,) = torch.autograd.grad(logit, outputs)
@@ -88,7 +89,7 @@ def grad_cam(model: nn.Module, image: Tensor, class_index: int | Tensor, *, laye
 
 
 def gradient_attention(model: nn.Module, image: Tensor, class_index: int | Tensor) -> Tensor:
-    """Relevance of each patch to a class, handed on by attention whose gradient is positive.
+    """Relevance of each patch to a class, passed on by attention whose gradient is positive.
 
     Source: Chefer et al., "Generic Attention-model Explainability" (ICCV 2021), rule for self-attention: R = I, then
     layer by layer R <- R + mean over heads of ReLU(A * gradient of the logit with respect to A) times R.
@@ -97,8 +98,8 @@ def gradient_attention(model: nn.Module, image: Tensor, class_index: int | Tenso
     maximum of each channel. So here the rows of R - I are averaged, each weighted by how much of the logit is read at
     its token: the positive part of gradient * value over the final tokens, summed over channels. That is the row of
     the class token where the logit reads nothing else; in ToCo it is, for each patch, the positive evidence of the
-    channels whose maximum it holds. R - I leaves out the relevance of a token to itself: no patch in the row of the
-    class token, but in the row of a patch it would drown what attention brought there.
+    channels whose maximum it holds. R - I leaves out the relevance of a token to itself: it is no patch in the row of
+    the class token, but in the row of a patch it would outweigh what attention brought there.
 
     Args:
         model: A timm ViT with a classifier, or ToCo.
@@ -109,14 +110,14 @@ def gradient_attention(model: nn.Module, image: Tensor, class_index: int | Tenso
         (B, h, w), >= 0.
 
     Raises:
-        ValueError: If the model has no classifier, or not this class, or its attention can not be read.
+        ValueError: If the model has no classifier, or not this class, or its attention cannot be read.
     """
     encoder = encoder_of(model)
     image, grid = fill_patches(encoder, image)
     with (
         evaluating(model),
         torch.enable_grad(),
-        _output_of(encoder.norm) as outputs,
+        _output_of(encoder.get_submodule("norm")) as outputs,
         attention_maps(encoder) as attentions,
     ):
         logit = _class_logit(model, image, class_index)
@@ -132,10 +133,10 @@ def gradient_attention(model: nn.Module, image: Tensor, class_index: int | Tenso
 
 
 def _class_logit(model: nn.Module, image: Tensor, class_index: int | Tensor) -> Tensor:
-    """Logit of each image's class, summed over the images, which do not see each other."""
+    """Logit of each image's class, summed over the images (they do not influence each other)."""
     if getattr(model, "num_classes", None) == 0:
         raise ValueError("the model has no classifier: make it with num_classes > 0, or use ToCo")
-    image = image.detach().requires_grad_()  # history for every layer, whichever parameters are frozen
+    image = image.detach().requires_grad_()  # so that every layer has a gradient, even if all parameters are frozen
     logits = model(image, segment=False).logits if isinstance(model, ToCo) else model(image)
     index = torch.as_tensor(class_index, device=logits.device).expand(len(logits))
     if index.min() < 0 or index.max() >= logits.shape[1]:
@@ -145,11 +146,11 @@ def _class_logit(model: nn.Module, image: Tensor, class_index: int | Tensor) -> 
 
 @contextmanager
 def _output_of(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect what a layer gives in the passes made inside."""
-    found: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda _, __, output: found.append(output))
+    """Collect the outputs of a layer in the passes made inside."""
+    outputs: list[Tensor] = []
+    hook = layer.register_forward_hook(lambda _, __, output: outputs.append(output))
     try:
-        yield found
+        yield outputs
     finally:
         hook.remove()
 
@@ -164,7 +165,7 @@ def _rollout(model: nn.Module, image: Tensor, _: int | Tensor) -> Tensor:
 def _on_image(attribution: Attribution, model: nn.Module, image: Tensor, class_index: int | Tensor) -> Tensor:
     """An attribution (B, h, w) at the size of the image and min-max normalised, as a CAM is."""
     maps = attribution(model, image, class_index)
-    maps = maps / maps.amax((1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)  # gradients may be minute
+    maps = maps / maps.amax((1, 2), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)  # gradients may be tiny
     return min_max(F.interpolate(maps[:, None], image.shape[-2:], mode="bilinear", align_corners=False)[:, 0])
 
 

@@ -1,4 +1,4 @@
-"""Rows of panels over one image, for a slider: composed as pixels, some ten times faster than a Figure of axes.
+"""Rows of panels over one image, composed as pixels: about ten times faster than a Figure, so a slider feels quick.
 
 Arrays in, pixels out; no model, config or file is touched here. Colours are those of `figures`.
 """
@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 from toco_lab.figures.pictures import CAM_COLOURS, IGNORED
 
 REGIONS = {0: ("certain background", "#1B2A41"), 1: ("uncertain", "#56B4E9"), 2: ("certain foreground", "#F0E442")}
-CROP_COLOURS = {True: "#009E73", False: "#D55E00"}  # positive, negative; told apart by their lines as well
+CROP_COLOURS = {True: "#009E73", False: "#D55E00"}  # positive, negative; their lines differ as well
 _INK, _GREY = "#111111", "#555555"
 _MARGIN, _LINE, _SWATCH, _DASH = 10, 18, 12, 7  # pixels
 
@@ -42,9 +42,9 @@ class Panel:
 
     Attributes:
         title: Heading.
-        array: As in `cam_gallery`: uint8 (H, W, 3) a picture, floats (H, W) a CAM, integers (H, W) a label map; None
-            leaves the panel empty.
-        note: A second, smaller line: the panel's number.
+        array: uint8 (H, W, 3) is a picture, floats (H, W) are a CAM, integers (H, W) a label map, as in
+            `figures.cam_gallery`; None leaves the panel empty.
+        note: A second, smaller line, for the number that belongs to the panel.
         legend: Name and colour ("#rrggbb") of each value of a label map; 255 is always white and hatched.
         crops: Boxes over the panel.
     """
@@ -71,7 +71,7 @@ def panel_row(
     columns: int = 4,
     side: int = 320,
 ) -> np.ndarray:
-    """Panels over one image, with one colour scale and one legend.
+    """Panels over one image, with one colour scale and one legend for all.
 
     Args:
         image: (H, W, 3) uint8, under every CAM and label map.
@@ -79,10 +79,10 @@ def panel_row(
         opacity: Of CAMs and label maps over the image, in [0, 1]; the legend shows full colours.
         vmin, vmax: Scores at the two ends of the colour scale.
         columns: Panels in a row at most.
-        side: Longer side of a panel, in pixels; small images are enlarged by a whole factor.
+        side: Longer side of a panel, in pixels; small images are enlarged by a whole number.
 
     Returns:
-        (h, w, 3) uint8; `as_figure` makes a Figure of it.
+        (h, w, 3) uint8; `as_figure` turns it into a Figure.
 
     Raises:
         ValueError: If there are no panels.
@@ -96,7 +96,7 @@ def panel_row(
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     canvas_width = max(columns * (cell_width + _MARGIN) + _MARGIN, 420)
-    legend, legend_rows = _legend_places(panels, canvas_width)
+    legend, legend_rows = _placed(_legend(panels), canvas_width)
     canvas = Image.new("RGB", (canvas_width, rows * cell_height + (legend_rows + 1) * _LINE + _MARGIN), "white")
     draw = ImageDraw.Draw(canvas)
     ground = _scaled(image, (width, height))
@@ -106,12 +106,13 @@ def panel_row(
         draw.text((x, y + _LINE), _fitting_text(panel.note, 11, cell_width), fill=_GREY, font=_font(11))
         top = y + 2 * _LINE
         if panel.array is not None:
-            canvas.paste(Image.fromarray(_painted(panel, ground, opacity, (vmin, vmax))), (x, top))
+            painted = _painted(panel.array, panel.legend, ground, opacity, (vmin, vmax))
+            canvas.paste(Image.fromarray(painted), (x, top))
         for crop in panel.crops:
             corner = x + factor * crop.left, top + factor * crop.top
             _draw_box(draw, *corner, factor * crop.size, positive=crop.positive)
-    for (x, row), (kind, name, colour) in legend:
-        _draw_key(draw, canvas, x, rows * cell_height + _MARGIN + row * _LINE, kind, name, colour, (vmin, vmax))
+    for x, row, entry in legend:
+        _draw_entry(draw, canvas, x, rows * cell_height + _MARGIN + row * _LINE, entry, (vmin, vmax))
     return np.asarray(canvas)
 
 
@@ -126,8 +127,9 @@ def as_figure(pixels: np.ndarray, *, dpi: int = 110) -> Figure:
 
 
 def png_bytes(pixels: np.ndarray, *, text: Mapping[str, str] | None = None) -> bytes:
-    """Pixels (h, w, 3) uint8 as a PNG; `text` goes into its text chunks. Huffman coding alone: twice as fast as the
-    lightest ordinary packing, and of the same size for photographs.
+    """Pixels (h, w, 3) uint8 as a PNG with `text` in its text chunks.
+
+    It uses Huffman coding alone: twice as fast as the quickest ordinary compression, and as small for photographs.
     """
     chunks = PngInfo()
     for key, value in (text or {}).items():
@@ -137,25 +139,35 @@ def png_bytes(pixels: np.ndarray, *, text: Mapping[str, str] | None = None) -> b
     return file.getvalue()
 
 
-def _painted(panel: Panel, ground: np.ndarray, opacity: float, limits: tuple[float, float]) -> np.ndarray:
-    """The panel's array over the scaled image `ground` (h, w, 3), uint8."""
-    size = ground.shape[1::-1]
-    array = panel.array
+def _painted(
+    array: np.ndarray,
+    legend: Mapping[int, tuple[str, str]],
+    ground: np.ndarray,
+    opacity: float,
+    limits: tuple[float, float],
+) -> np.ndarray:
+    """A panel's array over the scaled image `ground` (h, w, 3), uint8."""
     if array.ndim == 3:
-        return _scaled(array, size)
+        return _scaled(array, ground.shape[1::-1])
     if np.issubdtype(array.dtype, np.integer):
-        table = np.full((IGNORED + 1, 3), 255, np.float32)
-        for value, (_, colour) in panel.legend.items():
-            table[value] = ImageColor.getrgb(colour)
-        label = _scaled(array.astype(np.uint8), size, smooth=False)
-        painted = ground + opacity * (table[label] - ground)
-        rows, columns = np.ogrid[: size[1], : size[0]]
-        painted[(label == IGNORED) & ((rows + columns) % 8 < 2)] = 60  # hatched
-        return painted.astype(np.uint8)
+        return _painted_label(array, legend, ground, opacity)
     low, high = limits
     levels = (255 * (array - low) / max(high - low, 1e-12)).clip(0, 255).astype(np.uint8)
-    colours = _cam_colours()[_scaled(levels, size)]
+    colours = _cam_colours()[_scaled(levels, ground.shape[1::-1])]
     return (ground + opacity * (colours - ground)).astype(np.uint8)
+
+
+def _painted_label(
+    array: np.ndarray, legend: Mapping[int, tuple[str, str]], ground: np.ndarray, opacity: float
+) -> np.ndarray:
+    table = np.full((IGNORED + 1, 3), 255, np.float32)
+    for value, (_, colour) in legend.items():
+        table[value] = ImageColor.getrgb(colour)[:3]
+    label = _scaled(array.astype(np.uint8), ground.shape[1::-1], smooth=False)
+    painted = ground + opacity * (table[label] - ground)
+    rows, columns = np.ogrid[: ground.shape[0], : ground.shape[1]]
+    painted[(label == IGNORED) & ((rows + columns) % 8 < 2)] = 60  # hatched
+    return painted.astype(np.uint8)
 
 
 @functools.lru_cache(maxsize=1)
@@ -178,7 +190,10 @@ def _draw_box(draw: ImageDraw.ImageDraw, x: float, y: float, size: float, *, pos
         _draw_line(draw, begin, end, positive=positive)
 
 
-def _draw_line(draw: ImageDraw.ImageDraw, begin: tuple, end: tuple, *, positive: bool) -> None:
+def _draw_line(
+    draw: ImageDraw.ImageDraw, begin: tuple[float, float], end: tuple[float, float], *, positive: bool
+) -> None:
+
     draw.line([begin, end], fill="white" if positive else "black", width=5 if positive else 3)
     (x0, y0), (x1, y1) = begin, end
     pieces = 1 if positive else max(1, round(math.dist(begin, end) / (2 * _DASH)))
@@ -189,51 +204,66 @@ def _draw_line(draw: ImageDraw.ImageDraw, begin: tuple, end: tuple, *, positive:
         draw.line(part, fill=CROP_COLOURS[positive], width=3)
 
 
-def _legend_places(panels: Sequence[Panel], canvas_width: int) -> tuple[list, int]:
-    """What the legend holds: ((x, row), (kind, name, colour)) each, broken into rows, and their number."""
-    keys = []
+@dataclass(frozen=True)
+class _LegendEntry:
+    """One of three kinds: the `bar` of the colour scale, a `patch` (hatched if it has no colour), a crop's `line`."""
+
+    kind: str
+    name: str
+    colour: str = ""
+    positive: bool = False
+
+    @property
+    def symbol_width(self) -> int:
+        return {"bar": 150, "line": 30, "patch": _SWATCH}[self.kind]
+
+
+def _legend(panels: Sequence[Panel]) -> list[_LegendEntry]:
+    """What the panels show, each once; the colour scale comes first."""
+    entries = []
     for panel in panels:
-        if panel.array is None or panel.array.ndim == 3:
-            pass
-        elif np.issubdtype(panel.array.dtype, np.integer):
-            values = np.flatnonzero(np.bincount(panel.array.ravel(), minlength=IGNORED + 1)).tolist()
-            keys += [("patch", *panel.legend[value]) for value in values if value in panel.legend]
-            keys += [("patch", "ignored (255)", "")] if IGNORED in values else []
-        else:
-            keys.insert(0, ("bar", "CAM score", ""))
-        keys += [("line", f"{'positive' if good else 'negative'} crop", good) for good in (True, False)
-                 if any(crop.positive == good for crop in panel.crops)]  # fmt: skip
+        if panel.array is not None and panel.array.ndim == 2:
+            if np.issubdtype(panel.array.dtype, np.integer):
+                values = np.flatnonzero(np.bincount(panel.array.ravel(), minlength=IGNORED + 1)).tolist()
+                entries += [_LegendEntry("patch", *panel.legend[value]) for value in values if value in panel.legend]
+                entries += [_LegendEntry("patch", "ignored (255)")] if IGNORED in values else []
+            else:
+                entries.insert(0, _LegendEntry("bar", "CAM score"))
+        for positive, name in ((True, "positive crop"), (False, "negative crop")):
+            if any(crop.positive == positive for crop in panel.crops):
+                entries.append(_LegendEntry("line", name, positive=positive))
+    return list(dict.fromkeys(entries))
+
+
+def _placed(entries: Sequence[_LegendEntry], canvas_width: int) -> tuple[list[tuple[int, int, _LegendEntry]], int]:
+    """The entries broken into rows, each with its x in pixels and its row; and the number of rows."""
     places, x, row = [], _MARGIN, 0
-    for key in dict.fromkeys(keys):
-        taken = {"bar": 150, "line": 30, "patch": _SWATCH}[key[0]] + 6 + _font(12).getlength(key[1]) + 18
-        if x + taken > canvas_width and x > _MARGIN:
+    for entry in entries:
+        width = entry.symbol_width + 6 + _font(12).getlength(entry.name) + 18
+        if x + width > canvas_width and x > _MARGIN:
             x, row = _MARGIN, row + 1
-        places.append(((x, row), key))
-        x += round(taken)
+        places.append((x, row, entry))
+        x += round(width)
     return places, row + 1 if places else 0
 
 
-def _draw_key(
-    draw: ImageDraw.ImageDraw, canvas: Image.Image, x: int, y: int, kind: str, name: str, colour, limits: tuple
+def _draw_entry(
+    draw: ImageDraw.ImageDraw, canvas: Image.Image, x: int, y: int, entry: _LegendEntry, limits: tuple[float, float]
 ) -> None:
-    """One entry of the legend."""
-    if kind == "bar":
+    if entry.kind == "bar":
         low, high = (f"{limit:g}" for limit in limits)
         draw.text((x, y), low, fill=_INK, font=_font(12))
         strip = np.broadcast_to(_cam_colours()[::2].astype(np.uint8), (_SWATCH, 128, 3))
         canvas.paste(Image.fromarray(np.ascontiguousarray(strip)), (x + 10, y + 2))
         draw.text((x + 142, y), high, fill=_INK, font=_font(12))
-        x += 150
-    elif kind == "line":
-        _draw_line(draw, (x, y + 8), (x + 28, y + 8), positive=colour)
-        x += 30
+    elif entry.kind == "line":
+        _draw_line(draw, (x, y + 8), (x + 28, y + 8), positive=entry.positive)
     else:
-        draw.rectangle((x, y + 2, x + _SWATCH, y + 2 + _SWATCH), fill=colour or "white", outline="black")
-        for step in range(4, 2 * _SWATCH, 6) if not colour else ():  # hatched
+        draw.rectangle((x, y + 2, x + _SWATCH, y + 2 + _SWATCH), fill=entry.colour or "white", outline="black")
+        for step in range(4, 2 * _SWATCH, 6) if not entry.colour else ():  # hatched
             first, last = max(0, step - _SWATCH), min(step, _SWATCH)
             draw.line([(x + first, y + 2 + step - first), (x + last, y + 2 + step - last)], fill=_GREY)
-        x += _SWATCH
-    draw.text((x + 6, y), name, fill=_INK, font=_font(12))
+    draw.text((x + entry.symbol_width + 6, y), entry.name, fill=_INK, font=_font(12))
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,4 +1,10 @@
-"""Tokens of a layer in fewer dimensions and as int8, with the largest error of a cosine known."""
+"""Tokens of a layer in fewer dimensions and as int8, with the largest error of a cosine known.
+
+The cosine similarity of one patch to all others needs every token of a layer, and that is too much for a web page: a
+ViT-B at 448 px has 784 x 768 floats after each of 12 blocks. So the unit tokens of a layer are projected on their
+leading singular vectors and rounded to int8, with the fewest dimensions that keep every cosine within `max_error` of
+the exact one. The error is measured over all pairs of tokens, and the explorer shows it beside the picture.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,20 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MAX_ERROR = 0.02  # of a cosine; a fiftieth of the colour scale, less than the eye tells apart
-
-
+MAX_ERROR = 0.02  # of a cosine: a fiftieth of the colour scale, less than the eye can tell apart
 FIRST_WIDTH = 8  # smallest number of dimensions tried; doubled until the error fits
-
-
-_CHUNK = 256  # rows of the similarity matrix held at once
+_CHUNK = 256  # rows of the similarity matrix that are in memory at once
 
 
 @dataclass(frozen=True, eq=False)
 class QuantisedTokens:
-    """Tokens of one image as int8, slab by slab: one slab (N, k) for each step and layer, each with its own k.
+    """Tokens of one image as int8, in slabs: one slab (N, k) for each step and layer, each with its own k.
 
-    Only directions count: every token is scaled by itself to use the whole range of int8.
+    Only directions count, so every token is scaled by itself to use the whole range of int8.
 
     Attributes:
         values: The slabs one after another, layers within steps, each row-major; 1-D int8.
@@ -59,7 +61,7 @@ class QuantisedTokens:
     def similarity(self, step: int, layer: int, patch: int) -> np.ndarray:
         """Cosine of one token to all, (N,) float32 in [-1, 1]; 0 to and from a zero token.
 
-        The same sums as in the browser: exact integer products, norms of the rounded tokens.
+        The sums are those of the browser: exact integer products, and norms of the rounded tokens.
 
         Args:
             step, layer: Indices of the slab.
@@ -71,20 +73,20 @@ class QuantisedTokens:
         return np.divide(slab @ slab[patch], scale, out=np.zeros(len(slab)), where=scale > 0).astype(np.float32)
 
     def take(self, steps: Sequence[int]) -> "QuantisedTokens":
-        """The same with these steps (indices) only."""
+        """The same tokens at these steps (indices) only."""
         steps = list(steps)
         slabs = [self.slab(step, layer).ravel() for step in steps for layer in range(self.widths.shape[1])]
         return replace(self, values=np.concatenate(slabs), widths=self.widths[steps], errors=self.errors[steps])
 
 
 def quantise_tokens(steps: Sequence[Sequence[Tensor]], *, max_error: float = MAX_ERROR) -> QuantisedTokens:
-    """Project and round the tokens of one image, as few dimensions per layer as `max_error` allows.
+    """Project and round the tokens of one image to as few dimensions per layer as `max_error` allows.
 
-    Tried are 8, 16, 32, ... dimensions and at last all of them; the error of int8 alone then remains and is reported.
+    It tries 8, 16, 32, ... dimensions and at last all of them; the error of int8 alone then remains and is reported.
 
     Args:
         steps: For each step of training the tokens of each layer, (N, D) each, of any scale. A zero token has cosine 0
-            with every other.
+            with every other token.
         max_error: Largest |cosine - exact cosine| allowed, over all pairs of tokens.
 
     Raises:
@@ -117,7 +119,7 @@ def quantise_tokens(steps: Sequence[Sequence[Tensor]], *, max_error: float = MAX
 def _quantise_layer(unit: Tensor, max_error: float) -> tuple[np.ndarray, float]:
     """Unit tokens (N, D) -> int8 (N, k) and its largest error."""
     dim = unit.shape[1]
-    # right singular vectors by way of the Gram matrix: quicker than an SVD, and the error is measured anyway
+    # right singular vectors from the Gram matrix: quicker than an SVD, and the error is measured anyway
     vectors = torch.linalg.eigh((unit.T @ unit).double()).eigenvectors.flip(1).float()
     projected = unit @ vectors  # (N, D), leading direction first
     width = min(FIRST_WIDTH, dim)
@@ -133,7 +135,7 @@ def _quantise_layer(unit: Tensor, max_error: float) -> tuple[np.ndarray, float]:
 
 
 def _largest_error(unit: Tensor, values: Tensor, *, stop_above: float) -> float:
-    """Largest |difference of cosines| over all pairs; stops early once it is above `stop_above`."""
+    """Largest |difference of cosines| over all pairs; stops as soon as it is above `stop_above`."""
     rounded, largest = F.normalize(values, dim=1), 0.0
     for rows, exact in zip(rounded.split(_CHUNK), unit.split(_CHUNK), strict=True):
         largest = max(largest, (rows @ rounded.T - exact @ unit.T).abs().max().item())

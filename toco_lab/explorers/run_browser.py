@@ -1,7 +1,7 @@
 """A widget over a folder of runs: filter, compare, plot, look into a run, delete with confirmation.
 
-Controls -> functions of `run_table` -> HTML tables and the PNG bytes of one Image widget. It works without a browser as
-well: set a control's `value`, call a button's `click()`, read `listing.value` or `message.value`.
+Controls -> functions of `runs.table` -> HTML tables and the PNG bytes of one Image widget. It works without a browser
+as well: set a control's `value`, call a button's `click()`, read `listing.value` or `message.value`.
 """
 
 import base64
@@ -10,7 +10,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from urllib.parse import quote
 import ipywidgets as widgets
 import pandas as pd
 
-from toco_lab.explorers.controls import KeepsKeys
+from toco_lab.explorers.controls import ControlBox, button, wide, wrapped_row
 from toco_lab.figures import printed
 from toco_lab.figures.interactive import run_colours
 from toco_lab.runs.listing import list_runs, read_runs
@@ -48,14 +48,14 @@ NO_FIGURE = "(choose a figure)"
 _CHOSEN = "background: rgba(33, 150, 243, 0.3)"  # over white and over black
 
 
-class RunBrowser(widgets.VBox):
-    """Every run below a folder: a filtered table, and for the chosen ones what differs, what lies there, deletion.
+class RunBrowser(ControlBox):
+    """Every run below a folder in a filtered table; for the chosen ones what differs, their files, and deletion.
 
     Example:
         `RunBrowser("results")` as the last line of a cell.
 
     Attributes:
-        where: Filter, as in `run_table.filter_runs`.
+        where: Filter, as in `table.filter_runs`.
         sort, descending: Order of the table.
         reload_button: Reads the folder again.
         picker: The runs; several may be chosen.
@@ -63,7 +63,7 @@ class RunBrowser(widgets.VBox):
         tabs: One of `TABS`.
         comparison: HTML table of what differs between the chosen runs.
         metric, parameter, colour, picture: The plot of all runs in the table.
-        files, figure_picker, figure_area: What lies in the first chosen run.
+        files, figure_picker, figure_area: The files of the first chosen run.
         delete_button, notice, confirm_button, cancel_button: Deletion, in two steps.
         message: What went wrong and what to do about it, or what was done.
         table: All runs, as a DataFrame of `list_runs(root, everything=True)`.
@@ -77,10 +77,15 @@ class RunBrowser(widgets.VBox):
             root: Folder that holds runs, at any depth; it may not exist yet.
             where: First filter.
         """
-        self.root, self._held, self._doomed = Path(root), False, ()
+        super().__init__()
+        self.root = Path(root)
+        self._doomed: tuple[str, ...] = ()  # runs that the confirm button deletes
         self.table = self.shown = read_runs({}, everything=True)
-        self._make_controls(where)
-        super().__init__(self._arranged())
+        self._make_list_controls(where)
+        self._make_plot_controls()
+        self._make_file_controls()
+        self._make_deletion_controls()
+        self._arrange_all()
         self._observe()
         self.reload()
 
@@ -108,66 +113,63 @@ class RunBrowser(widgets.VBox):
 
     # --- controls -----------------------------------------------------------------------------------------------
 
-    def _make_controls(self, where: str) -> None:
-        wide = {"layout": {"width": "300px"}, "style": {"description_width": "initial"}}
-
-        def button(name: str, icon: str, tooltip: str, **more: Any) -> widgets.Button:
-            return widgets.Button(description=name, icon=icon, tooltip=tooltip, **more)
-
+    def _make_list_controls(self, where: str) -> None:
         self.where = widgets.Text(
             where, description="where", placeholder='w_ptc > 0 and cam_mIoU > 0.5 and "demo" in run',
-            tooltip="a condition on columns; Enter applies it", continuous_update=False,
-            layout={"width": "520px"}, style={"description_width": "initial"},
+            tooltip="a condition on columns; Enter applies it", continuous_update=False, **wide(520),
         )  # fmt: skip
         self.sort = widgets.Dropdown(
-            options=["run"], description="sort by", tooltip="column that orders the table", **wide
+            options=["run"], description="sort by", tooltip="column that orders the table", **wide(300)
         )
         self.descending = widgets.Checkbox(
             value=False, indent=False, description="descending", tooltip="largest first", layout={"width": "110px"}
         )
         self.reload_button = button("Reload", "refresh", "read the folder again")
         self.picker = widgets.SelectMultiple(
-            description="runs", tooltip="Ctrl or Shift chooses several", rows=12,
-            layout={"width": "300px", "height": "300px"}, style={"description_width": "initial"},
-        )  # fmt: skip
-        self.listing, self.comparison, self.files = widgets.HTML(), widgets.HTML(), widgets.Output()
-        self.metric = widgets.Dropdown(description="metric", tooltip="vertical axis", **wide)
-        self.parameter = widgets.Dropdown(description="parameter", tooltip="horizontal axis", **wide)
-        self.colour = widgets.Dropdown(description="colour", tooltip="splits the runs into groups", **wide)
-        self.picture = widgets.Image(format="png", layout={"max_width": "100%", "object_fit": "contain"})
-        self.figure_picker = widgets.Dropdown(
-            options=[NO_FIGURE], description="figure", tooltip="a saved figure of this run", **wide
+            description="runs", tooltip="Ctrl or Shift chooses several", rows=12, **wide(300)
         )
-        self.figure_area = widgets.Output()
+        self.picker.layout.height = "300px"
+        self.listing = widgets.HTML()
+
+    def _make_plot_controls(self) -> None:
+        self.metric = widgets.Dropdown(description="metric", tooltip="vertical axis", **wide(300))
+        self.parameter = widgets.Dropdown(description="parameter", tooltip="horizontal axis", **wide(300))
+        self.colour = widgets.Dropdown(description="colour", tooltip="splits the runs into groups", **wide(300))
+        self.picture = widgets.Image(format="png", layout={"max_width": "100%", "object_fit": "contain"})
+
+    def _make_file_controls(self) -> None:
+        self.comparison, self.files, self.figure_area = widgets.HTML(), widgets.Output(), widgets.Output()
+        self.figure_picker = widgets.Dropdown(
+            options=[NO_FIGURE], description="figure", tooltip="a saved figure of this run", **wide(300)
+        )
+
+    def _make_deletion_controls(self) -> None:
         self.delete_button = button("Delete chosen runs ...", "trash", "asks once more")
         self.delete_button.layout = {"width": "auto", "align_self": "flex-start"}
         self.notice = widgets.HTML()
-        self.confirm_button = button("Yes, delete", "trash", "this can not be undone", button_style="danger")
+        self.confirm_button = button("Yes, delete", "trash", "this cannot be undone", button_style="danger")
         self.confirm_button.layout.width = "auto"
         self.cancel_button = button("Keep them", "undo", "delete nothing")
         self.confirmation = widgets.VBox([self.notice, widgets.HBox([self.confirm_button, self.cancel_button])])
-        self.message = widgets.HTML(layout={"min_height": "28px"})
 
-    def _arranged(self) -> list[widgets.Widget]:
-        wrapped = {"layout": {"flex_flow": "row wrap"}}
-        beside = widgets.Box([self.listing], layout={"overflow": "auto", "max_height": "300px", "flex": "1 1 400px"})
+    def _arrange_all(self) -> None:
+        listing = widgets.Box([self.listing], layout={"overflow": "auto", "max_height": "300px", "flex": "1 1 400px"})
         self.tabs = widgets.Tab(
             [
                 widgets.VBox([self.comparison]),
-                widgets.VBox([widgets.HBox([self.metric, self.parameter, self.colour], **wrapped), self.picture]),
+                widgets.VBox([wrapped_row(self.metric, self.parameter, self.colour), self.picture]),
                 widgets.VBox([self.files, self.figure_picker, self.figure_area]),
                 widgets.VBox([self.delete_button, self.confirmation]),
             ],
             titles=TABS,
             selected_index=0,
         )
-        return [
-            widgets.HBox([self.where, self.sort, self.descending, self.reload_button], **wrapped),
+        self._arrange(
+            wrapped_row(self.where, self.sort, self.descending, self.reload_button),
             self.message,
-            widgets.HBox([self.picker, beside], **wrapped),
+            wrapped_row(self.picker, listing),
             self.tabs,
-            KeepsKeys(),
-        ]
+        )
 
     def _observe(self) -> None:
         self.reload_button.on_click(lambda _: self.reload())
@@ -177,25 +179,25 @@ class RunBrowser(widgets.VBox):
         for control in (self.metric, self.parameter, self.colour):
             control.observe(lambda _: self._plot(), "value")
         self.figure_picker.observe(lambda _: self._show_figure(), "value")
-        self.delete_button.on_click(lambda _: self._ask())
+        self.delete_button.on_click(lambda _: self._ask_to_delete())
         self.confirm_button.on_click(lambda _: self._delete())
-        self.cancel_button.on_click(lambda _: self._disarm())
+        self.cancel_button.on_click(lambda _: self._cancel_deletion())
 
     # --- reactions ----------------------------------------------------------------------------------------------
 
     def _filter_changed(self) -> None:
-        if not self._held:
+        if not self._quiet:
             with self._working("filtering"):
                 self._filter()
 
     def _filter(self) -> None:
-        """Bring table, picker and menus to the filter. A bad filter raises and leaves them all as they were."""
+        """Make table, picker and menus follow the filter. A bad filter raises and leaves them all as they were."""
         shown = filter_runs(self.table, self.where.value)
         shown = sort_runs(shown, self.sort.value, descending=self.descending.value)
         self.shown, chosen = shown, self.picker.value
         names = shown["run"].tolist()
         parameters = list(dict.fromkeys([*differing_fields(shown), "seed"]))
-        with self._holding():
+        with self._quietly():
             _offer(self.sort, overview(shown).columns.tolist())
             self.picker.options = names
             self.picker.value = [run for run in chosen if run in names]
@@ -209,10 +211,10 @@ class RunBrowser(widgets.VBox):
 
     def _choose(self) -> None:
         """Show what belongs to the chosen runs."""
-        if self._held:
+        if self._quiet:
             return
         with self._working("showing the chosen runs"):
-            self._disarm()
+            self._cancel_deletion()
             chosen, seen = self.picker.value, self.overview()
             self.listing.value = _html_table(seen.columns, seen.itertuples(index=False), marked=set(chosen))
             self.comparison.value = "<p>Choose runs in the list (Ctrl or Shift for several).</p>"
@@ -223,7 +225,7 @@ class RunBrowser(widgets.VBox):
             self._list_files()
 
     def _plot(self) -> None:
-        if self._held:
+        if self._quiet:
             return
         with self._working("plotting"):
             file = io.BytesIO()
@@ -231,25 +233,27 @@ class RunBrowser(widgets.VBox):
             self.picture.value = file.getvalue()
 
     def _list_files(self) -> None:
-        """Links to what lies in the first chosen run, and a menu of its figures."""
-        found = run_files(self._run(self.picker.value[0])) if self.picker.value else []
+        """Links to the files of the first chosen run, and a menu of its figures."""
+        files, head = [], ""
+        if self.picker.value:
+            run = self._run(self.picker.value[0])
+            files, head = run_files(run), f"<p>{html.escape(str(run.path))}</p>"
         rows = []
-        for file in found:
+        for file in files:
             name = html.escape(file.path.name)
             link = name if file.kind == "checkpoint" else f'<a href="{_link(file.path)}">{name}</a>'
             rows.append(f"<tr><td>{file.kind}</td><td>{link}</td><td>{size_text(file.size)}</td></tr>")
-        head = f"<p>{html.escape(str(self.root / self.picker.value[0]))}</p>" if self.picker.value else ""
-        text = f"{head}<table>{''.join(rows)}</table>" if found else f"{head}<p>Nothing to open.</p>"
+        text = f"{head}<table>{''.join(rows)}</table>" if files else f"{head}<p>Nothing to open.</p>"
         self.files.outputs = (_output({"text/html": text}),)
-        pictures = [(file.path.name, file.path) for file in found if file.path.parent.name == "figures"]
-        with self._holding():
+        pictures = [(file.path.name, file.path) for file in files if file.path.parent.name == "figures"]
+        with self._quietly():
             self.figure_picker.options = [(NO_FIGURE, None), *pictures]
             self.figure_picker.value = None
         self.figure_area.outputs = ()
 
     def _show_figure(self) -> None:
         path = self.figure_picker.value
-        if self._held:
+        if self._quiet:
             return
         with self._working("showing a figure"):
             if path is None:
@@ -260,8 +264,8 @@ class RunBrowser(widgets.VBox):
                 figure = json.loads(path.read_text(encoding="utf-8"))
                 self.figure_area.outputs = (_output({"application/vnd.plotly.v1+json": figure}),)
 
-    def _ask(self) -> None:
-        """First step: say what would go, and offer the button that does it."""
+    def _ask_to_delete(self) -> None:
+        """First step of two: say what would be deleted, and offer the button that does it."""
         with self._working("deleting"):
             chosen = self.picker.value
             if not chosen:
@@ -274,12 +278,12 @@ class RunBrowser(widgets.VBox):
             self.confirm_button.description = f"Yes, delete {count_text(len(chosen), 'run')}"
             self._doomed, self.confirmation.layout.display = chosen, ""
 
-    def _disarm(self) -> None:
+    def _cancel_deletion(self) -> None:
         self._doomed, self.notice.value, self.confirmation.layout.display = (), "", "none"
 
     def _delete(self) -> None:
-        """Second step."""
-        doomed, gone = self._doomed, []
+        """Second step of two."""
+        doomed, gone = self._doomed, list[str]()  # choosing runs anew, as `_filter` does, forgets the doomed ones
         with self._working("deleting"):
             try:
                 for name in doomed:
@@ -296,38 +300,23 @@ class RunBrowser(widgets.VBox):
     def _run(self, name: str) -> RunDir:
         return RunDir(self.root / name)
 
-    def _say(self, text: str, *, problem: bool = False) -> None:
-        colour = "var(--jp-error-color1, #B00020)" if problem else "inherit"
-        self.message.value = f'<div role="status" style="color: {colour}">{html.escape(text)}</div>' if text else ""
-
     @contextmanager
     def _working(self, what: str) -> Iterator[None]:
-        """Says what went wrong: an exception in a callback would vanish."""
+        """Forgets the last message, and says what went wrong now."""
         self._say("")
-        try:
+        with self._saying_errors(what):
             yield
-        except Exception as error:
-            self._say(f"{what} failed: {error}", problem=True)
-
-    @contextmanager
-    def _holding(self) -> Iterator[None]:
-        """Controls may change without anything being drawn."""
-        before, self._held = self._held, True
-        try:
-            yield
-        finally:
-            self._held = before
 
 
 def _offer(menu: widgets.Dropdown, options: Sequence[str]) -> None:
-    """Other options, the chosen one kept if it is still there."""
+    """Give a menu other options; the chosen one is kept if it is still there."""
     chosen = menu.value
     menu.options = options
     menu.value = chosen if chosen in options else options[0]
 
 
-def _html_table(head: Sequence[str], rows: Any, *, marked: set[str] = frozenset()) -> str:
-    """Rows of cells; those whose first cell is marked stand out."""
+def _html_table(head: Sequence[str], rows: Any, *, marked: Collection[str] = ()) -> str:
+    """An HTML table; rows whose first cell is marked are coloured."""
     style = "border-collapse: collapse; line-height: 1.6; white-space: nowrap; font-variant-numeric: tabular-nums"
     lines = ["<tr>" + "".join(f"<th align='left'>{html.escape(name)}</th>" for name in head) + "</tr>"]
     for row in rows:
@@ -341,7 +330,7 @@ def _output(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _link(path: Path) -> str:
-    """Address of a file from the notebook, which JupyterLab resolves and opens: it starts kernels in that folder."""
+    """Address of a file relative to the notebook's folder, in which its kernel starts; JupyterLab opens it."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     start = shell.user_ns["_dh"][0] if shell is not None else Path.cwd()
     return quote(Path(os.path.relpath(path.resolve(), Path(start).resolve())).as_posix())

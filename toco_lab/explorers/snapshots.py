@@ -1,5 +1,6 @@
-"""Snapshots of tokens during training: a few probe images, a few moments, small files. They feed the token explorer,
-where a slider then moves through training.
+"""Snapshots of tokens during training: a few probe images at a few steps, in small files.
+
+They feed the token explorer, where a slider moves through training.
 """
 
 from collections.abc import Iterable
@@ -23,7 +24,7 @@ from toco_lab.vocabulary import FINAL_NORM
 
 def probe_samples(cfg: Config, model: ToCo) -> list[EvalSample]:
     """The probe images: the first `cfg.probe_images` of the validation list."""
-    return list(islice(eval_samples(cfg, model.mean, model.std), cfg.probe_images))
+    return list(islice(iter(eval_samples(cfg, model.mean, model.std)), cfg.probe_images))
 
 
 def token_maps(
@@ -31,43 +32,42 @@ def token_maps(
 ) -> list[TokenMaps]:
     """The tokens of each image after every block and after the final norm, as the token explorer shows them.
 
-    The explorer has one grid and one width for all layers: of a model in stages these are the blocks whose tokens are
-    shaped like the final ones.
+    The explorer has one grid and one width for all layers, so from a model in stages it gets the blocks whose tokens
+    have the shape of the final ones.
 
     Args:
         model: Its mode is left alone.
-        cfg: For `eval_cam_size`, the square size images are brought to (0: native).
+        cfg: Gives `eval_cam_size`, the square size images are brought to (0: native).
         samples: Images.
         name: Of the model, as the reader will see it.
         weights: Which weights it carries.
-        step: Optimiser steps behind it.
+        step: Optimiser steps it was trained for.
     """
-    device, found = next(model.parameters()).device, []
-    for sample in samples:
-        image = sample.image[None].to(device)
-        image, grid = fill_patches(model.encoder, at_evaluation_size(image, cfg.eval_cam_size))
-        seen = capture(model, image)
-        layers = {
-            f"block {number}": seen.patches(tokens)[0]
-            for number, tokens in enumerate(seen.after_block, start=1)
-            if tokens.shape == seen.final.shape
-        }
-        if final_norm(model.encoder) is not None:
-            layers[FINAL_NORM] = seen.patches(seen.final)[0]
-        pixels = denormalise(image, model.mean, model.std)[0].clamp(0, 255).round().to(torch.uint8)
-        found.append(
-            TokenMaps(
-                model=name,
-                weights=weights,
-                image_name=sample.name,
-                image=pixels.permute(1, 2, 0).cpu().numpy(),
-                grid=grid,
-                steps=(step,),
-                layers=tuple(layers),
-                tokens=quantise_tokens([list(layers.values())]),
-            )
-        )
-    return found
+    return [_token_maps(model, cfg, sample, name=name, weights=weights, step=step) for sample in samples]
+
+
+def _token_maps(model: ToCo, cfg: Config, sample: EvalSample, *, name: str, weights: str, step: int) -> TokenMaps:
+    image = sample.image[None].to(next(model.parameters()).device)
+    image, grid = fill_patches(model.encoder, at_evaluation_size(image, cfg.eval_cam_size))
+    seen = capture(model, image)
+    layers = {
+        f"block {number}": seen.patches(tokens)[0]
+        for number, tokens in enumerate(seen.after_block, start=1)
+        if tokens.shape == seen.final.shape
+    }
+    if final_norm(model.encoder) is not None:
+        layers[FINAL_NORM] = seen.patches(seen.final)[0]
+    pixels = denormalise(image, model.mean, model.std)[0].clamp(0, 255).round().to(torch.uint8)
+    return TokenMaps(
+        model=name,
+        weights=weights,
+        image_name=sample.name,
+        image=pixels.permute(1, 2, 0).cpu().numpy(),
+        grid=grid,
+        steps=(step,),
+        layers=tuple(layers),
+        tokens=quantise_tokens([list(layers.values())]),
+    )
 
 
 def save_snapshot(run: RunDir, model: ToCo, cfg: Config, samples: Iterable[EvalSample], step: int) -> None:
@@ -77,7 +77,7 @@ def save_snapshot(run: RunDir, model: ToCo, cfg: Config, samples: Iterable[EvalS
 
 
 class Snapshots:
-    """Called as snapshot(model, step) by `fit`: keeps the tokens of a run's probe images, which it reads once."""
+    """Keeps the tokens of a run's probe images, which it reads once; `fit` calls it as `snapshots(model, step)`."""
 
     def __init__(self, run: RunDir) -> None:
         """Reads no image yet."""
@@ -92,13 +92,13 @@ class Snapshots:
 
 
 def snapshot_of_run(run: RunDir, *, device: str | torch.device = "cpu") -> None:
-    """Keep the tokens of the probe images from the last checkpoint, for a run that kept none in training."""
+    """Keep the tokens of the probe images as of the last checkpoint, for a run that kept none in training."""
     model, cfg = load_run_model(run, device)
     save_snapshot(run, model, cfg, probe_samples(cfg, model), int(run.checkpoints()[-1].stem.removeprefix("step_")))
 
 
 def maps_of_run(run: RunDir, *, device: str | torch.device = "cpu") -> list[TokenMaps]:
-    """The kept tokens of every probe image of a run; taken from its last checkpoint now where it kept none."""
+    """The tokens of every probe image of a run; a run that kept none keeps those of its last checkpoint now."""
     if not run.token_maps():
         snapshot_of_run(run, device=device)
     return load_run_maps(run)

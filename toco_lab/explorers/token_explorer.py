@@ -1,12 +1,9 @@
 """Token explorer: click a patch and see its cosine similarity to every other, layer by layer, in one or two models.
 
 The cosines are computed in the browser (static/token_explorer.js), so a click never waits for the kernel. The same
-file serves notebooks, as an anywidget, and offline pages, as a fragment of HTML with the tokens inside.
+JavaScript serves notebooks, as an anywidget, and offline pages (`token_page`).
 """
 
-import base64
-import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -15,14 +12,18 @@ import anywidget
 import numpy as np
 import traitlets as T
 
-from toco_lab.explorers.token_maps import TokenMaps, arrange, payload
+from toco_lab.explorers.browser_data import pack_for_browser
+from toco_lab.explorers.token_maps import TokenMaps, maps_by_image
 
 MODULE = Path(__file__).parent / "static" / "token_explorer.js"
-_STATE = ("image", "patch", "layer", "step", "left", "right")
+STATE = ("image", "patch", "layer", "step", "left", "right")
 
 
-class SimilarityPanel(TypedDict):
-    """One picture with its map: title, image (H, W, 3) uint8, map (h, w) cosines, patch (row, column)."""
+class SimilarityMap(TypedDict):
+    """Similarity of one patch to all, over the image, as `figures.similarity_maps` draws it.
+
+    Keys: title, image (H, W, 3) uint8, map (h, w) cosines in [-1, 1], patch (row, column) in the grid (h, w).
+    """
 
     title: str
     image: np.ndarray
@@ -30,42 +31,44 @@ class SimilarityPanel(TypedDict):
     patch: tuple[int, int]
 
 
-def panels_of(maps: Sequence[TokenMaps], selection: Mapping[str, Any]) -> list[SimilarityPanel]:
-    """What a selection shows, computed anew: one panel, or two where models are compared.
+def similarity_maps(maps: Sequence[TokenMaps], selection: Mapping[str, Any]) -> list[SimilarityMap]:
+    """What a selection shows, computed anew: one map, or two where models are compared.
 
     Args:
         maps: The maps it was made with, in any order.
-        selection: `TokenExplorer.selection`, or what "Save selection" wrote. Needed are image, patch, layer, step (the
-            nearest kept one is taken), left and right (None for one panel).
+        selection: `TokenExplorer.selection`, or what "Save selection" wrote. It needs image, patch, layer, step (the
+            nearest kept one is taken), left and right (None for one map).
 
     Raises:
         ValueError: If it names an image, model, layer or patch that the maps do not have.
     """
-    table = arrange(maps)
+    table = maps_by_image(maps)
     row = table[list(table)[_find(selection["image"], list(table), "image")]]
     names = [name for name in (selection["left"], selection["right"]) if name is not None]
-    chosen = [row[list(row)[_find(name, list(row), "model")]] for name in names]
-    first = chosen[0]
-    layer = _find(selection["layer"], first.layers, "layer")
-    if not 0 <= selection["patch"] < first.tokens.num_tokens:
-        raise ValueError(f"patch {selection['patch']} is not one of 0..{first.tokens.num_tokens - 1}")
-    h, w = first.grid
-    down, across = (selection["patch"] // w + 0.5) / h, (selection["patch"] % w + 0.5) / w
-    wanted, panels = first.steps[first.nearest_step(selection["step"])], []
-    for one in chosen:
-        place = int(down * one.grid[0]), int(across * one.grid[1])  # grids may differ
-        step, index = one.nearest_step(wanted), one.find_layer(selection["layer"], layer)
-        title = f"{one.model}, {one.layers[index]}" + (f", step {one.steps[step]}" if len(one.steps) > 1 else "")
-        similarity = one.similarity(step, index, place[0] * one.grid[1] + place[1])
-        panels.append(SimilarityPanel(title=title, image=one.image, map=similarity, patch=place))
-    return panels
+    shown = [row[list(row)[_find(name, list(row), "model")]] for name in names]
+    left = shown[0]
+    if not 0 <= selection["patch"] < left.tokens.num_tokens:
+        raise ValueError(f"patch {selection['patch']} is not one of 0..{left.tokens.num_tokens - 1}")
+    h, w = left.grid
+    centre = (selection["patch"] // w + 0.5) / h, (selection["patch"] % w + 0.5) / w
+    layer, step = _find(selection["layer"], left.layers, "layer"), left.steps[left.nearest_step(selection["step"])]
+    return [_similarity_map(record, centre, record.find_layer(selection["layer"], layer), step) for record in shown]
+
+
+def _similarity_map(maps: TokenMaps, centre: tuple[float, float], layer: int, step: int) -> SimilarityMap:
+    """Of the patch at a place given as shares of height and width (grids may differ), at the step nearest to `step`."""
+    row, column = int(centre[0] * maps.grid[0]), int(centre[1] * maps.grid[1])
+    nearest = maps.nearest_step(step)
+    title = f"{maps.model}, {maps.layers[layer]}" + (f", step {maps.steps[nearest]}" if len(maps.steps) > 1 else "")
+    similarity = maps.similarity(nearest, layer, row * maps.grid[1] + column)
+    return SimilarityMap(title=title, image=maps.image, map=similarity, patch=(row, column))
 
 
 class TokenExplorer(anywidget.AnyWidget):
     """The explorer in a notebook. The traits follow the picture, and the picture follows the traits.
 
     Attributes:
-        image, left, right: Indices of the image and of the models shown; `right` is -1 where none is beside.
+        image, left, right: Indices of the image and of the models shown; `right` is -1 where only one is shown.
         patch: Row-major index in the grid of the left model; -1, or one the image does not have, means its centre.
         layer: Index of the layer of the left model.
         step: Training step; the nearest one kept is shown.
@@ -96,7 +99,7 @@ class TokenExplorer(anywidget.AnyWidget):
         right: str | int | None = None,
         colours: Mapping[str, str] | None = None,
     ) -> None:
-        """Make the widget.
+        """Packs the maps for the browser.
 
         Args:
             maps: Every image of every model once (`token_maps.merge_steps` joins snapshots).
@@ -105,31 +108,31 @@ class TokenExplorer(anywidget.AnyWidget):
             layer: Name or index of the layer; None takes the last.
             step: Training step; None takes the last.
             left: Name or index of the model.
-            right: Name or index of the model beside it; None shows one.
-            colours: As in `token_maps.payload`.
+            right: Name or index of the model beside it; None shows one model alone.
+            colours: As in `pack_for_browser`.
 
         Raises:
-            ValueError: If the maps do not fit together, or something is not among them.
+            ValueError: If the maps do not fit together, or a name or index is not among them.
         """
-        self._table = [list(row.values()) for row in arrange(maps).values()]
+        self._table = [list(row.values()) for row in maps_by_image(maps).values()]
         self.maps = tuple(maps)
-        packed = payload(maps, colours=colours)
+        packed = pack_for_browser(maps, colours=colours)
         images, models = packed.meta["images"], [model["name"] for model in packed.meta["models"]]
-        image, left = _find(image, images, "image"), _find(left, models, "model")
-        first = self._table[image][left]
+        image_index, left_index = _find(image, images, "image"), _find(left, models, "model")
+        first = self._table[image_index][left_index]
         h, w = first.grid
         super().__init__(
             meta=packed.meta,
-            data=packed.buffer,
-            image=image,
+            data=packed.tokens,
+            image=image_index,
             patch=_patch(*((h // 2, w // 2) if patch is None else patch), first.grid),
             layer=_find(len(first.layers) - 1 if layer is None else layer, first.layers, "layer"),
             step=first.steps[-1] if step is None else step,
-            left=left,
+            left=left_index,
             right=-1 if right is None else _find(right, models, "model"),
         )
-        self.observe(self._select, list(_STATE))
-        self._select()
+        self.observe(self._name_selection, list(STATE))
+        self._name_selection()
 
     def select(
         self,
@@ -145,9 +148,9 @@ class TokenExplorer(anywidget.AnyWidget):
         Raises:
             ValueError: If the patch, layer or image is not there.
         """
-        image = self.image if image is None else _find(image, self.meta["images"], "image")
-        first = self._table[image][self.left]
-        changes = {"image": image, "patch": _patch(row, column, first.grid)}
+        index = self.image if image is None else _find(image, self.meta["images"], "image")
+        first = self._table[index][self.left]
+        changes = {"image": index, "patch": _patch(row, column, first.grid)}
         if layer is not None:
             changes["layer"] = _find(layer, first.layers, "layer")
         if step is not None:
@@ -156,29 +159,29 @@ class TokenExplorer(anywidget.AnyWidget):
             for name, value in changes.items():
                 setattr(self, name, value)
 
-    def panels(self, selection: Mapping[str, Any] | None = None) -> list[SimilarityPanel]:
+    def similarity_maps(self, selection: Mapping[str, Any] | None = None) -> list[SimilarityMap]:
         """What is shown now, or what another selection shows, as arrays for a figure."""
-        return panels_of(self.maps, self.selection if selection is None else selection)
+        return similarity_maps(self.maps, self.selection if selection is None else selection)
 
     @T.validate("image", "left", "right", "layer", "patch")
-    def _check(self, proposal: Any) -> int:
+    def _check_range(self, proposal: Any) -> int:
         name, value = proposal["trait"].name, proposal["value"]
-        if not hasattr(self, "_table"):
+        if not hasattr(self, "_table"):  # a trait's default, before there are maps
             return value
         lowest = -1 if name in ("right", "patch") else 0
         count = {
             "image": len(self._table),
             "left": len(self._table[0]),
             "right": len(self._table[0]),
-            "layer": max(len(one.layers) for row in self._table for one in row),
-            "patch": max(one.tokens.num_tokens for row in self._table for one in row),
+            "layer": max(len(maps.layers) for row in self._table for maps in row),
+            "patch": max(maps.tokens.num_tokens for row in self._table for maps in row),
         }[name]
         if not lowest <= value < count:
             raise T.TraitError(f"{name} must be in {lowest}..{count - 1}, got {value}")
         return value
 
-    def _select(self, _change: Any = None) -> None:
-        """Say the state in names. The browser writes the same; this serves a kernel without one."""
+    def _name_selection(self, _change: Any = None) -> None:
+        """Write `selection`. The browser writes the same; this is for a kernel without one."""
         row = self._table[self.image]
         first = row[self.left]
         h, w = first.grid
@@ -193,13 +196,13 @@ class TokenExplorer(anywidget.AnyWidget):
             "left": first.model,
             "right": row[self.right].model if self.right >= 0 else None,
         }
-        ranges = [_range(panel) for panel in panels_of(self.maps, selection)]
+        ranges = [_range(shown) for shown in similarity_maps(self.maps, selection)]
         self.selection = selection | {"similarity": dict(zip(("left", "right"), [*ranges, None], strict=False))}
 
 
-def _range(panel: SimilarityPanel) -> dict[str, float]:
-    """Similarity of the chosen patch to all others, four digits."""
-    others = np.delete(panel["map"].astype(float), np.ravel_multi_index(panel["patch"], panel["map"].shape))
+def _range(shown: SimilarityMap) -> dict[str, float]:
+    """Similarity of the chosen patch to all others, to four digits."""
+    others = np.delete(shown["map"].astype(float), np.ravel_multi_index(shown["patch"], shown["map"].shape))
     others = others if len(others) else np.ones(1)
     return {
         "minimum": round(others.min(), 4),
@@ -209,7 +212,7 @@ def _range(panel: SimilarityPanel) -> dict[str, float]:
 
 
 def _find(wanted: str | int, names: Sequence[str], what: str) -> int:
-    """Index of a name or of an index (negative ones count from the end)."""
+    """Index of a name, or of an index (a negative one counts from the end)."""
     if isinstance(wanted, str) and wanted in names:
         return list(names).index(wanted)
     if not isinstance(wanted, str) and -len(names) <= wanted < len(names):
@@ -218,61 +221,7 @@ def _find(wanted: str | int, names: Sequence[str], what: str) -> int:
 
 
 def _patch(row: int, column: int, grid: tuple[int, int]) -> int:
+    """Row-major index of a patch."""
     if not (0 <= row < grid[0] and 0 <= column < grid[1]):
         raise ValueError(f"patch ({row}, {column}) lies outside the grid of {grid[0]} rows and {grid[1]} columns")
     return int(row) * grid[1] + int(column)
-
-
-# --- offline pages ----------------------------------------------------------------------------------------------------
-
-
-def explorer_module_html() -> str:
-    """The JavaScript, once for each page, before its explorers. Nothing is requested: the module is a blob."""
-    source = _json(MODULE.read_text(encoding="utf-8"))
-    return (
-        f'<script type="application/json" id="token-explorer-module">{source}</script>\n'
-        "<script>window.tokenExplorer = import(URL.createObjectURL(new Blob([JSON.parse("
-        'document.getElementById("token-explorer-module").textContent)], {type: "text/javascript"})));</script>\n'
-    )
-
-
-def explorer_element_html(
-    maps: Sequence[TokenMaps], element_id: str, *, colours: Mapping[str, str] | None = None, **state: int
-) -> str:
-    """One explorer with its tokens inside; `explorer_module_html` must stand above it.
-
-    Args:
-        maps: As for `TokenExplorer`.
-        element_id: Id of its element; one of its own for each explorer of a page.
-        colours: As in `token_maps.payload`.
-        **state: First values of the traits of `TokenExplorer`, as `right=1` for two models side by side.
-
-    Raises:
-        ValueError: If the id is no plain word, a state is unknown, or the maps do not fit together.
-    """
-    if not re.fullmatch(r"[A-Za-z][\w-]*", element_id):
-        raise ValueError(f"element_id must be a letter, then letters, digits, - or _, got {element_id!r}")
-    unknown = sorted(set(state) - set(_STATE))
-    if unknown:
-        raise ValueError(f"unknown state {', '.join(unknown)}; there is {', '.join(_STATE)}")
-    packed = payload(maps, colours=colours)
-    data = base64.b64encode(packed.buffer).decode()
-    return (
-        f'<div id="{element_id}"><noscript>The token explorer needs JavaScript.</noscript></div>\n'
-        f'<script type="application/json" id="{element_id}-meta">{_json([packed.meta, state])}</script>\n'
-        f'<script type="text/plain" id="{element_id}-data">{data}</script>\n'
-        "<script>{const part = (end) => document.getElementById("
-        f'"{element_id}" + end), [meta, state] = JSON.parse(part("-meta").textContent);\n'
-        'const bytes = Uint8Array.from(atob(part("-data").textContent), (letter) => letter.charCodeAt(0));\n'
-        'tokenExplorer.then(({mount}) => mount(part(""), meta, bytes, state));}</script>\n'
-    )
-
-
-def explorer_html(maps: Sequence[TokenMaps], *, element_id: str = "token-explorer", **options: Any) -> str:
-    """A page fragment that needs nothing else: the module and one explorer; arguments as `explorer_element_html`."""
-    return explorer_module_html() + explorer_element_html(maps, element_id, **options)
-
-
-def _json(value: Any) -> str:
-    """JSON that can stand in a script element: nothing in it can end the element."""
-    return json.dumps(value).replace("<", "\\u003c")

@@ -1,34 +1,22 @@
-"""Tokens made small enough to travel: what the token explorer shows, without any widget library.
+"""Token maps: what the token explorer shows of one model and one image, its file, and how records are joined.
 
-The cosine similarity of one patch to all others needs every token of a layer, far too much for a page: a ViT-B at
-448 px has 784 x 768 floats after each of 12 blocks. Here the unit tokens of a layer are projected on their leading
-singular vectors and rounded to int8, as few dimensions as keep every cosine within `max_error` of the exact one. The
-error is measured over all pairs of tokens and shown beside the picture.
+The tokens are quantised (`quantise`), so that a record is small enough for a run folder and for a web page.
 """
 
-import base64
-import io
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from toco_lab.explorers.quantise import QuantisedTokens
 from toco_lab.files import atomic_write
 from toco_lab.runs.run_dir import RunDir
 
-_PNG_BYTES = 100_000  # a picture larger than this as PNG travels as JPEG
-
-
 _FORMAT = 1  # of the saved file
-
-
-# a damaged file shows itself in many ways: its end gone, a wrong checksum, an unknown compression, an array gone, ...
+# what numpy raises for a damaged file: cut off, a wrong checksum, an unknown compression, an array missing, ...
 _DAMAGE = (ValueError, TypeError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
@@ -37,14 +25,14 @@ class TokenMaps:
     """What one model makes of one image, after every layer and at some steps of its training.
 
     Attributes:
-        model: Name of the model, of a run say.
+        model: Name of the model, for instance of its run.
         weights: Which weights it carries, in words.
         image_name: Name of the image; the maps of several models are matched by it.
         image: What the model saw, (H, W, 3) uint8; the grid covers it from edge to edge.
         grid: Rows and columns of patches (h, w).
         steps: Training steps of the snapshots, rising.
-        layers: Names of the layers, first one first: "block 1", ..., "final norm".
-        tokens: The patch tokens, N = h*w, row-major.
+        layers: Names of the layers in order: "block 1", ..., "final norm".
+        tokens: The patch tokens, N = h * w, row-major.
     """
 
     model: str
@@ -75,11 +63,11 @@ class TokenMaps:
         return min(range(len(self.steps)), key=lambda index: abs(self.steps[index] - step))
 
     def find_layer(self, name: str, index: int) -> int:
-        """Index of the layer of this name; where there is none, the layer `index`, or the last one if that is less."""
+        """Index of the layer of this name; if there is none, `index`, but at most that of the last layer."""
         return self.layers.index(name) if name in self.layers else min(index, len(self.layers) - 1)
 
     def similarity(self, step: int, layer: int, patch: int) -> np.ndarray:
-        """Cosine of one patch to all, (h, w); arguments as in `QuantisedTokens.similarity`."""
+        """Cosine of one patch to all, (h, w) in [-1, 1]; arguments as in `QuantisedTokens.similarity`."""
         return self.tokens.similarity(step, layer, patch).reshape(self.grid)
 
 
@@ -114,132 +102,95 @@ def load_token_maps(path: Path | str) -> TokenMaps:
     with Path(path).open("rb") as file:
         try:
             with np.load(file, allow_pickle=False) as saved:
-                if int(saved["format"]) != _FORMAT:
-                    raise ValueError(f"format {saved['format']}, not {_FORMAT}")
-                h, w = (int(length) for length in saved["grid"])
-                return TokenMaps(
-                    model=str(saved["model"]),
-                    weights=str(saved["weights"]),
-                    image_name=str(saved["image_name"]),
-                    image=saved["image"],
-                    grid=(h, w),
-                    steps=tuple(int(step) for step in saved["steps"]),
-                    layers=tuple(str(name) for name in saved["layers"]),
-                    tokens=QuantisedTokens(
-                        values=saved["values"],
-                        widths=saved["widths"],
-                        errors=saved["errors"],
-                        num_tokens=h * w,
-                        dim=int(saved["dim"]),
-                    ),
-                )
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            EOFError,
-            NotImplementedError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
+                return _from_arrays(saved)
+        except _DAMAGE as error:
             raise ValueError(
-                f"{path} can not be read as token maps ({error}); it is damaged or of another version of this "
-                f"package. Delete it and make it again"
+                f"{path} cannot be read as token maps ({error}); it is damaged or of another version of this package. "
+                "Delete it and make it again"
             ) from error
+
+
+def _from_arrays(saved: Mapping[str, np.ndarray]) -> TokenMaps:
+    if int(saved["format"]) != _FORMAT:
+        raise ValueError(f"format {saved['format']}, not {_FORMAT}")
+    h, w = (int(length) for length in saved["grid"])
+    return TokenMaps(
+        model=str(saved["model"]),
+        weights=str(saved["weights"]),
+        image_name=str(saved["image_name"]),
+        image=saved["image"],
+        grid=(h, w),
+        steps=tuple(int(step) for step in saved["steps"]),
+        layers=tuple(str(name) for name in saved["layers"]),
+        tokens=QuantisedTokens(
+            values=saved["values"],
+            widths=saved["widths"],
+            errors=saved["errors"],
+            num_tokens=h * w,
+            dim=int(saved["dim"]),
+        ),
+    )
 
 
 def merge_steps(maps: Sequence[TokenMaps]) -> TokenMaps:
     """Join snapshots of one model and one image, taken at different steps of its training.
 
     Args:
-        maps: In any order. The words about the weights are those of the last step.
+        maps: In any order. The words about the weights are taken from the last step.
 
     Raises:
         ValueError: If there are none, two hold the same step, or they differ in model, image, grid, layers or width.
     """
     if not maps:
         raise ValueError("merge_steps needs at least one snapshot")
-    maps = sorted(maps, key=lambda one: one.steps[0])
+    maps = sorted(maps, key=lambda snapshots: snapshots.steps[0])
     first = maps[0]
     for other in maps[1:]:
-        between = f"the snapshots of steps {first.steps} and {other.steps} differ in"
-        for field in ("model", "image_name", "grid", "layers"):
-            here, there = getattr(first, field), getattr(other, field)
-            if here != there:
-                raise ValueError(f"{between} {field}: {here!r} and {there!r}")
-        if not np.array_equal(first.image, other.image):
-            raise ValueError(f"{between} the pixels of {first.image_name!r}")
-        if first.tokens.dim != other.tokens.dim:
-            raise ValueError(f"{between} width: {first.tokens.dim} and {other.tokens.dim} dimensions")
-    steps = [(step, one, index) for one in maps for index, step in enumerate(one.steps)]
-    steps.sort(key=lambda item: item[0])
-    if len({step for step, _, _ in steps}) < len(steps):
-        raise ValueError(f"two snapshots hold the same step: {[step for step, _, _ in steps]}")
-    taken = [one.tokens.take([index]) for _, one, index in steps]
+        _check_same_model_and_image(first, other)
+    taken = sorted(
+        ((step, source.tokens.take([index])) for source in maps for index, step in enumerate(source.steps)),
+        key=lambda pair: pair[0],
+    )
+    steps = tuple(step for step, _ in taken)
+    if len(set(steps)) < len(steps):
+        raise ValueError(f"two snapshots hold the same step: {list(steps)}")
     tokens = replace(
         first.tokens,
-        values=np.concatenate([part.values for part in taken]),
-        widths=np.concatenate([part.widths for part in taken]),
-        errors=np.concatenate([part.errors for part in taken]),
+        values=np.concatenate([part.values for _, part in taken]),
+        widths=np.concatenate([part.widths for _, part in taken]),
+        errors=np.concatenate([part.errors for _, part in taken]),
     )
-    last = max(maps, key=lambda one: one.steps[-1])
-    return replace(first, weights=last.weights, steps=tuple(step for step, _, _ in steps), tokens=tokens)
+    last = max(maps, key=lambda snapshots: snapshots.steps[-1])
+    return replace(first, weights=last.weights, steps=steps, tokens=tokens)
 
 
-def load_run_maps(run: RunDir) -> list[TokenMaps]:
-    """The tokens a run kept, one record per probe image with all its steps; none if it kept none.
-
-    Raises:
-        ValueError: If a file is damaged; the message names it.
-    """
-    return [merge_steps([load_token_maps(path) for path in image]) for image in run.token_maps() if image]
-
-
-def thin_steps(maps: TokenMaps, max_bytes: int) -> TokenMaps:
-    """As many snapshots as fit: the first, the last, and some between at even distances.
-
-    Args:
-        maps: Snapshots of one model and image.
-        max_bytes: Most bytes of tokens. Where not even two snapshots fit, the last one is kept, whatever its size.
-    """
-    total = len(maps.steps)
-    sizes = maps.tokens.num_tokens * maps.tokens.widths.sum(axis=1)
-    for count in range(total, 1, -1):
-        kept = np.linspace(0, total - 1, count).round().astype(int)
-        if sizes[kept].sum() <= max_bytes:
-            break
-    else:
-        kept = np.array([total - 1])
-    return replace(maps, steps=tuple(maps.steps[index] for index in kept), tokens=maps.tokens.take(kept))
+def _check_same_model_and_image(first: TokenMaps, other: TokenMaps) -> None:
+    between = f"the snapshots of steps {first.steps} and {other.steps} differ in"
+    for field in ("model", "image_name", "grid", "layers"):
+        here, there = getattr(first, field), getattr(other, field)
+        if here != there:
+            raise ValueError(f"{between} {field}: {here!r} and {there!r}")
+    if not np.array_equal(first.image, other.image):
+        raise ValueError(f"{between} the pixels of {first.image_name!r}")
+    if first.tokens.dim != other.tokens.dim:
+        raise ValueError(f"{between} width: {first.tokens.dim} and {other.tokens.dim} dimensions")
 
 
-@dataclass(frozen=True)
-class Payload:
-    """What the token explorer's JavaScript reads.
-
-    Attributes:
-        meta: Names, pictures (data URLs), grids, steps, layers, widths and offsets; fit for JSON.
-        buffer: The int8 tokens of all maps, one after another.
-    """
-
-    meta: dict[str, Any]
-    buffer: bytes
-
-
-def arrange(maps: Sequence[TokenMaps]) -> dict[str, dict[str, TokenMaps]]:
-    """Maps by image name and model name, both in order of appearance: `arrange(maps)[image][model]`.
+def maps_by_image(maps: Sequence[TokenMaps]) -> dict[str, dict[str, TokenMaps]]:
+    """Maps by image name and model name, both in order of appearance: `maps_by_image(maps)[image][model]`.
 
     Raises:
         ValueError: If there are none, two are of one model and image, or a model lacks an image another one has.
     """
     if not maps:
         raise ValueError("a token explorer needs the token maps of at least one image")
-    models = list(dict.fromkeys(one.model for one in maps))
-    table: dict[str, dict[str, TokenMaps]] = {one.image_name: {} for one in maps}
-    for one in maps:
-        if one.model in table[one.image_name]:
-            raise ValueError(f"two token maps of image {one.image_name!r} and model {one.model!r}: use merge_steps")
-        table[one.image_name][one.model] = one
+    models = list(dict.fromkeys(record.model for record in maps))
+    table: dict[str, dict[str, TokenMaps]] = {record.image_name: {} for record in maps}
+    for record in maps:
+        image, model = record.image_name, record.model
+        if model in table[image]:
+            raise ValueError(f"two token maps of image {image!r} and model {model!r}: use merge_steps")
+        table[image][model] = record
     for image, row in table.items():
         missing = [model for model in models if model not in row]
         if missing:
@@ -249,57 +200,28 @@ def arrange(maps: Sequence[TokenMaps]) -> dict[str, dict[str, TokenMaps]]:
     return {image: {model: row[model] for model in models} for image, row in table.items()}
 
 
-def payload(maps: Sequence[TokenMaps], *, colours: Mapping[str, str] | None = None) -> Payload:
-    """Everything the browser needs to show these maps; equal pictures travel once.
-
-    Args:
-        maps: Every image of every model once. Models may differ in grid, layers and steps.
-        colours: CSS colour of a model's curve, by name; the explorer has its own for the others.
+def load_run_maps(run: RunDir) -> list[TokenMaps]:
+    """The tokens a run kept, one record per probe image with all its steps; an empty list if it kept none.
 
     Raises:
-        ValueError: As in `arrange`.
+        ValueError: If a file is damaged; the message names it.
     """
-    table = arrange(maps)
-    models = list(next(iter(table.values())))
-    pictures: dict[bytes, int] = {}
-    urls, rows, buffer = [], [], []
-    offset = 0
-    for row in table.values():
-        rows.append([])
-        for one in row.values():
-            key = repr(one.image.shape).encode() + one.image.tobytes()
-            if key not in pictures:
-                pictures[key] = len(urls)
-                urls.append({"url": picture_url(one.image), "height": one.image.shape[0], "width": one.image.shape[1]})
-            rows[-1].append(
-                {
-                    "picture": pictures[key],
-                    "weights": one.weights,
-                    "grid": list(one.grid),
-                    "steps": list(one.steps),
-                    "layers": list(one.layers),
-                    "dim": one.tokens.dim,
-                    "widths": one.tokens.widths.tolist(),
-                    "error": one.tokens.error,
-                    "offset": offset,
-                }
-            )
-            buffer.append(one.tokens.values.tobytes())
-            offset += len(buffer[-1])
-    meta = {
-        "images": list(table),
-        "models": [{"name": name, "colour": (colours or {}).get(name)} for name in models],
-        "pictures": urls,
-        "maps": rows,  # maps[image][model]
-    }
-    return Payload(meta, b"".join(buffer))
+    return [merge_steps([load_token_maps(path) for path in image]) for image in run.token_maps() if image]
 
 
-def picture_url(image: np.ndarray) -> str:
-    """A picture (H, W, 3) uint8 as a data URL: PNG, or JPEG where that would be large."""
-    for kind, options in (("png", {"optimize": True}), ("jpeg", {"quality": 90})):
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, kind, **options)
-        if file.tell() <= _PNG_BYTES:
+def thin_steps(maps: TokenMaps, max_bytes: int) -> TokenMaps:
+    """As many snapshots as fit: the first, the last, and some between them at even distances.
+
+    Args:
+        maps: Snapshots of one model and image.
+        max_bytes: Most bytes of tokens. If not even two snapshots fit, the last one is kept, whatever its size.
+    """
+    total = len(maps.steps)
+    sizes = maps.tokens.num_tokens * maps.tokens.widths.sum(axis=1)
+    for count in range(total, 1, -1):
+        kept = np.linspace(0, total - 1, count).round().astype(int).tolist()
+        if sizes[kept].sum() <= max_bytes:
             break
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+    else:
+        kept = [total - 1]
+    return replace(maps, steps=tuple(maps.steps[index] for index in kept), tokens=maps.tokens.take(kept))

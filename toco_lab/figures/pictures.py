@@ -147,7 +147,7 @@ def similarity_maps(
 
     Args:
         panels: Each with title, image (H, W, 3) uint8, map (h, w) cosines and patch (row, column), as
-            `TokenExplorer.panels` gives them.
+            `TokenExplorer.similarity_maps` gives them.
         columns: Panels in a row.
         limits: Cosines at the two ends of the colour scale; what lies outside has the colour of the end.
         alpha: Opacity of the maps.

@@ -149,7 +149,7 @@ class _Page:
     @write.register
     def _(self, part: Tokens) -> str:
         """The token explorer: one for all runs that kept tokens of the same probe images."""
-        from toco_lab.explorers.token_explorer import explorer_element_html, explorer_module_html
+        from toco_lab.explorers.token_page import explorer_element_html, explorer_module_html
 
         groups: dict[tuple[str, ...], list[TokenMaps]] = {}
         for label, run in part.runs.items():

@@ -1,17 +1,18 @@
-/* Token explorer: click a patch, see its cosine similarity to every patch, at any layer and step of training.
+/* Token explorer: click a patch and see its cosine similarity to every patch, at any layer and step of training.
 
-One plain module for two homes. In a notebook anywidget calls `render`; in an offline page `mount` makes the model object
-itself. All cosines are computed here from int8 tokens (see token_maps.py, which makes them and measures their error).
+The same module serves notebooks and offline pages: in a notebook anywidget calls `render`, and on a page `mount` makes
+the model object itself. All cosines are computed here, from int8 tokens (quantise.py makes them and measures their error;
+browser_data.py packs them).
 
-Traits: `meta` (dict) and `data` (bytes) say what there is; `image`, `left`, `right` (indices; right -1: one panel only),
-`patch` (row-major in the grid of the left model; -1: the centre), `layer` (index) and `step` (training step, the nearest
-kept one is shown) say what is seen; `selection` says it in names and numbers, to be kept in a file.
+Traits: `meta` (dict) and `data` (bytes) hold the token maps. `image`, `left`, `right` (indices; right -1: one panel
+only), `patch` (row-major in the grid of the left model; -1: the centre), `layer` (index) and `step` (training step; the
+nearest kept one is shown) say what is shown. `selection` says the same in names and numbers, to be kept in a file.
 */
 
 const STATE = ["image", "patch", "layer", "step", "left", "right"];
 const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F"];
 const SCALES = {
-  // 33 anchors of the colour scales of the same names in matplotlib; linear between them
+  // 33 anchors of matplotlib's colour scales of these names; colours between them are interpolated linearly
   sequential: {
     label: "viridis", low: 0, high: 1,
     table: table("440154470d6048186a482374472d7b4536814240863f49893b528b375a8d33638d2f6a8e2c728e297a8e26818e23898e21908c1f988b1f9f8821a68528ae8031b57b3ebc744cc26c5dc9636ece5882d34c96d83fabdc32c0df24d5e21aeae51afde725"),
@@ -21,8 +22,8 @@ const SCALES = {
     table: table("0530610e41781752901f63a72a71b2347fb93f8dc0529cc86bacd083bcd99ac9e0aed3e6c1ddecd3e6f0dfecf3ebf1f5f7f7f6f9eee8fbe6d9fdddcafbceb6f8bda0f5ac8bee9878e58268dc6d57d25749c6413ebb2a34ad162a960f267e082367001f"),
   },
 };
-const PLAY_MS = 700; // a layer; twice as long where the reader prefers reduced motion
-const WORDS_MS = 150; // the words follow a drag once it rests
+const PLAY_MS = 700; // for each layer; twice as long if the reader prefers reduced motion
+const WORDS_MS = 150; // during a drag the words are updated once the pointer rests for this long
 const PLOT_HEIGHT = 132;
 const REGIONS = [["top left", "top", "top right"], ["left", "centre", "right"], ["bottom left", "bottom", "bottom right"]];
 let instances = 0;
@@ -48,7 +49,7 @@ const fixed = (value) => value.toFixed(2).replace("-", "\u2212");
 const percent = (share) => `${Math.round(100 * share)}\u00a0%`;
 const rounded = (value) => Math.round(value * 1e4) / 1e4;
 
-/* The tokens of one model and image. A slab is one step and layer; what can be known without a patch is kept. */
+/* The tokens of one model and image. A slab is one step and layer; what does not depend on the patch is kept. */
 class Tokens {
   constructor(bytes, map) {
     this.map = map;
@@ -91,7 +92,7 @@ class Tokens {
     return result;
   }
 
-  /* Mean cosine of one patch to all others, by way of the sum of all unit tokens: k products instead of N * k. */
+  /* Mean cosine of one patch to all others, from the sum of all unit tokens: k products instead of N * k. */
   mean(step, layer, patch) {
     const { values, width, inverse, sum } = this.slab(step, layer);
     let total = 0;
@@ -100,7 +101,7 @@ class Tokens {
   }
 }
 
-/* What a map of similarities says; the chosen patch itself is left out. */
+/* Range and mean of the similarities, and the share above 0.8; the chosen patch itself is left out. */
 function summary(similarity, patch) {
   let total = 0, minimum = Infinity, maximum = -Infinity, above = 0;
   for (let i = 0; i < similarity.length; i++) {
@@ -116,7 +117,7 @@ function summary(similarity, patch) {
     : { minimum: 1, mean: 1, maximum: 1, above: 0 };
 }
 
-/* Name of the ninth of the image whose patches are most alike, the chosen patch left out. */
+/* Which ninth of the image is most similar to the chosen patch, which is left out: its name and mean similarity. */
 function mostAlike(similarity, [h, w], patch) {
   const sums = new Float64Array(9), counts = new Float64Array(9);
   for (let i = 0; i < similarity.length; i++) {
@@ -224,7 +225,7 @@ figure{margin:0;flex:1 1 11rem;min-width:0;max-width:29rem}
 @media print{.head,.sliders,.options{display:none}}
 `;
 
-/* One image with its map, drawn at the size of the grid and enlarged by the browser; or a plain image. */
+/* One image with its map, which is drawn at the size of the grid and enlarged by the browser; or a plain image. */
 class Panel {
   constructor(app) {
     this.app = app;
@@ -233,7 +234,7 @@ class Panel {
     this.what = make("span");
     this.image = make("img", { alt: "", draggable: "false" });
     this.canvas = make("canvas", { "aria-hidden": "true" });
-    this.context = this.canvas.getContext("2d", { willReadFrequently: true }); // tiny: kept in memory, not on a GPU
+    this.context = this.canvas.getContext("2d", { willReadFrequently: true }); // it is tiny, so it is better in memory than on a GPU
     this.mark = make("div", { class: "mark" });
     this.hover = make("div", { class: "hover", hidden: true });
     this.picture = make(
@@ -257,14 +258,14 @@ class Panel {
     this.element = make("figure", {}, make("figcaption", { class: "title" }, this.dot, this.name, this.what), this.picture, this.readout);
   }
 
-  /* Place of a pointer event as shares of height and width. */
+  /* Where a pointer event is, as shares of height and width. */
   at(event) {
     const box = this.picture.getBoundingClientRect();
     const share = (value) => Math.max(0, Math.min(0.999999, value));
     return [share((event.clientY - box.top) / box.height), share((event.clientX - box.left) / box.width)];
   }
 
-  /* `shown`: what App.current says of this panel. Plain: only the picture, beside the one map. */
+  /* `shown` is this panel in App.current; `plain` shows the picture without a map, beside the only map. */
   draw(shown, scale, { plain = false } = {}) {
     const [h, w] = shown.grid, picture = shown.picture;
     this.shown = shown;
@@ -295,7 +296,7 @@ class Panel {
     this.context.putImageData(this.pixels, 0, 0);
   }
 
-  /* The line under the picture: the patch below the pointer, or what the map says as a whole. */
+  /* The line under the picture: the patch under the pointer, or a summary of the whole map. */
   read(pointer, scale) {
     const { shown } = this;
     if (!shown) return;
@@ -413,7 +414,7 @@ class App {
     shadow.append(make("style", {}, STYLE), this.app);
   }
 
-  /* Label, play button, slider and value of one number; `name` is the trait. */
+  /* Label, play button, slider and value of the trait `name`. */
   slider(name, label) {
     const id = this.id(name);
     const input = make("input", { type: "range", min: 0, step: 1, id, oninput: () => this.go(name, Number(input.value)) });
@@ -423,7 +424,7 @@ class App {
   }
 
   matchControls() {
-    if (!this.root.isConnected) return; // a notebook renders first and attaches later
+    if (!this.root.isConnected) return; // a notebook renders an element before it attaches it
     const [r, g, b] = getComputedStyle(this.app).backgroundColor.match(/[\d.]+/g).map(Number);
     this.app.style.colorScheme = r + g + b < 384 ? "dark" : "light"; // of sliders and menus
   }
@@ -432,14 +433,14 @@ class App {
     for (const panel of this.panels) {
       panel.canvas.style.opacity = this.opacity.value;
       panel.picture.classList.toggle("smooth", this.smooth.checked);
-      // the image's own colours would mix with those of the scale
+      // grey, because the image's own colours would mix with those of the scale
       panel.picture.classList.toggle("grey", Number(this.opacity.value) > 0 && !panel.plain);
     }
   }
 
   /* --- state --- */
 
-  /* The state made whole: indices that exist, and for each panel what it shows. */
+  /* The state with indices that exist, and what each panel shows. */
   current() {
     const { meta, model } = this;
     const image = clamp(model.get("image"), meta.images.length), left = clamp(model.get("left"), meta.models.length);
@@ -462,8 +463,9 @@ class App {
     return { image, left, right, first, patch, layer, step, panels };
   }
 
-  /* Saved before the browser reads its next message: the kernel's echo of an older value must find the new one sent.
-     Anything else that is set now goes with it; ipywidgets itself holds back while the kernel is busy. */
+  /* Values are sent in a microtask, which runs before the browser handles the next message of the kernel: its echo of an
+     older value would otherwise overwrite the new one. Whatever else is set until then is sent along; while the kernel is
+     busy, ipywidgets itself waits. */
   set(values) {
     for (const [name, value] of Object.entries(values)) this.model.set(name, value);
     if (this.saving) return;
@@ -478,7 +480,7 @@ class App {
     for (const panel of this.panels) panel.read(place, this.scale);
   }
 
-  /* Layer or step by its index in the left model. */
+  /* Moves to a layer or a step by its index in the left model. */
   go(name, index) {
     const { first } = this.current();
     this.set(name === "layer" ? { layer: clamp(index, first.layers.length) } : { step: first.steps[clamp(index, first.steps.length)] });
@@ -519,14 +521,14 @@ class App {
     };
     if (!Object.hasOwn(actions, event.key)) return;
     event.preventDefault();
-    event.stopPropagation(); // a notebook has keys of its own
-    this.point(null); // the pointer may rest anywhere: what counts now is the patch
+    event.stopPropagation(); // or the notebook would react to the key as well
+    this.point(null); // the pointer may be anywhere: from now on the readout is about the chosen patch
     actions[event.key]();
   }
 
   /* --- drawing --- */
 
-  /* The maps are drawn at once, curves and words with the next frame. */
+  /* Draws the maps at once, curves and words with the next frame. */
   draw() {
     const begun = performance.now(), now = this.current();
     this.now = now;
@@ -568,7 +570,7 @@ class App {
       setText(button, on ? "\u275a\u275a" : "\u25b6\ufe0e");
       button.setAttribute("aria-label", `${on ? "Pause" : "Play through"} ${control.label.toLowerCase()}s`);
     }
-    this.words.setAttribute("aria-live", this.playing ? "off" : "polite"); // read out where it rests, not each frame
+    this.words.setAttribute("aria-live", this.playing ? "off" : "polite"); // a screen reader reads the last frame, not each one
     const named = meta.models.map((model, i) => [i, model.name]);
     setOptions(this.left, named, now.left);
     setOptions(this.right, [[-1, "none"], ...named], now.right);
@@ -592,9 +594,9 @@ class App {
     setText(this.barNote, label.split(" ")[0]);
   }
 
-  /* Mean similarity of the chosen patch to all others, by layer. */
+  /* Draws the mean similarity of the chosen patch to all others, layer by layer. */
   drawPlot() {
-    if (!this.plot.clientWidth) { // not laid out: hidden, or between two themes
+    if (!this.plot.clientWidth) { // it has no size yet: hidden, or the theme is changing
       this.frame = requestAnimationFrame(() => this.drawPlot());
       return;
     }
@@ -616,7 +618,7 @@ class App {
     });
     const labels = [];
     for (const { tokens, map, colour, step, patch } of now.panels) {
-      // a layer of the left model stands over the layer of the same name
+      // layers of both models are matched by name; the axis has those of the left model
       const points = names.map((name, i) => [i, map.layers.indexOf(name)]).filter(([, j]) => j >= 0)
         .map(([i, j]) => [i, tokens.mean(step, j, patch)]);
       parts.push(svg("polyline", { fill: "none", stroke: colour, "stroke-width": 2, points: points.map(([i, value]) => `${x(i)},${y(value)}`).join(" ") }));
@@ -639,7 +641,7 @@ class App {
     this.plot.replaceChildren(svg("svg", { role: "img", "aria-label": `Mean similarity by layer; at ${names[now.layer]}: ${told}` }, ...parts));
   }
 
-  /* The picture in words: for readers who do not see it, and under it for all. */
+  /* Describes the picture in words, for readers who cannot see it; the words stand under it for everybody. */
   say() {
     const { now, meta } = this, [h, w] = now.first.grid;
     const where = `Image ${meta.images[now.image]}, patch in row ${Math.floor(now.patch / w) + 1} of ${h}, column ${(now.patch % w) + 1} of ${w}.`;
@@ -673,7 +675,7 @@ class App {
     download(this.fileName("json"), new Blob([JSON.stringify(selection, null, 1)], { type: "application/json" }));
   }
 
-  /* Panels, colour bar and caption on white, for a slide. */
+  /* Saves panels, colour bar and caption on white, for a slide. */
   async savePicture() {
     const { now, scale, panels } = this, side = 640, gap = 28, top = 64, bar = 110, font = "system-ui, sans-serif";
     await Promise.all(panels.map(({ image }) => image.decode()));
@@ -684,7 +686,7 @@ class App {
       .flatMap(([text, style]) => wrapped(pen, text, style, canvas.width - 2 * gap));
     const heights = panels.map(({ shown: { picture } }) => Math.round((side * picture.height) / picture.width));
     const tall = Math.max(...heights);
-    canvas.height = top + tall + 20 + 26 * lines.length + gap; // clears what was measured with
+    canvas.height = top + tall + 20 + 26 * lines.length + gap; // setting the size also clears the canvas and its font
     pen.fillStyle = "#fff";
     pen.fillRect(0, 0, canvas.width, canvas.height);
     panels.forEach(({ shown, plain, image, canvas: map }, i) => {
@@ -739,16 +741,17 @@ function wrapped(pen, text, style, width) {
   return lines.map((line) => [line, style]);
 }
 
-/* For anywidget. The function returned removes everything again. */
+/* For anywidget. It returns a function that removes everything. */
 function render({ model, el }) {
-  // JupyterLab keeps its shortcuts (arrow keys among them) from an element with this attribute
+  // this attribute keeps JupyterLab's shortcuts (arrow keys among them) away from the element
   const root = make("div", { class: "toco-token-explorer", "data-lm-suppress-shortcuts": "true" });
   el.append(root);
   const app = new App(model, root);
   return () => app.remove();
 }
 
-/* For a page without a kernel: `state` are first values of the traits. Returns the model object and what removes it. */
+/* For a page without a kernel. `state` holds first values of traits. Returns the model object and a function that
+removes everything. */
 export function mount(element, meta, bytes, state = {}) {
   const first = meta.maps[0][0], listeners = {};
   const values = {

@@ -1,0 +1,231 @@
+"""The views of the CAM explorer: each as a `Panel` with a title and a number, and all of them in words.
+
+Session and choice in, panels out: no widget is known here, and nothing is drawn.
+"""
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from toco_lab.config import IGNORE_INDEX
+from toco_lab.data.classes import PALETTE
+from toco_lab.explorers.attribution import ATTRIBUTIONS
+from toco_lab.explorers.cam_session import CamSession, ImageIou
+from toco_lab.explorers.panels import REGIONS, CropBox, Panel, label_legend
+from toco_lab.vocabulary import CAM, CAM_AUX, SEG, TITLES
+
+VIEWS = {  # view -> tooltip of its button
+    "image": "the image as it is",
+    TITLES[CAM]: "class activation map of the final patch tokens",
+    TITLES[CAM_AUX]: "class activation map of the auxiliary tokens, from an earlier layer",
+    "CAM label": "the strongest class where the CAM exceeds the background threshold",
+    "pseudo label": "class above high, background at or below low, left open between them",
+    "refined label": "the pseudo label after PAR or CRF; press one of the Refine buttons",
+    TITLES[SEG]: "what the decoder predicts in one pass",
+    "truth": "the mask, which training never sees",
+    "regions and crops": "uncertain regions of the auxiliary CAM, and local crops that class token contrast could draw",
+} | {name: f"{name} of the chosen class" for name in ATTRIBUTIONS}
+SOURCE_NAMES = {TITLES[CAM]: CAM, TITLES[CAM_AUX]: CAM_AUX}  # as a reader knows them -> as `CamSession` does
+
+
+@dataclass(frozen=True)
+class CamChoice:
+    """What the controls ask for, in the terms of `CamSession`.
+
+    Attributes:
+        class_index: Class of the maps, 0..C-1; None is the strongest present class at each pixel.
+        source: CAM the labels are made from, `cam` or `cam_aux`.
+        scales, flip: What the CAM is summed over.
+        low, high: Thresholds of the pseudo label and of the regions.
+        background: Threshold of the CAM label.
+        crop_seed: Draw of the local crops.
+    """
+
+    class_index: int | None
+    source: str
+    scales: tuple[float, ...]
+    flip: bool
+    low: float
+    high: float
+    background: float
+    crop_seed: int
+
+    @property
+    def cam(self) -> dict[str, Any]:
+        """Which CAM, as keyword arguments of a session's methods."""
+        return {"scales": self.scales, "flip": self.flip}
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """A refined label, (H, W), and the arguments of `CamSession.refined_label` that gave it."""
+
+    label: Tensor
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ViewPanel:
+    """A view as a panel, with its IoU where it is a label and the mask is known."""
+
+    panel: Panel
+    iou: ImageIou | None = None
+
+
+@dataclass(frozen=True)
+class CamPanels:
+    """The views of the session's image under one choice.
+
+    Attributes:
+        session: Its image is set.
+        class_names: Of the classes 0..C-1.
+        choice: What is asked for.
+        refinement: The refined label; None until somebody asks for one.
+        original_size: (H, W) of an uploaded picture before it was scaled down; None for an image of a data set.
+    """
+
+    session: CamSession
+    class_names: tuple[str, ...]
+    choice: CamChoice
+    refinement: Refinement | None = None
+    original_size: tuple[int, int] | None = None
+
+    def view(self, view: str) -> ViewPanel:
+        """One of `VIEWS`.
+
+        Raises:
+            ValueError: For an unknown view, or where the session cannot give it.
+        """
+        if view not in VIEWS:
+            raise ValueError(f"unknown view {view!r}; there are: {', '.join(VIEWS)}")
+        if view == "image":
+            return ViewPanel(Panel(self.session.image.name, self.session.image.raw, note=self.sizes))
+        if view == "regions and crops":
+            return ViewPanel(self._crops())
+        if view in SOURCE_NAMES or view in ATTRIBUTIONS:
+            return ViewPanel(self._map(view))
+        if view == "truth":
+            return ViewPanel(self._truth())
+        return self._made_label(view)
+
+    @property
+    def sizes(self) -> str:
+        """Width x height in pixels of the image as it came and, where that differs, as it is shown and read."""
+        image = self.session.image
+        sizes = self.original_size or image.size, image.size, tuple(image.pixels.shape[-2:])
+        came, shown, read = (f"{width} x {height}" for height, width in sizes)
+        if shown == read:
+            return came if came == shown else f"{came}, shown and read at {read}"
+        return f"{came}, read at {read}" if came == shown else f"{came}, shown at {shown}, read at {read}"
+
+    def in_words(self, views: Sequence[ViewPanel]) -> str:
+        """These views as HTML: what each shows, and a table of IoU in per cent where there are labels and a mask."""
+        image = self.session.image
+        labels = ", ".join(self.class_names[index] for index in image.present) or "none"
+        how = "true" if image.label_source == "true" else "predicted by the model, for nobody gave them"
+        titles = "; ".join(view.panel.title + (f" ({view.panel.note})" if view.panel.note else "") for view in views)
+        words = f"{image.name}, {self.sizes} pixels, image labels ({how}): {labels}. Panels: {titles}."
+        scored = [(view.panel.title, view.iou) for view in views if view.iou is not None]
+        table = _iou_table(scored, ("background", *self.class_names)) if scored else ""
+        return f"<p>{html.escape(words)}</p>{table}"
+
+    # --- one view each --------------------------------------------------------------------------------------------
+
+    def _map(self, view: str) -> Panel:
+        session, class_index = self.session, self.choice.class_index
+        if view in ATTRIBUTIONS:
+            class_index = session.image.strongest_class if class_index is None else class_index
+            score = session.attribution(view, class_index)
+        else:
+            score = session.score(SOURCE_NAMES[view], class_index, **self.choice.cam)
+        name = ": strongest class" if class_index is None else f": {self.class_names[class_index]}"
+        name = "" if view == "attention rollout" else name  # it knows no class
+        return Panel(view + name, _array(score), note=_contrast(score, session.image.truth, class_index))
+
+    def _truth(self) -> Panel:
+        truth = self.session.image.truth
+        return Panel("truth", note="no mask is known") if truth is None else self._label_panel("truth", truth)
+
+    def _made_label(self, view: str) -> ViewPanel:
+        """A label that a CAM or the decoder gives, compared with the mask where it is known."""
+        if view == "refined label" and self.refinement is None:
+            return ViewPanel(Panel(view, note="press a Refine button"))
+        title, label = self._title_and_label(view)
+        if self.session.image.truth is None:
+            return ViewPanel(self._label_panel(title, label))
+        iou = self.session.iou(label)
+        note = f"mIoU {100 * iou.miou:.1f} %"
+        note += f", {100 * iou.left_open:.0f} % left open" if iou.left_open > 0 else ""
+        return ViewPanel(self._label_panel(title, label, note), iou)
+
+    def _title_and_label(self, view: str) -> tuple[str, Tensor]:
+        session, choice = self.session, self.choice
+        if view == "CAM label":
+            source = next(name for name, field in SOURCE_NAMES.items() if field == choice.source)
+            label = session.label(choice.source, choice.background, **choice.cam)
+            return f"{source} above {choice.background:.2f}", label
+        if view == "pseudo label":
+            label = session.pseudo_label(choice.low, choice.high, choice.source, **choice.cam)
+            return f"pseudo label, {choice.low:.2f} to {choice.high:.2f}", label
+        if view == "refined label" and self.refinement is not None:
+            asked = self.refinement.arguments  # the sliders may have moved on since
+            title = f"{asked['method'].upper()} of {asked['low']:.2f} to {asked['high']:.2f}"
+            return title, self.refinement.label
+        return view, session.segmentation()
+
+    def _label_panel(self, title: str, label: Tensor, note: str = "") -> Panel:
+        legend = label_legend(PALETTE, ("background", *self.class_names))
+        return Panel(title, _array(label), note=note, legend=legend)
+
+    def _crops(self) -> Panel:
+        choice = self.choice
+        crops = self.session.local_crops(choice.low, choice.high, choice.crop_seed, **choice.cam)
+        corners = zip(crops.top[0].tolist(), crops.left[0].tolist(), crops.positive[0].tolist(), strict=True)
+        boxes = [CropBox(top, left, crops.size, positive > 0) for top, left, positive in corners]
+        count = sum(box.positive for box in boxes)
+        return Panel(
+            "regions and crops",
+            _array(self.session.region(choice.low, choice.high, **choice.cam)),
+            note=f"{count} positive, {len(boxes) - count} negative, draw {choice.crop_seed}",
+            legend=REGIONS,
+            crops=boxes,
+        )
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.cpu().numpy()
+
+
+def _contrast(score: Tensor, truth: Tensor | None, class_index: int | None) -> str:
+    """Mean score (H, W) on the object (a class; None: any) and on the ground, where the mask (H, W) tells them apart.
+
+    A good map is brighter on the object; one whose two numbers are the other way round is inverted.
+    """
+    if truth is not None:
+        inside = (truth == class_index + 1) if class_index is not None else (truth > 0) & (truth != IGNORE_INDEX)
+        on, off = ((score * where).sum() / where.sum() for where in (inside, truth == 0))  # NaN where there is none
+        if not (on.isnan() or off.isnan()):
+            return f"mean: object {on:.2f}, ground {off:.2f}"
+    return f"mean {score.mean():.2f}"
+
+
+def _iou_table(scored: Sequence[tuple[str, ImageIou]], names: Sequence[str]) -> str:
+    """An HTML table: a row per label (title, IoU), a column per class that any of them has a score for."""
+    used = [i for i in range(len(names)) if any(not iou.iou[i].isnan() for _, iou in scored)]
+    head = ["IoU, %", "mean", *(names[i] for i in used), "left open, %"]
+    rows = [[title, *map(_per_cent, [iou.miou, *iou.iou[used].tolist(), iou.left_open])] for title, iou in scored]
+    lines = [_html_row(head, "th"), *(_html_row(row, "td") for row in rows)]
+    return f"<table style='border-spacing: 1em 0'>{''.join(lines)}</table>"
+
+
+def _per_cent(value: float) -> str:
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def _html_row(cells: Sequence[str], tag: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"

@@ -1,0 +1,84 @@
+"""The runs a CAM explorer may open, and what is known of one that is open."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+from toco_lab.config import Config
+from toco_lab.data.classes import class_names
+from toco_lab.data.loader import EvalSamples, eval_samples
+from toco_lab.explorers.cam_session import CamSession
+from toco_lab.method.model import ToCo
+from toco_lab.runs.run_dir import RunDir
+from toco_lab.training.checkpoints import load_run_model
+from toco_lab.training.processes import resolve_device
+
+Run = RunDir | tuple[ToCo, Config]  # a folder, or a model with its config
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run whose model is loaded.
+
+    Attributes:
+        session: Of its model.
+        class_names: Of the classes 0..C-1.
+        samples: Its images; None where they are not on this machine.
+        problem: Why there are none; empty where there are some.
+    """
+
+    session: CamSession
+    class_names: tuple[str, ...]
+    samples: EvalSamples | None
+    problem: str = ""
+
+    def image_names(self, most: int) -> list[str]:
+        """Names of the first images, `most` of them or fewer."""
+        if self.samples is None:
+            return []
+        return list(self.samples.reader.names[: min(most, len(self.samples))])
+
+
+def open_run(run: Run, split: str | None) -> OpenRun:
+    """Load a run's model and open its images; `split`: None takes `cfg.val_split`.
+
+    Raises:
+        ValueError, OSError: If there is no checkpoint that can be loaded. Images that are missing raise nothing.
+    """
+    model, cfg = load_run_model(run, resolve_device(run.config().device)) if isinstance(run, RunDir) else run
+    session, names = CamSession(model, cfg), class_names(cfg)
+    try:
+        return OpenRun(session, names, eval_samples(cfg, model.mean, model.std, split))
+    except (ValueError, OSError) as error:  # no data on this machine: uploads still work
+        return OpenRun(session, names, None, f"no images to choose from, but you can upload one. {error}")
+
+
+def config_of(run: Run) -> Config:
+    """The config of a run, read without its model."""
+    return run.config() if isinstance(run, RunDir) else run[1]
+
+
+def runs_by_name(runs: Run | Sequence[Run]) -> dict[str, Run]:
+    """One run or several by name; equal names are numbered.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    by_name: dict[str, Run] = {}
+    for run in _as_list(runs):
+        name = first = run.name if isinstance(run, RunDir) else run[1].run_name()
+        count = 1
+        while name in by_name:
+            count += 1
+            name = f"{first} ({count})"
+        by_name[name] = run
+    if not by_name:
+        raise ValueError("CamExplorer needs at least one run: a RunDir, or a pair (model, config)")
+    return by_name
+
+
+def _as_list(runs: Run | Sequence[Run]) -> Sequence[Run]:
+    if isinstance(runs, RunDir):
+        return [runs]
+    is_pair = isinstance(runs, tuple) and bool(runs) and isinstance(runs[0], ToCo)
+    return cast("Sequence[Run]", [runs] if is_pair else runs)

@@ -255,8 +255,6 @@ def test_unknown_labels_are_predicted(model, cfg, raw):
     session.set_image(raw)
     assert session.image.label_source == "predicted"
     assert torch.equal(session.image.image_label, predicted_label(session.image.output.logits[0]))
-    assert predicted_label(torch.tensor([-1.0, 2.0, 0.0, 3.0])).tolist() == [0, 1, 0, 1]
-    assert predicted_label(torch.tensor([-1.0, -0.5, -2.0])).tolist() == [0, 1, 0]
 
 
 def test_wrong_order_names_set_image(model, cfg):

@@ -2,21 +2,23 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from toco_lab.config import Config
 from toco_lab.files import atomic_write
 from toco_lab.runs.environment import environment
 from toco_lab.runs.listing import RUN_COLUMNS, final_scores, find_runs, list_runs, read_runs
+from toco_lab.runs.locks import RUN_LOCK, SWEEP_LOCK
 from toco_lab.runs.run_dir import RunDir
 
 
@@ -111,7 +113,7 @@ def test_create_refuses_another_config_in_the_same_folder(cfg, tmp_path):
         RunDir.create(cfg.replace(w_ptc=0.5, seed=7), tmp_path, name="mine")
     damaged = RunDir.create(cfg, tmp_path, name="damaged")
     (damaged.path / "config.json").write_text('{"w_ptcc": 1}')
-    with pytest.raises(ValueError, match=r"damaged/config\.json can not be read .*'w_ptcc'.*Delete the folder"):
+    with pytest.raises(ValueError, match=r"damaged/config\.json cannot be read .*'w_ptcc'.*Delete the folder"):
         damaged.config()
 
 
@@ -314,14 +316,28 @@ def test_a_run_that_vanishes_while_it_is_read(run):
 # --- the end --------------------------------------------------------------------------------------
 
 
-def started_by(run, code="import time; time.sleep(60)"):
-    """A living process of which the run's last note says that it has it open."""
-    worker = subprocess.Popen([sys.executable, "-c", code])
-    stat = Path(f"/proc/{worker.pid}/stat").read_text()
-    (record,) = run.read_json("env")
-    process = record["process"] | {"pid": worker.pid, "began": int(stat.rpartition(")")[2].split()[19])}
-    run.write_json("env", [record, record | {"process": process}])
-    return worker
+@pytest.fixture
+def other_process(cfg, tmp_path):
+    """Starts a living process that works at the run `mine`; with `more`, a line of Python, it does that as well."""
+    started = []
+
+    def start(more="pass"):
+        code = (
+            "import os, sys, time; from toco_lab.config import Config; from toco_lab.runs import RunDir\n"
+            "run = RunDir.create(Config.preset('smoke'), sys.argv[1], name='mine')\n"
+            f"{more}\nprint('open', flush=True); time.sleep(120)"
+        )
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "open\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def test_delete_removes_the_folder_and_what_a_killed_deletion_left(run, tmp_path):
@@ -343,26 +359,85 @@ def test_a_deletion_killed_half_way_leaves_no_run(run, tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1  # still there, for the next deletion
 
 
-@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs /proc")
-def test_a_run_another_process_works_at_is_not_deleted(run):
-    worker = started_by(run)
-    try:
-        for state in ("new", "running"):
-            run.set_status(state)
-            with pytest.raises(ValueError, match=rf"in use: process {worker.pid} of this machine has it open; stop it"):
-                run.delete()
-        run.set_status("done")
-        assert run.busy() == ""
-        run.set_status("running")
-    finally:
-        worker.kill()
-        worker.wait()
+@pytest.mark.slow
+def test_a_run_another_process_works_at_is_not_deleted_until_it_is_killed(other_process, tmp_path):
+    worker = other_process()
+    run = RunDir(tmp_path / "mine")
+    for state in ("new", "running"):
+        run.set_status(state)
+        with pytest.raises(ValueError, match=rf"in use: process {worker.pid} of this machine has it open; stop it"):
+            run.delete()
+    run.set_status("done")
     assert run.busy() == ""
-    records = run.read_json("env")
-    records[-1]["process"] |= {"pid": os.getppid()}  # the number has gone to a younger process
-    run.write_json("env", records)
+    run.set_status("running")
+    worker.kill()
+    worker.wait()
+    assert run.busy() == ""
     run.delete()
     assert not run.path.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_fork_neither_ends_the_work_nor_outlives_it(other_process, tmp_path):
+    """Workers of a data loader are forks: the first ends before its parent, the second after it."""
+    worker = other_process(
+        "os.waitpid(child, 0) if (child := os.fork()) else sys.exit()\nos.fork() or (time.sleep(20), os._exit(0))"
+    )
+    run = RunDir(tmp_path / "mine")
+    assert f"process {worker.pid}" in run.busy()
+    worker.kill()
+    worker.wait()
+    assert run.busy() == ""
+
+
+def test_own_work_does_not_stop_a_deletion(run, cfg, tmp_path):
+    again = RunDir.create(cfg, tmp_path)
+    RunDir(run.path).delete()
+    assert not run.path.exists() and again.busy() == ""
+    assert RunDir.create(cfg, tmp_path).busy() == ""
+
+
+def test_work_ends_with_the_object_and_its_copies_do_not_work(run):
+    def seen_by_another():
+        code = "import sys; from toco_lab.runs import RunDir; print(RunDir(sys.argv[1]).busy())"
+        command = [sys.executable, "-c", code, str(run.path)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert seen_by_another() == f"process {os.getpid()} of this machine has it open"
+    path, copied = run.path, pickle.loads(pickle.dumps(run))
+    assert copied.path == path and copied.config() == run.config()
+    run._lock = None  # as if nobody held the object any more; the fixture does
+    assert seen_by_another() == ""
+
+
+def test_the_lock_is_an_empty_hidden_file(run, tmp_path):
+    size = run.size()
+    (run.path / RUN_LOCK).unlink()
+    assert run.size() == size and RUN_LOCK.startswith(".")
+    assert list_runs(tmp_path)["run"].tolist() == [run.name] and run.figures() == run.notebooks() == []
+
+
+def test_a_lock_that_may_not_be_opened_stops_nobody(run, cfg, tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError("the file of another user, or a read-only disk")
+
+    run._lock = None
+    monkeypatch.setattr(FileLock, "acquire", refused)
+    assert list_runs(tmp_path)["state"].tolist() == ["new"]
+    again = RunDir.create(cfg, tmp_path)
+    assert "written to 0 minutes ago" in again.busy()  # whether somebody holds the lock cannot be seen
+
+
+def test_records_of_older_versions_still_open(run, tmp_path):
+    (record,) = run.read_json("env")
+    old = record | {"process": record["process"] | {"began": 12345}}
+    older = {key: value for key, value in record.items() if key != "process"}
+    for records, busy in ([old], ""), ([older], "perhaps by a process that still lives"):
+        run.write_json("env", records)
+        assert list_runs(tmp_path)["state"].tolist() == ["new"]
+        assert busy in run.busy() and bool(run.busy()) == bool(busy)
+        assert len(RunDir.create(run.config(), tmp_path).read_json("env")) == 2
 
 
 def test_a_run_of_an_unknown_process_is_in_use_while_it_is_written_to(run):
@@ -372,15 +447,14 @@ def test_a_run_of_an_unknown_process_is_in_use_while_it_is_written_to(run):
     assert "written to 0 minutes ago, perhaps by a process on elsewhere" in run.busy()
     (run.path / "env.json").write_text("[")
     assert "perhaps by a process that still lives" in run.busy()
-    os.utime(run.path / "status.json", (0, 0))
+    for name in ("status.json", "log.txt"):
+        if (run.path / name).is_file():
+            os.utime(run.path / name, (0, 0))
     assert run.busy() == ""
 
 
 def test_a_run_of_a_running_sweep_is_in_use_until_it_is_done(run):
-    import fcntl
-
-    with (run.path.parent / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(run.path.parent / SWEEP_LOCK):
         assert run.busy() == f"a sweep is running in {run.path.parent}"
         run.set_status("done")
         assert run.busy() == ""

@@ -169,7 +169,7 @@ def test_nothing_starts_with_bad_parameters(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_two_sweeps_at_one_folder_are_refused(tmp_path: Path) -> None:
-    with sweep._locked(tmp_path / "test"):
+    with sweep._only_sweep_in(tmp_path / "test"):
         with pytest.raises(ValueError, match="another process is running the sweep"):
             run_sweep(grid(), root=tmp_path)
 

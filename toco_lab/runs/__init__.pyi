@@ -1,5 +1,6 @@
 from . import environment as environment
 from . import listing as listing
+from . import locks as locks
 from . import run_dir as run_dir
 from . import scores as scores
 from . import table as table

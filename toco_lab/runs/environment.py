@@ -26,20 +26,8 @@ def environment(device: str = "auto") -> dict[str, Any]:
         "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "device": _device_name(device),
         "git": _git_revision(),
-        "process": {"host": platform.node(), "pid": os.getpid(), "began": _process_began(os.getpid())},
+        "process": {"host": platform.node(), "pid": os.getpid()},
     }
-
-
-def _process_began(pid: int) -> int | None:
-    """When a process of this machine began, in clock ticks after the start of Linux; None if there is no such process.
-
-    A number given to a new process does not revive the old one. None on systems without /proc, too.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] == "Z" else int(fields[19])  # the command in parentheses may hold spaces
 
 
 def _version(package: str) -> str | None:

@@ -39,7 +39,7 @@ def list_runs(root: Path | str = "results", *, everything: bool = False) -> pd.D
 def read_runs(paths: Mapping[str, Path | str], *, everything: bool = False) -> pd.DataFrame:
     """One row per run: `RUN_COLUMNS`, config fields that differ, scores like `cam_mIoU`, error of a failed one.
 
-    A folder that can not be read (damaged, or written by another version) has the state "unreadable", and says why.
+    A folder that cannot be read (damaged, or written by another version) has the state "unreadable", and says why.
 
     Args:
         paths: Folder of each run, by the name it has in the column `run`.

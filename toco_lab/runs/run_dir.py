@@ -7,9 +7,7 @@ and `os.replace`, rows are appended, and half a last row is dropped when the tab
 import csv
 import dataclasses
 import io
-import itertools
 import json
-import os
 import platform
 import secrets
 import shutil
@@ -19,25 +17,24 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import pandas as pd
+from filelock import FileLock
 
 from toco_lab.config import Config, config_differences
 from toco_lab.files import atomic_write
-from toco_lab.runs.environment import _process_began, environment
+from toco_lab.runs import locks
+from toco_lab.runs.environment import environment
 
 STATES = ("new", "running", "done", "failed")
-
-
 _FIELDS = {field.name: field for field in dataclasses.fields(Config)}
-
-
-_STALE_SECONDS = 3600  # a temporary file this old was left by a killed process: nobody is writing it
-
-
+_STALE_SECONDS = 3600  # a file that was written longer ago is not being written now: its process was killed
 FigureLike = TypeVar("FigureLike")
 
 
 class RunDir:
     """One run on disk: `RunDir.create(cfg)` makes or continues it, `RunDir(path)` opens it.
+
+    Whoever made or continues a run works at it, as long as the object or its process lives: other processes do not
+    delete it. Who only opens a run may read it at any time.
 
     Attributes:
         path: Folder of the run.
@@ -50,6 +47,7 @@ class RunDir:
             FileNotFoundError: If the folder holds no config.json.
         """
         self.path = Path(path)
+        self._lock: FileLock | None = None
         if not (self.path / "config.json").is_file():
             raise FileNotFoundError(f"{self.path} is not a run folder: it has no config.json")
 
@@ -85,6 +83,7 @@ class RunDir:
         with atomic_write(path / "config.json", "w") as file:
             file.write(cfg.to_json())
         run = cls(path)
+        run._lock = locks.take(path / locks.RUN_LOCK)
         records = run.read_json("env") if (path / "env.json").is_file() else []
         run.write_json("env", [*records, environment(cfg.device)])
         if not (path / "status.json").is_file():
@@ -93,6 +92,10 @@ class RunDir:
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy for another process: the lock stays with this one."""
+        return vars(self) | {"_lock": None}
 
     @property
     def name(self) -> str:
@@ -106,7 +109,7 @@ class RunDir:
             return Config.from_json(path.read_text(encoding="utf-8"))
         except (ValueError, TypeError) as error:
             raise ValueError(
-                f"{path} can not be read ({error}); it is damaged or of another version of this package. Delete the "
+                f"{path} cannot be read ({error}); it is damaged or of another version of this package. Delete the "
                 f"folder to make the run again"
             ) from error
 
@@ -252,29 +255,30 @@ class RunDir:
     def busy(self) -> str:
         """Which other living process may be at work here, in words; empty if none is.
 
-        A run that is done or failed is left alone. Otherwise each start has noted its process in env.json. Where the
-        last note is missing or of another machine, a run counts as busy if it was written to within the last hour.
+        A run that is done or failed is left alone. Where the lock is not certain (the run was last started on another
+        machine or by another user, or nobody knows where), it counts as busy if it was written to within the last hour.
         """
+        last: dict[str, Any] = {}  # the process that was started last
         try:
             if self.status()["state"] in ("done", "failed"):
                 return ""
-            notes = [record.get("process") for record in self.read_json("env")]
-        except (ValueError, KeyError, TypeError, AttributeError, FileNotFoundError):  # damaged: nothing is known
-            notes = [None]
-        if _is_locked(self.path.parent / ".lock"):
+            last = self.read_json("env")[-1].get("process") or {}
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, FileNotFoundError):
+            pass  # damaged, or of an older version: nothing is known
+        here = last.get("host") == platform.node()
+        if locks.held_by_another(self.path.parent / locks.SWEEP_LOCK):
             return f"a sweep is running in {self.path.parent}"
-        here = [bool(note) and note["host"] == platform.node() and note["began"] is not None for note in notes]
-        for note in itertools.compress(notes, here):
-            if note["pid"] != os.getpid() and _process_began(note["pid"]) == note["began"]:
-                return f"process {note['pid']} of this machine has it open"
-        if not all(here[-1:]):
-            names = ("status.json", "metrics.csv", "log.txt")
-            written = [path.stat().st_mtime for name in names if (path := self.path / name).is_file()]
-            minutes = (time.time() - max(written, default=0)) / 60
-            if minutes < _STALE_SECONDS / 60:
-                where = f" on {notes[-1]['host']}" if notes[-1] else ""
-                return f"it was written to {minutes:.0f} minutes ago, perhaps by a process{where} that still lives"
-        return ""
+        held = locks.held_by_another(self.path / locks.RUN_LOCK)
+        if held:
+            return f"process {last['pid']} of this machine has it open" if here else "another process has it open"
+        if (here and held is False) or (minutes := self._minutes_since_written()) * 60 >= _STALE_SECONDS:
+            return ""
+        where = f" on {last['host']}" if last else ""
+        return f"it was written to {minutes:.0f} minutes ago, perhaps by a process{where} that still lives"
+
+    def _minutes_since_written(self) -> float:
+        files = (self.path / name for name in ("status.json", "metrics.csv", "log.txt"))
+        return (time.time() - max((file.stat().st_mtime for file in files if file.is_file()), default=0)) / 60
 
     def check_deletable(self) -> None:
         """Raises ValueError if the folder should not be deleted: busy, a link, of others, or with runs inside."""
@@ -296,27 +300,14 @@ class RunDir:
         """
         self.check_deletable()
         path = self.path.resolve()
+        locks.lock_of(path / locks.RUN_LOCK).release(force=True)  # a lock of this very process
         hidden = path.parent / f".{path.name}.{secrets.token_hex(4)}.deleted"
         try:
             path.rename(hidden)  # from here on it is no run
             for left in path.parent.glob(".*.deleted"):
                 shutil.rmtree(left, ignore_errors=left != hidden)
         except OSError as error:
-            raise ValueError(f"{self.path} can not be deleted: {error}") from error
-
-
-def _is_locked(path: Path) -> bool:
-    """Whether some process holds the lock of a running sweep."""
-    if not path.is_file():
-        return False
-    import fcntl
-
-    with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-    return False
+            raise ValueError(f"{self.path} cannot be deleted: {error}") from error
 
 
 def _complete_lines(path: Path) -> str:

@@ -6,10 +6,8 @@ nothing here imports torch or a widget.
 
 import ast
 import dataclasses
-import difflib
 import math
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,19 +15,14 @@ from typing import Any
 import pandas as pd
 
 from toco_lab.config import Config
+from toco_lab.files import did_you_mean
 from toco_lab.runs.listing import RUN_COLUMNS, find_runs
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.vocabulary import MEAN_SCORES
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Config))
 WHERE_HELP = 'compare columns with numbers, "words" or lists by < <= == != >= > and in, joined by and, or, not'
-_COMPARISONS = {
-    ast.Lt: operator.lt, ast.LtE: operator.le, ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.GtE: operator.ge,
-    ast.Gt: operator.gt, ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b,
-}  # fmt: skip
 _PAGES = {".png": "picture", ".json": "plotly figure", ".ipynb": "notebook", ".html": "report"}
-
-Row = Mapping[str, Any]
 
 
 # --- filter, sort, choose columns -------------------------------------------------------------------------------------
@@ -38,8 +31,8 @@ Row = Mapping[str, Any]
 def filter_runs(table: pd.DataFrame, where: str) -> pd.DataFrame:
     """Rows for which a condition holds, like `w_ptc > 0 and cam_mIoU > 0.5` or `"demo" in run`; all for an empty one.
 
-    The condition is read as Python's syntax and evaluated here: names are columns, and nothing can be called. A missing
-    value has no order; `cam_mIoU == None` finds it.
+    The condition means what it means in Python, for one row at a time, with columns as names. Nothing else can be
+    named, called or looked up in it. A missing value has no order; `cam_mIoU == None` finds it.
 
     Raises:
         ValueError: For an unknown column (the nearest one is named), words compared with numbers, or any other syntax.
@@ -47,54 +40,59 @@ def filter_runs(table: pd.DataFrame, where: str) -> pd.DataFrame:
     if not where.strip():
         return table
     try:
-        tree = ast.parse(where.strip(), mode="eval")
-        holds = _meaning(tree.body, table.columns)
+        tree = ast.parse(where.strip(), "where", mode="eval")
+        _check_condition(tree, table.columns)
+        condition = compile(tree, "where", "eval")
     except (SyntaxError, RecursionError, MemoryError) as error:
         reason = getattr(error, "msg", type(error).__name__)
-        raise ValueError(f"where: {where!r} can not be read ({reason}); {WHERE_HELP}") from error
+        raise ValueError(f"where: {where!r} cannot be read ({reason}); {WHERE_HELP}") from error
+    rows = [
+        {name: _Missing() if is_missing(value) else value for name, value in row.items()}
+        for row in table.to_dict("records")
+    ]
     try:
-        kept = [bool(holds(row)) for row in table.to_dict("records")]
+        kept = [bool(eval(condition, {"__builtins__": {}}, row)) for row in rows]  # of checked syntax alone
     except TypeError as error:
         raise ValueError(f"where: {where!r} compares what has no order ({error}); words need quotes") from error
     return table[pd.Series(kept, index=table.index, dtype=bool)]
 
 
-def _meaning(node: ast.expr, columns: Iterable[str]) -> Callable[[Row], Any]:
-    """A function from a row to the value of an expression; ValueError for all that is no comparison of columns."""
-    match node:
-        case ast.BoolOp(op=op, values=values):
-            parts, joined = [_meaning(value, columns) for value in values], all if isinstance(op, ast.And) else any
-            return lambda row: joined(part(row) for part in parts)
-        case ast.UnaryOp(op=ast.Not(), operand=operand):
-            inner = _meaning(operand, columns)
-            return lambda row: not inner(row)
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
-            return lambda row: -number
-        case ast.Compare(left=left, ops=ops, comparators=others) if all(type(op) in _COMPARISONS for op in ops):
-            operands = [_meaning(operand, columns) for operand in (left, *others)]
-            return lambda row: _compared([operand(row) for operand in operands], ops)
-        case ast.Name(id=name):
-            check_column(columns, name)
-            return lambda row: row[name]
-        case ast.Constant(value=value) if value is None or isinstance(value, str | int | float):
-            return lambda row: value
-        case ast.List(elts=items) | ast.Tuple(elts=items):
-            kind, parts = (list if isinstance(node, ast.List) else tuple), [_meaning(item, columns) for item in items]
-            return lambda row: kind(part(row) for part in parts)
-    raise ValueError(f"where: `{ast.unparse(node)}` is not allowed; {WHERE_HELP}")
+def _check_condition(tree: ast.Expression, columns: Iterable[str]) -> None:
+    """Let comparisons of columns and constants pass; ValueError for anything else, so nobody's code is run.
+
+    There are no calls, no attributes, no subscripts and no arithmetic.
+    """
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name):
+                check_column(columns, name)
+            case ast.Constant(value=None | str() | int() | float()):
+                pass
+            case ast.UnaryOp(op=ast.Not()) | ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float())):
+                pass
+            case ast.Compare(ops=ops) if not any(isinstance(op, ast.Is | ast.IsNot) for op in ops):
+                pass
+            case ast.Expression() | ast.BoolOp() | ast.List() | ast.Tuple():
+                pass
+            case ast.boolop() | ast.unaryop() | ast.cmpop() | ast.expr_context():
+                pass  # parts of the nodes above
+            case _:
+                raise ValueError(f"where: `{ast.unparse(node)}` is not allowed; {WHERE_HELP}")
 
 
-def _compared(values: Sequence[Any], ops: Sequence[ast.cmpop]) -> bool:
-    """`a < b <= c` as Python has it, but for missing values."""
-    for op, left, right in zip(ops, values, values[1:], strict=False):
-        if is_missing(left) or is_missing(right):
-            both = is_missing(left) and is_missing(right)
-            holds = {ast.Eq: both, ast.NotEq: not both, ast.NotIn: True}.get(type(op), False)
-        else:
-            holds = _COMPARISONS[type(op)](left, right)
-        if not holds:
-            return False
-    return True
+class _Missing:
+    """An empty cell in a condition: equal to None and to other empty cells, without order, holding nothing."""
+
+    def __eq__(self, other: object) -> bool:
+        return other is None or isinstance(other, _Missing)
+
+    def __bool__(self) -> bool:
+        return False
+
+    def _never(self, other: object) -> bool:
+        return False
+
+    __lt__ = __le__ = __gt__ = __ge__ = __contains__ = _never
 
 
 def check_column(columns: Iterable[str], name: str) -> str:
@@ -102,9 +100,7 @@ def check_column(columns: Iterable[str], name: str) -> str:
     known = list(columns)
     if name in known:
         return name
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"there is no column {name!r}; {hint}There are: {', '.join(known)}")
+    raise ValueError(f"there is no column {name!r}{did_you_mean(name, known) or '.'} There are: {', '.join(known)}")
 
 
 def sort_runs(table: pd.DataFrame, column: str, *, descending: bool = False) -> pd.DataFrame:
@@ -250,26 +246,27 @@ def find_run(root: Path | str, name: Path | str) -> RunDir:
         if (path / "config.json").is_file():
             return RunDir(path)
     there = [path.relative_to(root).as_posix() for path in find_runs(root)]
-    near = difflib.get_close_matches(str(name), there, n=1) or [run for run in there if run.endswith(f"/{name}")]
-    hint = f"did you mean {near[0]!r}?" if near else f"{root} holds {len(there)} runs; `runs list` shows them"
-    raise ValueError(f"{name} is no run folder: it has no config.json; {hint}")
+    same_name = [run for run in there if run.endswith(f"/{name}")]
+    hint = did_you_mean(str(same_name[0] if same_name else name), there)
+    hint = hint or f"; `runs list` shows the {count_text(len(there), 'run')} below {root}"
+    raise ValueError(f"{name} is no run folder: it has no config.json{hint}")
 
 
 @dataclass(frozen=True)
-class RunFile:
-    """A file: its kind (picture, plotly figure, notebook, report, checkpoint) and its size in bytes."""
+class StoredFile:
+    """A file of a run: its kind (picture, plotly figure, notebook, report, checkpoint) and its size in bytes."""
 
     path: Path
     kind: str
     size: int
 
 
-def run_files(run: RunDir) -> list[RunFile]:
+def run_files(run: RunDir) -> list[StoredFile]:
     """Executed notebooks, figures, reports in or beside the folder, and checkpoints."""
     reports = sorted(page for folder in (run.path, run.path.parent) for page in folder.glob("[!.]*.html"))
     shown = [(path, _PAGES[path.suffix]) for path in (*run.notebooks(), *run.figures(), *reports)]
     shown += [(path, "checkpoint") for path in run.checkpoints()]
-    return [RunFile(path, kind, path.stat().st_size) for path, kind in shown]
+    return [StoredFile(path, kind, path.stat().st_size) for path, kind in shown]
 
 
 def size_text(size: int) -> str:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from toco_lab.files import atomic_write
+from toco_lab.runs.locks import SWEEP_LOCK
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.runs.scores import run_scores
 from toco_lab.sweeps.executors import Executor, LocalExecutor, RayExecutor
@@ -65,7 +67,7 @@ def run_sweep(
     if executor == "local" and (gpus or address):
         raise ValueError("gpus and address are options of executor ray; local workers share the devices they find")
     check_grid(grid, runs, data=executor == "local")  # another machine may have other data
-    with _locked(runs[0].folder.parent):
+    with _only_sweep_in(runs[0].folder.parent):
         wanted = {"new", "begun"} | ({"failed"} if retry_failed else set())
         unique = {run.folder: run for run in runs}
         tasks = {path: task_of(grid, run) for path, run in unique.items() if state_of(grid, run) in wanted}
@@ -125,17 +127,22 @@ def check_grid(grid: Grid, runs: Sequence[SweepRun], *, data: bool = True) -> No
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the sweep's lock, which ends with this process: two sweeps at one run would mix their rows."""
-    import fcntl
+def _only_sweep_in(folder: Path) -> Iterator[None]:
+    """Hold the lock of the sweeps in a folder, which ends with this process: two at one run would mix their rows.
 
+    Raises:
+        ValueError: If another sweep holds it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(f"another process is running the sweep in {folder}; wait for it, or stop it") from error
+    lock = FileLock(folder / SWEEP_LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(f"another process is running the sweep in {folder}; wait for it, or stop it") from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def sweep_table(root: Path | str, grid: Grid) -> pd.DataFrame:

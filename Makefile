@@ -23,7 +23,7 @@ notebooks: $(VENV)/.installed  ## execute every notebook on the smoke preset
 	$(PYTHON) -m toco_lab run $(NOTEBOOKS) --parameters preset=smoke run_dir=results/notebooks
 
 strip: $(VENV)/.installed  ## take outputs and stray metadata out of the notebooks
-	$(PYTHON) -c "import sys; from toco_lab.sweeps.notebook_rules import strip_notebook; list(map(strip_notebook, sys.argv[1:]))" $(NOTEBOOKS)
+	$(PYTHON) -m toco_lab.sweeps.strip $(NOTEBOOKS)
 
 table: $(VENV)/.installed  ## the README's toy table: seven rows, five seeds, about half an hour
 	$(PYTHON) benchmarks/toy_table.py

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from helpers.notebook_rules import lint_notebook
 
-from toco_lab.sweeps.notebook_rules import lint_notebook, strip_notebook
 from toco_lab.sweeps.notebooks import execute_notebook, read_record
+from toco_lab.sweeps.strip import strip_notebook
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("*.ipynb"))
 FILES = {  # what each notebook leaves in the folder of its run

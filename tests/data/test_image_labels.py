@@ -73,7 +73,7 @@ def test_label_errors(voc):
             read_everything(voc.replace(label_source=source))
 
     write_xml(voc, "one", "persn")
-    expect(r"unknown class 'persn' in .*one.xml. Correct the name there; did you mean 'person'\?", "xml")
+    expect(r"unknown class 'persn' in .*one.xml. Correct the name there, did you mean 'person'\?", "xml")
     write_xml(voc, "one", "bird")
     expect(r"no annotation .*two.xml. Add it, or use", "xml")
     (root / "Annotations/two.xml").write_text("<annotation>")

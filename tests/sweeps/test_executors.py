@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from toco_lab.sweeps import executors, worker
-from toco_lab.sweeps.executors import LocalExecutor
+from toco_lab.sweeps.executors import LocalExecutor, LostRun
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,7 +20,7 @@ def workers(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     monkeypatch.setattr(executors, "_WORKER", [sys.executable, "-c", f"import os, sys, time, signal\n{code}\n"])
 
 
-def all_ended(pool: LocalExecutor, count: int) -> dict[Path, tuple[str, str]]:
+def all_ended(pool: LocalExecutor, count: int) -> dict[Path, LostRun | None]:
     over, deadline = {}, time.monotonic() + 60
     while len(over) < count and time.monotonic() < deadline:
         over |= pool.ended()
@@ -41,10 +41,10 @@ sys.exit({"known": 3}.get(what, 0) if what != "crash" else "no such module")"""
     pool = LocalExecutor(2)
     for what in ("kill", "once", "known", "crash", "fine"):
         pool.submit(tmp_path / what, what)
-    over = {folder.name: error for folder, error in all_ended(pool, 5).items()}
-    assert over["fine"] == over["known"] == over["once"] == ("", "")
-    assert over["kill"][0].startswith("the worker was killed by SIGKILL 3 times")
-    assert over["crash"] == ("the worker ended with exit code 1", "started\nno such module")
+    over = {folder.name: lost for folder, lost in all_ended(pool, 5).items()}
+    assert over["fine"] is over["known"] is over["once"] is None
+    assert over["kill"].error.startswith("the worker was killed by SIGKILL 3 times")
+    assert over["crash"] == LostRun("the worker ended with exit code 1", "started\nno such module")
     assert (tmp_path / "kill/output.txt").read_text().count("started\n") == 3
     assert "killed by SIGSEGV; started again (1 of 2)" in (tmp_path / "once/output.txt").read_text()
 
@@ -57,7 +57,7 @@ def test_workers_share_the_cores_and_no_more_than_asked_run(tmp_path: Path, monk
     for number in range(5):
         pool.submit(tmp_path / str(number), "")
     assert pool.ended() == {} and len(pool._running) == 3
-    for process, _, _ in list(pool._running.values()):
+    for process in list(pool._running.values()):
         process.stdin.close()
     all_ended(pool, 3)
     assert len(pool._running) == 2 and (tmp_path / "0/output.txt").read_text() == "2\n"
@@ -77,7 +77,7 @@ time.sleep(60)"""
     for what in ("deaf", "hears"):
         pool.submit(tmp_path / what, what)
     pool.ended()
-    started = [worker for worker, _, _ in pool._running.values()]
+    started = list(pool._running.values())
     deadline = time.monotonic() + 30
     while not all((tmp_path / what / "output.txt").read_text() for what in ("deaf", "hears")):
         assert time.monotonic() < deadline
@@ -87,9 +87,7 @@ time.sleep(60)"""
 
 
 def test_a_worker_ends_with_its_parent() -> None:
-    code = (
-        "import threading, time\nfrom toco_lab import worker\nworker.work = lambda text: time.sleep(60)\nworker.main()"
-    )
+    code = "import time\nfrom toco_lab.sweeps import worker\nworker.work = lambda task: time.sleep(60)\nworker.main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "{}"], stdin=subprocess.PIPE, env=os.environ | {worker.BOUND: "1"}, cwd=ROOT
     )

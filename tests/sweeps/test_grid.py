@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from toco_lab.commands.train import options_of_preset
 from toco_lab.config import Config
 from toco_lab.presets import PRESETS
 from toco_lab.sweeps.grid import Grid
@@ -44,9 +45,22 @@ def test_a_grid_without_rows_and_axes_is_the_preset() -> None:
     assert str(run.folder.parent) == "results/sweeps/one"
 
 
+def test_released_is_what_train_makes_of_it() -> None:
+    rows = {"ours": {}, "theirs": {"released": True}, "mixed": {"released": True, "late_segmentation": False}}
+    made = grid(overrides={"w_ptc": 0.5}, rows=rows).runs()
+    options = options_of_preset("smoke")
+    assert made[0].config == options(w_ptc=0.5).config()
+    assert made[1].config == options(w_ptc=0.5, released=True).config() != made[0].config
+    assert made[2].config == made[1].config.replace(late_segmentation=False) != made[1].config
+    all_but_one = grid(overrides={"released": True}, rows={"theirs": {}, "ours": {"released": False}}).runs()
+    assert [run.config for run in all_but_one] == [Config.preset("smoke").released(), Config.preset("smoke")]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"rows": {"a": {"released": "yes"}}}, "row 'a': released is true or false, of one row or of all, got 'yes'"),
+        ({"axes": {"released": [True, False]}}, "axes: released is true or false"),
         ({"name": "a/b"}, "names a folder: .* got 'a/b'"),
         ({"name": ".."}, "names a folder"),
         ({"preset": "smok"}, "unknown preset 'smok', did you mean 'smoke'"),
@@ -103,7 +117,7 @@ def test_yaml_and_keywords_give_one_grid(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: a\npreset: smoke\nseed: 1", r"grid.yaml: unknown key 'seed'; did you mean 'seeds'"),
+        ("name: a\npreset: smoke\nseed: 1", r"grid.yaml: unknown key 'seed', did you mean 'seeds'"),
         ("name: a\npreset: smoke\nzzz: 1", "unknown key 'zzz'; there are: name, preset"),
         ("preset: smoke", "grid.yaml: no name"),
         ("name: a\nname: b\npreset: smoke", "'name' comes twice"),

@@ -6,9 +6,9 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+from helpers.notebook_rules import lint_notebook
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from toco_lab.sweeps.notebook_rules import lint_notebook, strip_notebook
 from toco_lab.sweeps.notebooks import (
     NotebookError,
     NotebookJob,
@@ -18,6 +18,7 @@ from toco_lab.sweeps.notebooks import (
     read_record,
     run_notebooks,
 )
+from toco_lab.sweeps.strip import strip_notebook
 
 PARAMETERS = """preset: str = "smoke"  # named Config
 overrides: dict = {}  # any Config field
@@ -51,13 +52,13 @@ def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"presett": "toy"}, "no parameter 'presett'; did you mean 'preset'"),
+        ({"presett": "toy"}, "no parameter 'presett', did you mean 'preset'"),
         ({"count": "3"}, "'count' .* must be int, got '3'"),
         ({"count": 3.0}, "'count' .* must be int"),
         ({"count": True}, "'count' .* must be int, got True"),
         ({"loud": 1}, "'loud' .* must be bool"),
         ({"scales": "(1.0, 0.5)"}, "'scales' .* must be tuple"),
-        ({"overrides": {"scales": {1.0}}}, "can not hold {1.0}"),
+        ({"overrides": {"scales": {1.0}}}, "cannot hold {1.0}"),
         ({"preset": "toi"}, "unknown preset 'toi', did you mean 'toy'"),
         ({"overrides": {"w_ptk": 0}}, "unknown config field 'w_ptk', did you mean 'w_ptc'"),
         ({"overrides": {"w_ptc": "0"}}, "'w_ptc' must be float"),

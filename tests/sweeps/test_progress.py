@@ -1,7 +1,7 @@
-"""The live table of a sweep, on a terminal, in a notebook, and in a log; the estimate of what is left."""
+"""The bar of a sweep: on a terminal, in a notebook, and in a log."""
 
 import io
-import os
+import re
 import sys
 from pathlib import Path
 
@@ -9,93 +9,101 @@ import pytest
 
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.sweeps import progress
-from toco_lab.sweeps.grid import Grid
+from toco_lab.sweeps.grid import Grid, PlannedRun
+from toco_lab.sweeps.progress import SweepBar
 from toco_lab.sweeps.worker import record_failure
+
+ROWS = {"a": {}, "b": {"w_ptc": 0.0}, "as a": {"log_every": 2}}
 
 
 @pytest.fixture
-def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A sweep of six runs: one done before, one that runs, one that has just failed, three that wait."""
-    made = Grid(
-        name="test", preset="smoke", overrides={"steps": 2}, rows={"a": {}, "b": {"w_ptc": 0.0}}, seeds=[0, 7, 3]
+def grid() -> Grid:
+    return Grid(name="test", preset="smoke", overrides={"steps": 2}, rows=ROWS, seeds=[0, 7])
+
+
+@pytest.fixture
+def todo(grid: Grid, tmp_path: Path) -> list[PlannedRun]:
+    """Four runs, two of them asked for by two rows; one was begun by an earlier sweep and is half done."""
+    runs = grid.runs(tmp_path)
+    begun = next(run for run in runs if (run.row, run.seed) == ("b", 7))
+    RunDir.create(begun.config, begun.folder.parent).append_metrics({"step": 1})
+    return runs
+
+
+def fail(run: PlannedRun) -> Path:
+    record_failure(run.folder, "ValueError: no\nmore", "Traceback ...")
+    return run.folder
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+    def states(self) -> list[str]:
+        """What stood on the line of the bar, one after the other."""
+        return [text for text in map(str.strip, re.split(r"[\r\n]", self.getvalue())) if text]
+
+
+def test_the_bar_moves_with_the_steps_of_runs_and_counts_their_ends(
+    grid: Grid, todo: list[PlannedRun], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "stderr", screen := Screen())
+    monkeypatch.setattr(progress, "_REFRESH_SECONDS", 0.0)
+    bar = SweepBar(grid, todo, slots=2, progress=True)
+    RunDir.create(todo[0].config, todo[0].folder.parent).append_metrics({"step": 2})
+    bar.refresh()
+    assert re.match(
+        r"test:  38%\|.*\| 1.5 of 4 runs, 00:0\d passed, \S+ to go, 2 running, 0 failed$", screen.states()[-1]
     )
-    runs = made.runs(tmp_path)
-    old = RunDir.create(runs[0].config, runs[0].folder.parent)
-    old.set_status("done", seconds=60.0)
-    for name in ("protocol.json", "smoothing.csv"):
-        (old.path / name).write_text("{}")
-    waiting = RunDir.create(runs[3].config, runs[3].folder.parent)  # was begun by an earlier sweep
-    os.utime(waiting.path / "config.json", (1, 1))
-    (tmp_path / "test/grid.yaml").write_text("")
-
-    def make() -> progress.Board:
-        shown = progress.Board(made, runs, {run.folder for run in runs[1:]}, slots=2, progress=True)
-        RunDir.create(runs[1].config, runs[1].folder.parent).append_metrics({"step": 1})
-        record_failure(runs[2].folder, "ValueError: no\nmore", "Traceback ...")
-        shown.end(runs[2].folder)
-        return shown
-
-    return make
+    for run in todo[:3]:
+        bar.end(fail(run))
+    bar.refresh()
+    assert re.search(r" 88%.* 3.5 of 4 runs, .*, 1 running, 3 failed$", screen.states()[-1])
+    bar.end(fail(todo[3]))
+    bar.close()
+    assert re.search(r"100%.* 4.0 of 4 runs, .* 00:00 to go, 0 running, 4 failed$", screen.states()[-1])
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 4
+    assert printed[1] == f"failed: a, seed 7 ({todo[1].folder}): ValueError: no"  # not `as a`, though it is that too
 
 
-def test_the_table_on_a_terminal_is_drawn_over_itself(board, monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = io.StringIO()
-    screen.isatty = lambda: True
-    monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setattr(progress.shutil, "get_terminal_size", lambda: os.terminal_size((80, 24)))
-    shown = board()
-    shown.refresh()
-    shown.refresh()  # too early to draw again
-    head, *rows = screen.getvalue().removeprefix("\x1b[J").splitlines()
-    assert head.startswith("test: 1 done, 1 running, 3 waiting, 1 failed; 0:00:")
-    assert head.endswith(", about 0:01:45 to go")  # three and a half runs of a minute, two at a time
-    assert [row.split() for row in rows] == [
-        ["seed", "0", "3", "7"],
-        ["a", "done", "failed", "1/2"],
-        ["b", "waiting", "waiting", "waiting"],
-    ]
-    shown._refreshed -= 1
-    shown.refresh()
-    assert screen.getvalue().count("\x1b[4F\x1b[J") == 1  # up by four lines
+def test_the_bar_is_not_drawn_at_every_look(
+    grid: Grid, todo: list[PlannedRun], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", screen := Screen())
+    bar = SweepBar(grid, todo, slots=2, progress=True)
+    bar.refresh()
+    drawn = len(screen.states())
+    bar.refresh()
+    assert len(screen.states()) == drawn
 
 
-def test_a_low_terminal_shows_what_runs(board, monkeypatch: pytest.MonkeyPatch) -> None:
-    screen = io.StringIO()
-    screen.isatty = lambda: True
-    monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setattr(progress.shutil, "get_terminal_size", lambda: os.terminal_size((30, 5)))
-    board().refresh()
-    lines = screen.getvalue().splitlines()
-    assert len(lines) == 4 and max(map(len, lines[1:])) < 30 and lines[2].split()[0] == "a"
+@pytest.mark.parametrize("notebook", [False, True])
+def test_a_log_gets_lines_and_a_notebook_a_bar_as_well(
+    grid: Grid,
+    todo: list[PlannedRun],
+    notebook: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    if notebook:
+        monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    else:
+        monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    bar = SweepBar(grid, todo, slots=2, progress=True)
+    bar.end(fail(todo[0]))
+    bar.close()
+    shown = capsys.readouterr()
+    assert shown.out == f"failed: a, seed 0 ({todo[0].folder}): ValueError: no\n"
+    assert ("1.5 of 4 runs" in shown.err) == notebook and (not shown.err) != notebook
 
 
-def test_the_table_in_a_notebook_is_updated(board, monkeypatch: pytest.MonkeyPatch) -> None:
-    import IPython
-    import IPython.display
-
-    calls = []
-
-    class Handle:
-        def update(self, bundle, raw):
-            calls.append(("update", bundle))
-
-    def display(bundle, *, raw, display_id):
-        calls.append(("display", bundle))
-        return Handle()
-
-    monkeypatch.setattr(IPython, "get_ipython", lambda: type("Shell", (), {"kernel": None})())
-    monkeypatch.setattr(IPython.display, "display", display)
-    shown = board()
-    shown.refresh()
-    shown._refreshed -= 1
-    shown.refresh(last=True)
-    assert [name for name, _ in calls] == ["display", "update"]
-    assert "<td>1/2</td>" in calls[0][1]["text/html"] and "1 failed" in calls[0][1]["text/plain"]
-    assert "to go" in calls[0][1]["text/plain"] and "to go" not in calls[1][1]["text/plain"]
-
-
-def test_without_a_terminal_each_end_is_a_line(board, capsys: pytest.CaptureFixture) -> None:
-    shown = board()
-    shown.refresh()
-    folder = next(run.folder for run in shown._runs if run.seed == 3)
-    assert capsys.readouterr() == (f"failed: a, seed 3 ({folder}): ValueError: no\n", "")
+def test_without_progress_nothing_is_shown(
+    grid: Grid, todo: list[PlannedRun], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "stderr", screen := Screen())
+    bar = SweepBar(grid, todo, slots=2, progress=False)
+    bar.end(fail(todo[0]))
+    bar.refresh()
+    bar.close()
+    assert screen.getvalue() == capsys.readouterr().out == ""

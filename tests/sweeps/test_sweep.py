@@ -20,7 +20,7 @@ from toco_lab.sweeps import executors, sweep, worker
 from toco_lab.sweeps.grid import Grid
 from toco_lab.sweeps.progress import seconds_left
 from toco_lab.sweeps.sweep import outlook, plan, run_sweep
-from toco_lab.sweeps.worker import state_of
+from toco_lab.sweeps.worker import state_on_disk
 from toco_lab.training.loop import fit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,13 +40,13 @@ class Here:
     def __init__(self, workers: int = 1) -> None:
         self.tasks: list[tuple[Path, str]] = []
 
-    def submit(self, folder: Path, text: str) -> None:
-        self.tasks.append((folder, text))
+    def submit(self, folder: Path, task: str) -> None:
+        self.tasks.append((folder, task))
 
-    def ended(self) -> dict[Path, tuple[str, str]]:
-        folder, text = self.tasks.pop(0)
-        worker.work(text)
-        return {folder: ("", "")}
+    def ended(self) -> dict[Path, None]:
+        folder, task = self.tasks.pop(0)
+        worker.work(task)
+        return {folder: None}
 
     def close(self) -> None:
         pass
@@ -127,7 +127,7 @@ def test_a_failure_is_recorded_and_tried_again_only_when_asked(tmp_path: Path, m
     assert (folder / "failure.json").stat().st_mtime_ns > before
     monkeypatch.setattr("toco_lab.training.optimiser.learning_rate", lambda cfg, step: 1e-4)
     mended = run_sweep(three, root=tmp_path, progress=False, retry_failed=True)
-    assert not (folder / "failure.json").exists() and state_of(three, three.runs(tmp_path)[1]) == "done"
+    assert not (folder / "failure.json").exists() and state_on_disk(three, three.runs(tmp_path)[1]) == "done"
     assert mended["error"].tolist() == ["", "", ""]
 
 
@@ -150,7 +150,7 @@ def test_nothing_starts_with_bad_parameters(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sweep, "LocalExecutor", None)
     notebook = str(ROOT / "notebooks/05_over_smoothing.ipynb")
     for bad, message in [
-        (grid(notebook=notebook, parameters={"num_image": 3}), "no parameter 'num_image'; did you mean 'num_images'"),
+        (grid(notebook=notebook, parameters={"num_image": 3}), "no parameter 'num_image', did you mean 'num_images'"),
         (grid(notebook=notebook, parameters={"num_images": "3"}), "must be int, got '3'"),
         (grid(notebook="no.ipynb"), "there is no notebook"),
         (grid(preset="voc_vit_b", overrides={"data_root": "nowhere"}), "nowhere"),
@@ -238,7 +238,7 @@ def test_killed_failed_interrupted_and_continued(tmp_path: Path, monkeypatch: py
     until((killed.folder / "checkpoints/step_00000004.pt").exists, process)
     (worker,) = (one for one in psutil.Process(process.pid).children() if killed.folder.name in one.cmdline()[-1])
     worker.kill()
-    until(lambda: state_of(made, quick) == "done", process)
+    until(lambda: state_on_disk(made, quick) == "done", process)
     others = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGINT)
     printed, error = process.communicate(timeout=60)
@@ -260,7 +260,7 @@ def test_killed_failed_interrupted_and_continued(tmp_path: Path, monkeypatch: py
 
     record = run.read_json("env")[0]
     assert record["packages"]["torch"] and "git" in record
-    repeat = json.loads(record["command"][1])  # python -m toco_lab.worker TASK
+    repeat = json.loads(record["command"][1])  # python -m toco_lab.sweeps.worker TASK
     assert Config.preset(repeat["preset"]).replace(**repeat["overrides"]) == killed.config
     assert repeat["folder"] == str(killed.folder.resolve())
 
@@ -291,7 +291,7 @@ def test_a_notebook_of_ones_own(tmp_path: Path) -> None:
     run_sweep(made, root=tmp_path, progress=False)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("test/*/**/*")} == before
     other = grid(axes={"w_ptc": [0.5, 0]}, overrides=QUICK, **own | {"parameters": {"factor": 4}})
-    assert [state_of(other, run) for run in other.runs(tmp_path)] == ["begun", "failed"]
+    assert [state_on_disk(other, run) for run in other.runs(tmp_path)] == ["begun", "failed"]
 
 
 # --- ray --------------------------------------------------------------------------------------------------------------

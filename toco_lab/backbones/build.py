@@ -1,6 +1,5 @@
 """The backbone of a config, made by timm."""
 
-import difflib
 import json
 import types
 from typing import Any, cast
@@ -16,6 +15,7 @@ from toco_lab.backbones.anti_smoothing import add_attn_scale, add_feat_scale
 from toco_lab.backbones.interfaces import Encoder, PlainViT
 from toco_lab.backbones.kinds import is_plain_vit
 from toco_lab.config import VIT_SIZES, Config, backbone_kind
+from toco_lab.files import did_you_mean
 
 STAGED = (
     "SwinTransformer",
@@ -99,9 +99,9 @@ def _create(name: str, arguments: dict[str, Any]) -> Encoder:
 
 
 def _no_backbone(name: str, reason: str) -> str:
-    near = [] if timm.is_model(name) else difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=1)
+    hint = "" if timm.is_model(name) else did_you_mean(name.partition(".")[0], timm.list_models())
     return (
-        f"backbone {name!r} cannot be built: {reason}{f', did you mean {near[0]!r}?' if near else ''}. Backbones are "
+        f"backbone {name!r} cannot be built: {reason}{hint}. Backbones are "
         "timm's plain ViTs (vit, deit, beit, eva), Swin and Swin v2, ResNet and ConvNeXt"
     )
 

@@ -3,6 +3,7 @@
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import tyro
 from tyro.extras import SubcommandApp
@@ -94,7 +95,7 @@ def plot(
     found = run_table.relate(table, metric, parameter, colour=colour)
     if not len(found.points):
         raise ValueError(f"none of {len(table)} runs below {root} has values of {metric} and {parameter}")
-    shared = {"metric": metric, "parameter": parameter, "colour": colour, "note": found.note}
+    shared: dict[str, Any] = {"metric": metric, "parameter": parameter, "colour": colour, "note": found.note}
     if out.suffix == ".html":
         text = interactive.metric_by_parameter(found.points, found.means, **shared).to_html(include_plotlyjs=True)
         with atomic_write(out, "w") as file:

@@ -50,11 +50,11 @@ def options_of_preset(preset: str) -> type[TrainOptions]:
     cfg, types = Config.preset(preset), get_type_hints(Config)
     fields: list[tuple[str, Any, Any]] = []
     for field in CONFIG_FIELDS:
-        option = Annotated[types[field.name], tyro.conf.arg(help=field.metadata["help"])]
-        fields.append((field.name, option, dataclasses.field(default=getattr(cfg, field.name))))
-    made = dataclasses.make_dataclass("TrainOptions", fields, bases=(TrainOptions,), kw_only=True)
-    made.preset = preset
-    return made
+        default = dataclasses.field(default=getattr(cfg, field.name))
+        fields.append((field.name, Annotated[types[field.name], tyro.conf.arg(help=field.metadata["help"])], default))
+    return dataclasses.make_dataclass(
+        "TrainOptions", fields, bases=(TrainOptions,), namespace={"preset": preset}, kw_only=True
+    )
 
 
 def _command_of_preset(preset: str) -> Any:
@@ -87,10 +87,12 @@ def train(options: tyro.conf.OmitArgPrefixes[OptionsOfAnyPreset]) -> None:
         if path is None:
             return
         run = opened or RunDir(path)
-        evaluation = experiment.make(run) if options.evaluate else experiment.train(run)
+        evaluation = experiment.make(run) if options.evaluate else None
+        if evaluation is None:
+            experiment.train(run)
         if not is_first():
             return
-    if options.evaluate:
+    if evaluation is not None:
         print_scores(evaluation)
         _print_missing_truth(run.config())
     print(f"done: {run.path}")
@@ -155,7 +157,7 @@ def _outlook(cfg: Config, options: TrainOptions) -> Iterator[str]:
     from toco_lab.training.processes import resolve_device
 
     path = options.root / (options.name or cfg.run_name())
-    state = RunDir(path).status() if (path / "config.json").is_file() else {"state": "new", "step": 0}
+    state: dict[str, Any] = RunDir(path).status() if (path / "config.json").is_file() else {"state": "new", "step": 0}
     yield f"run folder: {path} ({state['state']}, step {state['step']})"
     parts = f"in {cfg.accumulate} micro-batches" if cfg.accumulate > 1 else "at once"
     yield f"training:   {cfg.steps} steps of {cfg.batch_size} images {parts}"

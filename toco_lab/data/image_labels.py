@@ -1,7 +1,6 @@
 """Image labels, in every way they can be given: masks, XML, CSV, JSON, npy."""
 
 import csv
-import difflib
 import json
 import pickle
 from collections import Counter
@@ -13,6 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from toco_lab.data.classes import DataError
+from toco_lab.files import did_you_mean
 
 _LABEL_LAYOUTS = (
     "CSV: header `name,labels`, class names separated by `;`; JSON: {name: [class names]}; npy: a dict {name: one-hot "
@@ -87,9 +87,8 @@ def onehot(labels: Iterable[str], classes: Sequence[str], where: str) -> np.ndar
     found = np.zeros(len(classes), np.float32)
     for label in labels:
         if label not in classes:
-            near = difflib.get_close_matches(str(label), classes, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(classes)}"
-            raise DataError(f"unknown class {label!r} in {where}. Correct the name there; {hint}")
+            hint = did_you_mean(str(label), classes) or f"; there are: {', '.join(classes)}"
+            raise DataError(f"unknown class {label!r} in {where}. Correct the name there{hint}")
         found[classes.index(label)] = 1
     return found
 

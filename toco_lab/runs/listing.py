@@ -80,7 +80,7 @@ def final_scores(run: RunDir) -> dict[str, float]:
 
 def _last_metrics(run: RunDir) -> dict[str, float]:
     """The last value of each column of metrics.csv but `step`; validation scores are not in every row."""
-    last = {}
+    last: dict[str, float] = {}
     for row in csv.DictReader(io.StringIO(_complete_lines(run.path / "metrics.csv"))):
         last |= {key: float(value) for key, value in row.items() if key != "step" and value not in ("", "nan")}
     return last

@@ -269,7 +269,7 @@ def run_files(run: RunDir) -> list[StoredFile]:
     return [StoredFile(path, kind, path.stat().st_size) for path, kind in shown]
 
 
-def size_text(size: int) -> str:
+def size_text(size: float) -> str:
     """Bytes for readers: 12 kB, 3.4 MB."""
     for unit in ("bytes", "kB", "MB"):
         if size < 1000:

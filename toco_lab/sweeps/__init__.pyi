@@ -1,8 +1,8 @@
 from . import executors as executors
 from . import grid as grid
-from . import notebook_rules as notebook_rules
 from . import notebooks as notebooks
 from . import progress as progress
+from . import strip as strip
 from . import sweep as sweep
 from . import worker as worker
 from .grid import Grid as Grid

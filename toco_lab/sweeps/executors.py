@@ -12,6 +12,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,7 +22,15 @@ RETRIES = 2  # times a run is started again after its process was killed
 _OUTPUT = "output.txt"
 _OUTPUT_LINES = 30
 _STOP_SECONDS = 10.0
-_WORKER = [sys.executable, "-m", "toco_lab.sweeps.worker"]  # and a task
+_WORKER = [sys.executable, "-m", "toco_lab.sweeps.worker"]  # the task comes after it
+
+
+@dataclass(frozen=True)
+class LostRun:
+    """A run that ended without a worker that could record why: the error, and the end of what it printed."""
+
+    error: str
+    trace: str = ""
 
 
 class Executor(Protocol):
@@ -33,14 +42,23 @@ class Executor(Protocol):
 
     slots: int
 
-    def submit(self, folder: Path, text: str) -> None:
-        """Take a run, to be started as soon as there is a place."""
+    def submit(self, folder: Path, task: str) -> None:
+        """Take a run, to be started as soon as there is a place; `task` is `Task.to_json` of the worker."""
 
-    def ended(self) -> dict[Path, tuple[str, str]]:
-        """Runs that ended since the last call, with the error and its trace if no worker could record them."""
+    def ended(self) -> dict[Path, LostRun | None]:
+        """Folders of the runs that ended since the last call; None for those whose end, good or bad, is on record."""
 
     def close(self) -> None:
         """Stop what still runs."""
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A task and how often it was started again."""
+
+    folder: Path
+    task: str
+    retries: int = 0
 
 
 class LocalExecutor:
@@ -56,61 +74,77 @@ class LocalExecutor:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.slots = workers
         self._environment = {"OMP_NUM_THREADS": str(max(1, cores // workers)), **os.environ, worker.BOUND: "1"}
-        self._waiting: deque[tuple[Path, str, int]] = deque()
-        self._running: dict[Path, tuple[subprocess.Popen, str, int]] = {}
+        self._waiting: deque[_Attempt] = deque()
+        self._running: dict[_Attempt, subprocess.Popen[bytes]] = {}
 
-    def submit(self, folder: Path, text: str) -> None:
+    def submit(self, folder: Path, task: str) -> None:
         """See `Executor`."""
-        self._waiting.append((folder, text, 0))
+        self._waiting.append(_Attempt(folder, task))
 
-    def ended(self) -> dict[Path, tuple[str, str]]:
+    def ended(self) -> dict[Path, LostRun | None]:
         """See `Executor`. A worker that a signal killed is started again, at most `RETRIES` times."""
         over = {}
-        for folder, (process, text, retries) in list(self._running.items()):
+        for attempt, process in list(self._running.items()):
             code = process.poll()
             if code is None:
                 continue
-            process.stdin.close()
-            del self._running[folder]
-            killed = f"killed by {signal.Signals(-code).name}" if code < 0 else ""
-            if killed and retries < RETRIES:
-                self._waiting.appendleft((folder, text, retries + 1))
-                with (folder / _OUTPUT).open("a", encoding="utf-8") as file:
-                    file.write(f"--- {killed}; started again ({retries + 1} of {RETRIES})\n")
-            elif killed:
-                over[folder] = (f"the worker was {killed} {retries + 1} times (SIGKILL often means no memory)", "")
-            elif code in (0, worker.RECORDED):
-                over[folder] = ("", "")
+            _close_input(process)
+            del self._running[attempt]
+            if code < 0 and attempt.retries < RETRIES:
+                self._start_again(attempt, signal.Signals(-code).name)
             else:
-                lines = (folder / _OUTPUT).read_text(encoding="utf-8", errors="replace").splitlines()
-                over[folder] = (f"the worker ended with exit code {code}", "\n".join(lines[-_OUTPUT_LINES:]))
+                over[attempt.folder] = _lost_run(attempt, code)
         while self._waiting and len(self._running) < self.slots:
-            self._start(*self._waiting.popleft())
+            self._start(self._waiting.popleft())
         return over
 
-    def _start(self, folder: Path, text: str, retries: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / _OUTPUT).open("a", encoding="utf-8") as output:
-            process = subprocess.Popen(
-                [*_WORKER, text],
-                stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=self._environment,
+    def _start_again(self, attempt: _Attempt, killed_by: str) -> None:
+        """Put a killed task in front of those that wait, and say so in what its workers print."""
+        again = replace(attempt, retries=attempt.retries + 1)
+        self._waiting.appendleft(again)
+        with (attempt.folder / _OUTPUT).open("a", encoding="utf-8") as file:
+            file.write(f"--- killed by {killed_by}; started again ({again.retries} of {RETRIES})\n")
+
+    def _start(self, attempt: _Attempt) -> None:
+        attempt.folder.mkdir(parents=True, exist_ok=True)
+        with (attempt.folder / _OUTPUT).open("a", encoding="utf-8") as output:
+            self._running[attempt] = subprocess.Popen(
+                [*_WORKER, attempt.task],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self._environment,
                 start_new_session=True,  # Ctrl-C is for the sweep alone, which stops its workers in order
-            )  # fmt: skip
-        self._running[folder] = (process, text, retries)
+            )
 
     def close(self) -> None:
         """See `Executor`: interrupt every worker, and kill what has not stopped after some seconds."""
-        workers = [process for process, _, _ in self._running.values()]
-        for process in workers:
+        for process in self._running.values():
             process.send_signal(signal.SIGINT)
         deadline = time.monotonic() + _STOP_SECONDS
-        for process in workers:
+        for process in self._running.values():
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, deadline - time.monotonic()))
             process.kill()
             process.wait()
-            process.stdin.close()
+            _close_input(process)
         self._running.clear()
+
+
+def _close_input(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin:
+        process.stdin.close()
+
+
+def _lost_run(attempt: _Attempt, code: int) -> LostRun | None:
+    """What the exit code of a worker says that it has not recorded itself."""
+    if code in (0, worker.RECORDED):
+        return None
+    if code < 0:
+        times = f"killed by {signal.Signals(-code).name} {attempt.retries + 1} times"
+        return LostRun(f"the worker was {times} (SIGKILL often means no memory)")
+    lines = (attempt.folder / _OUTPUT).read_text(encoding="utf-8", errors="replace").splitlines()
+    return LostRun(f"the worker ended with exit code {code}", "\n".join(lines[-_OUTPUT_LINES:]))
 
 
 class RayExecutor:
@@ -154,22 +188,22 @@ class RayExecutor:
         options = {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES, "max_calls": 1}
         self._remote = ray.remote(**options)(_work_on_ray)
 
-    def submit(self, folder: Path, text: str) -> None:
+    def submit(self, folder: Path, task: str) -> None:
         """See `Executor`."""
-        self._running[self._remote.remote(text, str(Path.cwd()))] = folder
+        self._running[self._remote.remote(task, str(Path.cwd()))] = folder
 
-    def ended(self) -> dict[Path, tuple[str, str]]:
+    def ended(self) -> dict[Path, LostRun | None]:
         """See `Executor`."""
-        over = {}
+        over: dict[Path, LostRun | None] = {}
         ready, _ = self._ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
         for reference in ready:
-            folder, error = self._running.pop(reference), ("", "")
+            folder = self._running.pop(reference)
+            over[folder] = None
             try:
                 self._ray.get(reference)
-            except self._ray.exceptions.RayError as lost:
-                lines = str(lost).strip().splitlines()
-                error = (f"{type(lost).__name__}: {lines[0]}", "\n".join(lines[-_OUTPUT_LINES:]))
-            over[folder] = error
+            except self._ray.exceptions.RayError as error:
+                lines = str(error).strip().splitlines()
+                over[folder] = LostRun(f"{type(error).__name__}: {lines[0]}", "\n".join(lines[-_OUTPUT_LINES:]))
         return over
 
     def close(self) -> None:
@@ -187,8 +221,8 @@ def _fits(node: Mapping[str, float], gpus: float, cpus: float) -> int:
     return min(int(node.get(name, 0) / amount) for name, amount in wanted.items() if amount)
 
 
-def _work_on_ray(text: str, folder: str) -> bool:
+def _work_on_ray(task: str, folder: str) -> bool:
     """`worker.work` on ray: in the folder the sweep was started in, with a command line that repeats the run."""
     os.chdir(folder)
-    sys.argv = [worker.__file__, text]
-    return worker.work(text)
+    sys.argv = [worker.__file__, task]
+    return worker.work(task)

@@ -6,7 +6,6 @@ Every Config is built, and so checked, with the grid.
 """
 
 import dataclasses
-import difflib
 import itertools
 import json
 import re
@@ -17,14 +16,15 @@ from typing import Any, Self
 
 from toco_lab.config import Config
 from toco_lab.data.own_folder import resolve
+from toco_lab.files import did_you_mean
 
 ROOT = Path("results/sweeps")
 NOT_SWEPT = {"seed": "give `seeds`", "preset_name": "give `preset`"}  # fields of Config that no grid may change
 
 
 @dataclass(frozen=True)
-class SweepRun:
-    """One run of a grid: the name of its row, its seed, its Config, its folder (rows with equal configs share one)."""
+class PlannedRun:
+    """A run that a grid asks for: its row, seed, Config, and folder (rows with equal configs share one)."""
 
     row: str
     seed: int
@@ -42,8 +42,9 @@ class Grid:
         about: What is asked, for readers.
         folder: Folder of the runs, if not `name`: grids with the same one share their runs.
         reference: Row the others are compared with, or row -> its own reference; None takes the first row.
-        overrides: Config fields of every run; rows and axes win over them.
-        rows: Named overrides, in the order of the table.
+        overrides: Config fields of every run; rows and axes win over them. Beside them `released: true` switches on
+            every quirk of the authors' released code, like `train --released`; fields that are given win over it.
+        rows: Named overrides, in the order of the table; `released: true` is allowed here as well.
         axes: Field -> values; all combinations are run, for each row.
         seeds: Some seeds, or their number n for 0 to n - 1.
         notebook: Notebook to execute, from the current folder; None trains, evaluates and measures over-smoothing.
@@ -72,19 +73,13 @@ class Grid:
                 raise ValueError(f"the name of a grid names a folder: letters, digits, _ . and -, got {word!r}")
         self._set("rows", {row: fields or {} for row, fields in self._named("rows", self.rows).items()})
         self._set("axes", {axis: self._values(axis, given) for axis, given in self._named("axes", self.axes).items()})
-        seeds = range(self.seeds) if type(self.seeds) is int else self.seeds
-        self._require(
-            isinstance(seeds, Sequence) and len(seeds) > 0 and all(type(seed) is int for seed in seeds),
-            f"seeds must be a number of seeds, at least 1, or a list of whole numbers, got {self.seeds!r}",
-        )
-        self._require(len(set(seeds)) == len(seeds), f"a seed is given twice: {list(seeds)}")
-        self._set("seeds", tuple(seeds))
-        places = {"overrides": self.overrides, "axes": self.axes} | {f"row {row!r}": f for row, f in self.rows.items()}
-        for place, fields in places.items():
-            for name in self._named(place, fields):
-                self._require(name not in NOT_SWEPT, f"{place} may not set {name}; {NOT_SWEPT.get(name)}")
-                clash = place.startswith("row ") and name in self.axes
-                self._require(not clash, f"{name} is set by {place} and by an axis")
+        self._set("seeds", self._listed_seeds())
+        self._check_fields("overrides", self.overrides)
+        self._check_fields("axes", self.axes)
+        for row, fields in self.rows.items():
+            self._check_fields(f"row {row!r}", fields)
+            for name in fields:
+                self._require(name not in self.axes, f"{name} is set by row {row!r} and by an axis")
         given = set(self._named("parameters", self.parameters))
         self._require(bool(self.notebook) or not given, "parameters need a notebook")
         reserved = sorted(given & {"preset", "overrides", "run_dir"})
@@ -113,9 +108,8 @@ class Grid:
         known = {one.name: one for one in dataclasses.fields(cls)}
         for key in given:
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
-                raise ValueError(f"{path}: unknown key {key!r}; {hint}")
+                hint = did_you_mean(str(key), known) or f"; there are: {', '.join(known)}"
+                raise ValueError(f"{path}: unknown key {key!r}{hint}")
         missing = {"name", "preset"} - set(given)
         if missing:
             raise ValueError(f"{path}: no {' and no '.join(sorted(missing))}")
@@ -125,29 +119,27 @@ class Grid:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
-    def runs(self, root: Path | str = ROOT) -> list[SweepRun]:
+    def runs(self, root: Path | str = ROOT) -> list[PlannedRun]:
         """Every run: by row, then by the axes (the last one fastest), then by seed."""
         made = []
-        for (row, fields), values in itertools.product(
-            (self.rows or {"": {}}).items(), itertools.product(*self.axes.values())
-        ):
+        rows: Mapping[str, Mapping[str, Any]] = self.rows or {"": {}}
+        for (row, fields), values in itertools.product(rows.items(), itertools.product(*self.axes.values())):
             point = dict(zip(self.axes, values, strict=True))
             name = ", ".join([*([row] if row else []), *(f"{key}={value}" for key, value in point.items())])
-            for seed in self.seeds:
+            for seed in self._listed_seeds():
                 try:
-                    changes = {**self.overrides, **fields, **point, "seed": seed}
-                    cfg = resolve(Config.preset(self.preset).replace(**changes))
+                    cfg = self._config({**self.overrides, **fields, **point, "seed": seed})
                 except ValueError as error:
                     where = f", {name}" if name else ""
                     raise ValueError(f"grid {self.name!r}{where}: {error}") from error
                 folder = Path(root) / (self.folder or self.name) / cfg.run_name()
-                made.append(SweepRun(name or self.preset, seed, cfg, folder))
+                made.append(PlannedRun(name or self.preset, seed, cfg, folder))
         return made
 
     def references(self) -> dict[str, str]:
         """Row -> the row it is compared with, for the rows that have one."""
-        if isinstance(self.reference, Mapping):
-            return dict(self.reference)
+        if not isinstance(self.reference, str):
+            return dict(self.reference or {})
         return {run.row: self.reference for run in self.runs() if run.row != self.reference}
 
     def to_text(self) -> str:
@@ -156,6 +148,12 @@ class Grid:
         return json.dumps(
             plain, indent=1, default=lambda value: value.tolist() if hasattr(value, "tolist") else str(value)
         )
+
+    def _config(self, changes: dict[str, Any]) -> Config:
+        """The preset with some fields changed, as `train` has it: `released` comes first, the fields win over it."""
+        base = Config.preset(self.preset)
+        base = base.released() if changes.pop("released", False) else base
+        return resolve(base.replace(**changes))
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -168,6 +166,23 @@ class Grid:
         named = isinstance(given, Mapping) and all(isinstance(key, str) and key for key in given)
         self._require(named, f"{place} must be names with their values, got {given!r} (quote words like no and on)")
         return given
+
+    def _check_fields(self, place: str, given: Any) -> None:
+        """Refuse what is no name, and what a grid gives otherwise; Config itself checks the rest."""
+        for name, value in self._named(place, given).items():
+            self._require(name not in NOT_SWEPT, f"{place} may not set {name}; {NOT_SWEPT.get(name)}")
+            wrong = name == "released" and not isinstance(value, bool)
+            self._require(not wrong, f"{place}: released is true or false, of one row or of all, got {value!r}")
+
+    def _listed_seeds(self) -> tuple[int, ...]:
+        given = self.seeds
+        seeds: Sequence[int] = range(given if type(given) is int else 0) if isinstance(given, int) else given
+        self._require(
+            isinstance(seeds, Sequence) and len(seeds) > 0 and all(type(seed) is int for seed in seeds),
+            f"seeds must be a number of seeds, at least 1, or a list of whole numbers, got {given!r}",
+        )
+        self._require(len(set(seeds)) == len(seeds), f"a seed is given twice: {list(seeds)}")
+        return tuple(seeds)
 
     def _values(self, axis: str, given: Any) -> list[Any]:
         values = given.tolist() if hasattr(given, "tolist") else given  # np.linspace(0, 1, 5)

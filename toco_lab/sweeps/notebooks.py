@@ -6,7 +6,6 @@ success is the absence of an exception, kept in a record of our own beside the e
 """
 
 import ast
-import difflib
 import hashlib
 import json
 import re
@@ -22,14 +21,18 @@ import papermill
 from nbformat import NotebookNode
 
 from toco_lab.config import Config
-from toco_lab.files import atomic_write
+from toco_lab.files import atomic_write, did_you_mean
 
 CELL_TIMEOUT = 3600  # seconds one cell may take unless told otherwise
-
-
-_TYPES = {"str": str, "int": int, "float": (int, float), "bool": bool, "list": list, "tuple": list, "dict": dict}
-
-
+PARAMETER_TYPES: dict[str, type | tuple[type, ...]] = {
+    "str": str,
+    "int": int,
+    "float": (int, float),
+    "bool": bool,
+    "list": list,
+    "tuple": list,
+    "dict": dict,
+}
 _TRACEBACK_LINES = 12
 
 
@@ -151,14 +154,17 @@ def check_parameters(notebook: Path | str, parameters: Mapping[str, Any]) -> dic
     checked = {}
     for name, value in parameters.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(known)}"
-            raise ValueError(f"{notebook} has no parameter {name!r}; {hint}")
+            hint = did_you_mean(name, known) or f"; there are: {', '.join(known)}"
+            raise ValueError(f"{notebook} has no parameter {name!r}{hint}")
         checked[name] = _plain(name, value)
         annotation = known[name]["inferred_type_name"].partition("[")[0].strip()
-        if annotation not in _TYPES:
-            raise ValueError(f"parameter {name!r} of {notebook} needs an annotation, one of {', '.join(_TYPES)}")
-        if not isinstance(checked[name], _TYPES[annotation]) or (isinstance(value, bool) and annotation != "bool"):
+        if annotation not in PARAMETER_TYPES:
+            raise ValueError(
+                f"parameter {name!r} of {notebook} needs an annotation, one of {', '.join(PARAMETER_TYPES)}"
+            )
+        if not isinstance(checked[name], PARAMETER_TYPES[annotation]) or (
+            isinstance(value, bool) and annotation != "bool"
+        ):
             raise ValueError(f"parameter {name!r} of {notebook} must be {annotation}, got {value!r}")
     settings = {
         name: checked.get(name, ast.literal_eval(known[name]["default"]))
@@ -181,7 +187,7 @@ def _plain(name: str, value: Any) -> Any:
     if value is None or type(value) in (str, bool, int, float):
         return value
     kind = type(value).__name__
-    raise ValueError(f"parameter {name!r} can not hold {value!r} ({kind}); give numbers, text, lists or dicts")
+    raise ValueError(f"parameter {name!r} cannot hold {value!r} ({kind}); give numbers, text, lists or dicts")
 
 
 def _describe(error: BaseException, executed: Path) -> dict[str, str]:
@@ -207,15 +213,15 @@ def _save(executed: Path, output: Path) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = _merged(cell.outputs)
-    _write(notebook, output)
+    write_notebook(notebook, output)
 
 
 def _merged(outputs: list[NotebookNode]) -> list[NotebookNode]:
     """Consecutive pieces of one stream as one, each line as it looked when nothing overwrote it any more."""
-    merged = []
+    merged: list[NotebookNode] = []
     for shown in outputs:
-        last = merged[-1] if merged else {}
-        if shown.output_type == last.get("output_type") == "stream" and shown.name == last.name:
+        last = merged[-1] if merged else None
+        if last and shown.output_type == last.output_type == "stream" and shown.name == last.name:
             last.text += shown.text
         else:
             merged.append(shown)
@@ -225,7 +231,8 @@ def _merged(outputs: list[NotebookNode]) -> list[NotebookNode]:
     return merged
 
 
-def _write(notebook: NotebookNode, path: Path) -> None:
+def write_notebook(notebook: NotebookNode, path: Path) -> None:
+    """Write a notebook that is whole or not there."""
     with atomic_write(path, "w") as file:
         nbformat.write(notebook, file)
 
@@ -243,5 +250,6 @@ def _since(began: float) -> float:
     return round(time.perf_counter() - began, 2)
 
 
-def _tags(cell: NotebookNode) -> list[str]:
+def tags_of(cell: NotebookNode) -> list[str]:
+    """Tags of a cell, like `parameters`."""
     return cell.metadata.get("tags", [])

@@ -8,11 +8,10 @@ that name one `folder` share the runs they have in common. Each run has a proces
 """
 
 import contextlib
-import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -22,9 +21,9 @@ from toco_lab.runs.locks import SWEEP_LOCK
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.runs.scores import run_scores
 from toco_lab.sweeps.executors import Executor, LocalExecutor, RayExecutor
-from toco_lab.sweeps.grid import ROOT, Grid, SweepRun
-from toco_lab.sweeps.progress import Board, duration_text, seconds_left
-from toco_lab.sweeps.worker import error_of, notebook_job, record_failure, state_of, task_of
+from toco_lab.sweeps.grid import ROOT, Grid, PlannedRun
+from toco_lab.sweeps.progress import SweepBar, duration_text, seconds_left
+from toco_lab.sweeps.worker import Task, record_failure, recorded_error, state_on_disk
 
 _POLL_SECONDS = 0.2
 
@@ -52,14 +51,14 @@ def run_sweep(
         executor: Processes of this machine, or a `ray` cluster.
         gpus: GPUs per run, `cpus`: cores per run, `address`: see `RayExecutor` (executor `ray`).
         retry_failed: Also make runs that failed before.
-        progress: Show a table that is kept up to date.
+        progress: Show a bar, and a line for each run that ends.
 
     Returns:
         `sweep_table`, which is also written to sweep.csv in the folder of the sweep.
 
     Raises:
         ValueError: Before anything starts: for parameters the notebook does not have, a data set that is not there, an
-            executor that can not be had, or if another process is running this sweep.
+            executor that cannot be had, or if another process is running this sweep.
     """
     runs, folder = grid.runs(root), Path(root) / grid.name
     if executor not in ("local", "ray"):
@@ -69,16 +68,18 @@ def run_sweep(
     check_grid(grid, runs, data=executor == "local")  # another machine may have other data
     with _only_sweep_in(runs[0].folder.parent):
         wanted = {"new", "begun"} | ({"failed"} if retry_failed else set())
-        unique = {run.folder: run for run in runs}
-        tasks = {path: task_of(grid, run) for path, run in unique.items() if state_of(grid, run) in wanted}
+        todo = [run for run in runs if state_on_disk(grid, run) in wanted]
         with atomic_write(folder / "grid.yaml", "w") as file:
             file.write(grid.to_text())
         try:
-            if tasks:
-                ray = {"gpus": gpus, "cpus": cpus, "address": address}
-                pool = LocalExecutor(workers) if executor == "local" else RayExecutor(**ray)
+            if todo:
+                pool: Executor
+                if executor == "local":
+                    pool = LocalExecutor(workers)
+                else:
+                    pool = RayExecutor(gpus=gpus, cpus=cpus, address=address)
                 with contextlib.closing(pool):
-                    _run_tasks(pool, tasks, Board(grid, runs, set(tasks), slots=pool.slots, progress=progress))
+                    _make_all(grid, todo, pool, progress=progress)
         finally:
             table = sweep_table(root, grid)
             with atomic_write(folder / "sweep.csv", "w") as file:
@@ -86,22 +87,23 @@ def run_sweep(
     return table
 
 
-def _run_tasks(pool: Executor, tasks: Mapping[Path, dict[str, Any]], board: "Board") -> None:
-    """Give every task to the executor and wait for all of them."""
-    for folder, task in tasks.items():
-        pool.submit(folder, json.dumps(task))
-    left = set(tasks)
-    while left:
-        for folder, (error, trace) in pool.ended().items():
-            left.discard(folder)
-            if error:
-                record_failure(folder, error, trace)
-            board.end(folder)
-        board.refresh(last=not left)
-        time.sleep(_POLL_SECONDS if left else 0)
+def _make_all(grid: Grid, todo: Sequence[PlannedRun], pool: Executor, *, progress: bool) -> None:
+    """Give every run to the executor and wait for all of them."""
+    left = {run.folder: Task.of(grid, run) for run in todo}
+    for folder, task in left.items():
+        pool.submit(folder, task.to_json())
+    with contextlib.closing(SweepBar(grid, todo, slots=pool.slots, progress=progress)) as bar:
+        while left:
+            for folder, lost in pool.ended().items():
+                del left[folder]
+                if lost:
+                    record_failure(folder, lost.error, lost.trace)
+                bar.end(folder)
+            bar.refresh()
+            time.sleep(_POLL_SECONDS if left else 0)
 
 
-def check_grid(grid: Grid, runs: Sequence[SweepRun], *, data: bool = True) -> None:
+def check_grid(grid: Grid, runs: Sequence[PlannedRun], *, data: bool = True) -> None:
     """Check what building the Configs did not: the notebook's parameters, or, for training, the data sets.
 
     Raises:
@@ -110,8 +112,7 @@ def check_grid(grid: Grid, runs: Sequence[SweepRun], *, data: bool = True) -> No
     if grid.notebook:
         from toco_lab.sweeps.notebooks import check_parameters
 
-        for run in runs:
-            job = notebook_job(task_of(grid, run))
+        for job in filter(None, (Task.of(grid, run).notebook_job() for run in runs)):
             check_parameters(job.notebook, job.parameters)
     elif data:
         from toco_lab.backbones.weights import find_weights
@@ -150,20 +151,20 @@ def sweep_table(root: Path | str, grid: Grid) -> pd.DataFrame:
 
     Returns:
         One row per run of the grid: row, the row it is compared with (`reference`, empty for none), seed, the fields of
-        the axes, state (see `state_of`), seconds, scores in [0, 1] and cosines as in `ablation.run_scores`, run (its
+        the axes, state (see `state_on_disk`), seconds, scores in [0, 1] and cosines as in `runs.run_scores`, run (its
         folder), and the error of a failed one.
     """
     rows, references = [], grid.references()
     for run in grid.runs(root):
         row = {"row": run.row, "reference": references.get(run.row, ""), "seed": run.seed}
         row |= {name: getattr(run.config, name) for name in grid.axes}
-        row |= {"state": state_of(grid, run), "seconds": float("nan")}
+        row |= {"state": state_on_disk(grid, run), "seconds": float("nan")}
         if (run.folder / "config.json").is_file():
             made = RunDir(run.folder)
             status = made.status()
             row["seconds"] = status.get("total_seconds", status.get("seconds"))
             row |= run_scores(made)
-        rows.append(row | {"run": run.folder.name, "error": error_of(run.folder)})
+        rows.append(row | {"run": run.folder.name, "error": recorded_error(run.folder)})
     frame = pd.DataFrame(rows)
     return frame[[name for name in frame if name not in ("run", "error")] + ["run", "error"]]
 
@@ -184,7 +185,7 @@ def plan(grid: Grid, *, root: Path | str = ROOT, data: bool = True) -> pd.DataFr
     left = seconds_left(runs, root)
     rows = []
     for run in runs:
-        state = state_of(grid, run)
+        state = state_on_disk(grid, run)
         seconds = 0.0 if state == "done" else left[run.folder]
         rows.append({"row": run.row, "seed": run.seed, "state": state, "seconds": seconds, "run": run.folder.name})
     return pd.DataFrame(rows)

@@ -13,70 +13,96 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from toco_lab.config import Config, config_differences
 from toco_lab.files import atomic_write
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.sweeps.grid import Grid, SweepRun
+from toco_lab.sweeps.grid import Grid, PlannedRun
+
+if TYPE_CHECKING:
+    from toco_lab.sweeps.notebooks import NotebookJob
 
 RECORDED = 3  # exit code of a worker that has written down its failure itself
 BOUND = "TOCO_LAB_BOUND_TO_PARENT"  # set for a worker whose standard input ends when the sweep does
 _FAILURE = "failure.json"
 
 
-def state_of(grid: Grid, run: SweepRun) -> Literal["new", "begun", "done", "failed"]:
-    """State of a run on disk. `begun`: a sweep was stopped, or is at it; it continues from the last checkpoint."""
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a worker needs to make one run, as plain values: they travel to it as JSON.
+
+    Attributes:
+        folder: Folder of the run; absolute, because a notebook runs in a folder of its own.
+        preset: The preset it starts from.
+        overrides: Config fields that differ from the preset.
+        notebook: The notebook to execute; None trains, evaluates and measures over-smoothing.
+        parameters: The notebook's own parameters.
+    """
+
+    folder: str
+    preset: str
+    overrides: Mapping[str, Any]
+    notebook: str | None
+    parameters: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, grid: Grid, run: PlannedRun) -> Self:
+        """The task that makes a run of a grid."""
+        differing = config_differences({"preset": Config.preset(grid.preset), "run": run.config})
+        return cls(
+            folder=str(run.folder.resolve()),
+            preset=grid.preset,
+            overrides={name: values["run"] for name, values in differing.items()},
+            notebook=str(Path(grid.notebook).resolve()) if grid.notebook else None,
+            parameters=dict(grid.parameters),
+        )
+
+    def to_json(self) -> str:
+        """The task as one line."""
+        return json.dumps(asdict(self))
+
+    def notebook_job(self) -> "NotebookJob | None":
+        """The execution of its notebook, if it has one."""
+        if self.notebook is None:
+            return None
+        from toco_lab.sweeps.notebooks import NotebookJob
+
+        parameters = {"preset": self.preset, "overrides": self.overrides, "run_dir": self.folder, **self.parameters}
+        return NotebookJob(self.notebook, Path(self.folder, "notebooks", Path(self.notebook).name), parameters)
+
+
+def state_on_disk(grid: Grid, run: PlannedRun) -> Literal["new", "begun", "done", "failed"]:
+    """State of a run of a grid. One that is `begun` continues from its last checkpoint, or a sweep is at it now."""
     if (run.folder / _FAILURE).is_file():
         return "failed"
     if not (run.folder / "config.json").is_file():
         return "new"
-    if grid.notebook:
+    if grid.notebook and (job := Task.of(grid, run).notebook_job()):
         from toco_lab.sweeps.notebooks import is_done
 
-        return "done" if is_done(notebook_job(task_of(grid, run))) else "begun"
+        return "done" if is_done(job) else "begun"
     measured = all((run.folder / name).is_file() for name in ("protocol.json", "smoothing.csv"))
     return "done" if measured and RunDir(run.folder).status()["state"] == "done" else "begun"
 
 
-def task_of(grid: Grid, run: SweepRun) -> dict[str, Any]:
-    """A run as plain values: what `python -m toco_lab.sweeps.worker` takes, as JSON, to make this run again."""
-    differing = config_differences({"preset": Config.preset(grid.preset), "run": run.config})
-    return {
-        "folder": str(run.folder.resolve()),  # a notebook runs in a folder of its own
-        "preset": grid.preset,
-        "overrides": {name: values["run"] for name, values in differing.items()},
-        "notebook": str(Path(grid.notebook).resolve()) if grid.notebook else None,
-        "parameters": dict(grid.parameters),
-    }
-
-
-def notebook_job(task: Mapping[str, Any]):
-    """The `batch.NotebookJob` of a task that has a notebook."""
-    from toco_lab.sweeps.notebooks import NotebookJob
-
-    notebook = Path(task["notebook"])
-    parameters = {"preset": task["preset"], "overrides": task["overrides"], "run_dir": task["folder"]}
-    return NotebookJob(notebook, Path(task["folder"], "notebooks", notebook.name), parameters | task["parameters"])
-
-
 def work(text: str) -> bool:
-    """Make, or continue, the run of a task (JSON of `task_of`). Returns False if it failed, which is then on record."""
+    """Make, or continue, the run of a task (`Task.to_json`). Returns False if it failed, which is then on record."""
     from toco_lab.experiment import make, open_run
 
-    task = json.loads(text)
-    folder = Path(task["folder"])
+    task = Task(**json.loads(text))
+    folder = Path(task.folder)
     (folder / _FAILURE).unlink(missing_ok=True)
-    cfg = Config.preset(task["preset"]).replace(**task["overrides"])
+    cfg = Config.preset(task.preset).replace(**task.overrides)
     run = open_run(cfg, folder.parent, name=folder.name)
     began, spent = time.perf_counter(), run.status().get("total_seconds", 0.0)
     run.set_status("running")
     try:
-        if task["notebook"]:
+        if job := task.notebook_job():
             from toco_lab.sweeps.notebooks import execute_notebook
 
-            job = notebook_job(task)
             execute_notebook(job.notebook, job.output, job.parameters, progress=False)
         else:
             make(run, progress=False)
@@ -95,8 +121,8 @@ def record_failure(folder: Path, error: str, trace: str) -> None:
         RunDir(folder).set_status("failed", error=error.splitlines()[0])
 
 
-def error_of(folder: Path) -> str:
-    """The recorded error of a failed run, else nothing."""
+def recorded_error(folder: Path) -> str:
+    """The error of a failed run as `record_failure` wrote it, else nothing."""
     path = folder / _FAILURE
     return json.loads(path.read_text(encoding="utf-8"))["error"] if path.is_file() else ""
 

@@ -1,4 +1,4 @@
-"""The rules the project's notebooks keep, and how their outputs are stripped."""
+"""The rules that the notebooks of this project keep."""
 
 import ast
 import contextlib
@@ -9,46 +9,15 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from toco_lab.sweeps.notebooks import _TYPES, _tags, _write
+from toco_lab.sweeps.notebooks import PARAMETER_TYPES, tags_of
 
 FIRST_PARAMETERS = ("preset", "overrides", "run_dir")
-
-
 MAX_OWN_PARAMETERS, MAX_CODE_CELLS, MAX_CELL_LINES, MAX_DEFINITION_LINES = 4, 15, 12, 5
-
-
 DEFINITIONS_ALLOWED = ("02_losses_by_hand",)  # the one notebook whose subject is writing functions
 
 
-def strip_notebook(path: Path | str) -> bool:
-    """Drop outputs, execution counts, injected parameters, and what tools leave in the metadata.
-
-    Returns:
-        Whether the file changed. Cell ids and tags stay, so that a stripped notebook diffs line by line.
-    """
-    path = Path(path)
-    before = path.read_text(encoding="utf-8")
-    notebook = nbformat.reads(before, as_version=4)
-    notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in _tags(cell)]
-    for cell in notebook.cells:
-        cell.metadata = NotebookNode(tags=_tags(cell)) if _tags(cell) else NotebookNode()
-        cell.pop("attachments", None)
-        if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
-    notebook.metadata = nbformat.from_dict(
-        {
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
-        }
-    )
-    changed = nbformat.writes(notebook).rstrip("\n") != before.rstrip("\n")
-    if changed:
-        _write(notebook, path)
-    return changed
-
-
 def lint_notebook(path: Path | str) -> list[str]:
-    """What in a notebook breaks the rules of this project, one line each; empty if nothing does."""
+    """A line for each place where a notebook breaks the rules; empty if none does."""
     path = Path(path)
     notebook = nbformat.read(path, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -64,7 +33,7 @@ def lint_notebook(path: Path | str) -> list[str]:
         problems.append(f"{len(code)} code cells, at most {MAX_CODE_CELLS}")
     exempt = path.stem in DEFINITIONS_ALLOWED
     problems += [f"cell {cell.id!r}: {problem}" for cell in notebook.cells for problem in _cell_problems(cell, exempt)]
-    tagged = [cell for cell in code if "parameters" in _tags(cell)]
+    tagged = [cell for cell in code if "parameters" in tags_of(cell)]
     if len(tagged) != 1:
         return [*problems, f"{len(tagged)} cells tagged 'parameters', need exactly one"]
     return problems + list(_parameter_problems(tagged[0].source))
@@ -73,7 +42,7 @@ def lint_notebook(path: Path | str) -> list[str]:
 def _cell_problems(cell: NotebookNode, definitions_allowed: bool) -> Iterator[str]:
     if re.fullmatch(r"[0-9a-f]{8}|\d+", cell.id) or not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", cell.id):
         yield "the id must be words, like `what-is-a-cam`"
-    if "papermill" in cell.metadata or "injected-parameters" in _tags(cell):
+    if "papermill" in cell.metadata or "injected-parameters" in tags_of(cell):
         yield "traces of papermill; `make strip`"
     if cell.cell_type != "code":
         return
@@ -104,5 +73,5 @@ def _parameter_problems(source: str) -> Iterator[str]:
     if len(names) > 3 + MAX_OWN_PARAMETERS:
         yield f"{len(names) - 3} parameters of its own, at most {MAX_OWN_PARAMETERS}"
     for line in source.splitlines():
-        if not re.fullmatch(rf"\w+: ({'|'.join(_TYPES)})(\[.*\])? = .+  # .+", line):
+        if not re.fullmatch(rf"\w+: ({'|'.join(PARAMETER_TYPES)})(\[.*\])? = .+  # .+", line):
             yield f"parameter line `{line}` is not of the form `name: type = value  # help`"

@@ -111,7 +111,7 @@ def test_one_list_of_dependencies() -> None:
 
 
 def test_documents_name_commands_that_exist() -> None:
-    from toco_lab.commands.app import COMMANDS
+    from toco_lab.commands.app import main
 
     targets = set(re.findall(r"(?m)^([\w-]+):", (ROOT / "Makefile").read_text()))
     assert {"demo", "test", "check", "lab", "notebooks", "strip", "table", "clean"} <= targets
@@ -119,4 +119,7 @@ def test_documents_name_commands_that_exist() -> None:
     for path in documents:
         text = path.read_text()
         assert set(re.findall(r"(?m)(?:^|`)make (\w+)", text)) <= targets, path
-        assert set(re.findall(r"python -m toco_lab (\w+)", text)) <= set(COMMANDS), path
+        for command in set(re.findall(r"python -m toco_lab (\w+)", text)):
+            with pytest.raises(SystemExit) as stopped:
+                main([command, "--help"])
+            assert stopped.value.code == 0, (path, command)

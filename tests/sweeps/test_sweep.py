@@ -12,6 +12,8 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from helpers.folders import TABLE, make_folder
+from PIL import Image
 
 from toco_lab.commands.app import main
 from toco_lab.config import Config
@@ -144,6 +146,42 @@ def test_evaluation_that_failed_is_not_trained_again(tmp_path: Path, monkeypatch
     monkeypatch.setattr(loop, "train_step", None)
     monkeypatch.setattr(evaluate, "evaluate_model", None)
     assert run_sweep(grid(), root=tmp_path, progress=False, retry_failed=True)["state"][0] == "done"
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.usefixtures("here")
+def test_a_folder_of_images_is_swept_as_train_trains_it(tmp_path: Path, listed: bool) -> None:
+    """A folder without lists and masks, and one with lists where one of two validation images has a mask."""
+    folder = tmp_path / "pets"
+    make_folder(folder, TABLE)
+    if listed:
+        (folder / "train.txt").write_text("one\ntwo\nthree\n")
+        (folder / "val.txt").write_text("four\nfive\n")
+        (folder / "classes.txt").write_text("ant\ncat\ndog\n")
+        (folder / "masks").mkdir()
+        Image.fromarray(np.ones((40, 50), np.uint8)).save(folder / "masks/four.png")
+    own = {
+        "dataset": "folder",
+        "data_root": str(folder),
+        "label_source": "auto",
+        "num_classes": 0,
+        "val_images": 2,
+        "accumulate": 2,
+        "val_every": 1,
+    }
+    swept = grid(overrides=QUICK | own, rows={"ours": {}, "theirs": {"released": True}})
+    table = run_sweep(swept, root=tmp_path, progress=False)
+    assert table["state"].tolist() == ["done", "done"], table["error"].tolist()
+
+    command = ["train", "smoke", "--root", str(tmp_path / "trained")]
+    command += [word for name, value in (QUICK | own).items() for word in (f"--{name}", str(value))]
+    for row, more in enumerate(([], ["--released"])):
+        assert main([*command, *more]) == 0
+        one, other = tmp_path / "test" / table["run"][row], tmp_path / "trained" / table["run"][row]
+        for name in ("config.json", "metrics.csv", "evaluation.csv"):
+            assert (one / name).read_bytes() == (other / name).read_bytes(), (row, name)
+    evaluation = RunDir(one).read_table("evaluation")
+    assert set(evaluation["target"]) == {"labels"} and (folder / "val.txt").is_file()
 
 
 def test_nothing_starts_with_bad_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,7 +124,7 @@ def test_yaml_and_keywords_give_one_grid(tmp_path: Path) -> None:
         ("name: a\npreset: smoke\nrows: {a: {w_ptc: 0}, a: {}}", "'a' comes twice"),
         ("name: a\npreset: smoke\nrows: {no: {}}", "grid.yaml: .*quote words like no"),
         ("- a", "must hold `key: value` lines, got list"),
-        ("a: [", "can not be read"),
+        ("a: [", "cannot be read"),
         ("name: a\npreset: smoke\noverrides: {w_ptc: x}", "grid.yaml: grid 'a': config field 'w_ptc' must be float"),
     ],
 )

@@ -102,7 +102,7 @@ class Grid:
         try:
             given = yaml.load(Path(path).read_text(encoding="utf-8"), _yaml_loader())
         except yaml.YAMLError as error:
-            raise ValueError(f"{path} can not be read: {error}") from error
+            raise ValueError(f"{path} cannot be read: {error}") from error
         if not isinstance(given, dict):
             raise ValueError(f"{path} must hold `key: value` lines, got {type(given).__name__}")
         known = {one.name: one for one in dataclasses.fields(cls)}

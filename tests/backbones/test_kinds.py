@@ -24,7 +24,8 @@ from toco_lab.method.model import ToCo
 from toco_lab.method.step import compute_losses
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.formulas import layer_cka
-from toco_lab.smoothing.per_layer import SITES, layer_similarity, layers_of, smoothing_of_run, smoothing_per_layer
+from toco_lab.smoothing.layers import layer_similarity, layers_of
+from toco_lab.smoothing.per_layer import SITES, smoothing_of_run, smoothing_per_layer
 from toco_lab.training.checkpoints import check_crops, initial_model
 from toco_lab.training.loop import fit
 

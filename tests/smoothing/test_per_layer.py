@@ -6,49 +6,27 @@ import numpy as np
 import pytest
 import timm
 import torch
+from helpers.smoothing import tokens_by_hand
 
 from toco_lab.backbones.anti_smoothing import add_attn_scale
 from toco_lab.config import Config
 from toco_lab.data.loader import eval_samples
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.smoothing import per_layer
-from toco_lab.smoothing.catalogue import METRICS, measure
-from toco_lab.smoothing.formulas import RankMe, layer_cka, token_similarity
+from toco_lab.smoothing import layers
+from toco_lab.smoothing.catalogue import METRICS
+from toco_lab.smoothing.formulas import RankMe, token_similarity
 from toco_lab.smoothing.per_layer import (
     PAIR_COSINES,
     SITES,
-    layer_similarity,
-    layers_of,
     metric_names,
     smoothing_of_run,
     smoothing_per_layer,
 )
-from toco_lab.smoothing.view import TokenView, stack_layers
 from toco_lab.training.checkpoints import save_checkpoint
 from toco_lab.training.learner import Learner
 
 KEY = ("pairwise cosine", "absolute, off-diagonal")
-
-
-@pytest.fixture(scope="module")
-def vit():
-    torch.manual_seed(0)
-    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 0}
-    return timm.create_model("vit_tiny_patch16_224", dynamic_img_size=True, **sizes)
-
-
-@torch.no_grad()
-def by_hand(vit, image):
-    """Tokens (1, 17, 24) at every site, from the definition of a block."""
-    vit.eval()
-    sites = {}
-    tokens = sites["patch embedding", 0] = vit.norm_pre(vit._pos_embed(vit.patch_embed(image[None])))
-    for layer, block in enumerate(vit.blocks, start=1):
-        tokens = sites["after attention", layer] = tokens + block.attn(block.norm1(tokens))
-        tokens = sites["after block", layer] = tokens + block.mlp(block.norm2(tokens))
-    sites["final norm", 3] = vit.norm(tokens)
-    return sites
 
 
 def of_key(frame, key=KEY):
@@ -85,79 +63,22 @@ def test_values_are_those_of_the_sites(vit):
     image = torch.randn(3, 32, 32)
     frame = smoothing_per_layer(vit, [image], name="tiny", metrics=["pairwise cosine"], sites=SITES)
     values = of_key(frame).set_index(["site", "layer"])["value"]
-    sites = by_hand(vit, image)
+    sites = tokens_by_hand(vit, image)
     assert set(values.index) == set(sites)
     for (site, layer), tokens in sites.items():
         expected = token_similarity(tokens[:, 1:].transpose(1, 2).reshape(1, 24, 4, 4)).item()
         assert values[site, layer] == pytest.approx(expected, rel=1e-4)
 
 
-def test_views_know_the_block_before_and_its_attention(vit):
-    image = torch.randn(1, 3, 32, 32)
-    layers = {(layer.site, layer.number): layer.view for layer in layers_of(vit, image, sites=SITES, attention=True)}
-    sites = by_hand(vit, image[0])
-    for number in (2, 3):
-        view = layers["after block", number]
-        torch.testing.assert_close(view.previous_tokens, sites["after block", number - 1][:, 1:])
-        torch.testing.assert_close(view.previous_attention, layers["after block", number - 1].attention)
-        torch.testing.assert_close(view.class_token, sites["after block", number][:, 0])
-        torch.testing.assert_close(view.embedding, vit.patch_embed(image).flatten(1, 2))  # before positions
-    first = layers["after block", 1]
-    assert first.previous_tokens is None and first.previous_attention is None
-    assert layers["final norm", 3].attention is None and layers["after attention", 2].attention is None
-
-
-@pytest.mark.parametrize("numbers", [1, 1500, 2**30], ids=["one by one", "in pairs", "all at once"])
-def test_layers_together_have_the_values_each_has_alone(vit, numbers, monkeypatch):
-    monkeypatch.setattr(per_layer, "STACK_NUMBERS", numbers)
-    image, label = torch.randn(3, 32, 32), torch.randint(0, 3, (32, 32))
-    frame = smoothing_per_layer(vit, [image], [label], name="t", sites=SITES)
-    expected = {}
-    for layer in layers_of(vit, image[None], label[None], sites=SITES, attention=True):
-        for key, value in measure(layer.view).items():
-            site = "attention" if METRICS[key].row in per_layer.OF_ATTENTION else layer.site
-            if not value.isnan():
-                expected[(site, layer.number, *key)] = value.item()
-    frame = frame[frame["metric"] != "RankMe"]
-    found = frame.set_index(["site", "layer", "metric", "variant"])["value"].to_dict()
-    assert list(found) == list(expected)
-    for key, value in expected.items():
-        assert found[key] == pytest.approx(value, rel=1e-5, abs=1e-7), key
-
-
-def test_only_layers_that_follow_each_other_are_stacked(vit):
-    views = [layer.view for layer in layers_of(vit, torch.randn(1, 3, 32, 32), attention=True)]
-    stack = stack_layers(views)
-    assert len(stack.tokens) == 4 and stack.previous_tokens.isnan().all()  # nothing before the first block
-    assert stack.attention[3].isnan().all() and not stack.attention[:3].isnan().any()  # the final norm has none
-    with pytest.raises(ValueError, match="not those of the layer before"):
-        stack_layers([views[0], views[2]])
-    with pytest.raises(ValueError, match=r"equal grids, not of tokens \[\(1, 15, 24\), \(1, 16, 24\)\]"):
-        stack_layers([views[0], TokenView(torch.ones(1, 15, 24), (3, 5))])
-
-
 def test_rank_me_pools_the_tokens_of_all_images(vit):
     images = torch.randn(3, 3, 32, 32)
     frame = smoothing_per_layer(vit, images, name="t", metrics=["RankMe"], sites=["final norm"])
     pooled = RankMe()
-    pooled.update(torch.cat([by_hand(vit, image)["final norm", 3][:, 1:] for image in images]))
+    pooled.update(torch.cat([tokens_by_hand(vit, image)["final norm", 3][:, 1:] for image in images]))
     assert len(frame) == 1 and frame["tokens"].item() == 3 * 16
     other = smoothing_per_layer(vit, [torch.randn(3, 32, 32), torch.randn(3, 16, 40)], name="t", metrics=["RankMe"])
     assert set(other["tokens"]) == {16 + 10} and len(other) == 4  # sizes may differ: one pool per layer all the same
     assert frame["value"].item() == pytest.approx(pooled.compute(), rel=1e-4)
-
-
-def test_layer_similarity_is_the_mean_over_images(vit):
-    images = torch.randn(2, 3, 32, 32)
-    matrix = layer_similarity(vit, images)
-    one = []
-    for image in images:
-        tokens = by_hand(vit, image)
-        one.append(layer_cka([tokens["after block", layer][:, 1:] for layer in (1, 2, 3)])[0].numpy())
-    np.testing.assert_allclose(matrix.to_numpy(), np.mean(one, axis=0), atol=1e-5)
-    assert list(matrix.index) == list(matrix.columns) == [1, 2, 3]
-    with pytest.raises(ValueError, match="no images"):
-        layer_similarity(vit, [])
 
 
 @pytest.mark.parametrize("name, prefix", [("deit_tiny_distilled_patch16_224", 2), ("vit_small_patch14_reg4_dinov2", 5)])
@@ -248,11 +169,9 @@ def test_metrics_of_labels_only_with_labels_and_nothing_undefined(vit):
 
 
 def test_no_attention_is_kept_where_no_metric_wants_it(vit, monkeypatch):
-    from toco_lab.smoothing import per_layer
-
     asked = []
-    real = per_layer.capture
-    monkeypatch.setattr(per_layer, "capture", lambda *a, **k: asked.append(k["attention"]) or real(*a, **k))
+    real = layers.capture
+    monkeypatch.setattr(layers, "capture", lambda *a, **k: asked.append(k["attention"]) or real(*a, **k))
     smoothing_per_layer(vit, torch.randn(1, 3, 32, 32), name="t", metrics=["stable rank"])
     smoothing_per_layer(vit, torch.randn(1, 3, 32, 32), name="t", metrics=["attention entropy"])
     assert asked == [False, True]

@@ -1,4 +1,12 @@
-"""Every over-smoothing metric: its name, source, what it needs and what it sees."""
+"""The list of over-smoothing metrics: name and variant, formula, source, what each needs and what it sees.
+
+A metric is a function of a `TokenView` that gives one number per image. `METRICS` has all of them by (metric, variant),
+because one name stands for several formulas in the literature.
+
+No metric is the one right measure. A direction that all tokens share raises the pairwise cosine, whatever else they
+hold (look at the centred one). A few tokens of large norm decide every norm and rank (look at the outliers). The number
+of tokens enters many formulas (keep the input size fixed).
+"""
 
 import difflib
 import math
@@ -9,13 +17,21 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from toco_lab.smoothing.arithmetic import mean_where, off_diagonal_mean, ratio
 from toco_lab.smoothing.formulas import (
-    _relative_log_amplitude,
+    attention_energy,
+    effective_rank,
+    log_amplitude_at_last_bin,
+    outlier_neighbour_excess,
+    participation_ratio,
+    ptc,
     radial_band_energy,
     relative_log_amplitude,
     spectral_share,
+    where_spread,
 )
-from toco_lab.smoothing.view import OUTLIER_DEVIATIONS, TokenView, off_diagonal_mean, ratio
+from toco_lab.smoothing.outliers import OUTLIER_DEVIATIONS
+from toco_lab.smoothing.view import TokenView
 from toco_lab.vocabulary import (
     ALL_TOKENS,
     CLASS_AND_PATCH_TOKENS,
@@ -25,19 +41,21 @@ from toco_lab.vocabulary import (
     POSITIVE_COSINE,
 )
 
+MetricKey = tuple[str, str]  # (metric, variant)
+
 
 @dataclass(frozen=True)
 class Metric:
-    """One formula for one name.
+    """A formula with its explanation.
 
     Attributes:
-        function: Gives (B,) float64 for a view, NaN where the formula has no value.
-        row: Number in the list of the literature; letters tell variants of one name apart.
-        limit: What it tends to when the tokens become alike.
-        source: Where it comes from.
-        sees: What it sees that others do not, or its trap.
-        needs: Fields of `TokenView` beyond tokens and grid.
-        token_set: Which tokens the number is about.
+        function: View -> (B,) float64; NaN where the formula has no value.
+        row: Number in our list of the literature's metrics; letters tell variants apart.
+        limit: What the value tends to when the tokens become alike.
+        source: Paper or code that the formula comes from.
+        sees: What this metric shows that others do not, or how it misleads.
+        needs: Fields of `TokenView` that the formula reads beyond tokens and grid.
+        token_set: Which tokens the value is about.
     """
 
     function: Callable[[TokenView], Tensor]
@@ -49,118 +67,18 @@ class Metric:
     token_set: str = PATCH_TOKENS
 
 
-@torch.no_grad()
-def measure(view: TokenView, metrics: Iterable[tuple[str, str]] | None = None) -> dict[tuple[str, str], Tensor]:
-    """The values of metrics on one layer.
-
-    Args:
-        view: What the layer gives.
-        metrics: Keys of `METRICS`; by default all whose needs the view meets.
-
-    Returns:
-        (metric, variant) -> (B,) float64, in the order asked for.
-
-    Raises:
-        ValueError: For a key that is not in `METRICS`, or whose needs the view does not meet.
-    """
-    missing = {key: [name for name in metric.needs if getattr(view, name) is None] for key, metric in METRICS.items()}
-    keys = [key for key in METRICS if not missing[key]] if metrics is None else list(metrics)
-    for key in keys:
-        if key not in METRICS:
-            known = {" / ".join(one): one for one in METRICS}
-            name = key if isinstance(key, str) else " / ".join(map(str, key))
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
-            raise ValueError(f"no metric {key!r}, did you mean {known[near]!r}? metric_table() lists all")
-        if missing[key]:
-            raise ValueError(f"metric {key!r} needs {', '.join(missing[key])}: give them to TokenView")
-    return {key: METRICS[key].function(view) for key in keys}
-
-
-def metric_table() -> pd.DataFrame:
-    """`METRICS` as a table: row, metric, variant, needs, limit, sees, source."""
-
-    return pd.DataFrame(
-        [
-            (one.row, metric, variant, ", ".join(one.needs), one.limit, one.sees, one.source)
-            for (metric, variant), one in METRICS.items()
-        ],
-        columns="row metric variant needs limit sees source".split(),
-    )
-
-
-def _effective_rank(weights: Tensor) -> Tensor:
-    """exp of the entropy of weights (B, K) that are divided by their sum; NaN where that is 0."""
-    share = weights / weights.sum(1, keepdim=True)
-    return torch.special.entr(share).sum(1).exp()
-
-
-def _participation_ratio(eigenvalues: Tensor) -> Tensor:
-    """(sum lambda)^2 / sum lambda^2 of (B, K)."""
-    return ratio(eigenvalues.sum(1).square(), eigenvalues.square().sum(1))
-
-
-def _log_amplitude_at_last_bin(view: TokenView) -> Tensor:
-    """At the last bin of a shifted transform: index side - 1, that is frequency (side - 1) // 2."""
-    return _relative_log_amplitude(view, *(torch.tensor([0, (side - 1) // 2]) for side in view.grid))[:, 1]
-
-
-def _attention_energy(view: TokenView) -> Tensor:
-    """1/2 sum_ij A_ij ||x_i - x_j||^2 by norms and inner products: no (N, N, D) array. A: mean over heads."""
-    attention, squares = view.patch_attention.mean(1).double(), view.centred_norms.square()
-    ends = (attention.sum(2) + attention.sum(1)) * squares  # distances do not change by centring, rounding does
-    return (ends.sum(1) / 2 - (attention * view.centred_gram).sum((1, 2))).clamp(min=0) * view.distribution[:, 0]
-
-
-def _ptc(view: TokenView) -> Tensor:
-    """NaN where an image lacks one of the two kinds of pairs: its other half alone would pass for the whole."""
-    pairs = view.pairs
-    pull = 1 - pairs.positive / (pairs.num_positive + 1)
-    loss = 0.5 * pull + 0.5 * pairs.negative / (pairs.num_negative + 1)
-    return loss.where((pairs.num_positive > 0) & (pairs.num_negative > 0), torch.nan)
-
-
-def _mean_where(values: Tensor, chosen: Tensor) -> Tensor:
-    """Mean of the chosen values of each row, (B,); NaN where none is chosen."""
-    return ratio((values * chosen).sum(1), chosen.sum(1).double())
-
-
-def _high_minus_normal(view: TokenView) -> Tensor:
-    high = _mean_where(view.embedding_cosine, view.high_norm)
-    return high - _mean_where(view.embedding_cosine, ~view.high_norm)
-
-
-def _where_spread(view: TokenView, values: Tensor) -> Tensor:
-    return values.where(view.has_spread, torch.nan)
-
-
+# sources
 _DIVERSE = "Gong et al. 2021, arXiv 2104.12753"
-
-
 _SURVEY = "Rusch et al. 2023, arXiv 2303.10993"
-
-
 _TOCO = "Ru et al., CVPR 2023 (ToCo)"
-
-
 _RANK_ONE = "Dong et al. 2021, arXiv 2103.03404"
-
-
 _ROY = "Roy and Vetterli 2007"
-
-
 _WANG = "Wang et al. 2022, arXiv 2203.05962"
-
-
 _PARK = "Park and Kim 2022, arXiv 2202.06709"
-
-
 _REGISTERS = "Darcet et al. 2024, arXiv 2309.16588"
-
-
 _ENTROPY = "Zhai et al. 2023, arXiv 2303.06296"
 
-
-METRICS: dict[tuple[str, str], Metric] = {  # (metric, variant); a new metric is one more entry
+METRICS: dict[MetricKey, Metric] = {  # (metric, variant); a new metric is one more entry
     MEAN_ABSOLUTE_COSINE: Metric(
         lambda view: off_diagonal_mean(view.absolute_cosine), "1a", "1", _DIVERSE,
         "The usual curve; one direction that all tokens share raises it, whatever else they hold.",
@@ -178,30 +96,30 @@ METRICS: dict[tuple[str, str], Metric] = {  # (metric, variant); a new metric is
         "Tells tokens that point the same way from opposite ones, which 1a counts as alike.",
     ),
     ("pairwise cosine", "centred, absolute, off-diagonal"): Metric(
-        lambda view: _where_spread(view, off_diagonal_mean(view.centred_cosine.abs())), "1e",
+        lambda view: where_spread(view, off_diagonal_mean(view.centred_cosine.abs())), "1e",
         "nothing fixed (NaN for equal tokens)", "derived from 1a",
         "What is left of 1a without the common direction: high only if the differences lie on one line.",
     ),
     ("pairwise cosine", "centred, raw, off-diagonal"): Metric(
-        lambda view: _where_spread(view, off_diagonal_mean(view.centred_cosine)), "1e",
+        lambda view: where_spread(view, off_diagonal_mean(view.centred_cosine)), "1e",
         "nothing fixed (NaN for equal tokens)", "derived from 1d",
         "Near 0 by construction, as centred tokens sum to 0; it moves only where their lengths differ much.",
     ),
     POSITIVE_COSINE: Metric(
-        lambda view: view.pairs.positive_mean, "2", "1", _TOCO,
+        lambda view: view.pairs.mean.positive, "2", "1", _TOCO,
         "How alike tokens of one class are; high is good, but it is high in a smooth layer as well.", ("label",),
     ),
     NEGATIVE_COSINE: Metric(
-        lambda view: view.pairs.negative_mean, "2", "1", _TOCO,
+        lambda view: view.pairs.mean.negative, "2", "1", _TOCO,
         "How alike tokens of different classes are: the part of over-smoothing that costs segmentation.", ("label",),
     ),
     ("cosine gap", "absolute, true label"): Metric(
-        lambda view: view.pairs.positive_mean - view.pairs.negative_mean, "2", "0", _TOCO,
+        lambda view: view.pairs.mean.gap, "2", "0", _TOCO,
         "Positive minus negative: whether similarity follows the classes; 0 for equal and for orthogonal tokens.",
         ("label",),
     ),
     ("PTC loss", "absolute, true label"): Metric(
-        _ptc, "3", "0.5", _TOCO,
+        ptc, "3", "0.5", _TOCO,
         "What ToCo minimises, here image by image and by true labels; about 0.5 for equal and for orthogonal tokens.",
         ("label",),
     ),
@@ -242,7 +160,7 @@ METRICS: dict[tuple[str, str], Metric] = {  # (metric, variant); a new metric is
         "Twice the second variant of 11.",
     ),
     ("Dirichlet energy", "attention-weighted"): Metric(
-        _attention_energy, "5", "0", "after " + _SURVEY,
+        attention_energy, "5", "0", "after " + _SURVEY,
         "Differences along the edges that the layer itself mixes; patches only, rows of A divided by their sum.",
         ("attention",),
     ),
@@ -259,19 +177,19 @@ METRICS: dict[tuple[str, str], Metric] = {  # (metric, variant); a new metric is
         "The square of the variant before, as the authors' code has it: on a log scale it falls twice as fast.",
     ),
     ("effective rank", "sigma, not centred"): Metric(
-        lambda view: _effective_rank(view.singular_values), "7", "1", _ROY,
+        lambda view: effective_rank(view.singular_values), "7", "1", _ROY,
         "How many directions carry the tokens; a strong mean token alone pulls it down.",
     ),
     ("effective rank", "sigma, centred"): Metric(
-        lambda view: _effective_rank(view.centred_singular_values), "7", "nothing fixed (NaN for equal tokens)", _ROY,
+        lambda view: effective_rank(view.centred_singular_values), "7", "nothing fixed (NaN for equal tokens)", _ROY,
         "How many directions carry the differences; can be high in a layer that 1a calls smooth.",
     ),
     ("effective rank", "sigma^2, not centred"): Metric(
-        lambda view: _effective_rank(view.singular_values.square()), "7", "1", "after " + _ROY,
+        lambda view: effective_rank(view.singular_values.square()), "7", "1", "after " + _ROY,
         "Weights by energy: smaller than with sigma, and blind to the tail of the spectrum.",
     ),
     ("effective rank", "sigma^2, centred"): Metric(
-        lambda view: _effective_rank(view.centred_singular_values.square()), "7",
+        lambda view: effective_rank(view.centred_singular_values.square()), "7",
         "nothing fixed (NaN for equal tokens)", "after " + _ROY,
         "Directions of the differences by energy: near 1 in layers where a few outlier tokens rule.",
     ),
@@ -280,7 +198,7 @@ METRICS: dict[tuple[str, str], Metric] = {  # (metric, variant); a new metric is
         "Only compares the strongest direction with all: moves early, then says no more.",
     ),
     ("participation ratio", "centred"): Metric(
-        lambda view: _participation_ratio(view.centred_singular_values.square()), "9",
+        lambda view: participation_ratio(view.centred_singular_values.square()), "9",
         "nothing fixed (NaN for equal tokens)", "Gao et al. 2017",
         "Directions of the differences, squared weights: more robust to noise in the tail than 7.",
     ),
@@ -297,7 +215,7 @@ METRICS: dict[tuple[str, str], Metric] = {  # (metric, variant); a new metric is
         "Neighbour-to-neighbour change against the mean token; a mean of logarithms, so silent channels count fully.",
     ),
     ("relative log amplitude", "last bin of the shifted transform"): Metric(
-        _log_amplitude_at_last_bin, "12", "very negative (the floor 1e-6 ends it)", "notebook of " + _PARK,
+        log_amplitude_at_last_bin, "12", "very negative (the floor 1e-6 ends it)", "notebook of " + _PARK,
         "As published: for an even grid one step below 1.0 pi, for an odd one the same as the variant before.",
     ),
     ("radial band energy", "beyond half the Nyquist frequency"): Metric(
@@ -310,7 +228,7 @@ METRICS: dict[tuple[str, str], Metric] = {  # (metric, variant); a new metric is
         ("attention",),
     ),
     ("attention spectrum", "share off frequency 0, all tokens"): Metric(
-        lambda view: spectral_share(view.attention).mean(1), "14", "0", _WANG,
+        lambda view: spectral_share(view.need("attention")).mean(1), "14", "0", _WANG,
         "As published: with the class token, to which places and frequencies mean nothing.", ("attention",), ALL_TOKENS,
     ),
     ("feature-map variance", "unbiased"): Metric(
@@ -324,7 +242,7 @@ METRICS: dict[tuple[str, str], Metric] = {  # (metric, variant); a new metric is
         ("attention",), ALL_TOKENS,
     ),
     ("attention entropy", "over log T"): Metric(
-        lambda view: view.attention_entropy.mean(1) / (math.log(view.attention.shape[3]) or math.nan), "16",
+        lambda view: view.attention_entropy.mean(1) / (math.log(view.need("attention").shape[3]) or math.nan), "16",
         "1 (equal tokens get uniform attention)", _ENTROPY,
         "In [0, 1], so input sizes compare: 1 is uniform attention.", ("attention",), ALL_TOKENS,
     ),
@@ -355,15 +273,15 @@ METRICS: dict[tuple[str, str], Metric] = {  # (metric, variant); a new metric is
         "Artifact tokens that rule cosines and ranks; a flat image puts its cut too low: see `outlier_share`.",
     ),
     ("neighbour similarity of outliers", "high-norm tokens"): Metric(
-        lambda view: _mean_where(view.embedding_cosine, view.high_norm), "21", "nothing fixed", _REGISTERS,
+        lambda view: mean_where(view.embedding_cosine, view.high_norm), "21", "nothing fixed", _REGISTERS,
         "How redundant the patches are that became outliers; NaN in an image without one.", ("embedding",),
     ),
     ("neighbour similarity of outliers", "normal tokens"): Metric(
-        lambda view: _mean_where(view.embedding_cosine, ~view.high_norm), "21", "nothing fixed", _REGISTERS,
+        lambda view: mean_where(view.embedding_cosine, ~view.high_norm), "21", "nothing fixed", _REGISTERS,
         "The level to compare with: neighbours look alike in the input already.", ("embedding",),
     ),
     ("neighbour similarity of outliers", "high minus normal"): Metric(
-        _high_minus_normal, "21", "nothing fixed", _REGISTERS,
+        outlier_neighbour_excess, "21", "nothing fixed", _REGISTERS,
         "Positive where outliers arise on redundant background, as in the paper.", ("embedding",),
     ),
     ("CKA", "block before"): Metric(
@@ -373,3 +291,50 @@ METRICS: dict[tuple[str, str], Metric] = {  # (metric, variant); a new metric is
         ("previous_tokens",),
     ),
 }  # fmt: skip
+
+
+@torch.no_grad()
+def measure(view: TokenView, metrics: Iterable[MetricKey] | None = None) -> dict[MetricKey, Tensor]:
+    """Compute metrics on one layer.
+
+    Args:
+        view: Tokens of the layer, and the other fields that the metrics need.
+        metrics: Keys of `METRICS`; None takes every metric whose needs the view meets.
+
+    Returns:
+        (metric, variant) -> (B,) float64, in the order of `metrics`.
+
+    Raises:
+        ValueError: For a key that is not in `METRICS`, or whose needs the view does not meet.
+    """
+    keys = measurable(METRICS, view) if metrics is None else list(metrics)
+    for key in keys:
+        if key not in METRICS:
+            known = {" / ".join(one): one for one in METRICS}
+            name = key if isinstance(key, str) else " / ".join(map(str, key))
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+            raise ValueError(f"no metric {key!r}, did you mean {known[near]!r}? metric_table() lists all")
+        if missing := _missing(key, view):
+            raise ValueError(f"metric {key!r} needs {', '.join(missing)}: give them to TokenView")
+    return {key: METRICS[key].function(view) for key in keys}
+
+
+def measurable(keys: Iterable[MetricKey], view: TokenView) -> list[MetricKey]:
+    """Those of the keys whose needs a view meets."""
+    return [key for key in keys if not _missing(key, view)]
+
+
+def _missing(key: MetricKey, view: TokenView) -> list[str]:
+    """What a metric needs and the view does not have."""
+    return [name for name in METRICS[key].needs if getattr(view, name) is None]
+
+
+def metric_table() -> pd.DataFrame:
+    """`METRICS` as a table: row, metric, variant, needs, limit, sees, source."""
+    return pd.DataFrame(
+        [
+            (one.row, metric, variant, ", ".join(one.needs), one.limit, one.sees, one.source)
+            for (metric, variant), one in METRICS.items()
+        ],
+        columns="row metric variant needs limit sees source".split(),
+    )

@@ -1,48 +1,25 @@
-"""Over-smoothing metrics: how alike the tokens of one layer have become, and what the attention that made them does.
+"""Formulas of over-smoothing metrics that are more than one quantity of a `TokenView`.
 
-The tokens, and what goes with them, stand in a `TokenView`; a metric is a function of a view that gives one number per
-image. `METRICS` lists all of them under (metric, variant), because the same name stands for different formulas in the
-literature; `metric_table` shows the list, `measure` computes it.
-
-No metric is the one right measure. One direction that all tokens share raises the pairwise cosine whatever else they
-hold (look at the centred one), a few tokens of large norm rule every norm and rank (look at the outliers), and N enters
-many of them (keep the input size fixed).
+Notation is that of `view`: X is (N, D), one row per patch token, A the attention, T the number of all tokens.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from toco_lab.smoothing.spectra import gram_singular_values
-from toco_lab.smoothing.view import TokenView, off_diagonal_mean, patch_distance, ratio
+from toco_lab.smoothing.arithmetic import mean_where, off_diagonal_mean, ratio
+from toco_lab.smoothing.grid import patch_distance
+from toco_lab.smoothing.pairs import PairCosine
+from toco_lab.smoothing.singular_values import singular_values_of_gram
+from toco_lab.smoothing.view import TokenView
 
 LOG_FLOOR = 1e-6  # added to a Fourier amplitude before the logarithm, as in the notebook of Park and Kim
-
-
 HIGH_FREQUENCY = 0.5  # radius, as a share of the Nyquist frequency, beyond which a frequency counts as high
+RANKME_EPSILON = 1e-7  # added to each share of the singular values, as in the paper
 
 
-RANKME_EPSILON = 1e-7
-
-
-@dataclass(frozen=True)
-class PairCosine:
-    """Mean |cos| over the token pairs of each image, (B,) each, in [0, 1]; NaN where there is no such pair.
-
-    Attributes:
-        positive: Over pairs of equal label; high is good.
-        negative: Over pairs of different labels; low is good.
-    """
-
-    positive: Tensor
-    negative: Tensor
-
-    @property
-    def gap(self) -> Tensor:
-        """Positive minus negative, (B,); 0 when the tokens are smooth."""
-        return self.positive - self.negative
+# --- cosines ----------------------------------------------------------------------------------------------------------
 
 
 def token_similarity(tokens: Tensor) -> Tensor:
@@ -55,38 +32,84 @@ def token_similarity(tokens: Tensor) -> Tensor:
         (B,) float64 in [0, 1]: 1 when all tokens point the same way (smooth), 0 when they are orthogonal; NaN for one
         token.
     """
-    return off_diagonal_mean(_view(tokens).absolute_cosine)
+    return off_diagonal_mean(_view_of_map(tokens).absolute_cosine)
 
 
 def pair_cosine(tokens: Tensor, label: Tensor) -> PairCosine:
     """Mean absolute cosine of positive (same label) and of negative pairs: the two parts of patch token contrast.
 
-    PTC is 0.5 both for equal and for orthogonal tokens; this pair of numbers tells the two apart.
+    The PTC loss is 0.5 for equal and for orthogonal tokens alike; these two numbers tell the two apart.
 
     Args:
         tokens: Patch tokens, (B, D, h, w), any scale.
-        label: Class of each token, (B, h, w) integers; `IGNORE_INDEX` leaves a token out. See `majority_label`.
+        label: Class of each token, (B, h, w) integers; `IGNORE_INDEX` leaves a token out.
 
     Raises:
         ValueError: If label and tokens differ in grid or batch.
     """
     if label.shape != (tokens.shape[0], *tokens.shape[2:]):
         raise ValueError(f"label {tuple(label.shape)} does not fit tokens (B, D, h, w) {tuple(tokens.shape)}")
-    sums = _view(tokens, label=label.flatten(1)).pairs
-    return PairCosine(sums.positive_mean, sums.negative_mean)
+    return _view_of_map(tokens, label.flatten(1)).pairs.mean
+
+
+def ptc(view: TokenView) -> Tensor:
+    """ToCo's patch token contrast of each image by its true labels, (B,); NaN without positive or negative pairs.
+
+    1/2 (1 - sum_pos |cos| / (n_pos + 1)) + 1/2 sum_neg |cos| / (n_neg + 1). Where one kind of pair is missing, the
+    other half alone would pass for the whole.
+    """
+    pairs = view.pairs
+    pull = 1 - pairs.positive / (pairs.num_positive + 1)
+    loss = 0.5 * pull + 0.5 * pairs.negative / (pairs.num_negative + 1)
+    return loss.where((pairs.num_positive > 0) & (pairs.num_negative > 0), torch.nan)
+
+
+def where_spread(view: TokenView, values: Tensor) -> Tensor:
+    """Values of each image, (B,), and NaN where its tokens have no spread."""
+    return values.where(view.has_spread, torch.nan)
+
+
+# --- ranks ------------------------------------------------------------------------------------------------------------
+
+
+def effective_rank(weights: Tensor) -> Tensor:
+    """exp of the entropy of weights (B, K) that are divided by their sum, (B,); NaN where the sum is 0."""
+    share = weights / weights.sum(1, keepdim=True)
+    return torch.special.entr(share).sum(1).exp()
+
+
+def participation_ratio(eigenvalues: Tensor) -> Tensor:
+    """(sum lambda)^2 / sum lambda^2 of eigenvalues (B, K), (B,)."""
+    return ratio(eigenvalues.sum(1).square(), eigenvalues.square().sum(1))
+
+
+# --- frequencies ------------------------------------------------------------------------------------------------------
 
 
 def relative_log_amplitude(view: TokenView) -> Tensor:
-    """Fourier amplitude from frequency 0 to 1.0 pi along the diagonal, in logarithm, minus its first value.
+    """Log of the Fourier amplitude from frequency 0 to 1.0 pi along the diagonal, minus its first value.
 
-    log(|FFT| + 1e-6), mean over channels; Park and Kim 2022, figure 2a. Here the curve ends at 1.0 pi (for an odd side
-    one half step below); the notebook of the paper stops one step below for an even side and still writes 1.0 pi.
+    log(|FFT| + 1e-6), mean over channels; Park and Kim 2022, figure 2a. This curve ends at 1.0 pi (half a step below
+    for an odd side). The notebook of the paper stops one step below for an even side and still calls it 1.0 pi.
 
     Returns:
-        (B, K), K - 1 equal steps, K - 1 = half the shorter side; the first value is 0.
+        (B, K) in K - 1 equal steps, where K - 1 is half the shorter side; the first value is 0.
     """
     steps = max(min(view.grid) // 2, 1) + 1
-    return _relative_log_amplitude(view, *(torch.linspace(0, side // 2, steps).round().long() for side in view.grid))
+    rows, columns = (torch.linspace(0, side // 2, steps).round().long() for side in view.grid)
+    return log_amplitude_at(view, rows, columns)
+
+
+def log_amplitude_at_last_bin(view: TokenView) -> Tensor:
+    """Relative log amplitude at the last bin of a shifted transform, (B,): at frequency (side - 1) // 2."""
+    rows, columns = (torch.tensor([0, (side - 1) // 2]) for side in view.grid)
+    return log_amplitude_at(view, rows, columns)[:, 1]
+
+
+def log_amplitude_at(view: TokenView, rows: Tensor, columns: Tensor) -> Tensor:
+    """Log amplitude at K frequencies (rows[k], columns[k]), minus its value at the first of them, (B, K)."""
+    curve = (view.amplitude[:, rows, columns] + LOG_FLOOR).log().mean(2)
+    return curve - curve[:, :1]
 
 
 def radial_band_energy(view: TokenView, *, radius: float = HIGH_FREQUENCY) -> Tensor:
@@ -105,16 +128,19 @@ def radial_band_energy(view: TokenView, *, radius: float = HIGH_FREQUENCY) -> Te
     return ratio((view.power * high).sum((1, 2)), view.power.sum((1, 2)))
 
 
-def attention_spectrum(attention: Tensor) -> Tensor:
-    """Row norms of F A F^H, F the unitary Fourier transform over tokens: how strongly each frequency leaves the layer.
+# --- attention --------------------------------------------------------------------------------------------------------
 
-    Wang et al. 2022 (arXiv 2203.05962), appendix F.2, whose code takes all tokens, the class token among them.
+
+def attention_spectrum(attention: Tensor) -> Tensor:
+    """Row norms of F A F^H, with F the unitary Fourier transform over tokens: how much of a frequency a layer outputs.
+
+    Wang et al. 2022 (arXiv 2203.05962), appendix F.2; their code takes all tokens, the class token included.
 
     Args:
         attention: (B, heads, T, T): `TokenView.attention` or `TokenView.patch_attention`.
 
     Returns:
-        (B, heads, T), frequency 0 in the middle, at T // 2. A layer that only averages keeps nothing but this one.
+        (B, heads, T), frequency 0 in the middle, at T // 2. A layer that only averages outputs this frequency alone.
     """
     norms = torch.fft.fft(attention, dim=2, norm="ortho").norm(dim=3)  # F^H from the right keeps the length of rows
     return torch.fft.fftshift(norms, dim=2)
@@ -123,8 +149,8 @@ def attention_spectrum(attention: Tensor) -> Tensor:
 def spectral_share(attention: Tensor) -> Tensor:
     """Share of the energy of F A F^H outside the row of output frequency 0, per head.
 
-    1 - ||1^T A||^2 / (T ||A||_F^2), by Parseval without a Fourier transform. Rows of A sum to 1, so the column of input
-    frequency 0 holds nothing but the corner, and this is the share outside that row and that column together.
+    By Parseval this is 1 - ||1^T A||^2 / (T ||A||_F^2), without a Fourier transform. Rows of A sum to 1, so the column
+    of input frequency 0 is zero except for the corner: the share outside that row and column is the same.
 
     Args:
         attention: As in `attention_spectrum`.
@@ -137,9 +163,22 @@ def spectral_share(attention: Tensor) -> Tensor:
     return (1 - ratio(row, total)).clamp(min=0)
 
 
+def attention_energy(view: TokenView) -> Tensor:
+    """Dirichlet energy weighted by attention, 1/2 sum_ij A_ij ||x_i - x_j||^2, (B,); A is the mean over heads.
+
+    Computed from norms and inner products, without an (N, N, D) array.
+    """
+    attention, squares = view.patch_attention.mean(1).double(), view.centred_norms.square()
+    ends = (attention.sum(2) + attention.sum(1)) * squares  # centring keeps the distances and loses fewer digits
+    return (ends.sum(1) / 2 - (attention * view.centred_gram).sum((1, 2))).clamp(min=0) * view.distribution[:, 0]
+
+
 def uniform_attention_distance(grid: tuple[int, int], patch_size: int) -> float:
     """Mean attention distance in pixels if every patch looked at all patches alike, itself included."""
     return patch_distance(grid, patch_size).mean().item()
+
+
+# --- outliers ---------------------------------------------------------------------------------------------------------
 
 
 def outlier_share(view: TokenView, cut: float) -> Tensor:
@@ -150,6 +189,15 @@ def outlier_share(view: TokenView, cut: float) -> Tensor:
         cut: One length for a whole model: 150 for DINOv2-g as published (2.37 % of its tokens), or a `norm_cut`.
     """
     return (view.norms > cut).double().mean(1)
+
+
+def outlier_neighbour_excess(view: TokenView) -> Tensor:
+    """Neighbour cosine in the patch embedding of tokens of high norm minus that of the others, (B,)."""
+    high = mean_where(view.embedding_cosine, view.high_norm)
+    return high - mean_where(view.embedding_cosine, ~view.high_norm)
+
+
+# --- between layers, and over images ----------------------------------------------------------------------------------
 
 
 def layer_cka(tokens: Sequence[Tensor]) -> Tensor:
@@ -169,10 +217,10 @@ def layer_cka(tokens: Sequence[Tensor]) -> Tensor:
 
 
 class RankMe:
-    """RankMe of all the tokens of a data set: exp(-sum_k p_k log p_k), p_k = sigma_k / sum sigma + eps.
+    """RankMe of all tokens of a data set: exp(-sum_k p_k log p_k), p_k = sigma_k / sum sigma + eps.
 
-    Garrido et al. 2023 (arXiv 2210.02885), tokens not centred. Pooled over images, where `METRICS` has the effective
-    rank of each. Memory is one (D, D) matrix, however many tokens come.
+    Garrido et al. 2023 (arXiv 2210.02885); tokens are not centred. It pools the tokens of all images, while the
+    effective rank in `METRICS` is that of one image. It needs one (D, D) matrix of memory for any number of tokens.
 
     Example:
         >>> rank = RankMe()
@@ -205,16 +253,10 @@ class RankMe:
         if self.moment is None:
             raise ValueError("RankMe has seen no tokens: call update(tokens) first")
         width = len(self.moment)
-        sigma = gram_singular_values(self.moment, width)[: min(self.count, width)]
+        sigma = singular_values_of_gram(self.moment, width)[: min(self.count, width)]
         return torch.special.entr(sigma / sigma.sum() + RANKME_EPSILON).sum().exp().item()
 
 
-def _relative_log_amplitude(view: TokenView, rows: Tensor, columns: Tensor) -> Tensor:
-    """At these frequencies, minus the value at the first of them, (B, number of frequencies)."""
-    curve = (view.amplitude[:, rows, columns] + LOG_FLOOR).log().mean(2)
-    return curve - curve[:, :1]
-
-
-def _view(tokens: Tensor, **fields: Tensor) -> TokenView:
-    """Of tokens (B, D, h, w)."""
-    return TokenView(tokens.flatten(2).mT, tuple(tokens.shape[2:]), **fields)
+def _view_of_map(tokens: Tensor, label: Tensor | None = None) -> TokenView:
+    """The view of tokens (B, D, h, w), with labels (B, N) or none."""
+    return TokenView(tokens.flatten(2).mT, (tokens.shape[2], tokens.shape[3]), label)

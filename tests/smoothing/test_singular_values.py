@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from toco_lab.smoothing import spectra
+from toco_lab.smoothing.singular_values import reduces_by_tokens, singular_values
 from toco_lab.smoothing.view import TokenView
 
 SIZES = [(5, 7), (7, 5), (4, 1), (6, 6), (1, 4), (2, 2), (20, 30), (30, 12), (49, 40)]  # tokens, channels
 
 
 def of(tokens):
-    """(X, HC) by `spectra`."""
+    """(X, HC) by `singular_values`."""
     mean = tokens.mean(1)
     centred = tokens - mean[:, None]
-    by_tokens = spectra.by_tokens(*tokens.shape[1:])
-    return spectra.spectra(centred, mean, centred @ centred.mT if by_tokens else centred.mT @ centred)
+    by_tokens = reduces_by_tokens(*tokens.shape[1:])
+    return singular_values(centred, mean, centred @ centred.mT if by_tokens else centred.mT @ centred)
 
 
 @pytest.mark.parametrize("tokens, channels", SIZES)
@@ -38,8 +38,8 @@ def test_a_small_spread_on_a_large_mean_is_not_lost(shape):
     spread = torch.randn(shape, dtype=torch.float64)
     spread -= spread.mean(1, keepdim=True)
     mean = torch.full((1, shape[2]), 1e10, dtype=torch.float64)
-    gram = spread @ spread.mT if spectra.by_tokens(*shape[1:]) else spread.mT @ spread
-    whole, centred = spectra.spectra(spread, mean, gram)
+    gram = spread @ spread.mT if reduces_by_tokens(*shape[1:]) else spread.mT @ spread
+    whole, centred = singular_values(spread, mean, gram)
     torch.testing.assert_close(centred, torch.linalg.svdvals(spread), rtol=1e-6, atol=1e-7)
     assert whole[0, 0].item() == pytest.approx(1e10 * np.sqrt(shape[1] * shape[2]), rel=1e-12)
 

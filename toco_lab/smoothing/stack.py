@@ -74,7 +74,7 @@ def stack_layers(views: Sequence[TokenView], gram_before: Tensor | None = None) 
     if len(shapes) > 1 or len(first.tokens) != 1:
         raise ValueError(f"a stack is of layers of one image with equal grids, not of tokens {sorted(shapes)}")
     return LayerStack(
-        torch.cat([view.tokens for view in views]),
+        _batch([view.tokens for view in views]),
         first.grid,
         first.label,
         _joined([view.class_token for view in views]),
@@ -88,13 +88,18 @@ def stack_layers(views: Sequence[TokenView], gram_before: Tensor | None = None) 
     )
 
 
+def _batch(values: Sequence[Tensor]) -> Tensor:
+    """The values as one batch; a single value is not copied."""
+    return values[0] if len(values) == 1 else torch.cat(list(values))
+
+
 def _joined(values: Sequence[Tensor | None]) -> Tensor | None:
     """All values as one batch, NaN in place of those that are missing; None if all are."""
     known = next((value for value in values if value is not None), None)
     if known is None:
         return None
     filled = [torch.full_like(known, torch.nan) if value is None else value for value in values]
-    return filled[0] if len(filled) == 1 else torch.cat(filled)
+    return _batch(filled)
 
 
 def _first(values: Sequence[Tensor | None]) -> Tensor | None:

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from toco_lab.figures import interactive
+from toco_lab.figures.colours import LINE_COLOURS, assign_colours
 from toco_lab.vocabulary import MEAN_ABSOLUTE_COSINE
 
 
@@ -31,10 +32,10 @@ def similarity_frame(models=("a", "b")):
     return pd.DataFrame(rows, columns=columns)
 
 
-def test_run_colours_are_stable_and_distinct():
-    assert interactive.run_colours(["a", "b", "a"]) == {"a": "#0072B2", "b": "#D55E00"}
-    assert len(set(interactive.RUN_COLOURS)) == len(interactive.RUN_COLOURS)
-    assert interactive.run_colours(map(str, range(9)))["8"] == interactive.RUN_COLOURS[0]
+def test_colours_are_stable_and_distinct():
+    assert assign_colours(["a", "b", "a"]) == {"a": "#0072B2", "b": "#D55E00"}
+    assert len(set(LINE_COLOURS)) == len(LINE_COLOURS)
+    assert assign_colours(map(str, range(9)))["8"] == LINE_COLOURS[0]
 
 
 def test_similarity_curves_mean_band_and_norm_point():
@@ -57,7 +58,7 @@ def test_similarity_curves_mean_band_and_norm_point():
 def test_similarity_curves_of_two_metrics_and_of_none():
     keys = [(name, "absolute, off-diagonal") for name in ("positive cosine", "negative cosine")]
     frame = pd.concat([similarity_frame(["a"]).assign(metric=name) for name, _ in keys])
-    figure = interactive.smoothing_curves(frame, keys=keys)
+    figure = interactive.smoothing_curves(frame, metrics=keys)
     lines = {trace.name: trace.line.dash for trace in figure.data if trace.mode == "lines+markers"}
     assert lines == {"a, positive cosine": "solid", "a, negative cosine": "dash"}
     with pytest.raises(ValueError, match="pairwise cosine"):
@@ -139,7 +140,7 @@ def test_a_line_runs_through_embedding_attention_and_blocks():
     assert list(line.x) == [0, 0.5, 1, 1.5, 2]
     np.testing.assert_allclose(line.y, [0.2, 0.3, 0.28, 0.38, 0.36])
     assert list(figure.layout.xaxis.ticktext) == ["0", "1", "2", "norm"]
-    other = interactive.smoothing_curves(stream_frame(), keys=[("stable rank", "not centred")])
+    other = interactive.smoothing_curves(stream_frame(), metrics=[("stable rank", "not centred")])
     assert other.layout.yaxis.range is None and other.layout.yaxis.title.text == "stable rank"
 
 
@@ -149,10 +150,10 @@ def test_panels_one_per_metric_with_one_legend_entry_per_model():
     assert titles == ["pairwise cosine<br><sub>absolute, off-diagonal</sub>", "stable rank<br><sub>not centred</sub>"]
     assert sorted(trace.name for trace in figure.data if trace.showlegend) == ["a", "b"]
     assert {trace.xaxis for trace in figure.data} == {"x", "x2"}
-    one = interactive.smoothing_panels(stream_frame(), keys=[("stable rank", "not centred"), ("no", "such")])
+    one = interactive.smoothing_panels(stream_frame(), metrics=[("stable rank", "not centred"), ("no", "such")])
     assert len(one.layout.annotations) == 1
     with pytest.raises(ValueError, match=r"no rows of no \(such\); the table has pairwise cosine"):
-        interactive.smoothing_panels(stream_frame(), keys=[("no", "such")])
+        interactive.smoothing_panels(stream_frame(), metrics=[("no", "such")])
 
 
 def test_sublayer_bars_are_differences_of_means():

@@ -103,7 +103,7 @@ def plot(
     else:
         from toco_lab.figures import printed
 
-        colours = interactive.run_colours(found.means["group"])
+        colours = interactive.assign_colours(found.means["group"])
         figure = printed.metric_by_parameter(found.points, found.means, colours=colours, **shared)
         with atomic_write(out) as file:
             figure.savefig(file, format="png", dpi=150)

@@ -21,7 +21,7 @@ import pandas as pd
 
 from toco_lab.explorers.controls import ControlBox, button, wide, wrapped_row
 from toco_lab.figures import printed
-from toco_lab.figures.interactive import run_colours
+from toco_lab.figures.colours import assign_colours
 from toco_lab.runs.listing import list_runs, read_runs
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.runs.table import (
@@ -108,7 +108,7 @@ class RunBrowser(ControlBox):
         note = f"{relation.note}; diamonds: mean and standard deviation"
         return printed.metric_by_parameter(
             relation.points, relation.means, metric=self.metric.value, parameter=self.parameter.value, colour=colour,
-            colours=run_colours(relation.means["group"]), note=note,
+            colours=assign_colours(relation.means["group"]), note=note,
         )  # fmt: skip
 
     # --- controls -----------------------------------------------------------------------------------------------

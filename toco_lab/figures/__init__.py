@@ -1,6 +1,7 @@
-"""Drawing alone: arrays and tables in, a figure out; no torch, nothing of the other rooms.
+"""Drawing: arrays and tables in, a figure out. It knows neither torch nor the other rooms.
 
-`pictures` and `printed` are matplotlib's: images, and curves for paper. `interactive` is plotly's: curves to look at.
+`series` computes what is drawn: means, spreads, bars. `interactive` draws it with plotly, for the screen, `printed`
+with matplotlib, for paper. `pictures` draws images, also with matplotlib.
 """
 
 import lazy_loader

@@ -1,12 +1,15 @@
+from . import colours as colours
 from . import interactive as interactive
 from . import pictures as pictures
+from . import plotly_style as plotly_style
 from . import printed as printed
+from . import series as series
+from .colours import assign_colours as assign_colours
 from .interactive import ablation_plot as ablation_plot
 from .interactive import iou_bars as iou_bars
 from .interactive import layer_matrix as layer_matrix
 from .interactive import metric_by_parameter as metric_by_parameter
 from .interactive import quality_and_similarity as quality_and_similarity
-from .interactive import run_colours as run_colours
 from .interactive import smoothing_curves as smoothing_curves
 from .interactive import smoothing_panels as smoothing_panels
 from .interactive import sublayer_bars as sublayer_bars

@@ -1,57 +1,42 @@
-"""Curves, bars and matrices: tables in, a new plotly figure out. No model, config or file is touched here.
+"""Curves, bars and matrices on screen: tables in, a new plotly figure out. No model, config or file is touched here.
 
-A run keeps its colour in every figure; what was measured stands in the heading. Plotly is imported where it is used
-only.
+A run keeps its colour in every figure, and the heading says what was measured. The numbers come from `series`, the look
+from `plotly_style`. Plotly is imported only where it is used.
 """
 
-import html
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from toco_lab.vocabulary import (
-    AFTER_ATTENTION,
-    AFTER_BLOCK,
-    EMBEDDING,
-    F1,
-    FINAL_NORM,
-    MEAN_ABSOLUTE_COSINE,
-    MEAN_SCORES,
-    MIOU,
-    NO_NORM,
-    TITLES,
-)
+from toco_lab.figures import series
+from toco_lab.figures.colours import LINE_COLOURS, MEAN_BAR, RUN_DOT, assign_colours
+from toco_lab.figures.plotly_style import INK, add_band, escaped, heading_of, styled
+from toco_lab.figures.series import Metric
+from toco_lab.vocabulary import AFTER_ATTENTION, AFTER_BLOCK, EMBEDDING, FINAL_NORM, MEAN_ABSOLUTE_COSINE, MIOU, TITLES
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F")  # Okabe and Ito
-INK = "#7f7f7f"  # of text: read on white and on black, for the background is the page's
 DASHES = ("solid", "dash", "dot", "dashdot")
-
-
-def run_colours(names: Iterable[str]) -> dict[str, str]:
-    """One colour per name, in order; pass the result to every figure so that a run looks the same in all of them."""
-    return {name: RUN_COLOURS[i % len(RUN_COLOURS)] for i, name in enumerate(dict.fromkeys(names))}
 
 
 def smoothing_curves(
     frame: pd.DataFrame,
     *,
-    keys: Sequence[tuple[str, str]] = (MEAN_ABSOLUTE_COSINE,),
+    metrics: Sequence[Metric] = (MEAN_ABSOLUTE_COSINE,),
     colours: Mapping[str, str] | None = None,
     title: str | None = None,
 ) -> "go.Figure":
     """Metrics per layer: a line per model (mean over images) with a band from lower to upper quartile.
 
     A line runs through the residual stream: embedding (0), after the attention of block k (k - 1/2), after block k, as
-    far as the table has them. The site "final norm" is no further block: it stands as a diamond of its own behind.
+    far as the table has them. The final norm is no further block: it stands as a diamond of its own behind the line.
 
     Args:
         frame: Table of `smoothing.smoothing_per_layer`, of one or more models.
-        keys: (metric, variant) to draw, one dash style each.
-        colours: Colour of each model, see `run_colours`.
+        metrics: (metric, variant) to draw, one dash style each.
+        colours: Colour of each model; `assign_colours` chooses them by default.
         title: First line of the heading; the second always names variant, sites, norm and token set.
 
     Raises:
@@ -59,25 +44,24 @@ def smoothing_curves(
     """
     import plotly.graph_objects as go
 
-    shown = _chosen(frame, keys)
-    colours = colours or run_colours(shown["model"])
+    shown = series.rows_of_metrics(frame, metrics)
+    colours = colours or assign_colours(shown["model"])
     figure = go.Figure()
-    for i, key in enumerate(keys):
-        for model, rows in _of_key(shown, key).groupby("model", sort=False):
-            name = _text(model) + (f", {_text(key[0])}" if len(keys) > 1 else "")
+    for i, metric in enumerate(metrics):
+        for model, rows in series.rows_of_metric(shown, metric).groupby("model", sort=False):
+            name = escaped(model) + (f", {escaped(metric[0])}" if len(metrics) > 1 else "")
             _add_layers(figure, rows, name=name, colour=colours[model], dash=DASHES[i % len(DASHES)], shown=shown)
     _layer_axis(figure, shown)
-    cosine = all("cosine" in metric for metric, _ in keys) and shown["value"].min() >= 0
-    figure.update_yaxes(title="mean |cos|" if cosine else _text(keys[0][0]), range=[0, 1] if cosine else None)
-    subject = f"{keys[0][0].capitalize()} of patch tokens" if len(keys) == 1 else "Pairs of patch tokens"
-    heading = title or f"{subject} per layer"
-    return _style(figure, height=460, title=f"{_text(heading)}<br><sub>{_text(_what(shown))}</sub>")
+    cosine = all("cosine" in name for name, _ in metrics) and shown["value"].min() >= 0
+    figure.update_yaxes(title="mean |cos|" if cosine else escaped(metrics[0][0]), range=[0, 1] if cosine else None)
+    subject = f"{metrics[0][0].capitalize()} of patch tokens" if len(metrics) == 1 else "Pairs of patch tokens"
+    return styled(figure, height=460, title=heading_of(title or f"{subject} per layer", series.measured_at(shown)))
 
 
 def smoothing_panels(
     frame: pd.DataFrame,
     *,
-    keys: Sequence[tuple[str, str]] | None = None,
+    metrics: Sequence[Metric] | None = None,
     colours: Mapping[str, str] | None = None,
     width: int = 3,
     title: str | None = None,
@@ -86,8 +70,8 @@ def smoothing_panels(
 
     Args:
         frame: Table of `smoothing.smoothing_per_layer`, of one or more models.
-        keys: (metric, variant) to draw; None takes all the table has.
-        colours: Colour of each model, see `run_colours`.
+        metrics: (metric, variant) to draw; None takes all that the table has.
+        colours: Colour of each model; `assign_colours` chooses them by default.
         width: Panels in a row.
         title: First line of the heading.
 
@@ -96,34 +80,41 @@ def smoothing_panels(
     """
     from plotly.subplots import make_subplots
 
-    keys = keys or [*frame[["metric", "variant"]].drop_duplicates().itertuples(index=False, name=None)]
-    shown = _chosen(frame, keys)
-    keys = [key for key in keys if len(_of_key(shown, key))]
-    colours = colours or run_colours(shown["model"])
-    height = -(-len(keys) // width)
-    titles = [f"{_text(metric)}<br><sub>{_text(variant)}</sub>" for metric, variant in keys]
+    metrics = metrics or series.metrics_of(frame)
+    shown = series.rows_of_metrics(frame, metrics)
+    metrics = [metric for metric in metrics if len(series.rows_of_metric(shown, metric))]
+    colours = colours or assign_colours(shown["model"])
+    height = -(-len(metrics) // width)
+    titles = [f"{escaped(metric)}<br><sub>{escaped(variant)}</sub>" for metric, variant in metrics]
     figure = make_subplots(
         height, width, subplot_titles=titles, horizontal_spacing=0.08, vertical_spacing=min(0.42, 0.38 / height)
     )
-    for i, key in enumerate(keys):
+    for i, metric in enumerate(metrics):
         place = {"row": i // width + 1, "col": i % width + 1}
-        for model, rows in _of_key(shown, key).groupby("model", sort=False):
+        for model, rows in series.rows_of_metric(shown, metric).groupby("model", sort=False):
             _add_layers(
-                figure, rows, name=_text(model), colour=colours[model], shown=shown, legend=i == 0, small=True, **place
+                figure,
+                rows,
+                name=escaped(model),
+                colour=colours[model],
+                shown=shown,
+                legend=i == 0,
+                small=True,
+                place=place,
             )
-        _layer_axis(figure, shown, **place)
-    heading = f"{_text(title or 'What each metric sees')}<br><sub>{_text(_what(shown, variants=False))}</sub>"
-    return _style(figure, height=140 + 230 * height, title=heading, top=105)
+        _layer_axis(figure, shown, place)
+    heading = heading_of(title or "What each metric sees", series.measured_at(shown, variants=False))
+    return styled(figure, height=140 + 230 * height, title=heading, top=105)
 
 
 def sublayer_bars(
-    frame: pd.DataFrame, *, key: tuple[str, str] = MEAN_ABSOLUTE_COSINE, title: str | None = None
+    frame: pd.DataFrame, *, metric: Metric = MEAN_ABSOLUTE_COSINE, title: str | None = None
 ) -> "go.Figure":
     """What each attention and each MLP adds to a metric: two bars per block, a panel per model, mean over images.
 
     Args:
         frame: Table of `smoothing.smoothing_per_layer` with the sites patch embedding, after attention, after block.
-        key: (metric, variant).
+        metric: (metric, variant).
         title: First line of the heading.
 
     Raises:
@@ -131,33 +122,24 @@ def sublayer_bars(
     """
     from plotly.subplots import make_subplots
 
-    shown = _chosen(frame, [key])
+    shown = series.rows_of_metrics(frame, [metric])
     absent = {EMBEDDING, AFTER_ATTENTION, AFTER_BLOCK} - set(shown["site"])
     if absent:
         raise ValueError(f"the table has no site {', '.join(sorted(absent))}: measure with sites=smoothing.SITES")
     models = list(dict.fromkeys(shown["model"]))
-    figure = make_subplots(1, len(models), subplot_titles=list(map(_text, models)), shared_yaxes=True)
+    figure = make_subplots(1, len(models), subplot_titles=list(map(escaped, models)), shared_yaxes=True)
     for column, model in enumerate(models, start=1):
-        means = shown[shown["model"] == model].groupby(["site", "layer"])["value"].mean()
-        middle, after = means[AFTER_ATTENTION], means[AFTER_BLOCK]
-        before = pd.concat([means[EMBEDDING], after])
-        bars = {"attention": middle - before.shift(1).reindex(middle.index), "MLP": after - middle}
-        for (part, change), colour in zip(bars.items(), RUN_COLOURS, strict=False):
+        changes = series.sublayer_changes(shown[shown["model"] == model])
+        for part, colour in zip(changes, LINE_COLOURS, strict=False):
             figure.add_bar(
-                x=change.index.tolist(),
-                y=change.tolist(),
-                name=part,
-                legendgroup=part,
-                showlegend=column == 1,
-                marker_color=colour,
-                hovertemplate=f"{part} of block %{{x}}: %{{y:+.3f}}<extra></extra>",
-                row=1,
-                col=column,
-            )
+                x=changes.index.tolist(), y=changes[part].tolist(), name=part, legendgroup=part,
+                showlegend=column == 1, marker_color=colour,
+                hovertemplate=f"{part} of block %{{x}}: %{{y:+.3f}}<extra></extra>", row=1, col=column,
+            )  # fmt: skip
     figure.update_xaxes(title="block", dtick=1)
-    figure.update_yaxes(title=f"change of {_text(key[0])}", col=1)
-    heading = f"{_text(title or 'Which part of a block smooths')}<br><sub>{_text(_what(shown))}</sub>"
-    return _style(figure, height=420, title=heading, top=105)
+    figure.update_yaxes(title=f"change of {escaped(metric[0])}", col=1)
+    heading = heading_of(title or "Which part of a block smooths", series.measured_at(shown))
+    return styled(figure, height=420, title=heading, top=105)
 
 
 def layer_matrix(matrix: pd.DataFrame, *, title: str) -> "go.Figure":
@@ -167,18 +149,12 @@ def layer_matrix(matrix: pd.DataFrame, *, title: str) -> "go.Figure":
     names = list(map(str, matrix.index))
     figure = go.Figure()
     figure.add_heatmap(
-        x=names,
-        y=names,
-        z=matrix.to_numpy().tolist(),
-        zmin=0,
-        zmax=1,
-        colorscale="Viridis",
-        colorbar_title="CKA",
+        x=names, y=names, z=matrix.to_numpy().tolist(), zmin=0, zmax=1, colorscale="Viridis", colorbar_title="CKA",
         hovertemplate="blocks %{y} and %{x}: %{z:.3f}<extra></extra>",
-    )
+    )  # fmt: skip
     figure.update_xaxes(title="block", type="category")
     figure.update_yaxes(title="block", type="category", scaleanchor="x", autorange="reversed")
-    return _style(figure, height=460, title=_text(title)).update_layout(showlegend=False)
+    return styled(figure, height=460, title=escaped(title)).update_layout(showlegend=False)
 
 
 def quality_and_similarity(
@@ -187,151 +163,36 @@ def quality_and_similarity(
     """CAM quality of every layer above the similarity of its tokens: what smoothing costs.
 
     Args:
-        quality: Table of `layer_cams.layer_cam_quality` with a column `model`; solid is the threshold that is not
-            tuned (of the config), dotted the best of each layer.
+        quality: Table of `evaluation.layer_cam_quality` with a column `model`. A solid line has the threshold of the
+            config, a dotted one the best threshold of each layer.
         smoothing: Table of `smoothing.smoothing_per_layer` with the same models.
-        colours: Colour of each model, see `run_colours`.
+        colours: Colour of each model; `assign_colours` chooses them by default.
     """
     from plotly.subplots import make_subplots
 
-    shown = _chosen(smoothing, [MEAN_ABSOLUTE_COSINE])
-    colours = colours or run_colours(shown["model"])
+    shown = series.rows_of_metrics(smoothing, [MEAN_ABSOLUTE_COSINE])
+    colours = colours or assign_colours(shown["model"])
     counts = quality[["images", "trained_on"]].drop_duplicates().itertuples(index=False)
     images = ", ".join(f"{tested} images, heads trained on {trained}" for tested, trained in counts)
     titles = (f"mIoU of CAMs from a linear head on each block ({images})", "similarity of the patch tokens")
     figure = make_subplots(2, 1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.12)
-    last = int(shown["layer"].max())
     for model, rows in quality.groupby("model", sort=False):
-        for part, dash in ((rows[rows["own"]], "solid"), (rows[rows["best"]], "dot")):
-            part = part.drop_duplicates(["site", "layer"])
-            x = (part["layer"] + (part["site"] == FINAL_NORM)).tolist()
+        for threshold, dash in (("own", "solid"), ("best", "dot")):
+            line = series.cam_quality_series(rows, threshold)
             figure.add_scatter(
-                x=x,
-                y=(100 * part["miou"]).tolist(),
-                mode="lines+markers",
-                name=_text(model),
-                legendgroup=model,
-                showlegend=dash == "solid",
-                line={"color": colours[model], "dash": dash},
-                customdata=part["threshold"].tolist(),
-                hovertemplate=f"{_text(model)}, layer %{{x}}: %{{y:.1f}} %, threshold %{{customdata}}<extra></extra>",
-                row=1,
-                col=1,
-            )
+                x=line["x"].tolist(), y=line["mean"].tolist(), mode="lines+markers", name=escaped(model),
+                legendgroup=model, showlegend=dash == "solid", line={"color": colours[model], "dash": dash},
+                customdata=line["threshold"].tolist(), row=1, col=1,
+                hovertemplate=f"{escaped(model)}, layer %{{x}}: %{{y:.1f}} %, threshold %{{customdata}}<extra></extra>",
+            )  # fmt: skip
+    place = {"row": 2, "col": 1}
     for model, rows in shown[shown["site"] != AFTER_ATTENTION].groupby("model", sort=False):
-        _add_layers(figure, rows, name=_text(model), colour=colours[model], shown=shown, legend=False, row=2, col=1)
-    _layer_axis(figure, shown, row=2, col=1)
-    figure.update_xaxes(range=[0.5, last + 1.5])
+        _add_layers(figure, rows, name=escaped(model), colour=colours[model], shown=shown, legend=False, place=place)
+    _layer_axis(figure, shown, place)
+    figure.update_xaxes(range=[0.5, int(shown["layer"].max()) + 1.5])
     figure.update_yaxes(title="mIoU, %", rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title="mean |cos|", range=[0, 1], row=2, col=1)
-    return _style(figure, height=620, title=None)
-
-
-def _chosen(frame: pd.DataFrame, keys: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Rows of the (metric, variant) pairs asked for; ValueError if there are none."""
-    pairs = pd.MultiIndex.from_frame(frame[["metric", "variant"]])
-    shown = frame[pairs.isin(list(keys))]
-    if shown.empty:
-        there = "; ".join(f"{metric} ({variant})" for metric, variant in dict.fromkeys(pairs))
-        raise ValueError(f"no rows of {', '.join(f'{m} ({v})' for m, v in keys)}; the table has {there}")
-    return shown
-
-
-def _of_key(frame: pd.DataFrame, key: tuple[str, str]) -> pd.DataFrame:
-    return frame[(frame["metric"] == key[0]) & (frame["variant"] == key[1])]
-
-
-def _layer_axis(figure: "go.Figure", shown: pd.DataFrame, **place: int) -> None:
-    """Blocks as ticks, and the place of the final norm behind them."""
-    sites = shown["site"].unique()
-    last, normed = int(shown["layer"].max()), FINAL_NORM in sites
-    first = 0 if EMBEDDING in sites else 1
-    step = 1 if last <= 12 and not place else max(1, last // 4)
-    ticks = [tick for tick in range(first, last + 1, step) if not (place and normed and tick == last)]
-    names = [*map(str, ticks)] + (["norm"] if normed else [])
-    title = {"title": "block"} if not place else {}
-    figure.update_xaxes(tickvals=ticks + [last + 1] * normed, ticktext=names, tickangle=0, **title, **place)
-
-
-def _add_layers(
-    figure: "go.Figure",
-    rows: pd.DataFrame,
-    *,
-    name: str,
-    colour: str,
-    shown: pd.DataFrame,
-    dash: str = "solid",
-    legend: bool = True,
-    small: bool = False,
-    **place: int,
-) -> None:
-    """Mean and quartiles of one model and metric: a line through the stream, and one diamond for the final norm."""
-    normed = rows["site"] == FINAL_NORM
-    half = 0.5 * (rows["site"] == AFTER_ATTENTION)
-    places = rows.assign(x=rows["layer"] - half)[~normed].groupby("x")["value"]
-    stats = places.agg(["count", "mean"]).join(places.quantile([0.25, 0.75]).unstack().set_axis(["25%", "75%"], axis=1))
-    last = int(shown["layer"].max())
-    x, mean, low, high = stats.index.tolist(), *(stats[key].tolist() for key in ("mean", "25%", "75%"))
-    figure.add_scatter(
-        x=x + x[::-1],
-        y=high + low[::-1],
-        fill="toself",
-        fillcolor=colour,
-        opacity=0.15,
-        mode="lines",
-        line_width=0,
-        hoverinfo="skip",
-        showlegend=False,
-        legendgroup=name,
-        name=f"{name}, quartiles",
-        **place,
-    )
-    hover = (
-        f"{name}<br>layer %{{x}}: %{{y:.3f}}<br>quartiles %{{customdata[0]:.3f}} to %{{customdata[1]:.3f}} over "
-        "%{customdata[2]} images<extra></extra>"
-    )
-    figure.add_scatter(
-        x=x,
-        y=mean,
-        name=name,
-        legendgroup=name,
-        showlegend=legend,
-        mode="lines+markers",
-        line={"color": colour, "dash": dash, "width": 1.6 if small else 2},
-        marker_size=3 if small else 6,
-        customdata=list(zip(low, high, stats["count"].astype(int).tolist(), strict=True)),
-        hovertemplate=hover,
-        **place,
-    )
-    if normed.any():
-        values = rows[normed]["value"].describe()
-        figure.add_scatter(
-            x=[last + 1],
-            y=[values["mean"]],
-            name=f"{name}, final norm",
-            legendgroup=name,
-            mode="markers",
-            showlegend=False,
-            error_y={
-                "array": [max(0, values["75%"] - values["mean"])],
-                "arrayminus": [max(0, values["mean"] - values["25%"])],
-                "symmetric": False,
-            },
-            marker={"symbol": "diamond", "size": 7 if small else 11, "color": colour},
-            customdata=[(values["25%"], values["75%"], int(values["count"]))],
-            hovertemplate=hover.replace("layer %{x}", FINAL_NORM),
-            **place,
-        )
-
-
-def _what(shown: pd.DataFrame, *, variants: bool = True) -> str:
-    """Variants, sites with their norms, token set and N of a table, in words."""
-    sites = shown[["site", "norm"]].drop_duplicates().itertuples(index=False)
-    places = ", ".join(f"{site} ({'raw' if norm == NO_NORM else norm})" for site, norm in sites)
-    counts = sorted(shown["tokens"].unique()) if "tokens" in shown else []
-    count = f", N = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "") if counts else ""
-    named = ", ".join(shown["variant"].unique()) + "; " if variants else ""
-    return f"{named}{places}; {', '.join(shown['token_set'].unique())}{count}"
+    return styled(figure, height=620, title=None)
 
 
 def training_curves(
@@ -343,61 +204,38 @@ def training_curves(
     """Small panels over the step: each loss term, |cos| of PTC's pairs, and validation scores where there are some.
 
     Args:
-        metrics: Rows of metrics.csv with a column `step`, of one run or per run name. Several rows of one step, as of
-            seeds of one config, are drawn as their mean with a band from the lowest to the highest.
-        colours: Colour of each run, see `run_colours`.
-        columns: Columns to draw; None takes the known ones that are not empty or zero throughout.
+        metrics: Rows of metrics.csv with a column `step`, of one run or per run name. Where a step has several rows, as
+            for seeds of one config, their mean is drawn, with a band from the lowest to the highest.
+        colours: Colour of each run; `assign_colours` chooses them by default.
+        columns: Columns to draw; None takes the known ones that have a value other than zero.
     """
     from plotly.subplots import make_subplots
 
     frames = metrics if isinstance(metrics, Mapping) else {"run": metrics}
-    colours = colours or run_colours(frames)
-    if columns is None:
-        columns = [name for name in TITLES if any(name in f and f[name].fillna(0).any() for f in frames.values())]
+    colours = colours or assign_colours(frames)
+    columns = series.training_columns(frames.values()) if columns is None else columns
     width = min(3, max(1, len(columns)))
     height = max(1, -(-len(columns) // width))
     figure = make_subplots(
-        height,
-        width,
-        subplot_titles=[TITLES.get(name, _text(name)) for name in columns],
-        horizontal_spacing=0.07,
+        height, width, subplot_titles=[TITLES.get(name, escaped(name)) for name in columns], horizontal_spacing=0.07,
         vertical_spacing=0.32 / height,
-    )
+    )  # fmt: skip
     for i, column in enumerate(columns):
-        for name, frame in frames.items():
-            if column in frame:
-                rows = frame[frame[column].notna()].groupby("step", as_index=False)[column].agg(["mean", "min", "max"])
-                place = {"row": i // width + 1, "col": i % width + 1}
-                if (rows["min"] < rows["max"]).any():
-                    figure.add_scatter(
-                        x=rows["step"].tolist() + rows["step"].tolist()[::-1],
-                        y=rows["max"].tolist() + rows["min"].tolist()[::-1],
-                        fill="toself",
-                        fillcolor=colours[name],
-                        opacity=0.15,
-                        mode="lines",
-                        line_width=0,
-                        hoverinfo="skip",
-                        showlegend=False,
-                        legendgroup=name,
-                        name=f"{_text(name)}, lowest to highest",
-                        **place,
-                    )
-                figure.add_scatter(
-                    x=rows["step"].tolist(),
-                    y=rows["mean"].tolist(),
-                    name=_text(name),
-                    legendgroup=name,
-                    showlegend=i == 0,
-                    mode="lines+markers" if len(rows) < 30 else "lines",
-                    line={"color": colours[name], "width": 1.8},
-                    marker_size=4,
-                    hovertemplate=f"{_text(name)}<br>step %{{x}}: %{{y:.4g}}<extra></extra>",
-                    **place,
-                )
+        place = {"row": i // width + 1, "col": i % width + 1}
+        for run, frame in frames.items():
+            if column not in frame:
+                continue
+            line, name = series.training_series(frame, column), escaped(run)
+            if (line["low"] < line["high"]).any():
+                add_band(figure, line, colour=colours[run], group=run, name=f"{name}, lowest to highest", place=place)
+            figure.add_scatter(
+                x=line["x"].tolist(), y=line["mean"].tolist(), name=name, legendgroup=run, showlegend=i == 0,
+                mode="lines+markers" if len(line) < 30 else "lines", line={"color": colours[run], "width": 1.8},
+                marker_size=4, hovertemplate=f"{name}<br>step %{{x}}: %{{y:.4g}}<extra></extra>", **place,
+            )  # fmt: skip
         if column.startswith("val_") or column.endswith("_cosine"):
-            figure.update_yaxes(range=[0, 1], row=i // width + 1, col=i % width + 1)
-    return _style(figure, height=125 + 210 * height, title=None)
+            figure.update_yaxes(range=[0, 1], **place)
+    return styled(figure, height=125 + 210 * height, title=None)
 
 
 def iou_bars(evaluation: pd.DataFrame, *, colours: Mapping[str, str] | None = None) -> "go.Figure":
@@ -405,37 +243,26 @@ def iou_bars(evaluation: pd.DataFrame, *, colours: Mapping[str, str] | None = No
 
     Args:
         evaluation: Columns target, class, iou (in [0, 1]) and, for several runs, run. Rows of F1 are left out.
-        colours: Colour of each run, see `run_colours`.
+        colours: Colour of each run; `assign_colours` chooses them by default.
     """
     from plotly.subplots import make_subplots
 
     frame = evaluation if "run" in evaluation else evaluation.assign(run="run")
-    frame = frame[~frame["class"].isin([F1])]
-    targets = list(dict.fromkeys(frame["target"]))
-    colours = colours or run_colours(frame["run"])
-    height = max(1, len(targets))
-    titles = [TITLES.get(target, _text(target)) for target in targets]
+    panels = series.class_bars(frame)
+    colours = colours or assign_colours(run for panel in panels for run in panel.percent)
+    height = max(1, len(panels))
+    titles = [TITLES.get(panel.target, escaped(panel.target)) for panel in panels]
     figure = make_subplots(height, 1, subplot_titles=titles, shared_xaxes=True, vertical_spacing=0.16 / height)
-    for i, target in enumerate(targets, start=1):
-        part = frame[frame["target"] == target]
-        classes = sorted(dict.fromkeys(part["class"]), key=lambda name: name == MIOU)  # stable: mIoU goes last
-        for name, rows in part.groupby("run", sort=False):
-            values = rows.set_index("class")["iou"].reindex(classes) * 100
-            ticks = ["<b>mean</b>" if label == MIOU else _text(label) for label in classes]
+    for i, panel in enumerate(panels, start=1):
+        ticks = ["<b>mean</b>" if name == MIOU else escaped(name) for name in panel.classes]
+        for run, percent in panel.percent.items():
             figure.add_bar(
-                x=ticks,
-                y=values.tolist(),
-                name=_text(name),
-                legendgroup=name,
-                showlegend=i == 1,
-                marker_color=colours[name],
-                row=i,
-                col=1,
-                hovertemplate=f"{_text(name)}<br>%{{x}}: %{{y:.1f}} %<extra></extra>",
-            )
+                x=ticks, y=percent, name=escaped(run), legendgroup=run, showlegend=i == 1, marker_color=colours[run],
+                hovertemplate=f"{escaped(run)}<br>%{{x}}: %{{y:.1f}} %<extra></extra>", row=i, col=1,
+            )  # fmt: skip
     figure.update_yaxes(range=[0, 100], title="IoU, %")
     figure.update_layout(barmode="group", bargap=0.25)
-    return _style(figure, height=125 + 190 * height, title=None)
+    return styled(figure, height=125 + 190 * height, title=None)
 
 
 def ablation_plot(
@@ -443,49 +270,42 @@ def ablation_plot(
 ) -> "go.Figure":
     """Rows of an ablation over seeds, a panel per score: every run a dot, the mean a bar across, ± one sd a line.
 
-    The dashed line is the mean of the first row's reference (or of the first row), to read differences by eye; whether
-    one is more than chance stands in the table, where rows are paired by seed.
+    The dashed line is the mean of the first row's reference (or of the first row), to read differences by eye. Whether
+    they are more than chance stands in the table, where rows are paired by seed.
 
     Args:
         frame: One line per run: row, seed, scores.
-        summary: Table of `ablation.summarise` of that frame; its scores are drawn, in its order of rows.
+        summary: Table of `reports.ablation.summarise` of that frame; its scores are drawn, in its order of rows.
         titles: Heading of each score.
         title: Heading of the figure.
     """
     from plotly.subplots import make_subplots
 
-    scores, rows = (list(dict.fromkeys(summary[name])) for name in ("score", "row"))
-    titles = {name: TITLES.get(name, name) for name in scores} | dict(titles or {})
-    figure = make_subplots(
-        1, len(scores), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=[_text(titles[s]) for s in scores]
-    )
-    for column, score in enumerate(scores, start=1):
-        part = summary[summary["score"] == score].set_index("row")
-        factor = 100 if score.endswith(MEAN_SCORES) else 1
-        runs = frame[frame[score].notna()]
+    rows, panels = series.ablation_rows(summary), series.ablation_points(frame, summary)
+    titles = {panel.score: TITLES.get(panel.score, panel.score) for panel in panels} | dict(titles or {})
+    headings = [escaped(titles[panel.score]) for panel in panels]
+    figure = make_subplots(1, len(panels), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=headings)
+    for column, panel in enumerate(panels, start=1):
+        runs, means, place = panel.runs, panel.means, {"row": 1, "col": column}
         figure.add_scatter(
-            x=(factor * runs[score]).tolist(), y=[_text(row) for row in runs["row"]], mode="markers",
-            marker={"size": 7, "color": RUN_COLOURS[0], "opacity": 0.45}, name="a run", showlegend=column == 1,
+            x=runs["value"].tolist(), y=[escaped(row) for row in runs["row"]], mode="markers",
+            marker={"size": 7, "color": RUN_DOT, "opacity": 0.45}, name="a run", showlegend=column == 1,
             customdata=runs["seed"].tolist(), hovertemplate="%{y}, seed %{customdata}: %{x:.3~f}<extra></extra>",
-            row=1, col=column,
+            **place,
         )  # fmt: skip
         figure.add_scatter(
-            x=(factor * part["mean"]).tolist(), y=[_text(row) for row in part.index], mode="markers",
-            error_x={"array": (factor * part["sd"]).fillna(0).tolist(), "thickness": 1.6, "width": 0},
-            marker={"size": 15, "symbol": "line-ns", "line": {"width": 2.5, "color": RUN_COLOURS[1]}},
-            marker_color=RUN_COLOURS[1], name="mean ± sd over seeds", showlegend=column == 1,
-            customdata=part["seeds"].tolist(),
-            hovertemplate="%{y}: %{x:.3~f} ± %{error_x.array:.2~f}, %{customdata} seeds<extra></extra>",
-            row=1, col=column,
+            x=means["mean"].tolist(), y=[escaped(row) for row in means["row"]], mode="markers",
+            error_x={"array": means["sd"].tolist(), "thickness": 1.6, "width": 0},
+            marker={"size": 15, "symbol": "line-ns", "line": {"width": 2.5, "color": MEAN_BAR}},
+            marker_color=MEAN_BAR, name="mean ± sd over seeds", showlegend=column == 1,
+            customdata=means["seeds"].tolist(),
+            hovertemplate="%{y}: %{x:.3~f} ± %{error_x.array:.2~f}, %{customdata} seeds<extra></extra>", **place,
         )  # fmt: skip
-        compared = next((name for name in part["reference"] if name), rows[0])
-        figure.add_vline(
-            x=factor * part.loc[compared, "mean"], line={"dash": "dash", "width": 1, "color": INK}, row=1, col=column
-        )
-        figure.update_xaxes(title="points" if factor == 100 else "", row=1, col=column)
-    figure.update_yaxes(categoryorder="array", categoryarray=[_text(row) for row in reversed(rows)])
+        figure.add_vline(x=panel.compared, line={"dash": "dash", "width": 1, "color": INK}, **place)
+        figure.update_xaxes(title="points" if panel.in_points else "", **place)
+    figure.update_yaxes(categoryorder="array", categoryarray=[escaped(row) for row in reversed(rows)])
     figure.update_yaxes(automargin=True, col=1)
-    return _style(figure, height=190 + 30 * len(rows), title=title)
+    return styled(figure, height=190 + 30 * len(rows), title=title)
 
 
 def metric_by_parameter(
@@ -508,77 +328,80 @@ def metric_by_parameter(
         metric: Name of y.
         parameter: Name of x.
         colour: Name of what the groups differ in; None has one group.
-        colours: Colour of each group, see `run_colours`.
-        note: Put into the heading's second line.
+        colours: Colour of each group; `assign_colours` chooses them by default.
+        note: Second line of the heading.
     """
     import plotly.graph_objects as go
 
     numeric = pd.api.types.is_numeric_dtype(means["x"])
-    colours = colours or run_colours(means["group"])
+    colours = colours or assign_colours(means["group"])
     figure = go.Figure()
     for group, rows in means.groupby("group", sort=False):
-        own = points[points["group"] == group]
-        name = _text(f"{colour} = {group}") if colour else "mean and standard deviation"
+        own, ink = points[points["group"] == group], colours[group]
+        name = escaped(f"{colour} = {group}") if colour else "mean and standard deviation"
+        together = {"legendgroup": name, "offsetgroup": name}
         figure.add_scatter(
-            x=own["x"].tolist(),
-            y=own["y"].tolist(),
-            mode="markers",
-            name=f"{name}, runs",
-            legendgroup=name,
-            offsetgroup=name,
-            showlegend=False,
-            marker={"color": colours[group], "size": 7, "opacity": 0.45},
-            customdata=[_text(run) for run in own["run"]],
-            hovertemplate="%{customdata}<br>%{x}: %{y:.4g}<extra></extra>",
-        )
+            x=own["x"].tolist(), y=own["y"].tolist(), mode="markers", name=f"{name}, runs", showlegend=False,
+            marker={"color": ink, "size": 7, "opacity": 0.45}, customdata=[escaped(run) for run in own["run"]],
+            hovertemplate="%{customdata}<br>%{x}: %{y:.4g}<extra></extra>", **together,
+        )  # fmt: skip
         figure.add_scatter(
-            x=rows["x"].tolist(),
-            y=rows["mean"].tolist(),
-            mode="lines+markers" if numeric else "markers",
-            name=name,
-            legendgroup=name,
-            offsetgroup=name,
-            line={"color": colours[group], "width": 2},
-            marker={"color": colours[group], "size": 10, "symbol": "diamond"},
-            error_y={"type": "data", "array": rows["std"].fillna(0).tolist(), "color": colours[group], "width": 6},
+            x=rows["x"].tolist(), y=rows["mean"].tolist(), mode="lines+markers" if numeric else "markers", name=name,
+            line={"color": ink, "width": 2}, marker={"color": ink, "size": 10, "symbol": "diamond"},
+            error_y={"type": "data", "array": rows["std"].fillna(0).tolist(), "color": ink, "width": 6},
             customdata=list(zip(rows["std"].map("{:.2g}".format), rows["runs"].tolist(), strict=True)),
             hovertemplate=f"{name}<br>%{{x}}: %{{y:.4g}} ± %{{customdata[0]}} (%{{customdata[1]}} runs)<extra></extra>",
-        )
-    figure.update_xaxes(title=_text(parameter))
+            **together,
+        )  # fmt: skip
+    figure.update_xaxes(title=escaped(parameter))
     if not numeric:  # a word that looks like a number stays a word; groups stand beside each other
         figure.update_xaxes(type="category", categoryorder="array", categoryarray=list(dict.fromkeys(points["x"])))
         figure.update_layout(scattermode="group", scattergap=0.4)
-    figure.update_yaxes(title=_text(metric))
-    heading = f"{_text(metric)} against {_text(parameter)}<br><sub>{_text(note) or ' '}</sub>"
-    return _style(figure, height=460, title=heading)
+    figure.update_yaxes(title=escaped(metric))
+    return styled(figure, height=460, title=heading_of(f"{metric} against {parameter}", note or " "))
 
 
-def _style(figure: "go.Figure", *, height: int, title: str | None, top: int = 75) -> "go.Figure":
-    """Sober look shared by all curves: clear background (page or notebook shows through), readable fonts."""
-    family = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
-    font: dict[str, Any] = {"family": family, "size": 13, "color": INK}
-    grid = "rgba(128,128,128,0.25)"
-    more = 22 * (sum(trace.showlegend is not False for trace in figure.data) // 4)  # further rows of the legend
-    figure.update_xaxes(gridcolor=grid, zeroline=False, linecolor="rgba(128,128,128,0.6)", showline=True)
-    figure.update_yaxes(gridcolor=grid, zeroline=False)
-    figure.update_annotations(font_size=13)
-    figure.update_layout(
-        template="none",
-        height=height + more,
-        font=font,
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        title={"text": title, "x": 0, "xref": "paper", "y": 1, "yanchor": "top", "pad_t": 14, "font_size": 15}
-        if title
-        else None,
-        margin={"l": 60, "r": 20, "t": top if title else 40, "b": 85 + more},
-        hoverlabel_align="left",
-        showlegend=True,
-        legend={"orientation": "h", "y": 0, "yanchor": "bottom", "yref": "container", "x": 0},
+def _layer_axis(figure: "go.Figure", shown: pd.DataFrame, place: Mapping[str, int] | None = None) -> None:
+    """Blocks as ticks, and the final norm behind them; in a panel, at `place`, only a few ticks."""
+    ticks = series.layer_ticks(shown, sparse=place is not None)
+    figure.update_xaxes(tickvals=list(ticks), ticktext=list(ticks.values()), tickangle=0, **(place or {}))
+    if place is None:
+        figure.update_xaxes(title="block")
+
+
+def _add_layers(
+    figure: "go.Figure",
+    rows: pd.DataFrame,
+    *,
+    name: str,
+    colour: str,
+    shown: pd.DataFrame,
+    dash: str = "solid",
+    legend: bool = True,
+    small: bool = False,
+    place: Mapping[str, int] | None = None,
+) -> None:
+    """Mean and quartiles of one model and metric: a line through the stream, and one diamond for the final norm."""
+    place = place or {}
+    points = series.layer_series(rows, norm_x=int(shown["layer"].max()) + 1)
+    line, normed = points[~points["apart"]], points[points["apart"]]
+    add_band(figure, line, colour=colour, group=name, name=f"{name}, quartiles", place=place)
+    hover = (
+        f"{name}<br>layer %{{x}}: %{{y:.3f}}<br>quartiles %{{customdata[0]:.3f}} to %{{customdata[1]:.3f}} over "
+        "%{customdata[2]} images<extra></extra>"
     )
-    return figure
-
-
-def _text(value: Any) -> str:
-    """Text for plotly, which reads HTML tags in names."""
-    return html.escape(str(value), quote=False)
+    figure.add_scatter(
+        x=line["x"].tolist(), y=line["mean"].tolist(), name=name, legendgroup=name, showlegend=legend,
+        mode="lines+markers", line={"color": colour, "dash": dash, "width": 1.6 if small else 2},
+        marker_size=3 if small else 6, customdata=line[["low", "high", "images"]].values.tolist(), hovertemplate=hover,
+        **place,
+    )  # fmt: skip
+    if len(normed):
+        up, down = (normed["high"] - normed["mean"]).clip(0), (normed["mean"] - normed["low"]).clip(0)
+        figure.add_scatter(
+            x=normed["x"].tolist(), y=normed["mean"].tolist(), name=f"{name}, final norm", legendgroup=name,
+            mode="markers", showlegend=False, marker={"symbol": "diamond", "size": 7 if small else 11, "color": colour},
+            error_y={"array": up.tolist(), "arrayminus": down.tolist(), "symmetric": False},
+            customdata=normed[["low", "high", "images"]].values.tolist(),
+            hovertemplate=hover.replace("layer %{x}", FINAL_NORM), **place,
+        )  # fmt: skip

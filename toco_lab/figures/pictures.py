@@ -4,6 +4,7 @@ Drawn without pyplot: nothing stays open. Colour limits are always explicit, so 
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib import colormaps
@@ -14,15 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 IGNORED = 255  # label value drawn white and hatched
-
-
 CAM_COLOURS = "inferno"  # matplotlib colour scale of every CAM: ordered in brightness, safe for colour-blind readers
-
-
 SIMILARITY_COLOURS = "viridis"  # matplotlib colour scale of cosines, as in the token explorer
-
-
-_SIZE = 2.6  # side of one picture, in inches
+PICTURE_SIZE = 2.6  # side of one picture, in inches
 
 
 def cam_overlay(
@@ -43,7 +38,7 @@ def cam_overlay(
         vmin, vmax: Scores at the two ends of the colour scale.
         title: Heading.
     """
-    figure = Figure(figsize=(1.6 * _SIZE, 1.4 * _SIZE), layout="constrained")
+    figure = Figure(figsize=(1.6 * PICTURE_SIZE, 1.4 * PICTURE_SIZE), layout="constrained")
     axes = figure.subplots()
     _draw(axes, cam, image=image, palette=None, alpha=alpha, limits=(vmin, vmax))
     axes.set_title(title or "", fontsize=11)
@@ -62,7 +57,7 @@ def label_panel(
         class_names: Names of the classes 0..C; numbers without.
         title: Heading.
     """
-    figure = Figure(figsize=(1.8 * _SIZE, 1.4 * _SIZE), layout="constrained")
+    figure = Figure(figsize=(1.8 * PICTURE_SIZE, 1.4 * PICTURE_SIZE), layout="constrained")
     axes = figure.subplots()
     _draw(axes, label, image=None, palette=palette, alpha=1, limits=(0, 1))
     axes.set_title(title or "", fontsize=11)
@@ -79,7 +74,7 @@ def cam_gallery(
     alpha: float = 0.55,
     vmin: float = 0.0,
     vmax: float = 1.0,
-    size: float = _SIZE,
+    size: float = PICTURE_SIZE,
     title: str | None = None,
 ) -> Figure:
     """Images as rows, what is known about each as columns: image, truth, CAM of run A, auxiliary CAM, segmentation, ...
@@ -160,7 +155,7 @@ def similarity_maps(
         raise ValueError("similarity_maps needs at least one panel")
     width = min(len(panels), columns)
     height = -(-len(panels) // width)
-    figure = Figure(figsize=(_SIZE * width + 1, (_SIZE + 0.3) * height + 0.3), layout="constrained")
+    figure = Figure(figsize=(PICTURE_SIZE * width + 1, (PICTURE_SIZE + 0.3) * height + 0.3), layout="constrained")
     axes = figure.subplots(height, width, squeeze=False).ravel()
     for ax, panel in zip(axes, panels, strict=False):
         h, w = panel["map"].shape
@@ -221,6 +216,8 @@ def _draw(
     if array.ndim == 3:
         axes.imshow(array)
     elif _is_label(array):
+        if palette is None:
+            raise ValueError("a label map needs a palette")
         axes.imshow(label_pixels(array, palette), interpolation="nearest")
         if (array == IGNORED).any() and min(array.shape) > 1:
             axes.contourf(array == IGNORED, levels=[0.5, 1.5], colors="none", hatches=["////"])
@@ -245,7 +242,7 @@ def _legend(
     palette: np.ndarray,
     class_names: Sequence[str] | None,
     *,
-    loc: str,
+    loc: Literal["outside right center", "outside lower center"],
     ncols: int,
 ) -> None:
     """Legend of the label values that occur in any of the maps."""

@@ -1,42 +1,40 @@
-"""Curves, bars and scatter plots for paper: matplotlib."""
+"""Curves, bars and scatter plots on paper: tables in, a new matplotlib figure out. The numbers come from `series`."""
 
 from collections.abc import Mapping
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from toco_lab.figures.pictures import _SIZE, plain_text
-from toco_lab.vocabulary import MEAN_SCORES
+from toco_lab.figures import series
+from toco_lab.figures.colours import MEAN_BAR, RUN_DOT
+from toco_lab.figures.pictures import PICTURE_SIZE, plain_text
 
 
 def ablation_plot(frame: pd.DataFrame, summary: pd.DataFrame, *, titles: Mapping[str, str] | None = None) -> Figure:
     """Rows of an ablation over seeds, a panel per score: every run a dot, the mean a bar across, ± one sd a line.
 
-    As `curves.ablation_plot`, on paper.
+    On screen this is `interactive.ablation_plot`; the dashed line is the mean of the row that others are compared with.
 
     Args:
         frame: One line per run: row, seed, scores.
-        summary: Table of `ablation.summarise` of that frame; its scores are drawn, in its order of rows.
+        summary: Table of `reports.ablation.summarise` of that frame; its scores are drawn, in its order of rows.
         titles: Heading of each score.
     """
-    scores, rows = (list(dict.fromkeys(summary[name])) for name in ("score", "row"))
+    rows, scores = series.ablation_rows(summary), series.ablation_points(frame, summary)
     place = {row: number for number, row in enumerate(rows)}
     width = 1.2 + 0.075 * max(map(len, rows))
     figure = Figure(figsize=(width + 2.2 * len(scores), 0.9 + 0.3 * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
     for axes, score in zip(panels, scores, strict=True):
-        part = summary[summary["score"] == score].set_index("row").loc[rows]
-        factor = 100 if score.endswith(MEAN_SCORES) else 1
-        runs = frame[frame[score].notna()]
-        axes.plot(factor * runs[score], runs["row"].map(place), "o", color="#0072B2", alpha=0.4, markersize=4)
+        runs, means = score.runs, score.means
+        axes.plot(runs["value"], runs["row"].map(place), "o", color=RUN_DOT, alpha=0.4, markersize=4)
         axes.errorbar(
-            factor * part["mean"], range(len(rows)), xerr=(factor * part["sd"]).fillna(0), fmt="|", color="#D55E00",
-            markersize=11, markeredgewidth=2, elinewidth=1.4,
+            means["mean"], means["row"].map(place), xerr=means["sd"], fmt="|", color=MEAN_BAR, markersize=11,
+            markeredgewidth=2, elinewidth=1.4,
         )  # fmt: skip
-        compared = next((name for name in part["reference"] if name), rows[0])
-        axes.axvline(factor * part.loc[compared, "mean"], color="0.4", linestyle="--", linewidth=0.8)
-        axes.set_title((titles or {}).get(score, score), fontsize=9)
-        axes.set_xlabel("points" if factor == 100 else "", fontsize=8)
+        axes.axvline(score.compared, color="0.4", linestyle="--", linewidth=0.8)
+        axes.set_title((titles or {}).get(score.score, score.score), fontsize=9)
+        axes.set_xlabel("points" if score.in_points else "", fontsize=8)
         axes.tick_params(labelsize=8)
         axes.locator_params(axis="x", nbins=4)
         axes.grid(axis="x", color="0.85", linewidth=0.6)
@@ -56,7 +54,9 @@ def metric_by_parameter(
     colour: str | None = None,
     note: str = "",
 ) -> Figure:
-    """A metric against a parameter, as `curves.metric_by_parameter`, on paper.
+    """A metric against a parameter: every run as a point, mean and standard deviation of the runs of equal parameter.
+
+    On screen this is `interactive.metric_by_parameter`.
 
     Args:
         points: A row per run: run, x, y, group; in the order of the categories.
@@ -67,7 +67,7 @@ def metric_by_parameter(
         colour: Name of what the groups differ in; None has one group, and no legend.
         note: A second, smaller line of the heading.
     """
-    figure = Figure(figsize=(3.2 * _SIZE, 1.9 * _SIZE), layout="constrained")
+    figure = Figure(figsize=(3.2 * PICTURE_SIZE, 1.9 * PICTURE_SIZE), layout="constrained")
     axes = figure.subplots()
     numeric = pd.api.types.is_numeric_dtype(means["x"])
     places = {x: x if numeric else place for place, x in enumerate(dict.fromkeys(points["x"]))}
@@ -76,7 +76,7 @@ def metric_by_parameter(
         own, rows = points[points["group"] == group], means[means["group"] == group]
         aside = 0.0 if numeric else 0.6 * ((i + 0.5) / len(groups) - 0.5)  # categories leave room beside each other
         axes.plot(own["x"].map(places) + aside, own["y"], "o", color=colours[group], markersize=5, alpha=0.45)
-        line, label = "-" if numeric else "none", _plain(f"{colour} = {group}") if colour else None
+        line, label = "-" if numeric else "none", plain_text(f"{colour} = {group}") if colour else None
         axes.errorbar(
             rows["x"].map(places) + aside, rows["mean"], rows["std"].fillna(0), linestyle=line, marker="D",
             markersize=7, capsize=4, color=colours[group], label=label,
@@ -84,21 +84,16 @@ def metric_by_parameter(
     if not len(points):
         axes.text(0.5, 0.5, "no run has values of both", ha="center", va="center", transform=axes.transAxes)
     if not numeric and places:
-        axes.set_xticks(list(places.values()), [_plain(x) for x in places])
+        axes.set_xticks(list(places.values()), [plain_text(x) for x in places])
         axes.margins(x=0.15)
-    axes.set_xlabel(_plain(parameter))
-    axes.set_ylabel(_plain(metric))
+    axes.set_xlabel(plain_text(parameter))
+    axes.set_ylabel(plain_text(metric))
     axes.grid(alpha=0.3)
-    axes.set_title(_plain(note), fontsize=9)
-    figure.suptitle(_plain(f"{metric} against {parameter}"), fontsize=13)
+    axes.set_title(plain_text(note), fontsize=9)
+    figure.suptitle(plain_text(f"{metric} against {parameter}"), fontsize=13)
     if colour:
         figure.legend(loc="outside right upper", fontsize=9, frameon=False)
     return figure
-
-
-def _plain(text: str) -> str:
-    """Text for matplotlib, which reads formulas between dollar signs."""
-    return text.replace("$", r"\$")
 
 
 def line_panels(
@@ -107,8 +102,8 @@ def line_panels(
     """Small panels of lines with bands, as training curves and curves over layers are printed.
 
     Args:
-        table: Tidy: panel, line, x, mean, low and high for the band (NaN: none), and apart: points that belong to no
-            line, drawn as diamonds with bars. The panels have their own scales.
+        table: A row per point: panel, line, x, mean, low and high (the band; NaN for none), apart (a point that
+            belongs to no line, drawn as a diamond with a bar). `series` makes such tables. Panels have own scales.
         colours: Colour of each line.
         x_title: Name of x.
         ticks: Words for some x; numbers without.

@@ -58,7 +58,7 @@ class Report:
         names = comparison.names
         short = "Report on " + ", ".join(names) if len(names) <= 3 else f"Report on {len(names)} runs"
         self.title = title or (f"Report on {comparison.about.partition(':')[0]}" if comparison.about else short)
-        self.colours = interactive.run_colours(comparison.groups)
+        self.colours = interactive.assign_colours(comparison.groups)
         of_group = {run.name: self.colours[key] for key, runs in comparison.groups.items() for run in runs}
         self.colours |= of_group
 
@@ -245,7 +245,7 @@ class Report:
                 Plot(
                     "metrics_per_layer",
                     "All metrics per layer",
-                    lambda: interactive.smoothing_panels(blocks, keys=keys, colours=self.colours),
+                    lambda: interactive.smoothing_panels(blocks, metrics=keys, colours=self.colours),
                     lambda: self._printed_layers(blocks, keys),
                 ),
                 Text(
@@ -259,7 +259,7 @@ class Report:
         return Plot(
             name,
             title,
-            lambda: interactive.smoothing_curves(table, keys=keys, colours=self.colours),
+            lambda: interactive.smoothing_curves(table, metrics=keys, colours=self.colours),
             lambda: self._printed_layers(table, keys),
         )
 

@@ -88,7 +88,7 @@ def full_backbone_name(cfg: Config) -> str:
 
 
 def _create(name: str, arguments: dict[str, Any]) -> Encoder:
-    """timm.create_model, with errors that name the backbone and say what is read here."""
+    """timm.create_model, with errors that name the backbone and list the kinds that can be read."""
     try:
         return cast(Encoder, timm.create_model(name, **arguments))
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:

@@ -77,6 +77,6 @@ class PlainViT(Encoder):
     grad_checkpointing: bool
     no_embed_class: bool  # prefix tokens have no position
     pos_drop: nn.Module
-    pos_embed_antialias: bool  # of our own, see `build._add_positions`
+    pos_embed_antialias: bool  # set by `build.build_encoder`, not by timm
     _pos_embed: Callable[[Tensor], Tensor]
     forward_intermediates: Callable[..., Any]

@@ -77,7 +77,7 @@ def cam_gallery(
     size: float = PICTURE_SIZE,
     title: str | None = None,
 ) -> Figure:
-    """Images as rows, what is known about each as columns: image, truth, CAM of run A, auxiliary CAM, segmentation, ...
+    """A row per image, a column per map of it: image, truth, CAM of run A, auxiliary CAM, segmentation, ...
 
     The type of an array says how it is drawn: uint8 (H, W, 3) is a picture, floats (H, W) a CAM over the first picture
     of the row, integers (H, W) a label map. All CAMs share one colour scale.
@@ -118,14 +118,8 @@ def cam_gallery(
     if cams:
         _colour_bar(figure, list(grid.flat), vmin, vmax)
     if labels:
-        _legend(
-            figure,
-            labels,
-            palette,
-            class_names,
-            loc="outside lower center",
-            ncols=max(2, int(figure.get_figwidth() / 1.4)),
-        )
+        ncols = max(2, int(figure.get_figwidth() / 1.4))
+        _legend(figure, labels, palette, class_names, loc="outside lower center", ncols=ncols)
     figure.suptitle(title or "", fontsize=13)
     return figure
 

@@ -270,7 +270,7 @@ METRICS: dict[MetricKey, Metric] = {  # (metric, variant); a new metric is one m
     ),
     ("token-norm outliers", f"share above median + {OUTLIER_DEVIATIONS:g} deviations, per image"): Metric(
         lambda view: view.high_norm.double().mean(1), "20", "nothing fixed", "after " + _REGISTERS,
-        "Artifact tokens that rule cosines and ranks; a flat image puts its cut too low: see `outlier_share`.",
+        "Artifact tokens that rule cosines and ranks; a flat image puts its cut too low: compare `outlier_share`.",
     ),
     ("neighbour similarity of outliers", "high-norm tokens"): Metric(
         lambda view: mean_where(view.embedding_cosine, view.high_norm), "21", "nothing fixed", _REGISTERS,

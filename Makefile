@@ -4,17 +4,24 @@ SYSTEM_PYTHON ?= python3
 PYTHON := $(VENV)/bin/python
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: demo test check lab notebooks strip table bench clean
+.PHONY: demo test lint check lab notebooks strip table bench clean
 
 demo: $(VENV)/.installed  ## train a baseline and ToCo on toy scenes, execute their notebooks, write one report
 	$(PYTHON) -m toco_lab demo
 
-test: $(VENV)/.installed-test  ## the whole suite, notebooks included
-	$(PYTHON) -m pytest
+# a worker for each core, four at most: each needs about 1 GB, and tests start notebooks and browsers as well
+PYTEST := $(PYTHON) -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup --no-loadscope-reorder
 
-check: $(VENV)/.installed-test  ## what to run before a commit: lint and the quick tests
+test: $(VENV)/.installed-test  ## the whole suite, notebooks included
+	$(PYTEST) --durations=10
+
+lint: $(VENV)/.installed-test  ## formatting, lint, types
+	$(PYTHON) -m ruff format --check toco_lab
 	$(PYTHON) -m ruff check .
-	$(PYTHON) -m pytest -m "not slow and not browser"
+	$(PYTHON) -m mypy
+
+check: lint  ## what to run before a commit: lint and the quick tests, which also check who imports whom
+	$(PYTEST) -m "not slow and not browser"
 
 lab: $(VENV)/.installed  ## Jupyter on this machine only; the token is in the address it prints
 	$(PYTHON) -m jupyter lab --ServerApp.ip=127.0.0.1 notebooks/00_start_here.ipynb

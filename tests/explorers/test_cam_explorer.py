@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -410,13 +411,14 @@ def test_settings_that_do_not_exist_are_refused(explorer, settings, message):
 
 
 def test_saved_pictures_hold_their_settings(smoke_run, tmp_path: Path):
-    explorer = CamExplorer(smoke_run)
+    run = RunDir(shutil.copytree(smoke_run.path, tmp_path / "run"))
+    explorer = CamExplorer(run)
     image = Image.open(explorer.save(tmp_path / "a.png"))
     assert json.loads(image.text["settings"]) == explorer.settings()
     np.testing.assert_array_equal(np.asarray(image), pixels(explorer))
     explorer.save_button.click()
     assert "cam_explorer_toy_val_000000.png" in explorer.message.value
-    assert (smoke_run.path / "figures" / "cam_explorer_toy_val_000000.png").is_file()
+    assert (run.path / "figures" / "cam_explorer_toy_val_000000.png").is_file()
     file = io.BytesIO()
     explorer.figure().savefig(file, format="png", dpi=110)
     np.testing.assert_array_equal(np.asarray(Image.open(file).convert("RGB")), pixels(explorer))

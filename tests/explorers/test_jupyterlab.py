@@ -5,6 +5,7 @@ Nothing here waits for "a change": each step waits for the value it must end wit
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -28,9 +29,10 @@ pytestmark = [pytest.mark.slow, pytest.mark.browser]
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory, smoke_run: RunDir) -> Iterator[tuple]:
-    """(browser, address, folder): the folder holds copies of the explorer notebooks, set to the smoke run."""
+    """(browser, address, folder): the folder holds copies of the smoke run and of the explorer notebooks set to it."""
     folder = tmp_path_factory.mktemp("lab")
-    parameters = {"preset": "smoke", "run_dir": str(smoke_run.path)}
+    run = shutil.copytree(smoke_run.path, folder / "runs" / smoke_run.name)  # notebooks write into their run
+    parameters = {"preset": "smoke", "run_dir": str(run)}
     for name, more in (("01_cam_explorer", {}), ("05_over_smoothing", {"num_images": 2, "num_train": 4})):
         source, copy = (str(where / f"{name}.ipynb") for where in (ROOT / "notebooks", folder))
         papermill.execute_notebook(source, copy, parameters | more, prepare_only=True, progress_bar=False)

@@ -110,6 +110,7 @@ def assert_same_training(one: RunDir, other: RunDir):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("processes")
 def test_two_processes_train_as_one_does(alone, shared):
     assert len(alone.metrics()) == CFG.steps and alone.metrics()["seg_loss"].iloc[-1] > 0
     assert_same_training(alone, shared)
@@ -117,6 +118,7 @@ def test_two_processes_train_as_one_does(alone, shared):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("processes")
 def test_two_processes_score_as_one_does(alone, shared):
     one, other = alone.read_table("evaluation"), shared.read_table("evaluation")
     # the weights differ in the last digits, and so may a pixel at a threshold
@@ -132,6 +134,7 @@ def test_two_processes_score_as_one_does(alone, shared):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("processes")
 def test_a_run_of_two_processes_is_continued_by_one(alone, shared, tmp_path):
     folder = tmp_path / CFG.run_name()
     shutil.copytree(shared.path, folder)

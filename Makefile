@@ -61,7 +61,7 @@ $(PYTHON):
 	@$(SYSTEM_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	echo "error: Python 3.11 or newer is needed, $(SYSTEM_PYTHON) is not; try make SYSTEM_PYTHON=python3.12" >&2; exit 1; }
 	@$(SYSTEM_PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
-	echo "error: $(SYSTEM_PYTHON) can not make a virtual environment (on Debian: apt install python3-venv)" >&2; exit 1; }
+	echo "error: $(SYSTEM_PYTHON) cannot make a virtual environment (on Debian: apt install python3-venv)" >&2; exit 1; }
 
 $(VENV)/.installed: pyproject.toml | $(PYTHON)
 	$(call install,.)

@@ -14,7 +14,7 @@ from pathlib import Path
 from ablations import write_tables
 
 from toco_lab.config import Config
-from toco_lab.data.own_folder import resolve
+from toco_lab.data.own_folder import complete_config
 from toco_lab.sweeps.grid import ROOT, Grid
 from toco_lab.sweeps.sweep import run_sweep
 
@@ -41,7 +41,7 @@ def real_grid(dataset: str, data_root: Path, *, steps: int, seeds: int) -> Grid:
     preset = "folder" if dataset == "folder" else f"{dataset}_deit_b"
     fields = {name: getattr(toy, name) for name in BACKBONE} | SMALL
     fields |= {"data_root": str(data_root.resolve()), "steps": steps}
-    cfg = resolve(Config.preset(preset).replace(**fields))
+    cfg = complete_config(Config.preset(preset).replace(**fields))
     if dataset == "folder":
         fields |= {name: getattr(cfg, name) for name in ("label_source", "classes", "num_classes")}
     about = f"Real photographs ({data_root.name}): what do PTC and CTC do to the CAM of a small ViT in {steps} steps?"

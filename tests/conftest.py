@@ -69,7 +69,7 @@ def rng() -> np.random.Generator:
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
-    """made_once(name, make): a folder that `make(folder)` has filled, in whichever worker needed it first. Read only."""
+    """made_once(name, make): a folder filled by `make(folder)`, in whichever worker needed it first. Read only."""
     base = tmp_path_factory.getbasetemp()
     common = base.parent if WORKERS > 1 else base
 

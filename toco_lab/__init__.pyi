@@ -15,11 +15,11 @@ from .config import Config as Config
 from .data import PALETTE as PALETTE
 from .data import DataError as DataError
 from .data import class_names as class_names
+from .data import complete_config as complete_config
 from .data import eval_samples as eval_samples
 from .data import label_names as label_names
 from .data import make_scene as make_scene
 from .data import open_dataset as open_dataset
-from .data import resolve as resolve
 from .evaluation import evaluate_run as evaluate_run
 from .evaluation import gallery_rows as gallery_rows
 from .evaluation import layer_cam_quality as layer_cam_quality
@@ -48,6 +48,7 @@ from .method import refine as refine
 from .method import step as step
 from .method.cam import multi_scale_cam as multi_scale_cam
 from .method.model import ToCo as ToCo
+from .presets import BASELINE as BASELINE
 from .reports import build_report as build_report
 from .runs import RunDir as RunDir
 from .runs import list_runs as list_runs

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toco_lab.config import Config
-from toco_lab.data.own_folder import resolve, write_split
+from toco_lab.data.own_folder import complete_config, write_split
 from toco_lab.data.readers import missing_truth, open_dataset
 from toco_lab.evaluation.evaluate import Evaluation, evaluate_run, validator
 from toco_lab.explorers.snapshots import Snapshots
@@ -34,7 +34,7 @@ def open_run(cfg: Config, root: Path | str = "results", *, name: str | None = No
     Raises:
         ValueError: If the data set cannot be read, or the folder holds a run of another config.
     """
-    cfg = resolve(cfg)
+    cfg = complete_config(cfg)
     open_dataset(cfg, cfg.train_split)  # what is not there is said before there is a folder
     if drawn := write_split(cfg):
         print(drawn)

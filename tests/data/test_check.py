@@ -120,7 +120,7 @@ def test_the_sheet_shows_the_worst_first_and_what_can_be_read(voc):
     colours = save_mask(root, "two", [3], mode="RGB")
     report = check_dataset(voc, "train", progress=False)
     sheet = dict(contact_sheet(voc, report))
-    # without its image the size of a mask can not be compared, and without its mask there is no label
+    # without its image the size of a mask cannot be compared, and without its mask there is no label
     assert list(sheet) == ["three\nimage\nmask\nlabel", "two\nmask\nlabel", "one"]
     assert sheet["three\nimage\nmask\nlabel"]["image"] is None
     assert sheet["three\nimage\nmask\nlabel"]["mask"].shape == (20, 30)

@@ -85,7 +85,7 @@ def test_the_cache_is_used_and_follows_the_json(tmp_path, monkeypatch):
     assert len(list((tmp_path / CACHE).iterdir())) == 2
 
 
-def test_the_cache_of_a_folder_that_can_not_be_written(tmp_path, monkeypatch):
+def test_the_cache_of_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     cfg = make_coco(tmp_path / "data", [box(1, 90, 0, 0, 20, 10)])
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

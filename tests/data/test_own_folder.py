@@ -8,7 +8,7 @@ from PIL import Image
 from toco_lab.commands.app import main
 from toco_lab.config import Config
 from toco_lab.data.classes import DataError, class_names
-from toco_lab.data.own_folder import folder_names, resolve, write_split
+from toco_lab.data.own_folder import complete_config, folder_names, write_split
 from toco_lab.data.readers import open_dataset
 from toco_lab.runs.run_dir import RunDir
 
@@ -29,9 +29,9 @@ SMALL = (
 
 @pytest.mark.parametrize("suffix", [".csv", ".json"])
 def test_a_table_names_the_classes(tmp_path, suffix):
-    cfg = resolve(make_folder(tmp_path / "pets", TABLE, suffix))
+    cfg = complete_config(make_folder(tmp_path / "pets", TABLE, suffix))
     assert (cfg.label_source, cfg.classes, cfg.num_classes) == (f"labels{suffix}", ("ant", "cat", "dog"), 3)
-    assert class_names(cfg) == cfg.classes and resolve(cfg) is cfg
+    assert class_names(cfg) == cfg.classes and complete_config(cfg) is cfg
     reader = open_dataset(cfg, "train")
     labels = {name: classes_of(reader.image_label(place)) for place, name in enumerate(reader.names)}
     assert {"two": [1, 3], "four": [1]} | labels == {"two": [1, 3], "four": [1], "five": [3]} | labels
@@ -44,9 +44,9 @@ def test_masks_and_classes_txt(tmp_path):
     for name in NAMES:
         save_mask(tmp_path, name, [1, 255], folder="masks", size=(40, 50))
     with pytest.raises(DataError, match=r"classes.txt is missing.*line k is number k.*data check voc_vit_b"):
-        resolve(cfg)
+        complete_config(cfg)
     (tmp_path / "classes.txt").write_text("zebra\nant\n\n")
-    cfg = resolve(cfg)
+    cfg = complete_config(cfg)
     assert (cfg.label_source, cfg.classes, cfg.num_classes) == ("masks", ("zebra", "ant"), 2)
     # only images with a mask have a label, so three take part
     names = [name for split in ("train", "val") for name in open_dataset(cfg, split).names]
@@ -62,63 +62,63 @@ def test_a_table_beside_masks_needs_classes_txt(tmp_path):
     (tmp_path / "masks").mkdir()
     save_mask(tmp_path, "one", [1], folder="masks", size=(40, 50))
     with pytest.raises(DataError, match=r"classes.txt is missing.*It may be: ant, cat, dog\."):
-        resolve(cfg)
+        complete_config(cfg)
 
 
 def test_xml_names_the_classes(tmp_path):
     cfg = make_folder(tmp_path)
     write_xml(tmp_path, "one", "dog", "cat", "dog")
     write_xml(tmp_path, "two", "cat")
-    cfg = resolve(cfg)
+    cfg = complete_config(cfg)
     assert (cfg.label_source, cfg.classes) == ("xml", ("cat", "dog"))
     assert sorted(open_dataset(cfg, "train").names + open_dataset(cfg, "val").names) == ["one", "two"]
 
 
 def test_a_resolved_config_needs_no_folder(tmp_path):
-    cfg = resolve(make_folder(tmp_path / "pets", TABLE)).replace(data_root=str(tmp_path / "elsewhere/pets"))
-    assert class_names(resolve(cfg)) == ("ant", "cat", "dog")
+    cfg = complete_config(make_folder(tmp_path / "pets", TABLE)).replace(data_root=str(tmp_path / "elsewhere/pets"))
+    assert class_names(complete_config(cfg)) == ("ant", "cat", "dog")
 
 
 def test_the_name_of_the_folder_is_in_the_digest(tmp_path):
-    first, second = (resolve(make_folder(tmp_path / name, TABLE)) for name in ("pets", "toys"))
+    first, second = (complete_config(make_folder(tmp_path / name, TABLE)) for name in ("pets", "toys"))
     assert first.digest() != second.digest()
     assert first.digest() == first.replace(data_root=str(tmp_path / "moved/pets")).digest()
 
 
 def test_errors(tmp_path):
     with pytest.raises(DataError, match=r"no folder given.*--data-root my/folder"):
-        resolve(Config.preset("folder"))
+        complete_config(Config.preset("folder"))
     with pytest.raises(DataError, match=r"no images below data_root .*images.*JPEGImages"):
-        resolve(Config.preset("folder").replace(data_root=str(tmp_path)))
+        complete_config(Config.preset("folder").replace(data_root=str(tmp_path)))
     cfg = make_folder(tmp_path)
     with pytest.raises(DataError, match=r"does not say what is in its images: put labels.csv"):
-        resolve(cfg)
-    with pytest.raises(DataError, match=r"have not been read: use `cfg = toco_lab.resolve\(cfg\)`"):
+        complete_config(cfg)
+    with pytest.raises(DataError, match=r"have not been read: use `cfg = toco_lab.complete_config\(cfg\)`"):
         open_dataset(cfg, "train")
     (tmp_path / "labels.csv").write_text("name,labels\none.jpg,cat\ntwo,cat\n")
     with pytest.raises(DataError, match=r"1 images with labels: too few to split"):
-        open_dataset(resolve(cfg), "train")
+        open_dataset(complete_config(cfg), "train")
     (tmp_path / "train.txt").write_text("one\n")
     with pytest.raises(
         DataError, match=r"no entry for 'one' .*It has 'one.jpg': names go without folder and extension"
     ):
-        open_dataset(resolve(cfg), "train").image_label(0)
+        open_dataset(complete_config(cfg), "train").image_label(0)
     with pytest.raises(DataError, match=r"no list .*val.txt.* lists in that folder: train"):
-        open_dataset(resolve(cfg), "val")
+        open_dataset(complete_config(cfg), "val")
     (tmp_path / "labels.csv").write_text("name,labels\none,cat\none,dog\n")
     with pytest.raises(DataError, match=r"labels.csv has 'one' more than once"):
-        resolve(cfg)
+        complete_config(cfg)
     for text, words in (("background\ncat\n", "begins with background"), ("cat\ncat\n", "it has 2, 1 different")):
         (tmp_path / "classes.txt").write_text(text)
         with pytest.raises(DataError, match=words):
-            resolve(cfg)
+            complete_config(cfg)
 
 
 # --- lists ------------------------------------------------------------------------------------------------------------
 
 
 def test_lists_are_drawn_once_and_written_down(tmp_path):
-    cfg = resolve(make_folder(tmp_path, TABLE))
+    cfg = complete_config(make_folder(tmp_path, TABLE))
     train, val = folder_names(cfg, "train"), folder_names(cfg.replace(seed=5), "val")
     assert (len(train), len(val)) == (4, 1) and sorted(train + val) == sorted(set(TABLE) - {"six"})
     assert open_dataset(cfg, "train").names == train and not (tmp_path / "train.txt").exists()
@@ -135,15 +135,15 @@ def test_images_with_masks_are_drawn_for_validation(tmp_path):
     (tmp_path / "classes.txt").write_text("ant\ncat\ndog\n")
     (tmp_path / "masks").mkdir()
     save_mask(tmp_path, "five", [3], folder="masks", size=(40, 50))
-    assert folder_names(resolve(cfg), "val") == ["five"]
+    assert folder_names(complete_config(cfg), "val") == ["five"]
 
 
-def test_lists_that_can_not_be_written(tmp_path, monkeypatch):
+def test_lists_that_cannot_be_written(tmp_path, monkeypatch):
     def refuse(path, mode):
         raise PermissionError("read-only")
 
-    cfg = resolve(make_folder(tmp_path, TABLE))
-    monkeypatch.setattr("toco_lab.data.own_folder.atomic_write", refuse)
+    cfg = complete_config(make_folder(tmp_path, TABLE))
+    monkeypatch.setattr("toco_lab.data.layouts.atomic_write", refuse)
     with pytest.raises(DataError, match=r"cannot write train.txt: read-only. .*put train and val.txt there yourself"):
         write_split(cfg)
 
@@ -151,13 +151,13 @@ def test_lists_that_can_not_be_written(tmp_path, monkeypatch):
 # --- the commands -----------------------------------------------------------------------------------------------------
 
 
-def test_a_folder_without_masks_trains_and_says_what_it_can_not_measure(tmp_path, capsys):
+def test_a_folder_without_masks_trains_and_says_what_it_cannot_measure(tmp_path, capsys):
     make_folder(tmp_path / "pets", TABLE)
     command = ["train", "folder", "--data-root", str(tmp_path / "pets"), "--root", str(tmp_path), "--name", "run"]
     assert main([*command, *SMALL]) == 0
     printed = capsys.readouterr().out
     assert "wrote train.txt with 4 images" in printed
-    assert "no mIoU: 1 of 1 images of 'val'" in printed and "can not be measured" in printed
+    assert "no mIoU: 1 of 1 images of 'val'" in printed and "cannot be measured" in printed
     run = RunDir(tmp_path / "run")
     assert run.status()["state"] == "done" and (run.path / "smoothing.csv").is_file()
     table = run.read_table("evaluation")

@@ -15,10 +15,13 @@ from scipy.io import savemat
 
 from toco_lab.commands.app import main
 from toco_lab.config import Config
-from toco_lab.data import prepare
+from toco_lab.data import prepare_voc as module_of_voc
+from toco_lab.data.archives import Archive
 from toco_lab.data.classes import DataError
 from toco_lab.data.image_labels import read_label_names
-from toco_lab.data.prepare import Archive, label_table, prepare_coco, prepare_voc, write_labels
+from toco_lab.data.label_tables import label_table, write_labels
+from toco_lab.data.prepare_coco import prepare_coco
+from toco_lab.data.prepare_voc import prepare_voc
 from toco_lab.data.readers import open_dataset
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
@@ -83,7 +86,7 @@ def test_another_number_than_10582_is_refused_with_the_lists(unpacked):
 
 
 def test_a_killed_command_continues(unpacked, monkeypatch):
-    read, asked = prepare._read_sbd, []
+    read, asked = module_of_voc._read_sbd, []
 
     def killed(path):
         asked.append(path.stem)
@@ -91,7 +94,7 @@ def test_a_killed_command_continues(unpacked, monkeypatch):
             raise KeyboardInterrupt
         return read(path)
 
-    monkeypatch.setattr(prepare, "_read_sbd", killed)
+    monkeypatch.setattr(module_of_voc, "_read_sbd", killed)
     with pytest.raises(KeyboardInterrupt):
         prepare_voc(unpacked, subset=True, progress=False)
     assert not list(unpacked.rglob("train_aug.txt"))
@@ -128,7 +131,7 @@ def archives(monkeypatch: pytest.MonkeyPatch, folder: Path, *, wrong: bool = Fal
         made.append(Archive(name, f"https://nowhere.invalid/{name}", top, hashlib.md5(content).hexdigest()))
         if wrong:
             (folder / name).write_bytes(content[:-100])
-    monkeypatch.setattr(prepare, "voc_archives", lambda: tuple(made))
+    monkeypatch.setattr(module_of_voc, "voc_archives", lambda: tuple(made))
 
 
 def test_archives_are_checked_and_unpacked(tmp_path, monkeypatch, capsys):
@@ -155,7 +158,7 @@ def test_a_download_that_fails_says_what_to_fetch_by_hand(tmp_path, monkeypatch)
     monkeypatch.setattr("torchvision.datasets.utils.download_url", download_url)
     with pytest.raises(DataError, match=r"could not be downloaded \(no network\)\. fetch and put into") as error:
         prepare_voc(tmp_path, download=True)
-    voc, sbd = prepare.voc_archives()
+    voc, sbd = module_of_voc.voc_archives()
     assert asked == [(voc.url, tmp_path, "VOCtrainval_11-May-2012.tar", 32)]
     assert voc.url in str(error.value) and sbd.url in str(error.value)
 

@@ -143,7 +143,7 @@ def test_missing_truth_says_how_much_is_missing(voc):
     table.write_text("name,labels\none,bird\ntwo,cat\nthree,bird\n")
     (Path(voc.data_root) / "SegmentationClass/two.png").unlink()
     words = missing_truth(voc.replace(label_source="labels.csv"))
-    assert words.startswith("1 of 3 images of 'train'") and "mIoU of CAM and segmentation can not be measured" in words
+    assert words.startswith("1 of 3 images of 'train'") and "mIoU of CAM and segmentation cannot be measured" in words
 
 
 # --- toy --------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from PIL import Image
 
 from helpers.folders import make_voc
 from toco_lab.config import Config
-from toco_lab.data.own_folder import resolve
+from toco_lab.data.own_folder import complete_config
 from toco_lab.evaluation.label_summary import PseudoLabels
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
@@ -47,4 +47,4 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def as_folder(written: PseudoLabels, kind: str, split: str = "val") -> Config:
     """What a second stage would train on."""
     root = written.out / kind
-    return resolve(Config.preset("folder").replace(data_root=str(root), train_split=split, val_split=split))
+    return complete_config(Config.preset("folder").replace(data_root=str(root), train_split=split, val_split=split))

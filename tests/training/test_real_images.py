@@ -16,6 +16,7 @@ from toco_lab.explorers.token_maps import save_token_maps
 from toco_lab.method.cam import multi_scale_cam
 from toco_lab.method.model import ToCo
 from toco_lab.method.step import loss_weights
+from toco_lab.presets import BASELINE
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.per_layer import SITES, metric_names, smoothing_of_run, smoothing_per_layer
 from toco_lab.training.learner import Learner, train_step
@@ -84,7 +85,7 @@ def test_image_labels_alone_separate_real_photographs():
     """A few steps on eight photographs: the classification loss of those very photographs must fall."""
     cfg = small(
         train_images=8, batch_size=8, steps=12, learning_rate=1e-3, jitter_probability=0.0, scale_range=(0.5, 0.5),
-        blur_probability=(0.0, 0.0, 0.0), w_ptc=0.0, w_ctc=0.0, w_seg=0.0, w_reg=0.0,
+        blur_probability=(0.0, 0.0, 0.0), **BASELINE,
     )  # fmt: skip
     torch.manual_seed(0)
     model = ToCo(cfg).train()

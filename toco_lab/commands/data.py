@@ -16,12 +16,12 @@ prepare = SubcommandApp()
 
 def _data_config(what: str, **changes: Any) -> Config:
     """The config of a preset, or of any folder, with what that folder says of itself; changes of None are left out."""
-    from toco_lab.data.own_folder import resolve
+    from toco_lab.data.own_folder import complete_config
 
     if what not in PRESETS and not Path(what).is_dir():
         raise ValueError(f"{what!r} is neither a folder nor a preset; presets are: {', '.join(PRESETS)}")
     cfg = Config.preset(what) if what in PRESETS else Config.preset("folder").replace(data_root=what)
-    return resolve(cfg.replace(**{name: value for name, value in changes.items() if value is not None}))
+    return complete_config(cfg.replace(**{name: value for name, value in changes.items() if value is not None}))
 
 
 @data.command
@@ -116,7 +116,7 @@ def labels(
         data_root: Folder of the preset's data set; None takes the preset's.
         out: The file, .csv or .json; None takes labels.csv in the data set's folder.
     """
-    from toco_lab.data.prepare import label_table, write_labels
+    from toco_lab.data.label_tables import label_table, write_labels
 
     cfg = Config.preset(what) if what in PRESETS else Config.preset("folder").replace(data_root=what)
     cfg = cfg.replace(data_root=data_root) if data_root else cfg
@@ -138,7 +138,7 @@ def voc(folder: tyro.conf.Positional[Path], download: bool = False, subset: bool
         download: Fetch archives that are missing (3.4 GB) and check them.
         subset: Allow another number of images: a part of VOC.
     """
-    from toco_lab.data.prepare import prepare_voc
+    from toco_lab.data.prepare_voc import prepare_voc
 
     print(prepare_voc(folder, download=download, subset=subset))
 
@@ -154,7 +154,7 @@ def coco(
         crowds: Crowd regions are painted as their class, or as 255 (not counted); train with the same --crowds.
         subset: Allow another number of images: a part of COCO.
     """
-    from toco_lab.data.prepare import prepare_coco
+    from toco_lab.data.prepare_coco import prepare_coco
 
     print(*prepare_coco(folder, crowds=crowds, subset=subset), sep="\n")
 

@@ -100,10 +100,10 @@ def train(options: tyro.conf.OmitArgPrefixes[OptionsOfAnyPreset]) -> None:
 
 def _open_run(options: TrainOptions) -> "RunDir | None":
     """Make the folder of the run that the options ask for, and say what is worth knowing; None after a dry run."""
-    from toco_lab.data.own_folder import resolve
+    from toco_lab.data.own_folder import complete_config
     from toco_lab.experiment import open_run
 
-    cfg = _shared_out(resolve(options.config()))
+    cfg = _shared_out(complete_config(options.config()))
     _warn_of_batch_size(cfg, Config.preset(options.preset))
     if options.dry_run:
         print(*_outlook(cfg, options), sep="\n")

@@ -1,11 +1,14 @@
+from . import archives as archives
 from . import check as check
 from . import classes as classes
 from . import coco_masks as coco_masks
 from . import image_labels as image_labels
+from . import label_tables as label_tables
 from . import layouts as layouts
 from . import loader as loader
 from . import own_folder as own_folder
-from . import prepare as prepare
+from . import prepare_coco as prepare_coco
+from . import prepare_voc as prepare_voc
 from . import readers as readers
 from . import toy as toy
 from . import toy_backbone as toy_backbone
@@ -18,7 +21,7 @@ from .classes import label_names as label_names
 from .loader import EvalSample as EvalSample
 from .loader import eval_samples as eval_samples
 from .loader import train_loader as train_loader
-from .own_folder import resolve as resolve
+from .own_folder import complete_config as complete_config
 from .readers import open_dataset as open_dataset
 from .toy import make_scene as make_scene
 from .views import TrainViews as TrainViews

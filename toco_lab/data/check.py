@@ -13,16 +13,28 @@ from tqdm import tqdm
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.data.classes import PALETTE, DataError
 from toco_lab.data.image_labels import label_of_mask
-from toco_lab.data.readers import Reader, make_reader, training_label
+from toco_lab.data.readers import FolderReader, Reader, make_reader, training_label
 
 SHOWN_PROBLEMS = 20  # in the printed summary
 
 
 @dataclass
 class CheckReport:
-    """What `check_dataset` found; `str(report)` is meant to be read.
+    """What `check_dataset` found; `print(report)` gives a summary.
 
-    A problem stops training or evaluation, or makes a number wrong. A note may be right and should be known.
+    Attributes:
+        dataset: `Config.dataset`.
+        split: The list that was checked.
+        folder: Of the data set.
+        num_images: On the list.
+        num_masks: That could be read.
+        problems: What stops training or evaluation, or makes a number wrong.
+        notes: What may be right and should be known.
+        class_images: Of each class, the number of images whose label names it.
+        sizes: Number of images of each (width, height), in pixels.
+        ignored: Share of mask pixels that are 255, in [0, 1].
+        doubtful: Of each image with something wrong, what it is, in a few words.
+        pictures: The images that show the same picture, by a digest of its pixels.
     """
 
     dataset: str
@@ -32,18 +44,18 @@ class CheckReport:
     num_masks: int = 0
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    class_images: dict[str, int] = field(default_factory=dict)  # class -> images whose label names it
-    sizes: Counter = field(default_factory=Counter)  # (width, height) -> images
-    ignored: float = 0.0  # share of mask pixels that are 255
-    doubtful: dict[str, list[str]] = field(default_factory=dict)  # image -> what is wrong with it, in a few words
-    pictures: dict[bytes, list[str]] = field(default_factory=dict)  # digest of the pixels -> images
+    class_images: dict[str, int] = field(default_factory=dict)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    ignored: float = 0.0
+    doubtful: dict[str, list[str]] = field(default_factory=dict)
+    pictures: dict[bytes, list[str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """A summary of some lines, the first problems on lines of their own at the end."""
+        """The summary, with the first problems at its end."""
         return self.text(SHOWN_PROBLEMS)
 
     def text(self, most: int | None = None) -> str:
-        """The summary with at most so many problems; None: all."""
+        """The summary with at most `most` problems, each on a line of its own; None takes all."""
         lines = [f"{self.dataset} {self.split}: {self.num_images} images, {self.num_masks} masks in {self.folder}"]
         if self.sizes:
             widths, heights = (sorted(size[axis] for size in self.sizes.elements()) for axis in (0, 1))
@@ -64,7 +76,13 @@ class CheckReport:
 
 
 def check_dataset(cfg: Config, split: str, *, progress: bool = True) -> CheckReport:
-    """Reads every image, mask and label of a split and collects all problems instead of stopping at the first."""
+    """Read every image, mask and label of a split, and collect all problems instead of stopping at the first.
+
+    Args:
+        cfg: Names the data set.
+        split: Name of the list.
+        progress: Show a progress bar.
+    """
     report = CheckReport(cfg.dataset, split)
     try:
         reader = make_reader(cfg, split)
@@ -83,7 +101,7 @@ def check_dataset(cfg: Config, split: str, *, progress: bool = True) -> CheckRep
 
     is_training = split == cfg.train_split
     labels, pixels = np.zeros(len(reader.classes), int), np.zeros(256, int)
-    found = _Doubts(reader, report.doubtful)
+    doubts = _Doubts(reader, report.doubtful)
     for index in tqdm(range(len(reader)), desc=f"check {split}", disable=not progress):
         image, mask = attempt("image", reader.image, index), attempt("mask", reader.mask, index)
         label = None
@@ -98,14 +116,14 @@ def check_dataset(cfg: Config, split: str, *, progress: bool = True) -> CheckRep
         if mask is not None:
             report.num_masks += 1
             pixels += np.bincount(mask.ravel(), minlength=256)
-            found.look(index, mask, label)
+            doubts.look(index, mask, label)
     report.class_images = dict(zip(reader.classes, labels.tolist(), strict=True))
     report.ignored = float(pixels[IGNORE_INDEX] / max(1, pixels.sum()))
     report.problems = list(problems)
     same = [" = ".join(names) for names in report.pictures.values() if len(set(names)) > 1]
-    if cfg.dataset == "folder" and reader.list_file == reader.root:
+    if cfg.dataset == "folder" and isinstance(reader, FolderReader) and reader.list_file == reader.root:
         report.notes.append("the folder has no lists: these images were drawn, and a run writes the lists down")
-    report.notes += found.notes() + _counted(same, "pictures lie there under several names")
+    report.notes += doubts.notes() + _counted(same, "pictures lie there under several names")
     return report
 
 
@@ -117,7 +135,7 @@ def shared_pictures(first: CheckReport, second: CheckReport) -> list[str]:
 
 
 class _Doubts:
-    """Masks that can be read and may still be wrong."""
+    """Collects masks that can be read and may still be wrong."""
 
     def __init__(self, reader: Reader, doubtful: dict[str, list[str]]) -> None:
         self.reader, self.doubtful = reader, doubtful
@@ -139,7 +157,7 @@ class _Doubts:
                 self.doubtful.setdefault(name, []).append(words)
 
     def _is_recoloured(self, index: int, mask: np.ndarray) -> bool:
-        """Whether VOC's colours stand at other numbers than VOC's: so does a colour picture that was quantised."""
+        """Whether the palette has VOC's colours at other numbers, as after the quantisation of a colour picture."""
         path = self.reader.mask_path(index)
         if path is None:
             return False
@@ -178,8 +196,13 @@ def _counted(cases: Sequence[str], words: str) -> list[str]:
 def contact_sheet(cfg: Config, report: CheckReport, count: int = 8) -> list[tuple[str, dict[str, Any]]]:
     """Names and rows for `figures.cam_gallery`: images of a checked split with their masks, the worst first.
 
-    A mask is shown as the file has it: numbers in class colours, colours as a picture; what can not be read is left
+    A mask is shown as its file has it: numbers in class colours, colours as a picture. What cannot be read is left
     empty. After the doubtful images come the first ones of the list.
+
+    Args:
+        cfg: As given to `check_dataset`.
+        report: What it found.
+        count: Number of images to show at most.
     """
     reader = make_reader(cfg, report.split)
     place = {name: index for index, name in enumerate(reader.names)}

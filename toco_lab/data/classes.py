@@ -1,4 +1,4 @@
-"""Classes and colours: class names of each data set, the VOC palette, and the error of bad data."""
+"""Class names of each data set, the colours of their masks, and the error for bad data."""
 
 from pathlib import Path
 
@@ -51,11 +51,15 @@ def save_mask(path: Path, mask: np.ndarray) -> None:
 
 
 def class_names(cfg: Config) -> tuple[str, ...]:
-    """Names of the `cfg.num_classes` foreground classes; name k belongs to label k + 1 of a mask."""
+    """Names of the `cfg.num_classes` foreground classes; name k belongs to label k + 1 of a mask.
+
+    Raises:
+        DataError: If the classes of a folder have not been read, or their number is not `num_classes`.
+    """
     if cfg.dataset == "folder" and cfg.classes is None:
         raise DataError(
             f"the classes of folder {cfg.data_root or '(none given)'} have not been read: use "
-            "`cfg = toco_lab.resolve(cfg)`, as the commands do, or give the config's `classes`"
+            "`cfg = toco_lab.complete_config(cfg)`, as the commands do, or give the config's `classes`"
         )
     known = {"toy": toy.TOY_CLASSES, "voc": VOC_CLASSES, "coco": COCO_CLASSES, "folder": cfg.classes or ()}
     names = tuple(known[cfg.dataset])

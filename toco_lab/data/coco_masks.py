@@ -26,9 +26,9 @@ _VERSION = "1"  # of `paint_mask`: another order of painting needs another numbe
 
 
 def find_annotations(root: Path, split: str | None = None) -> list[Path]:
-    """The files annotations/instances_*.json; those whose name goes on with `split`, if there are such."""
-    found = sorted((root / "annotations").glob("instances_*.json"))
-    return [path for path in found if split and path.stem.startswith(f"instances_{split}")] or found
+    """The files annotations/instances_*.json: those of a split (instances_train2014), or all if it has none."""
+    paths = sorted((root / "annotations").glob("instances_*.json"))
+    return [path for path in paths if split and path.stem.startswith(f"instances_{split}")] or paths
 
 
 def class_numbers(categories: Iterable[Mapping[str, Any]]) -> dict[int, int]:
@@ -74,17 +74,23 @@ def paint_mask(
 
 
 class CocoMasks:
-    """Masks and image labels of one instances json. `classes` maps the image names to the classes annotated there.
+    """Masks and image labels of one instances json.
 
-    The json of COCO's training images takes half a minute and some GB of memory to read: after the first time the names
-    and labels come from a small index in the cache, and the json is read again only if a mask is still to be painted.
+    The json of COCO's training images takes half a minute and some GB of memory to read. After the first time the names
+    and labels come from a small index in the cache, and the json is read again only to paint a mask.
+
+    Attributes:
+        path: The json.
+        crowds: `class` or `ignore`, see `paint_mask`.
+        folder: Cache of the painted masks.
+        classes: Class numbers annotated in each image, by its name.
     """
 
     def __init__(self, path: Path, *, crowds: str = "class") -> None:
         """`path` is annotations/instances_*.json; DataError if it is no such json or not of COCO's 80 classes."""
         self.path, self.crowds = path, crowds
-        found = path.stat()
-        key = _key(path, found.st_size, found.st_mtime_ns)
+        status = path.stat()
+        key = _key(path, status.st_size, status.st_mtime_ns)
         self.folder = _cache_folder(path.parent.parent) / f"{path.stem}-{crowds}-{key}"
         index = self.folder / "index.json"
         if not index.is_file():
@@ -93,7 +99,7 @@ class CocoMasks:
         self.classes: dict[str, list[int]] = json.loads(index.read_text())
 
     def image_label(self, name: str) -> np.ndarray:
-        """float32 (80,) in {0, 1}: the classes annotated in an image, hidden ones too; no ignored crowds."""
+        """float32 (80,) in {0, 1}: the classes annotated in an image, hidden objects included, ignored crowds not."""
         return onehot([COCO_CLASSES[number - 1] for number in self.classes[name]], COCO_CLASSES, str(self.path))
 
     def mask_path(self, name: str) -> Path:
@@ -104,13 +110,13 @@ class CocoMasks:
         return path
 
     def prepare(self, names: Iterable[str]) -> None:
-        """Read the json now if any of these masks is to be painted: loader processes then share it."""
+        """Read the json now if one of these masks is not painted yet: loader processes, which are forked, share it."""
         there = {path.stem for path in self.folder.glob("*.png")}
         if not there.issuperset(names):
             _ = self._coco
 
     @functools.cached_property
-    def _coco(self):
+    def _coco(self) -> Any:
         from pycocotools.coco import COCO
 
         with contextlib.redirect_stdout(io.StringIO()):  # it reports every stage

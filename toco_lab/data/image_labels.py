@@ -1,4 +1,4 @@
-"""Image labels, in every way they can be given: masks, XML, CSV, JSON, npy."""
+"""Readers of image labels: which classes an image shows, from masks, XML, CSV, JSON or npy files."""
 
 import csv
 import json
@@ -6,7 +6,7 @@ import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 from xml.etree import ElementTree
 
 import numpy as np
@@ -37,16 +37,16 @@ def read_labels(path: Path, classes: Sequence[str]) -> dict[str, np.ndarray]:
     """
     try:
         if path.suffix == ".npy":
-            table = _read_pickled_arrays(path)
-            return {str(name): _checked_onehot(path, name, values, len(classes)) for name, values in table.items()}
+            arrays = _read_pickled_arrays(path)
+            return {str(name): _checked_onehot(path, name, values, len(classes)) for name, values in arrays.items()}
     except (AttributeError, TypeError) as error:
         raise DataError(f"label file {path} has the wrong layout ({error!r}). {_LABEL_LAYOUTS}") from error
-    table = read_label_names(path)
-    return {name: onehot(labels, classes, f"label file {path}, image {name!r}") for name, labels in table.items()}
+    named = read_label_names(path)
+    return {name: onehot(labels, classes, f"label file {path}, image {name!r}") for name, labels in named.items()}
 
 
 def read_label_names(path: Path) -> dict[str, list[str]]:
-    """Class names by image name from a CSV or JSON label file, whatever the classes are; see `read_labels`.
+    """Class names by image name from a CSV or JSON label file, see `read_labels`; the names are not checked.
 
     Raises:
         DataError: For another extension, a wrong layout, or an image that is listed twice.
@@ -76,6 +76,7 @@ def _as_list(labels: object) -> list:
 
 
 def find_label_file(source: str, root: Path) -> Path:
+    """The file that `label_source` names, as a path of its own or below the data set's folder; DataError if neither."""
     for path in (Path(source), root / source):
         if path.is_file():
             return path
@@ -83,14 +84,18 @@ def find_label_file(source: str, root: Path) -> Path:
 
 
 def onehot(labels: Iterable[str], classes: Sequence[str], where: str) -> np.ndarray:
-    """float32 (C,) in {0, 1} of class names; DataError for an unknown one, which names the place `where`."""
-    found = np.zeros(len(classes), np.float32)
-    for label in labels:
-        if label not in classes:
-            hint = did_you_mean(str(label), classes) or f"; there are: {', '.join(classes)}"
-            raise DataError(f"unknown class {label!r} in {where}. Correct the name there{hint}")
-        found[classes.index(label)] = 1
-    return found
+    """float32 (C,) in {0, 1}: 1 for each of the class names `labels`.
+
+    Raises:
+        DataError: For an unknown class; the message says that it stands in `where`.
+    """
+    label = np.zeros(len(classes), np.float32)
+    for name in labels:
+        if name not in classes:
+            hint = did_you_mean(name, classes).removeprefix(", ") or f"there are: {', '.join(classes)}"
+            raise DataError(f"unknown class {name!r} in {where}. Correct the name there; {hint}")
+        label[classes.index(name)] = 1
+    return label
 
 
 def _checked_onehot(path: Path, name: str, values: np.ndarray, num_classes: int) -> np.ndarray:
@@ -125,15 +130,15 @@ def read_xml_names(path: Path) -> list[str]:
 class _ArrayUnpickler(pickle.Unpickler):
     """Rebuilds numpy arrays in plain containers and refuses everything else, so a label file cannot run code."""
 
-    _RECONSTRUCT = np.empty(0).__reduce__()[0]  # where numpy keeps it has moved between versions
-    _ALLOWED: ClassVar = {
+    _RECONSTRUCT: ClassVar[Any] = np.empty(0).__reduce__()[0]  # where numpy keeps it has moved between versions
+    _ALLOWED: ClassVar[dict[tuple[str, str], Callable[..., Any]]] = {
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
         ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
         ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
     }
 
-    def find_class(self, module: str, name: str) -> Callable:
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
         if (module, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
         return self._ALLOWED[module, name]

@@ -1,4 +1,4 @@
-"""Where the files of a data set lie: folders, lists, and the paths behind the names of images."""
+"""Where the files of a data set lie: folders, lists of names, and the path of each name."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -6,18 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toco_lab.data.classes import DataError
+from toco_lab.files import atomic_write
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a data set keeps its files, relative to its folder; of several folders the first that holds a file wins."""
+    """Where a data set keeps its files. Of several folders, the first that holds a file of a name wins.
 
-    roots: tuple[str, ...]  # where the folder itself may lie below `cfg.data_root`
+    Attributes:
+        roots: Where the data set's own folder may lie below `cfg.data_root`.
+        images: Folders of images, relative to that folder, like all that follow.
+        masks: Folders of masks, which are PNGs.
+        lists: Folders of lists, one name a line.
+        objects: Folder of XML files that name the objects of an image; "" where there are none.
+        suffixes: Of image files, in lower case.
+    """
+
+    roots: tuple[str, ...]
     images: tuple[str, ...]
     masks: tuple[str, ...]
     lists: tuple[str, ...]
-    objects: str = ""  # XML files that name the objects of an image
-    suffixes: tuple[str, ...] = (".jpg", ".jpeg", ".png")  # of images; masks are PNGs
+    objects: str = ""
+    suffixes: tuple[str, ...] = (".jpg", ".jpeg", ".png")
 
 
 LAYOUTS = {
@@ -74,22 +84,31 @@ def read_list(root: Path, layout: Layout, split: str) -> tuple[Path, list[str]]:
     return path, names
 
 
+def write_list(path: Path, names: Sequence[str]) -> None:
+    """Write a list file: one name a line."""
+    with atomic_write(path, "w") as file:
+        file.write("".join(f"{name}\n" for name in names))
+
+
 def locate(root: Path, folders: Sequence[str], suffixes: Sequence[str]) -> dict[str, Path]:
-    """File stem -> path. Listing a folder is far faster than asking for 80,000 files one by one on a network disk."""
-    found = {}
+    """The path of each file name without its suffix; of several folders below `root` the first one wins.
+
+    Folders are listed: asking for 80,000 files one by one is far slower on a network disk.
+    """
+    paths: dict[str, Path] = {}
     for folder in reversed(folders):  # so that the first folder wins
         if (root / folder).is_dir():
             # sorted: of two files of one stem the same one is taken on every machine
-            paths = sorted((root / folder).iterdir(), reverse=True)
-            found |= {path.stem: path for path in paths if path.suffix.lower() in suffixes}
-    return found
+            files = sorted((root / folder).iterdir(), reverse=True)
+            paths |= {path.stem: path for path in files if path.suffix.lower() in suffixes}
+    return paths
 
 
 def clashes(root: Path, folders: Sequence[str], suffixes: Sequence[str]) -> list[str]:
-    """Stems that two files of one folder share, like a.jpg and a.png: only one of them would ever be read."""
-    found = []
+    """Paths without suffix that two files share, like a.jpg and a.png: only one of them would ever be read."""
+    shared = []
     for folder in folders:
         if (root / folder).is_dir():
             stems = Counter(path.stem for path in (root / folder).iterdir() if path.suffix.lower() in suffixes)
-            found += [str(root / folder / stem) for stem, count in stems.items() if count > 1]
-    return found
+            shared += [str(root / folder / stem) for stem, count in stems.items() if count > 1]
+    return shared

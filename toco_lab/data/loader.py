@@ -1,8 +1,8 @@
-"""Batches of training views and whole images for evaluation, from any reader."""
+"""Batches of training views, and whole images for evaluation, from any data set."""
 
 import functools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -12,45 +12,52 @@ from torch.utils.data import DataLoader, Dataset
 from toco_lab.backbones.pixels import normalise
 from toco_lab.config import Config
 from toco_lab.data.readers import open_dataset, training_label
-from toco_lab.data.views import TrainViews
-from toco_lab.method.batch import TENSORS, Batch
+from toco_lab.data.views import TrainViews, Views
+from toco_lab.method.batch import Batch
+
+VIEWS = tuple(field.name for field in fields(Views))
 
 
-class TrainSamples(Dataset):
+@dataclass(frozen=True)
+class TrainSample:
+    """The views of one training image and its label, float32 (C,) in {0, 1}."""
+
+    name: str
+    views: Views
+    label: Tensor
+
+
+class TrainSamples(Dataset[TrainSample]):
     """Training samples by position: sample p depends on (cfg.seed, p) alone, epochs are permutations of the images."""
 
     def __init__(self, cfg: Config, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Opens the training split."""
+        """Open the training split; `mean` and `std` as in `normalise`."""
         self.seed, self.reader, self.views = cfg.seed, open_dataset(cfg, cfg.train_split), TrainViews(cfg, mean, std)
 
-    def __getitem__(self, position: int) -> Batch:
-        """A batch of one without its batch axis; DataError if the image has no class."""
+    def __getitem__(self, position: int) -> TrainSample:
+        """Sample `position`, 0-based; DataError if its image has no class."""
         epoch, place = divmod(position, len(self.reader))
         index = int(_permutation(self.seed, epoch, len(self.reader))[place])
         label = training_label(self.reader, index)
         seed = int(np.random.SeedSequence([self.seed, 1, position]).generate_state(1)[0])
         views = self.views(self.reader.image(index), seed)
-        name = self.reader.names[index]
-        return Batch(
-            name, views.image, views.view2, views.local_source, torch.from_numpy(label), views.valid_box,
-            max_present=int(np.count_nonzero(label)),
-        )  # fmt: skip
+        return TrainSample(self.reader.names[index], views, torch.from_numpy(label))
 
 
 def train_loader(
     cfg: Config, mean: Sequence[float], std: Sequence[float], *, start_step: int = 0, places: range | None = None
-) -> "DataLoader[Batch]":
+) -> Iterable[Batch]:
     """The batches of steps `start_step` .. `cfg.steps - 1`.
 
-    Stateless: sample j of step k depends only on (seed, k * batch_size + j), so a resumed run sees the batches it would
-    have seen, whatever `num_workers` and the number of processes, and no random number of the training process is used.
+    Sample j of step k depends only on (seed, k * batch_size + j). A continued run therefore sees the batches it would
+    have seen, whatever `num_workers` and the number of processes. No random number of the training process is used.
 
     Args:
         cfg: Data set, views and batch size.
-        mean: See `normalise`.
-        std: See `normalise`.
+        mean: Of each channel, see `normalise`.
+        std: Of each channel.
         start_step: First step, 0-based.
-        places: This process's share of each batch, as places in it; None takes all.
+        places: Which samples of each batch to give, this process's share; None takes all.
 
     Raises:
         DataError: See `open_dataset`; while iterating, for a file that cannot be read or an image without a class.
@@ -72,12 +79,11 @@ def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
     return np.random.default_rng([seed, 0, epoch]).permutation(length)
 
 
-def _collate(samples: list[Batch]) -> Batch:
-    return Batch(
-        names=[sample.names for sample in samples],
-        **{name: torch.stack([getattr(sample, name) for sample in samples]) for name in TENSORS},
-        max_present=max(sample.max_present for sample in samples),
-    )
+def _collate(samples: list[TrainSample]) -> Batch:
+    views = {name: torch.stack([getattr(sample.views, name) for sample in samples]) for name in VIEWS}
+    label = torch.stack([sample.label for sample in samples])
+    max_present = int(label.count_nonzero(1).max())  # counted here: on a GPU it would have to be waited for
+    return Batch(names=[sample.name for sample in samples], image_label=label, max_present=max_present, **views)
 
 
 @dataclass(frozen=True)
@@ -91,11 +97,11 @@ class EvalSample:
     image_label: Tensor | None  # (C,) float in {0, 1}; None if it would come from a mask that is not there
 
 
-class EvalSamples(Dataset):
+class EvalSamples(Dataset[EvalSample]):
     """The samples of a split in list order; iterate over it, or hand it to a DataLoader with `batch_size=None`."""
 
     def __init__(self, cfg: Config, mean: Sequence[float], std: Sequence[float], split: str) -> None:
-        """Opens the split; see `eval_samples`."""
+        """Open the split; see `eval_samples`."""
         self.reader, self.mean, self.std = open_dataset(cfg, split), mean, std
         self.label_from_mask = cfg.label_source == "masks"
         self.length = min(len(self.reader), cfg.val_images or len(self.reader))
@@ -124,5 +130,15 @@ class EvalSamples(Dataset):
 
 
 def eval_samples(cfg: Config, mean: Sequence[float], std: Sequence[float], split: str | None = None) -> EvalSamples:
-    """The first `cfg.val_images` (0 = all) samples of `split` (None: `cfg.val_split`)."""
+    """The first `cfg.val_images` (0 = all) samples of a split.
+
+    Args:
+        cfg: Names the data set.
+        mean: Of each channel, see `normalise`.
+        std: Of each channel.
+        split: Name of the list; None takes `cfg.val_split`.
+
+    Raises:
+        DataError: See `open_dataset`.
+    """
     return EvalSamples(cfg, mean, std, split or cfg.val_split)

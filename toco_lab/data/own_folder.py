@@ -1,7 +1,7 @@
-"""Any folder as a data set: what it does not spell out (classes, source of the labels, lists) is worked out once.
+"""Any folder as a data set: its classes, the source of its labels and its lists are found out once, before a run.
 
-`resolve` fills a config in before a run starts, so that the run records what it was trained on and needs no folder to
-name its classes later. The layout and every rule stand in data/README.md.
+`complete_config` puts them into the config, so that the run records what it was trained on and needs no folder to name
+its classes later. data/README.md gives the layout and every rule.
 """
 
 from collections.abc import Sequence
@@ -12,16 +12,17 @@ import numpy as np
 from toco_lab.config import Config
 from toco_lab.data.classes import DataError
 from toco_lab.data.image_labels import find_label_file, read_label_names, read_xml_names
-from toco_lab.data.layouts import LAYOUTS, find_list, find_root, locate
-from toco_lab.files import atomic_write
+from toco_lab.data.layouts import LAYOUTS, find_list, find_root, locate, write_list
 
 LABEL_FILES = ("labels.csv", "labels.json")
 VAL_SHARE = 0.2  # of the images, where the folder has no lists
 _LAYOUT = LAYOUTS["folder"]
 
 
-def resolve(cfg: Config) -> Config:
-    """The config with `label_source`, `classes` and `num_classes` of its folder; one that has them all is unchanged.
+def complete_config(cfg: Config) -> Config:
+    """The config with `label_source`, `classes` and `num_classes` of its folder, where it leaves them open.
+
+    A config of another data set, or one that has all three, is returned as it is.
 
     Raises:
         DataError: If the folder does not say what its labels or classes are.
@@ -35,10 +36,13 @@ def resolve(cfg: Config) -> Config:
 
 
 def folder_names(cfg: Config, split: str) -> list[str] | None:
-    """Names of a split of a folder without lists, the same every time; None if the folder has a list.
+    """Names of a split of a folder without lists, the same every time.
 
-    A fifth of the images, drawn by a generator of seed 0 whatever `cfg.seed`, are the validation split: a seed changes
-    the run, not the data. Only images that have a label take part, and those with masks come first for validation.
+    The validation split is a fifth of the images, drawn by a generator of seed 0 whatever `cfg.seed`: a seed changes
+    the run, not the data. Only images that have a label take part, and validation prefers those with masks.
+
+    Returns:
+        The names in alphabetical order; None if the folder has a list, or `split` is not one of the config's two.
 
     Raises:
         DataError: For fewer than two such images.
@@ -63,18 +67,17 @@ def write_split(cfg: Config) -> str:
     """
     if cfg.dataset != "folder" or cfg.train_split == cfg.val_split:
         return ""
-    made = {split: names for split in (cfg.train_split, cfg.val_split) if (names := folder_names(cfg, split))}
-    for split, names in made.items():
+    drawn = {split: names for split in (cfg.train_split, cfg.val_split) if (names := folder_names(cfg, split))}
+    for split, names in drawn.items():
         try:
-            with atomic_write(_root(cfg) / f"{split}.txt", "w") as file:
-                file.write("".join(f"{name}\n" for name in names))
+            write_list(_root(cfg) / f"{split}.txt", names)
         except OSError as error:
             raise DataError(
-                f"cannot write {split}.txt: {error}. Make {cfg.data_root} writable, or put {' and '.join(made)}.txt "
+                f"cannot write {split}.txt: {error}. Make {cfg.data_root} writable, or put {' and '.join(drawn)}.txt "
                 "there yourself, one file name a line without extension"
             ) from error
-    counts = " and ".join(f"{split}.txt with {len(names)} images" for split, names in made.items())
-    return f"{cfg.data_root} had no lists: wrote {counts}, drawn at random" if made else ""
+    counts = " and ".join(f"{split}.txt with {len(names)} images" for split, names in drawn.items())
+    return f"{cfg.data_root} had no lists: wrote {counts}, drawn at random" if drawn else ""
 
 
 def _root(cfg: Config) -> Path:
@@ -127,7 +130,7 @@ def _read_classes(path: Path) -> tuple[str, ...]:
 
 
 def _labelled(root: Path, source: str) -> Sequence[str]:
-    """Images in order of their names that a label file gives a class, or that have a mask or an XML file."""
+    """Names of the images that have a label, in alphabetical order: a class in a label file, a mask, or an XML file."""
     images = locate(root, _LAYOUT.images, _LAYOUT.suffixes)
     if source == "masks":
         known = set(locate(root, _LAYOUT.masks, (".png",)))

@@ -1,8 +1,8 @@
 """Readers of images, masks and image labels.
 
-A reader gives `names`, `image(i)`, `mask(i)`, `image_label(i)`; toy scenes have one, and all data sets that lie in
-folders share the other: VOC, COCO and any other folder differ in where their files lie (`layouts.LAYOUTS`), COCO's
-masks may be painted from its json (`coco`), and a folder's lists may be drawn (`folder`).
+A reader gives `names`, `image(i)`, `mask(i)`, `image_label(i)`. `ToyReader` makes scenes; `FolderReader` reads VOC,
+COCO and any other folder. These differ in where their files lie (`layouts`); besides, COCO's masks may be painted from
+its json (`coco_masks`), and the lists of a folder may be drawn (`own_folder`).
 Masks are numbers, not colours: 0 background, 1..C classes, 255 (`IGNORE_INDEX`) not counted.
 """
 
@@ -34,10 +34,15 @@ class FolderReader:
     """
 
     def __init__(self, cfg: Config, split: str | None) -> None:
-        """Reads the list, the folder contents and the label file, but no image; raises DataError.
+        """Read the list, the contents of the folders and the label file, but no image.
 
-        Of a folder without lists the names are drawn, of COCO without lists the json gives them; `split` None takes
-        every image.
+        Args:
+            cfg: Names the data set.
+            split: Name of a list, or None for every image. A folder without lists gets drawn ones; without lists of
+                COCO, its json gives the names.
+
+        Raises:
+            DataError: If one of them is missing or wrong.
         """
         self.classes = class_names(cfg)
         layout = LAYOUTS[cfg.dataset]
@@ -95,21 +100,21 @@ class FolderReader:
         return len(self.names)
 
     def problems(self) -> list[str]:
-        """What is wrong with the list without decoding anything: names given twice, missing images, missing masks.
+        """What is wrong with the list, without decoding a file: names given twice, missing images, missing masks.
 
-        A list none of whose names has a mask (VOC's test) is fine, and so are missing masks beside a label file.
+        Missing masks are fine beside a label file, and in a list without any mask (VOC's test).
         """
         twice = [name for name, count in Counter(self.names).items() if count > 1]
-        found = [f"{name!r} stands twice in {self.list_file}. Remove the repeated line" for name in twice]
-        found += [self._missing_image(name) for name in self.names if name not in self._images]
-        found += [
+        problems = [f"{name!r} stands twice in {self.list_file}. Remove the repeated line" for name in twice]
+        problems += [self._missing_image(name) for name in self.names if name not in self._images]
+        problems += [
             f"two images are called {stem}.*, and only one is read. Rename or remove the other"
             for stem in clashes(self.root, self._layout.images, self._layout.suffixes)
         ]
         without = [name for name, has_mask in zip(self.names, self.has_masks(), strict=True) if not has_mask]
         if self._source == "masks" and len(without) < len(self):
-            found += [self._missing_mask(name) for name in without]
-        return found
+            problems += [self._missing_mask(name) for name in without]
+        return problems
 
     def has_masks(self) -> list[bool]:
         """Whether each image has a mask, or annotations to paint one from; none is read."""
@@ -117,7 +122,7 @@ class FolderReader:
         return [name in known for name in self.names]
 
     def image(self, index: int) -> np.ndarray:
-        """uint8 (H, W, 3); grey and CMYK files are converted. Decoded in full, so a truncated file is an error."""
+        """uint8 (H, W, 3), RGB; grey and CMYK files are converted. DataError for a damaged file, truncated ones too."""
         with _opened(self._image_path(index)) as file:
             return np.array(file.convert("RGB"))
 
@@ -131,7 +136,7 @@ class FolderReader:
         if mode not in ("P", "L"):
             raise DataError(
                 f"mask {path} has mode {mode}, i.e. colours instead of class numbers. Save the class numbers as "
-                "an 8-bit grey or palette PNG (toco_lab.labels.PALETTE holds VOC's colours)"
+                "an 8-bit grey or palette PNG (toco_lab.PALETTE holds VOC's colours)"
             )
         with _opened(self._image_path(index)) as file:
             (width, height), where = file.size, self._image_path(index)
@@ -150,12 +155,12 @@ class FolderReader:
         return mask
 
     def mask_path(self, index: int) -> Path | None:
-        """The mask's file, unchecked; painted now if it comes from COCO's json. None where there is none."""
+        """The mask's file, not checked; one from COCO's json is painted now. None where there is none."""
         name = self.names[index]
         if self._masks:  # ready-made and painted masks never mix: they differ
             return self._masks.get(name)
         painted = next((part for part in self._painted if name in part.classes), None)
-        return painted and painted.mask_path(name)
+        return painted.mask_path(name) if painted else None
 
     def image_label(self, index: int) -> np.ndarray:
         """float32 (C,) in {0, 1} from `cfg.label_source`; all 0 where no class is present."""
@@ -197,14 +202,15 @@ class FolderReader:
 class ToyReader:
     """Toy scenes of `crop_size` pixels, made when they are asked for.
 
-    The scenes of `train` and of `val` are two disjoint streams and the same for every `cfg.seed`: a seed changes the
-    run, not the data. With `train_images=0` the training stream is as long as the run: no scene comes twice.
+    The scenes of `train` and of `val` are two streams without a common scene, the same for every `cfg.seed`: a seed
+    changes the run, not the data. With `train_images=0` the training stream is as long as the run: each scene comes
+    once.
     """
 
     STREAMS = ("train", "val")  # a scene is make_scene(seed=place in this tuple, index)
 
     def __init__(self, cfg: Config, split: str) -> None:
-        """DataError for an unknown split or an endless evaluation stream."""
+        """Raises DataError for an unknown split, or an evaluation stream without a length."""
         if split not in self.STREAMS:
             raise DataError(f"toy has no split {split!r}; there are: {', '.join(self.STREAMS)}")
         count = _limit(cfg, split) or (cfg.steps * cfg.batch_size if split == cfg.train_split else 0)
@@ -223,7 +229,7 @@ class ToyReader:
         return [True] * len(self)
 
     def problems(self) -> list[str]:
-        """None: scenes are right by construction."""
+        """An empty list: scenes are right by construction."""
         return []
 
     def mask_path(self, index: int) -> None:
@@ -250,8 +256,8 @@ def _toy_scene(seed: int, index: int, size: int) -> toy.Scene:
 Reader = FolderReader | ToyReader
 
 
-def make_reader(cfg: Config, split: str | None) -> Reader:
-    """The reader of `cfg.dataset`, not yet checked; `split` None is every image of a folder."""
+def make_reader(cfg: Config, split: str) -> Reader:
+    """The reader of a split of `cfg.dataset`, not yet checked; see `open_dataset`."""
     return ToyReader(cfg, split) if cfg.dataset == "toy" else FolderReader(cfg, split)
 
 
@@ -295,10 +301,10 @@ def training_label(reader: Reader, index: int) -> np.ndarray:
 
 
 def missing_truth(cfg: Config) -> str:
-    """Why the validation split can not be scored, in a sentence; "" if every image has a mask.
+    """Why the validation split cannot be scored, in a sentence; "" if every image has a mask.
 
     Raises:
-        DataError: See `open_dataset`: a run learns of a missing list before it trains.
+        DataError: See `open_dataset`.
     """
     reader = open_dataset(cfg, cfg.val_split)
     without = reader.has_masks().count(False)
@@ -306,5 +312,5 @@ def missing_truth(cfg: Config) -> str:
         return ""
     return (
         f"{without} of {len(reader)} images of {cfg.val_split!r} in {reader.root} have no mask: the mIoU of CAM and "
-        "segmentation can not be measured. Put masks there, or make a list of the images that have one, and evaluate"
+        "segmentation cannot be measured. Put masks there, or make a list of the images that have one, and evaluate"
     )

@@ -1,7 +1,7 @@
-"""The toy world: endless scenes of textured shapes with exact masks, the embedded data set.
+"""The toy world: endless scenes of textured shapes with exact masks, a data set without files.
 
-A scene depends on (seed, index) alone. The seed is a stream: training scenes have seed 0, validation 1,
-pretraining 2 and 3.
+A scene depends on (seed, index) alone. Each seed is a stream of scenes: 0 for training, 1 for validation, 2 and 3 for
+pretraining.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Scene:
 def make_scene(seed: int, index: int, *, size: int = 96, single_object: bool = False) -> Scene:
     """The scene number `index` of the stream `seed`: background, distractors, one to three objects.
 
-    Objects of one scene are of unlike classes.
+    No two objects of a scene have the same class.
 
     Args:
         seed: Non-negative; scenes of different seeds are independent.
@@ -51,7 +51,7 @@ def make_scene(seed: int, index: int, *, size: int = 96, single_object: bool = F
     image = _background(rng, size)
     mask = np.zeros((size, size), np.uint8)
     count = 1 if single_object else int(rng.choice([1, 2, 3], p=[0.35, 0.45, 0.2]))
-    centres = []
+    centres: list[np.ndarray] = []
     for kind in rng.permutation(len(TOY_CLASSES))[:count]:
         radius = rng.uniform(15, 26) * (0.85 if count == 3 else 1.0)
         places = rng.uniform(0.7 * radius, size - 0.7 * radius, (8, 2))
@@ -87,7 +87,7 @@ def _background(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def _paint(rng: np.random.Generator, kind: int, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
-    """Colours (n, 3) of the pixels of an object at body coordinates u (head is negative) and v."""
+    """Colours (n, 3) of the pixels of an object at body coordinates (n,): u, which is negative at the head, and v."""
     hue = kind / len(TOY_CLASSES) + rng.normal(0, 0.025) if rng.random() < HUE_KNOWN else rng.random()
     body = _rgb(hue, rng.uniform(0.45, 0.9), rng.uniform(0.5, 0.9))
     bright = rng.uniform(0.15, 0.4) if body.mean() > 0.45 else rng.uniform(0.8, 1.0)

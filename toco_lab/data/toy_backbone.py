@@ -1,4 +1,4 @@
-"""The toy's stand-in for ImageNet: a small ViT that learns to name the one object of a scene.
+"""Pretrained weights for the toy world: a small ViT that learns to name the one object of a scene, as on ImageNet.
 
 python -m toco_lab.data.toy_backbone            # two minutes on two cores; writes data/toy/vit_toy.safetensors
 python -m toco_lab.data.toy_backbone --depth 4 --embed-dim 64 --out results/backbones/vit_toy_depth4.safetensors
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from tqdm import trange
 
@@ -77,7 +78,7 @@ class Pretrainer(nn.Module):
         super().__init__()
         self.recipe = recipe
         width, classes, pixels = recipe.embed_dim, len(TOY_CLASSES), 3 * PATCH * PATCH
-        self.vit = timm.create_model(
+        vit = timm.create_model(
             "vit_tiny_patch16_224",
             img_size=recipe.size,
             patch_size=PATCH,
@@ -86,13 +87,19 @@ class Pretrainer(nn.Module):
             num_heads=recipe.num_heads,
             num_classes=0,
         )
+        assert isinstance(vit, VisionTransformer)
+        self.vit = vit
         self.mask_token = nn.Parameter(torch.zeros(width))
         self.class_head, self.token_head = nn.Linear(width, classes), nn.Linear(width, classes)
         self.pooled_head, self.aux_head = nn.Linear(width, classes, bias=False), nn.Linear(width, classes, bias=False)
         self.pixels_head, self.aux_pixels_head = nn.Linear(width, pixels), nn.Linear(width, pixels)
 
     def encode(self, image: Tensor, mask_share: float) -> tuple[Tensor, Tensor]:
-        """Final normed tokens (B, 1 + n, D) and raw patch tokens (B, n, D) of the block that is kept local."""
+        """Tokens of images (B, 3, H, W) of whose patches the share `mask_share` is hidden.
+
+        Returns:
+            Final normed tokens (B, 1 + n, D), and raw patch tokens (B, n, D) of block `aux_layer`.
+        """
         patches = self.vit.patch_embed(image)
         hidden = torch.rand(patches.shape[:2])[..., None] < mask_share
         tokens, outputs = self.vit._pos_embed(torch.where(hidden, self.mask_token, patches)), []
@@ -102,8 +109,14 @@ class Pretrainer(nn.Module):
         return self.vit.norm(tokens), outputs[self.recipe.aux_layer][:, 1:]
 
     def loss(self, image: Tensor, parts: list[Part]) -> Tensor:
-        """Sum of the losses that `Recipe` names, plus cross entropy of the class token and of each region at
-        `aux_layer`.
+        """Sum of the losses of `Recipe`, and cross entropy of the class token and of each region at `aux_layer`.
+
+        Args:
+            image: (B, 3, H, W) normalised.
+            parts: What the images are made of.
+
+        Returns:
+            A scalar.
         """
         recipe = self.recipe
         final, local = self.encode(image, recipe.mask_share)

@@ -26,30 +26,37 @@ SOLARISE_THRESHOLD = 128 / 255  # brighter values are inverted (DINO)
 
 @dataclass(frozen=True)
 class Views:
-    """The views of one image, normalised; S is `crop_size`, s is `view2_size`."""
+    """The views of one image, normalised; S is `crop_size`, s is `view2_size`.
 
-    image: Tensor  # (3, S, S) first global view and the image that is classified and segmented
-    view2: Tensor  # (3, s, s) second global view: a random resized crop
-    local_source: Tensor  # (3, S, S) the geometry of `image` with colours of its own; local crops are cut from it
-    valid_box: Tensor  # (4,) int64 top, bottom, left, right of the image inside its padding, half-open
+    Attributes:
+        image: (3, S, S), the first global view, which is also the image that is classified and segmented.
+        view2: (3, s, s), the second global view: a random resized crop.
+        local_source: (3, S, S), the geometry of `image` with colours of its own; local crops are cut from it.
+        valid_box: (4,) int64, top, bottom, left, right of the image inside its padding, half-open.
+    """
+
+    image: Tensor
+    view2: Tensor
+    local_source: Tensor
+    valid_box: Tensor
 
 
 class TrainViews:
     """Makes the training views of an image.
 
-    `image`: random scale, random crop to S x S; where the scaled image is smaller it lies at a random place in padding.
-    Colours are changed before padding, so neither the contrast jitter nor the blur ever sees it. Padding is 0 after
-    normalisation, i.e. of mean colour, or with `cfg.padding="black"` (released) grey level 0. Every view is flipped,
-    jittered, turned grey and blurred with its own draws; only `local_source` flips together with `image`, because crops
-    are placed on it by a mask that was computed on `image`.
+    `image` is scaled at random and cropped at random to S x S; where the scaled image is smaller, it lies at a random
+    place in padding. Colours change before padding, so neither the contrast jitter nor the blur sees it. Padding is 0
+    after normalisation, which is the mean colour, or with `cfg.padding="black"` (released) grey level 0. Every view is
+    flipped, jittered, turned grey and blurred with its own draws, with one exception: `local_source` flips together
+    with `image`, because crops are placed on it by a mask that was computed on `image`.
 
-    Quirks of the released code: `cfg.flip_views_independently` gives `local_source` a flip of its own (the mask is
-    then mirrored against it in half of the samples), `cfg.flip_valid_box=False` leaves the box where it was before the
+    Quirks of the released code: `cfg.flip_views_independently` gives `local_source` a flip of its own, so that the mask
+    is mirrored against it in half of the samples; `cfg.flip_valid_box=False` leaves the box where it was before the
     flip. Neither changes any other random number, so an ablation compares the same crops.
     """
 
     def __init__(self, cfg: Config, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Reads sizes and probabilities from `cfg`; `mean` and `std` as in `normalise`."""
+        """Read sizes and probabilities from `cfg`; `mean` and `std` as in `normalise`."""
         self.cfg, self.mean, self.std = cfg, mean, std
         blur1, blur2, blur_local = cfg.blur_probability
         self._colours1 = _colours(cfg, blur1)
@@ -169,7 +176,7 @@ def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
 
 
 def _colours(cfg: Config, blur: float, solarise: float = 0.0) -> nn.Sequential:
-    """Photometric changes of one view, on (3, H, W) in 0..1; those of probability 0 are not there at all."""
+    """Changes of the colours of one view, (3, H, W) in 0..1; changes of probability 0 are left out."""
     steps = [
         (cfg.jitter_probability, lambda p: v2.RandomApply([ColourJitter(*cfg.jitter)], p)),
         (cfg.grey_probability, v2.RandomGrayscale),
@@ -181,11 +188,11 @@ def _colours(cfg: Config, blur: float, solarise: float = 0.0) -> nn.Sequential:
 
 @contextlib.contextmanager
 def _isolated(seed: int) -> Iterator[None]:
-    """Random numbers from `seed` alone, one thread, and the caller's state back afterwards.
+    """Inside this context random numbers come from `seed` alone, on one thread; the caller's state returns afterwards.
 
     torchvision draws from torch's global generator. Only the CPU generator is seeded: `torch.manual_seed` would reseed
-    CUDA as well. One thread, because the sum in the contrast jitter depends on how it is split: loader processes have
-    one thread, the training process has several, and both must give the same bits.
+    CUDA as well. There is one thread because the sum in the contrast jitter depends on how it is split: loader
+    processes have one thread, the training process has several, and both must give the same bits.
     """
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):

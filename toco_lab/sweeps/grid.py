@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from toco_lab.config import Config
-from toco_lab.data.own_folder import resolve
+from toco_lab.data.own_folder import complete_config
 from toco_lab.files import did_you_mean
 
 ROOT = Path("results/sweeps")
@@ -153,7 +153,7 @@ class Grid:
         """The preset with some fields changed, as `train` has it: `released` comes first, the fields win over it."""
         base = Config.preset(self.preset)
         base = base.released() if changes.pop("released", False) else base
-        return resolve(base.replace(**changes))
+        return complete_config(base.replace(**changes))
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

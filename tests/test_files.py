@@ -1,0 +1,51 @@
+"""Files are whole or not there, names have neighbours, and a notebook finds the project's folder."""
+
+from pathlib import Path
+
+import pytest
+
+from toco_lab.files import atomic_write, did_you_mean, enter_project
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize(("mode", "content"), [("wb", b"\x00\r\n\xff"), ("w", "a line\r\nä\n")])
+def test_a_file_is_written_as_it_is_and_its_folder_is_made(tmp_path: Path, mode: str, content: bytes | str) -> None:
+    path = tmp_path / "deep" / "er" / "file"
+    with atomic_write(path, mode) as file:
+        file.write(content)
+        assert not path.exists(), "it takes its name only when it is complete"
+    assert path.read_bytes() == (content if isinstance(content, bytes) else content.encode())
+    assert [entry.name for entry in path.parent.iterdir()] == ["file"]
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError), atomic_write(path, "w") as file:
+        file.write("new")
+        raise ZeroDivisionError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with atomic_write(path, "w") as first, atomic_write(path, "w") as second:
+        first.write("first")
+        second.write("second")
+    assert path.read_text() == "first", "the last one to end"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_only_a_near_name_is_offered() -> None:
+    assert did_you_mean("w_ptcc", ["w_ctc", "w_ptc", "steps"]) == ", did you mean 'w_ptc'?"
+    assert did_you_mean("zebra", ["w_ctc", "w_ptc", "steps"]) == did_you_mean("zebra", []) == ""
+    assert did_you_mean(7, ["cat"]) == "", "a key of a YAML file may be a number"
+
+
+def test_a_notebook_finds_the_project_from_its_own_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(ROOT / "notebooks")
+    assert enter_project() == Path.cwd() == ROOT
+    assert enter_project() == ROOT
+    monkeypatch.chdir(tmp_path)
+    assert enter_project() == Path.cwd() == tmp_path, "outside a checkout nothing changes"

@@ -1,0 +1,79 @@
+"""Archives of data sets: fetched by torchvision or named for the user to fetch, checked, and unpacked whole."""
+
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from toco_lab.data.classes import DataError
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file to fetch.
+
+    Attributes:
+        name: File name.
+        url: Its address.
+        folder: The folder in it.
+        md5: Checksum in hex; without one the file is not checked and never downloaded.
+    """
+
+    name: str
+    url: str
+    folder: str
+    md5: str | None = None
+
+
+def fetch(folder: Path, archives: Sequence[Archive], *, download: bool) -> None:
+    """Unpack archives that lie in `folder`; those that do not are downloaded first if `download`.
+
+    Raises:
+        DataError: If an archive is missing (all of them are named, with their addresses) or damaged.
+    """
+    absent = [archive for archive in archives if not (folder / archive.name).is_file()]
+    if absent and not download:
+        raise DataError(_to_fetch(folder, absent))
+    for archive in archives:
+        if archive.md5:
+            from torchvision.datasets.utils import check_integrity, download_url
+
+            if download and archive in absent:
+                try:
+                    download_url(archive.url, folder, archive.name, archive.md5)
+                except (OSError, RuntimeError) as error:  # no network, a refusal, a wrong checksum
+                    raise DataError(
+                        f"{archive.url} could not be downloaded ({error}). {_to_fetch(folder, absent)}"
+                    ) from error
+            elif not check_integrity(str(folder / archive.name), archive.md5):
+                raise DataError(
+                    f"{folder / archive.name} is incomplete or damaged: its MD5 is not {archive.md5}. Remove it; "
+                    f"{_to_fetch(folder, [archive])}"
+                )
+        _unpack(folder, archive)
+
+
+def _to_fetch(folder: Path, archives: Sequence[Archive]) -> str:
+    lines = "".join(f"\n  {archive.name} from {archive.url}" for archive in archives)
+    return f"fetch and put into {folder}, packed or unpacked:{lines}\n(data/README.md; --download does it for VOC)"
+
+
+def _unpack(folder: Path, archive: Archive) -> None:
+    """Unpack beside the final place, then rename: a killed unpacking leaves no half of a data set behind."""
+    from torchvision.datasets.utils import extract_archive
+
+    target, half = folder / archive.folder, folder / f".{archive.folder}.unpacking"
+    if target.exists():
+        raise DataError(f"{target} is there but incomplete. Remove it; {archive.name} is unpacked again")
+    shutil.rmtree(half, ignore_errors=True)
+    print(f"unpacking {folder / archive.name}", flush=True)
+    try:
+        extract_archive(str(folder / archive.name), str(half))
+        (half / archive.folder).replace(target)
+    except (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise DataError(f"cannot unpack {folder / archive.name}: {error}. Remove it and fetch it again") from error
+    finally:
+        shutil.rmtree(half, ignore_errors=True)

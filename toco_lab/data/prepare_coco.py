@@ -1,0 +1,85 @@
+"""COCO 2014 made ready once: masks from its annotations, and the lists of images that show a class.
+
+What is there already is not made again, and files are written whole, so a killed command continues.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from toco_lab.data.archives import Archive, fetch
+from toco_lab.data.classes import COCO_CLASSES, DataError
+from toco_lab.data.coco_masks import CocoMasks, find_annotations
+from toco_lab.data.image_labels import label_of_mask
+from toco_lab.data.layouts import LAYOUTS, write_list
+
+LAYOUT = LAYOUTS["coco"]
+COCO_LISTS = {"train": 82081, "val": 40137}  # images of 2014 with an annotation
+
+COCO_ARCHIVES = tuple(
+    Archive(name, f"http://images.cocodataset.org/{below}/{name}", folder)
+    for name, below, folder in (
+        ("annotations_trainval2014.zip", "annotations", "annotations"),
+        ("train2014.zip", "zips", "train2014"),
+        ("val2014.zip", "zips", "val2014"),
+    )
+)
+
+
+def prepare_coco(folder: Path, *, crowds: str = "class", subset: bool = False, progress: bool = True) -> list[str]:
+    """Make COCO 2014 ready: unpack archives, paint every mask that is not there yet, write the lists.
+
+    A run without this step paints masks when it asks for them, which is slower only the first time.
+
+    Args:
+        folder: Holds the archives, or what is in them.
+        crowds: See `Config.crowds`; each choice has masks of its own.
+        subset: Allow another number of images than 82,081 and 40,137, for a part of COCO.
+        progress: Show progress bars.
+
+    Returns:
+        What is there now, a line for each json.
+
+    Raises:
+        DataError: If an archive is missing, a json is not COCO's, or the number is wrong.
+    """
+    root = next((folder / below for below in LAYOUT.roots if find_annotations(folder / below)), folder)
+    annotations, *pictures = COCO_ARCHIVES
+    missing = [] if find_annotations(root) else [annotations]
+    for archive in pictures:
+        there = any((root / images).is_dir() for images in LAYOUT.images if images.endswith(archive.folder))
+        if not there and not (subset and find_annotations(root)):
+            missing.append(archive)
+    fetch(root, missing, download=False)
+    return [
+        _prepare_json(root, path, crowds=crowds, subset=subset, progress=progress) for path in find_annotations(root)
+    ]
+
+
+def _prepare_json(root: Path, path: Path, *, crowds: str, subset: bool, progress: bool) -> str:
+    """Paint the masks of one json and write the list of its images, unless there is one; the result in words."""
+    split = path.stem.removeprefix("instances_").rstrip("0123456789")
+    masks = CocoMasks(path, crowds=crowds)
+    annotated = len(CocoMasks(path).classes)
+    if annotated != COCO_LISTS.get(split) and not subset:
+        raise DataError(
+            f"{path} annotates {annotated} images, the official one of {split}2014 {COCO_LISTS.get(split)}. Take it "
+            "from annotations_trainval2014.zip, or allow a part of COCO by --subset"
+        )
+    masks.prepare(masks.classes)
+    empty = []
+    for name in tqdm(masks.classes, desc=path.stem, unit="mask", disable=not progress):
+        with Image.open(masks.mask_path(name)) as file:
+            if not label_of_mask(np.array(file), len(COCO_CLASSES)).any():
+                empty.append(name)
+    names = sorted(masks.classes.keys() - set(empty))
+    note = f"{len(names)} masks in {masks.folder}"
+    if empty:
+        note += f"; left off the list, since no object covers a pixel: {', '.join(empty)}"
+    target = root / LAYOUT.lists[0] / f"{split}.txt"
+    if target.is_file():
+        return f"{note}; kept {target}, {len(target.read_text().split())} images"
+    write_list(target, names)
+    return f"{note}; wrote {target}"

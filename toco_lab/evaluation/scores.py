@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from toco_lab.config import IGNORE_INDEX
 
@@ -39,6 +38,8 @@ def confusion_matrix(prediction: Tensor, truth: Tensor, num_classes: int) -> Ten
         return torch.zeros(num_classes, num_classes, dtype=torch.int64, device=truth.device)
     if prediction.max() >= num_classes or prediction.min() < 0:
         raise ValueError(f"predictions must lie in 0..{num_classes - 1}, got {prediction.min()}..{prediction.max()}")
+    from torchmetrics.functional.classification import multiclass_confusion_matrix  # brings scipy and audio: a second
+
     return multiclass_confusion_matrix(prediction, truth, num_classes, validate_args=False)
 
 

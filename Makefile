@@ -10,7 +10,7 @@ demo: $(VENV)/.installed  ## train a baseline and ToCo on toy scenes, execute th
 	$(PYTHON) -m toco_lab demo
 
 # a worker for each core, four at most: each needs about 1 GB, and tests start notebooks and browsers as well
-PYTEST := $(PYTHON) -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadgroup --no-loadscope-reorder
+PYTEST := $(PYTHON) -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed-test  ## the whole suite, notebooks included
 	$(PYTEST) --durations=10

@@ -5,7 +5,7 @@ No test uses the network.
 
 import os
 import signal
-from collections.abc import Callable
+from collections import Counter
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -32,32 +32,16 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # commands that a test starts are to hear Ctrl-C
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Say what workers may share out (`--dist loadgroup`), and begin with what takes longest.
+    """Begin with the files that take longest, so that no worker waits for another one at the end.
 
-    The tests of the demo stay together, so that it is made once. A file stays together, so that its module fixtures
-    (a browser, JupyterLab, trained runs) are made once. Slow tests that share nothing go one by one.
+    Each file goes to one worker (`--dist loadfile`): its module fixtures (a browser, JupyterLab, the demo) are made
+    once.
     """
-    if WORKERS == 1:
-        return
-    groups = [_group(item) for item in items]
-    slow = {group for group, item in zip(groups, items, strict=True) if item.get_closest_marker("slow")}
-    places = sorted(range(len(items)), key=lambda place: (groups[place] != "demo", groups[place] not in slow))
-    for item, group in zip(items, groups, strict=True):
-        if group != item.nodeid and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(group))
-    items[:] = [items[place] for place in places]
-
-
-def _group(item: pytest.Item) -> str:
-    """The name of a group of tests, or the test's own name if it is to go alone."""
-    if own := item.get_closest_marker("xdist_group"):
-        return own.args[0]
-    if "demo_folder" in getattr(item, "fixturenames", ()):
-        return "demo"
-    alone = item.get_closest_marker("slow") and not item.get_closest_marker("browser")
-    return item.nodeid if alone else item.nodeid.partition("::")[0]
+    if WORKERS > 1:
+        files = [item.nodeid.partition("::")[0] for item in items]
+        slow = Counter(file for file, item in zip(files, items, strict=True) if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.nodeid.partition("::")[0]])
 
 
 @pytest.fixture
@@ -68,44 +52,20 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture(scope="session")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
-    """made_once(name, make): a folder filled by `make(folder)`, in whichever worker needed it first. Read only."""
-    base = tmp_path_factory.getbasetemp()
-    common = base.parent if WORKERS > 1 else base
-
-    def folder_of(name: str, make: Callable[[Path], None]) -> Path:
-        folder, done = common / name, common / f"{name}.done"
-        with FileLock(common / f"{name}.lock"):
-            if not done.exists():
-                make(folder)
-                done.touch()
-        return folder
-
-    return folder_of
-
-
-@pytest.fixture(scope="session")
-def smoke_run(made_once: Callable) -> RunDir:
-    """A trained and evaluated run of the smoke preset. Read only: a test that writes into it takes a copy."""
-
-    def make(folder: Path) -> None:
-        run = RunDir.create(Config.preset("smoke"), folder, name="smoke")
-        train(run, progress=False)
-        evaluate_run(run, progress=False)
-        smoothing_of_run(run, 4, progress=False)
-
-    return RunDir(made_once("runs", make) / "smoke")
-
-
-@pytest.fixture(scope="session")
-def demo_folder(made_once: Callable) -> Path:
-    """What `python -m toco_lab demo` makes with the smoke preset: two runs, six executed notebooks, the report."""
-    from toco_lab.commands.app import main
-
-    def make(folder: Path) -> None:
-        assert main(["demo", "--preset", "smoke", "--root", str(folder)]) == 0
-
-    return made_once("results", make) / "demo"
+def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A trained and evaluated run of the smoke preset, one for all workers. A test that writes into it takes a copy."""
+    folder = tmp_path_factory.getbasetemp()
+    if WORKERS > 1:
+        folder = folder.parent  # the one of this session
+    done = folder / "smoke_run.done"
+    with FileLock(folder / "smoke_run.lock"):
+        if not done.exists():
+            run = RunDir.create(Config.preset("smoke"), folder / "smoke_run", name="smoke")
+            train(run, progress=False)
+            evaluate_run(run, progress=False)
+            smoothing_of_run(run, 4, progress=False)
+            done.touch()
+    return RunDir(folder / "smoke_run" / "smoke")
 
 
 @pytest.fixture

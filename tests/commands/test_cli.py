@@ -2,7 +2,6 @@
 
 import dataclasses
 import io
-import json
 import subprocess
 import sys
 import webbrowser
@@ -254,13 +253,3 @@ def test_runs_needs_no_torch(three_runs: Path) -> None:
         arguments = [sys.executable, "-c", code, "runs", *command, "--root", str(three_runs)]
         done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.slow
-def test_demo_skips_what_is_finished(demo_folder: Path, capsys: pytest.CaptureFixture) -> None:
-    records = sorted(demo_folder.glob("*/notebooks/*.json"))
-    assert len(records) == 6 and all(json.loads(path.read_text())["state"] == "done" for path in records)
-    before = {path: path.stat().st_mtime_ns for path in demo_folder.glob("*/*/*")}
-    assert main(["demo", "--preset", "smoke", "--root", str(demo_folder.parent)]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == str(demo_folder / "report.html")
-    assert {path: path.stat().st_mtime_ns for path in demo_folder.glob("*/*/*")} == before

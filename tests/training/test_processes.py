@@ -110,7 +110,6 @@ def assert_same_training(one: RunDir, other: RunDir):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("processes")
 def test_two_processes_train_as_one_does(alone, shared):
     assert len(alone.metrics()) == CFG.steps and alone.metrics()["seg_loss"].iloc[-1] > 0
     assert_same_training(alone, shared)
@@ -118,7 +117,6 @@ def test_two_processes_train_as_one_does(alone, shared):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("processes")
 def test_two_processes_score_as_one_does(alone, shared):
     one, other = alone.read_table("evaluation"), shared.read_table("evaluation")
     # the weights differ in the last digits, and so may a pixel at a threshold
@@ -134,7 +132,6 @@ def test_two_processes_score_as_one_does(alone, shared):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("processes")
 def test_a_run_of_two_processes_is_continued_by_one(alone, shared, tmp_path):
     folder = tmp_path / CFG.run_name()
     shutil.copytree(shared.path, folder)
@@ -158,6 +155,7 @@ def test_a_bad_file_that_one_process_meets_ends_all_and_is_named(tmp_path):
     assert status["state"] == "failed" and "two.jpg" in status["error"], "the reason, not the lost connection"
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_does_to_the_batch(tmp_path):
     done = torchrun("train", "smoke", "--batch-size", "4", "--root", tmp_path, "--dry-run")
     assert re.search(r"accumulate 1 -> 2: 2 processes share a batch of 4 images", done.stdout)

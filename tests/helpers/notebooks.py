@@ -1,0 +1,47 @@
+"""What an executed notebook must show and leave behind."""
+
+from pathlib import Path
+
+import nbformat
+
+from toco_lab.sweeps.notebooks import read_record
+
+FILES = {  # what each notebook leaves in the folder of its run
+    "00_start_here": {
+        "figures/scene.png",
+        "figures/cam_before_training.png",
+        "figures/similarity_at_start.json",
+        "figures/cam_after_first_steps.png",
+    },
+    "03_train": {"metrics.csv", "figures/training_curves.json", "figures/learning_rate.json"},
+    "04_evaluate": {"evaluation.csv", "protocol.json", "figures/iou_per_class.json", "figures/cam_gallery.png"},
+    "01_cam_explorer": {
+        "figures/cam_and_attributions.png",
+        "figures/pseudo_label_thresholds.png",
+        "figures/regions_and_crops.png",
+    },
+    "02_losses_by_hand": {"figures/ptc_descent.png", "figures/ctc_wrong_flag.png"},
+    "05_over_smoothing": {
+        "smoothing.csv",
+        "layer_cams.csv",
+        "figures/similarity_per_layer.json",
+        "figures/attention_or_mlp.json",
+        "figures/pairs_per_layer.json",
+        "figures/metrics_per_layer.json",
+        "figures/cam_quality_per_layer.json",
+        "figures/layer_similarity.json",
+        "figures/token_similarity.png",
+    },
+    "06_ablation": {"live/grid.yaml", "live/sweep.csv"},
+    "07_runs": {"figures/metric_by_parameter.png"},
+}
+
+
+def check_executed(output: Path, run_dir: Path, name: str) -> None:
+    """An executed notebook has a record of success, shows a figure, and left its files in the folder of the run."""
+    assert read_record(output)["state"] == "done"
+    cells = nbformat.read(output, as_version=4).cells
+    shown = [kind for cell in cells for out in cell.get("outputs", []) for kind in out.get("data", {})]
+    assert {"image/png", "application/vnd.plotly.v1+json"} & set(shown), "no figure in the executed notebook"
+    for file in FILES[name]:
+        assert (run_dir / file).stat().st_size > 0, file

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from toco_lab.config import Config
 from toco_lab.evaluation.evaluate import evaluate_run
 from toco_lab.experiment import train
-from toco_lab.reports.page import build_report
+from toco_lab.reports.export import build_report
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.per_layer import smoothing_of_run
 
@@ -140,7 +140,7 @@ def measure_report(report: Path | None, runs: Iterable[Path], repeats: int, *, b
         if report is None:
             shown = [RunDir(run) for run in runs] or smoke_runs(Path(folder))
             processor, clock = time.process_time(), time.perf_counter()
-            report = build_report(shown, Path(folder) / "report.html")
+            (report,) = build_report(shown, Path(folder) / "report.html")
             spent = {"cpu": time.process_time() - processor, "wall": time.perf_counter() - clock}
             rows.append({"what": f"building a report of {len(shown)} runs"} | spent)
         opened = [seconds_to_open(report) for _ in range(repeats)] if browser else []

@@ -3,8 +3,8 @@
 import pytest
 from helpers.finished_runs import make_run
 
-from toco_lab.reports.comparison import MANY, compare, compare_runs
-from toco_lab.reports.result_tables import ablation_table, differences_table, environment_table, results_tables
+from toco_lab.reports.comparison import MANY, compare, compare_folders
+from toco_lab.reports.tables import ablation_table, differences_table, environment_table, results_tables
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.sweeps.grid import Grid
 
@@ -26,7 +26,7 @@ def sweep(tmp_path_factory):
 
 
 def test_a_sweep_keeps_the_names_of_its_rows(sweep):
-    found = compare([sweep])
+    found = compare_folders([sweep])
     assert len(found.runs) == 8 > MANY and found.about == "terms: Does PTC help?"
     assert {row: len(runs) for row, runs in found.groups.items()} == {"without": 4, "with": 4}
     assert found.grouped and [run.config.seed for run in found.first_seeds().values()] == [0, 0]
@@ -36,30 +36,30 @@ def test_a_sweep_keeps_the_names_of_its_rows(sweep):
     assert table.frame.iloc[1, 0] == "with" and "61.5 ± 1.3" in table.frame.iloc[1].tolist()
     assert table.protocols()[0].startswith("Data toy")
     fields = differences_table(found)
-    assert list(fields.frame) == ["row", "w_ptc", "seeds"]
+    assert list(fields.frame) == ["run", "w_ptc", "seeds"]
     assert fields.frame.to_numpy().tolist() == [["without", "0.0", "0, 1, 2, 3"], ["with", "1.0", "0, 1, 2, 3"]]
     scores = results_tables(found)[0][0]
     assert scores.frame["CAM, mIoU"].tolist() == ["40.0", "41.0", "42.0", "43.0", "60.0", "61.0", "62.0", "63.0"]
 
 
 def test_few_runs_are_shown_one_by_one(sweep):
-    paths = [run.run.path for run in compare([sweep]).runs][:MANY]
-    found = compare(paths)
+    paths = [run.run.path for run in compare_folders([sweep]).runs][:MANY]
+    found = compare_folders(paths)
     assert not found.grouped and list(found.groups) == [path.name for path in paths]
     assert set(found.rows.values()) == {"w_ptc=0.0", "w_ptc=1.0"}
-    both = compare([sweep, make_run(sweep.parent, name="other", w_ptc=0.5).path])
+    both = compare_folders([sweep, make_run(sweep.parent, name="other", w_ptc=0.5).path])
     assert len(both.runs) == 9 and both.rows["other"] == "w_ptc=0.5"
 
 
 def test_one_run_is_no_ablation(sweep):
-    found = compare_runs([compare([sweep]).runs[0].run])
+    found = compare([compare_folders([sweep]).runs[0].run])
     assert ablation_table(found) is None and differences_table(found) is None
 
 
 def test_a_damaged_run_keeps_its_place(sweep, tmp_path):
     runs = [make_run(tmp_path, name=f"r{seed}", seed=seed) for seed in range(MANY + 1)]
     (runs[2].path / "status.json").write_text("{")
-    found = compare_runs(runs)
+    found = compare(runs)
     assert found.rows["r2"] == "-" and found.rows["r1"] == "toy"
     assert found.groups["toy"] == [run for run in found.runs if run.name != "r2"]
     assert [run.name for run in found.groups["r2"]] == ["r2"]
@@ -70,19 +70,19 @@ def test_runs_of_one_environment_share_a_column(tmp_path):
     runs = [make_run(tmp_path, name=name) for name in "abc"]
     (record,) = runs[2].read_json("env")
     runs[2].write_json("env", [record | {"python": "2.7"}, record | {"python": "2.7"}])
-    frame = environment_table(compare_runs(runs)).frame.set_index("")
+    frame = environment_table(compare(runs)).frame.set_index("")
     assert list(frame) == ["a, b", "c"]
     assert frame.loc["python"].tolist()[1] == "2.7" and frame.loc["starts"].tolist() == ["2", "2"]
 
 
 def test_a_folder_that_is_nothing_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
-        compare([tmp_path])
+        compare_folders([tmp_path])
     (tmp_path / "grid.yaml").write_text(Grid(name="x", preset="toy").to_text())
     with pytest.raises(FileNotFoundError, match="has begun; `python -m toco_lab sweep`"):
-        compare([tmp_path])
+        compare_folders([tmp_path])
     with pytest.raises(ValueError, match="at least one run"):
-        compare([])
+        compare_folders([])
     run = make_run(tmp_path, name="a")
     with pytest.raises(ValueError, match="different folder names"):
-        compare([run.path, RunDir(run.path).path])
+        compare_folders([run.path, RunDir(run.path).path])

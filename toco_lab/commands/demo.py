@@ -40,7 +40,7 @@ def demo(root: Path = Path("results"), preset: str = "toy") -> None:
                 NOTEBOOKS / f"{notebook}.ipynb", run.path / "notebooks" / f"{notebook}.ipynb", parameters
             )
     if worked or not page.is_file():
-        from toco_lab.reports.page import build_report
+        from toco_lab.reports.export import build_report
 
         build_report(made, page)
     print(page)

@@ -102,16 +102,10 @@ def report(
             CSV and LaTeX.
         title: Heading; None takes the names of the runs.
     """
-    wrong = [path for path in out if path.suffix not in (".html", ".md")]
-    if wrong or not out:
-        raise ValueError(f"a report is a file .html or .md, got {wrong[0] if wrong else 'no name'}")
-    from toco_lab.reports.appendix import build_appendix
-    from toco_lab.reports.comparison import compare
-    from toco_lab.reports.page import build_report
+    from toco_lab.reports.export import build_report
 
-    comparison = compare(runs)
-    for path in out:
-        print((build_report if path.suffix == ".html" else build_appendix)(comparison, path, title=title))
+    for path in build_report(runs, *out, title=title):
+        print(path)
 
 
 def import_released(

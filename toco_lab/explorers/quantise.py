@@ -8,11 +8,12 @@ the exact one. The error is measured over all pairs of tokens, and the explorer 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+
+if TYPE_CHECKING:  # reading tokens, as a report does, needs no torch
+    from torch import Tensor
 
 MAX_ERROR = 0.02  # of a cosine: a fiftieth of the colour scale, less than the eye can tell apart
 FIRST_WIDTH = 8  # smallest number of dimensions tried; doubled until the error fits
@@ -79,7 +80,7 @@ class QuantisedTokens:
         return replace(self, values=np.concatenate(slabs), widths=self.widths[steps], errors=self.errors[steps])
 
 
-def quantise_tokens(steps: Sequence[Sequence[Tensor]], *, max_error: float = MAX_ERROR) -> QuantisedTokens:
+def quantise_tokens(steps: "Sequence[Sequence[Tensor]]", *, max_error: float = MAX_ERROR) -> QuantisedTokens:
     """Project and round the tokens of one image to as few dimensions per layer as `max_error` allows.
 
     It tries 8, 16, 32, ... dimensions and at last all of them; the error of int8 alone then remains and is reported.
@@ -92,6 +93,8 @@ def quantise_tokens(steps: Sequence[Sequence[Tensor]], *, max_error: float = MAX
     Raises:
         ValueError: If there are no tokens, they differ in shape, or are not finite.
     """
+    import torch.nn.functional as F
+
     shapes = {tuple(tokens.shape) for layers in steps for tokens in layers}
     counts = {len(layers) for layers in steps}
     if len(counts) != 1 or len(shapes) != 1 or len(shape := next(iter(shapes))) != 2 or 0 in shape:
@@ -116,8 +119,10 @@ def quantise_tokens(steps: Sequence[Sequence[Tensor]], *, max_error: float = MAX
     )
 
 
-def _quantise_layer(unit: Tensor, max_error: float) -> tuple[np.ndarray, float]:
+def _quantise_layer(unit: "Tensor", max_error: float) -> tuple[np.ndarray, float]:
     """Unit tokens (N, D) -> int8 (N, k) and its largest error."""
+    import torch
+
     dim = unit.shape[1]
     # right singular vectors from the Gram matrix: quicker than an SVD, and the error is measured anyway
     vectors = torch.linalg.eigh((unit.T @ unit).double()).eigenvectors.flip(1).float()
@@ -134,8 +139,10 @@ def _quantise_layer(unit: Tensor, max_error: float) -> tuple[np.ndarray, float]:
         width = min(2 * width, dim)
 
 
-def _largest_error(unit: Tensor, values: Tensor, *, stop_above: float) -> float:
+def _largest_error(unit: "Tensor", values: "Tensor", *, stop_above: float) -> float:
     """Largest |difference of cosines| over all pairs; stops as soon as it is above `stop_above`."""
+    import torch.nn.functional as F
+
     rounded, largest = F.normalize(values, dim=1), 0.0
     for rows, exact in zip(rounded.split(_CHUNK), unit.split(_CHUNK), strict=True):
         largest = max(largest, (rows @ rounded.T - exact @ unit.T).abs().max().item())

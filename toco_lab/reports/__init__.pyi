@@ -1,11 +1,13 @@
 from . import ablation as ablation
-from . import appendix as appendix
 from . import comparison as comparison
-from . import page as page
+from . import export as export
+from . import galleries as galleries
 from . import parts as parts
-from . import result_tables as result_tables
 from . import sections as sections
 from . import tables as tables
 from .ablation import summarise as summarise
 from .ablation import wide_table as wide_table
-from .page import build_report as build_report
+from .comparison import compare as compare
+from .comparison import compare_folders as compare_folders
+from .export import build_report as build_report
+from .sections import Report as Report

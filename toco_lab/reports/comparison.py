@@ -1,14 +1,13 @@
-"""What run folders say, read for a report: numbers with their protocol, and which runs are seeds of one config.
+"""Read run folders for a report: numbers with their protocol, and which runs are seeds of one config.
 
 No model and no data are needed. A file that is missing or damaged is None here; the report says so in its place.
 """
 
-import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import pandas as pd
 
@@ -28,9 +27,11 @@ from toco_lab.vocabulary import (
     TITLES,
 )
 
-MANY = 6  # more runs than this: a row per run instead of a column, and seeds of one config drawn as one curve
+MANY = 6  # of more runs than this, seeds of one config are drawn as one curve
 PAIRS = (POSITIVE_COSINE, NEGATIVE_COSINE)
 OVER = "over-activation (low is good)"
+
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)
@@ -41,27 +42,24 @@ class Number:
     protocol: Mapping[str, Any]
 
 
-class RunFiles:
-    """The files of one run, each read once and only when asked for."""
+class RunRecord:
+    """What one run left in its folder, each file read once and only when it is asked for."""
 
     def __init__(self, run: RunDir) -> None:
-        """Reads config.json: without it there is no run."""
+        """Read config.json: without it there is no run."""
         self.run, self.name, self.config = run, run.name, run.config()
 
     @cached_property
     def status(self) -> dict[str, Any]:
-        """Of status.json; empty if damaged."""
-        with contextlib.suppress(ValueError):
-            if isinstance(status := self.run.status(), dict):
-                return status
-        return {}
+        """Content of status.json; empty if it is damaged."""
+        status = _readable(self.run.status)
+        return status if isinstance(status, dict) else {}
 
     @cached_property
     def metrics(self) -> pd.DataFrame | None:
-        """Rows of metrics.csv, one per logged step."""
-        with contextlib.suppress(OSError, ValueError):
-            return self.run.metrics()
-        return None
+        """Rows of metrics.csv, one per logged step; None if there is none."""
+        table = _readable(self.run.metrics)
+        return None if table is None or table.empty else table
 
     @cached_property
     def evaluation(self) -> pd.DataFrame | None:
@@ -83,31 +81,23 @@ class RunFiles:
     @cached_property
     def protocol(self) -> dict[str, dict[str, Any]]:
         """Target -> protocol record; empty if there is none."""
-        with contextlib.suppress(OSError, ValueError):
-            return self.run.read_json("protocol")
-        return {}
+        return _readable(self.run.read_json, "protocol") or {}
 
     @cached_property
     def environments(self) -> list[dict[str, Any]]:
         """One record per start of the run; empty if there is none."""
-        with contextlib.suppress(OSError, ValueError):
-            if isinstance(records := self.run.read_json("env"), list):
-                return records
-        return []
+        records = _readable(self.run.read_json, "env")
+        return records if isinstance(records, list) else []
 
     @cached_property
     def gallery(self) -> Gallery | None:
         """Maps of a few images."""
-        with contextlib.suppress(ValueError):
-            return load_gallery(self.run)
-        return None
+        return _readable(load_gallery, self.run)
 
     @cached_property
     def tokens(self) -> list[TokenMaps]:
         """Tokens of the probe images; empty if there are none."""
-        with contextlib.suppress(OSError, ValueError):
-            return load_run_maps(self.run)
-        return []
+        return _readable(load_run_maps, self.run) or []
 
     @cached_property
     def numbers(self) -> dict[str, Number]:
@@ -123,8 +113,14 @@ class RunFiles:
         return f"{what} not there because {reason}. The run {said}, at step {self.status.get('step', 0)}."
 
     def _table(self, name: str) -> pd.DataFrame | None:
-        with contextlib.suppress(OSError, ValueError):
-            return self.run.read_table(name)
+        return _readable(self.run.read_table, name)
+
+
+def _readable(read: Callable[..., Read], *arguments: Any) -> Read | None:
+    """What is read, or None where the file is missing or damaged."""
+    try:
+        return read(*arguments)
+    except (OSError, ValueError):
         return None
 
 
@@ -140,7 +136,7 @@ class Comparison:
         paths: Folders that were given.
     """
 
-    runs: list[RunFiles]
+    runs: list[RunRecord]
     frame: pd.DataFrame
     reference: str | Mapping[str, str] | None = None
     about: str = ""
@@ -152,9 +148,18 @@ class Comparison:
         return [run.name for run in self.runs]
 
     @property
-    def many(self) -> bool:
-        """Whether a column per run would be too much."""
-        return len(self.runs) > MANY
+    def title(self) -> str:
+        """What a report on these runs is called where nobody gave it a title."""
+        if self.about:
+            return f"Report on {self.about.partition(':')[0]}"
+        return "Report on " + (", ".join(self.names) if len(self.names) <= 3 else f"{len(self.names)} runs")
+
+    @property
+    def progress(self) -> str:
+        """How many runs there are and how many are done."""
+        done, count = sum(run.status.get("state") == "done" for run in self.runs), len(self.runs)
+        rest = "" if done == count else f"; {count - done} unfinished or failed"
+        return f"{count} run{'s' * (count != 1)}, {done} finished{rest}"
 
     @cached_property
     def rows(self) -> dict[str, str]:
@@ -163,7 +168,7 @@ class Comparison:
         return {name: of_run.get(name, "-") for name in self.names}
 
     @cached_property
-    def groups(self) -> dict[str, list[RunFiles]]:
+    def groups(self) -> dict[str, list[RunRecord]]:
         """What gets a curve: every run by its name; of many runs every row, with the runs of all its seeds."""
         by_name = {run.name: run for run in self.runs}
         rows = {
@@ -171,7 +176,7 @@ class Comparison:
             for row, part in self.frame.groupby("row", sort=False)
         }
         alone = {name: [run] for name, run in by_name.items()}
-        if not self.many or all(len(members) < 2 for members in rows.values()):
+        if len(self.runs) <= MANY or all(len(members) < 2 for members in rows.values()):
             return alone
         known = {run.name for members in rows.values() for run in members}
         rest = {name: members for name, members in alone.items() if name not in known}
@@ -182,12 +187,12 @@ class Comparison:
         """Whether seeds of one config are drawn as one curve."""
         return list(self.groups) != self.names
 
-    def first_seeds(self) -> dict[str, RunFiles]:
+    def first_seeds(self) -> dict[str, RunRecord]:
         """One run of each group, where every run would be too much: the first one."""
         return {label: members[0] for label, members in self.groups.items()}
 
 
-def compare(paths: Sequence[Path | str]) -> Comparison:
+def compare_folders(paths: Sequence[Path | str]) -> Comparison:
     """Open run folders and sweep folders (those with a grid.yaml, whose rows keep the names of the grid).
 
     Raises:
@@ -199,10 +204,10 @@ def compare(paths: Sequence[Path | str]) -> Comparison:
     runs = []
     for path in map(Path, paths):
         runs += [file.run for file in _of_sweep(path).runs] if (path / "grid.yaml").is_file() else [RunDir(path)]
-    return replace(compare_runs(runs), paths=tuple(map(Path, paths)))
+    return replace(compare(runs), paths=tuple(map(Path, paths)))
 
 
-def compare_runs(runs: Sequence[RunDir]) -> Comparison:
+def compare(runs: Sequence[RunDir]) -> Comparison:
     """Runs that belong together by their configs alone.
 
     Raises:
@@ -211,7 +216,7 @@ def compare_runs(runs: Sequence[RunDir]) -> Comparison:
     names = [run.name for run in runs]
     if not runs or len(set(names)) < len(names):
         raise ValueError(f"a report needs at least one run and different folder names, got {names}")
-    return Comparison([RunFiles(run) for run in runs], _rows(runs), paths=tuple(run.path for run in runs))
+    return Comparison([RunRecord(run) for run in runs], _rows(runs), paths=tuple(run.path for run in runs))
 
 
 def _rows(runs: Sequence[RunDir]) -> pd.DataFrame:
@@ -232,15 +237,15 @@ def _of_sweep(folder: Path) -> Comparison:
         raise FileNotFoundError(f"no run of the sweep {folder} has begun; `python -m toco_lab sweep` makes them")
     frame = sweep_table(folder.parent, grid)
     about = f"{grid.name}: {grid.about}" if grid.about else grid.name
-    return Comparison([RunFiles(run) for run in begun], frame, grid.reference, about, (folder,))
+    return Comparison([RunRecord(run) for run in begun], frame, grid.reference, about, (folder,))
 
 
 # --- numbers with their protocol --------------------------------------------------------------------------------------
 
 
-def _scores(files: RunFiles) -> dict[str, Number]:
+def _scores(run: RunRecord) -> dict[str, Number]:
     """Mean scores of evaluation.csv."""
-    table = files.evaluation
+    table = run.evaluation
     if table is None:
         return {}
     means = table[table["class"].isin(MEAN_SCORES)]
@@ -251,16 +256,16 @@ def _scores(files: RunFiles) -> dict[str, Number]:
     return {
         f"{TITLES.get(target, target)}, {kind}": Number(
             f"{100 * value:.1f}" if pd.notna(value) else "not defined",
-            {key: item for key, item in files.protocol.get(target, {}).items() if key != "target"}
-            | {"seed": files.config.seed},
+            {key: item for key, item in run.protocol.get(target, {}).items() if key != "target"}
+            | {"seed": run.config.seed},
         )
         for target, kind, value in rows
     }
 
 
-def _cosines(files: RunFiles) -> dict[str, Number]:
+def _cosines(run: RunRecord) -> dict[str, Number]:
     """Similarity of the first and last block, and the pairs' cosines after the norm, from smoothing.csv."""
-    table = files.smoothing
+    table = run.smoothing
     if table is None or table.empty:
         return {}
     blocks, found = table.loc[table["site"] == AFTER_BLOCK, "layer"], {}
@@ -285,17 +290,19 @@ def _cosines(files: RunFiles) -> dict[str, Number]:
     return found
 
 
-def _pairs_in_training(files: RunFiles) -> dict[str, Number]:
+def _pairs_in_training(run: RunRecord) -> dict[str, Number]:
     """|cos| of PTC's pairs in the last logged training steps."""
-    frame, found = files.metrics, {}
+    table, found = run.metrics, {}
     for kind in ("positive", "negative"):
-        rows = frame[frame[f"{kind}_cosine"].notna()] if frame is not None and f"{kind}_cosine" in frame else ()
-        if len(rows):
-            protocol = {"step": int(rows["step"].iloc[-1]), "labels": "thresholded auxiliary CAM of training batches"}
-            found[f"|cos| of {kind} pairs, in training"] = Number(f"{rows[f'{kind}_cosine'].iloc[-1]:.3f}", protocol)
+        if table is not None and f"{kind}_cosine" in table and table[f"{kind}_cosine"].notna().any():
+            last = table.dropna(subset=[f"{kind}_cosine"]).iloc[-1]
+            protocol = {"step": int(last["step"]), "labels": "thresholded auxiliary CAM of training batches"}
+            found[f"|cos| of {kind} pairs, in training"] = Number(f"{last[f'{kind}_cosine']:.3f}", protocol)
     return found
 
 
-def is_cosine(quantity: str) -> bool:
-    """Whether a quantity is a cosine of tokens, not a score."""
-    return quantity.startswith(("Similarity", "|cos|"))
+def kind_of(quantity: str) -> Literal["scores", "over_activation", "cosines"]:
+    """The table that a quantity stands in."""
+    if quantity.startswith(("Similarity", "|cos|")):
+        return "cosines"
+    return "over_activation" if quantity.endswith(OVER) else "scores"

@@ -1,22 +1,28 @@
-"""What a report says, section by section, whoever writes it down: `report` as a page, `appendix` for a paper."""
+"""What each cell of notebook `08_report` shows: `Report(compare_folders(paths)).results()` and so on.
+
+Every section is a list of parts. What a run does not have is said in its place, with the reason.
+"""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from toco_lab.config import Config, config_differences
 from toco_lab.data.classes import class_names
-from toco_lab.evaluation.gallery import joint_rows
+from toco_lab.explorers.token_maps import TokenMaps, thin_steps
 from toco_lab.figures import interactive, printed
 from toco_lab.presets import PRESETS
-from toco_lab.reports.comparison import PAIRS, Comparison
-from toco_lab.reports.parts import Code, Galleries, Part, Pictures, Plot, Points, Section, Text, Tokens
-from toco_lab.reports.result_tables import (
+from toco_lab.reports import parts
+from toco_lab.reports.comparison import PAIRS, Comparison, RunRecord
+from toco_lab.reports.galleries import gallery_part, printed_galleries
+from toco_lab.reports.parts import Part, Table, paragraph
+from toco_lab.reports.tables import (
     ablation_table,
     asked_table,
     class_scores,
@@ -25,9 +31,14 @@ from toco_lab.reports.result_tables import (
     environment_table,
     results_tables,
 )
-from toco_lab.runs import scores
+from toco_lab.runs.scores import SCORES
 from toco_lab.vocabulary import AFTER_ATTENTION, FINAL_NORM, MEAN_ABSOLUTE_COSINE, TITLES
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from matplotlib.figure import Figure
+
+TOKEN_BYTES = 1_500_000  # of tokens in one page; more snapshots than fit are thinned out evenly
 DRAWN = (
     "training_curves",
     "learning_rate",
@@ -37,66 +48,39 @@ DRAWN = (
     "metrics_per_layer",
     "cam_quality_per_layer",
 )  # saved by notebooks; a report draws them itself
-WARNINGS = (
-    "Whether depth raises similarity depends on the weights. Compare trained with initial and with random weights, and "
-    "do not expect the shape the paper shows.",
-    "The final LayerNorm changes these numbers abruptly: the last block (raw) and the tokens after the norm are two "
-    "points.",
-    "Patch token contrast is 0.5 twice over, when all tokens are equal and when all are orthogonal: read it only with "
-    "the |cos| of positive and of negative pairs beside it.",
-    "A cosine is dominated by a few large channels and by high-norm tokens, and N matters: compare only runs of one "
-    "input size.",
-)
+
+Section = list[Part | Table]
 
 
 class Report:
     """The sections of a report on some runs."""
 
-    def __init__(self, comparison: Comparison, title: str | None = None) -> None:
-        """`title`: heading; made from the names of the runs by default."""
-        self.comparison = comparison
-        names = comparison.names
-        short = "Report on " + ", ".join(names) if len(names) <= 3 else f"Report on {len(names)} runs"
-        self.title = title or (f"Report on {comparison.about.partition(':')[0]}" if comparison.about else short)
-        self.colours = interactive.assign_colours(comparison.groups)
+    def __init__(self, comparison: Comparison, *, title: str = "", paper: bool = False) -> None:
+        """Read nothing yet.
+
+        Args:
+            comparison: The runs.
+            title: Heading; "" takes the one of the comparison.
+            paper: Draw every figure for paper as well, for an export as Markdown.
+        """
+        self.comparison, self.title, self.paper = comparison, title or comparison.title, paper
+        self.colours = interactive.run_colours(comparison.groups)
         of_group = {run.name: self.colours[key] for key, runs in comparison.groups.items() for run in runs}
         self.colours |= of_group
 
-    @property
-    def lead(self) -> str:
-        """How many runs there are and how many are done."""
-        runs = self.comparison.runs
-        done = sum(run.status.get("state") == "done" for run in runs)
-        rest = "" if done == len(runs) else f"; {len(runs) - done} unfinished or failed"
-        return f"{len(runs)} run{'s' * (len(runs) != 1)}, {done} finished{rest}"
+    def heading(self) -> Section:
+        """Title, and how many runs are done."""
+        return [parts.heading(self.title, 1, f"{self.comparison.progress}.")]
 
-    @cached_property
-    def sections(self) -> list[Section]:
-        """Everything, in the order of reading; a section without parts is left out."""
-        made = [
-            Section("What was asked", self._asked()),
-            Section("Ablation", self._ablation()),
-            Section("Results", self._results()),
-            Section("Differences between the runs", self._differences()),
-            Section("Training", self._training()),
-            Section("IoU per class", self._classes()),
-            Section("Similarity of tokens per layer", self._similarity()),
-            Section("Tokens to click on", self._tokens()),
-            Section("The same images in all runs", self._galleries()),
-            Section("Pictures", self._pictures()),
-            Section("Environment", self._environment()),
-            Section("How to repeat this", self._repeat()),
-        ]
-        return [section for section in made if section.parts]
-
-    # --- sections -----------------------------------------------------------------------------------------------------
-
-    def _asked(self) -> list[Part]:
-        runs = self.comparison.runs
-        parts: list[Part] = [Text(self.comparison.about)] * bool(self.comparison.about)
-        parts.append(asked_table(self.comparison))
-        parts += [
-            Text(f"failed: {run.status['error']}", "missing", run.name) for run in runs if run.status.get("error")
+    def asked(self) -> Section:
+        """The runs, how far they came and why one failed; how colours are to be read."""
+        runs, about = self.comparison.runs, self.comparison.about
+        shown: Section = [paragraph(about)] if about else []
+        shown.append(self._coloured(asked_table(self.comparison)))
+        shown += [
+            paragraph(f"failed: {run.status['error']}", "missing", run=run.name)
+            for run in runs
+            if run.status.get("error")
         ]
         colour = "A run keeps its colour in every figure drawn here; pictures its notebooks left have their own."
         if self.comparison.grouped:
@@ -104,243 +88,216 @@ class Report:
                 "Runs that differ only in the seed have one colour and are drawn as one curve: their mean, with a band "
                 "from the lowest to the highest (in curves per layer: the quartiles over images of all seeds)."
             )
-        return [*parts, Text(colour)]
+        return [*shown, paragraph(colour)]
 
-    def _ablation(self) -> list[Part]:
+    def ablation(self) -> Section:
+        """Rows of configs over seeds."""
         found = ablation_table(self.comparison)
         if found is None:
-            return []
+            return [paragraph("There is one row with one seed: nothing is compared.")]
         table, summary = found
-        frame, titles = self.comparison.frame, {name: score.title for name, score in scores.SCORES.items()}
-        return [
-            table,
-            Plot(
-                "ablation",
-                "Every run, and its row's mean",
-                lambda: interactive.ablation_plot(frame, summary, titles=titles),
-                lambda: printed.ablation_plot(frame, summary, titles=titles),
-            ),
-            Text("A dot per run, the mean of its row with one standard deviation. Rows are compared seed by seed."),
-        ]
-
-    def _results(self) -> list[Part]:
-        tables, unequal = results_tables(self.comparison)
-        parts: list[Part] = [*tables]
-        if unequal:
-            names = ", ".join(unequal)
-            parts.append(Text(f"Not measured in the same way in all runs: {names}. See under each number.", "warning"))
-        parts += self._missing("evaluation", "scores", "evaluation.csv")
-        note = (
-            "Scores in per cent, cosines in [0, 1], ± is the standard deviation over images. A CAM far below the "
-            "auxiliary CAM, with a similarity near 1 in the last block, is over-smoothing; a gap between positive and "
-            "negative pairs means that tokens still tell objects apart."
+        frame, titles = self.comparison.frame, {name: score.title for name, score in SCORES.items()}
+        figure = self._drawing(
+            "ablation_rows",
+            "Every run, and its row's mean",
+            interactive.ablation_plot(frame, summary, titles=titles),
+            lambda: printed.ablation_plot(frame, summary, titles=titles),
         )
-        return parts + [Text(note)] * bool(tables)
+        return [table, figure]
 
-    def _differences(self) -> list[Part]:
+    def results(self) -> Section:
+        """Scores and cosines with their protocol."""
+        tables, unequal = results_tables(self.comparison)
+        shown: Section = [self._coloured(table) for table in tables]
+        if unequal:
+            words = f"Not measured in the same way in all runs: {', '.join(unequal)}. See the column measured with."
+            shown.append(paragraph(words, "warning"))
+        return shown + self._missing("evaluation", "scores", "evaluation.csv")
+
+    def differences(self) -> Section:
+        """Config fields that differ."""
         table = differences_table(self.comparison)
         if table is None:
             several = len(self.comparison.runs) > 1
-            return [Text("One config: nothing differs." if several else "There is one run only.")]
-        return [table, Text("All other fields are equal.")]
+            return [paragraph("One config: nothing differs." if several else "There is one run only.")]
+        return [self._coloured(table), paragraph("All other fields are equal.")]
 
-    def _training(self) -> list[Part]:
+    def training(self) -> Section:
+        """Curves of the loss terms."""
+        missing = self._missing("metrics", "training curves", "metrics.csv")
         frames = {
             label: pd.concat(tables)
             for label, runs in self.comparison.groups.items()
-            if (tables := [run.metrics for run in runs if run.metrics is not None and len(run.metrics)])
+            if (tables := [run.metrics for run in runs if run.metrics is not None])
         }
-        missing = [
-            Text(run.absence("training curves", "metrics.csv"), "missing", run.name)
-            for run in self.comparison.runs
-            if run.metrics is None or run.metrics.empty
-        ]
         if not frames:
             return missing
-        note = (
-            "Each term unweighted, each panel with its own scale. Terms that start later are zero until then. Watch "
-            "the |cos| of negative pairs fall while that of positive pairs stays: that is patch token contrast at work."
+        figure = self._drawing(
+            "training",
+            "Training curves",
+            interactive.training_curves(frames, colours=self.colours),
+            lambda: printed.line_panels(_training_lines(frames), colours=self.colours, x_title="step"),
         )
-        return [
-            Plot(
-                "training",
-                "Training curves",
-                lambda: interactive.training_curves(frames, colours=self.colours),
-                lambda: printed.line_panels(_training_lines(frames), colours=self.colours, x_title="step"),
-            ),
-            *missing,
-            Text(note),
-        ]
+        return [figure, *missing]
 
-    def _classes(self) -> list[Part]:
-        scores, missing = class_scores(self.comparison), self._missing("evaluation", "scores per class")
-        if scores is None:
+    def classes(self) -> Section:
+        """IoU per class, drawn and as numbers."""
+        found, table = class_scores(self.comparison), classes_table(self.comparison)
+        missing = self._missing("evaluation", "scores per class", "evaluation.csv")
+        if found is None or table is None:
             return missing
-        mean = " Mean over the seeds of a config." if self.comparison.grouped else ""
-        note = "Last comes the mean. A class without a value occurs neither in the truth nor in the prediction."
-        bars = Plot(
-            "iou_per_class",
-            "IoU per class",
-            lambda: interactive.iou_bars(scores, colours=self.colours),
-            lambda: classes_table(self.comparison),
-        )
-        return [bars, *missing, Text(note + mean)]
+        bars = parts.drawing("", "IoU per class", interactive.iou_bars(found, colours=self.colours))
+        grouped = [paragraph("Mean over the seeds of a config.")] * self.comparison.grouped
+        return [bars, table, *grouped, *missing]
 
-    def _similarity(self) -> list[Part]:
+    def similarity(self) -> Section:
+        """Similarity of tokens per layer, and of pairs of one class and of two."""
+        missing, table = self._missing("smoothing", "similarity per layer", "smoothing.csv"), self._smoothing
+        if table.empty:
+            return missing
+        shown = [self._per_layer("similarity_per_layer", "Similarity per layer", table, [MEAN_ABSOLUTE_COSINE])]
+        if table["metric"].isin([metric for metric, _ in PAIRS]).any():
+            shown.append(self._per_layer("pairs_per_layer", "Pairs of tokens per layer", table, PAIRS))
+        return [*shown, *missing]
+
+    def layers(self) -> Section:
+        """Quality of the CAM of each layer, and all metrics of over-smoothing, where a notebook measured them."""
+        table = self._smoothing
+        shown: Section = []
+        heads = [
+            run.layer_cams.assign(model=label)
+            for label, run in self.comparison.first_seeds().items()
+            if run.layer_cams is not None
+        ]
+        if heads and len(table):
+            quality = pd.concat(heads)
+            figure = interactive.quality_and_similarity(quality, table, colours=self.colours)
+            shown.append(
+                self._drawing(
+                    "cam_quality_per_layer",
+                    "CAM quality per layer",
+                    figure,
+                    lambda: self._lines(_quality_lines(quality), quality),
+                )
+            )
+        keys = [*table.drop_duplicates("metric")[["metric", "variant"]].itertuples(index=False, name=None)]
+        if len(keys) > 1 + len(PAIRS):
+            blocks = table[table["site"] != AFTER_ATTENTION]
+            figure = interactive.smoothing_panels(blocks, keys=keys, colours=self.colours)
+            shown.append(
+                self._drawing(
+                    "metrics_per_layer",
+                    "All metrics per layer",
+                    figure,
+                    lambda: self._lines(_layer_lines(blocks, keys), blocks),
+                )
+            )
+        return shown or [paragraph("No run has them; notebook 05_over_smoothing measures them.")]
+
+    def tokens(self) -> Section:
+        """The token explorer: one for all runs that kept tokens of the same probe images."""
+        from toco_lab.explorers.token_explorer import explorer_element_html, explorer_module_html
+
+        shown = self.comparison.first_seeds()
+        groups: dict[tuple[str, ...], list[TokenMaps]] = {}
+        for label, run in shown.items():
+            same = tuple(f"{one.image_name} {one.image.shape}" for one in run.tokens)
+            groups.setdefault(same, []).extend(replace(one, model=label) for one in run.tokens)
+        budget = TOKEN_BYTES // max(1, sum(map(len, groups.values())))
+        written = ""
+        for number, maps in enumerate(filter(None, groups.values()), start=1):
+            thinned = [thin_steps(one, budget) for one in maps]
+            compared = {"right": 1} if len({one.model for one in maps}) > 1 else {}
+            state = _last_state(thinned) | compared
+            written += explorer_element_html(thinned, f"tokens-{number}", colours=self.colours, **state)
+        missing = self._missing_first(lambda run: run.tokens, "tokens of probe images", "tokens")
+        if not written:
+            return missing
+        words = "The tokens can be clicked on in the HTML report."
+        explorer = Part({"text/html": explorer_module_html() + written, "text/markdown": words})
+        return [explorer, *self._only_first_seeds(), *missing]
+
+    def gallery(self) -> Section:
+        """What the runs make of the same images."""
+        runs = {label: run for label, run in self.comparison.first_seeds().items() if run.gallery}
+        missing = self._missing_first(lambda run: run.gallery, "gallery", "gallery.npz")
+        if not runs:
+            return missing
+        galleries = {label: run.gallery for label, run in runs.items() if run.gallery}
+        names = ("background", *class_names(next(iter(runs.values())).config))
+        on_paper = printed_galleries(galleries, names) if self.paper else ()
+        return [gallery_part(galleries, names, self.colours), *on_paper, *self._only_first_seeds(), *missing]
+
+    def pictures(self) -> Section:
+        """Figures that notebooks left in the folders and that are not drawn here anyhow."""
+        found: dict[str, list[Part]] = {}
+        for run in self.comparison.first_seeds().values():
+            drawn = (*DRAWN, *(["cam_gallery"] if run.gallery else []))
+            for path in run.run.figures():
+                if path.stem not in drawn:
+                    found.setdefault(path.stem, []).append(parts.picture(path, run.name, paper=self.paper))
+        missing = self._missing_first(lambda run: run.run.figures(), "pictures", "figures")
+        shown: Section = []
+        for stem, figures in found.items():
+            shown += [parts.heading(stem.replace("_", " "), 3), *figures]
+        only = self._only_first_seeds() if shown else []
+        return [*shown, *only, *missing] or [paragraph("There are none but those drawn above.")]
+
+    def environment(self) -> Section:
+        """Commit, versions and device."""
+        table = environment_table(self.comparison)
+        missing = self._missing("environments", "environment", "env.json")
+        return [table, *missing] if table else missing
+
+    def repeat(self) -> Section:
+        """The commands that make these runs and this report."""
+        lines = []
+        for run in self.comparison.runs:
+            lines += [f"# {run.name}", train_command(run.config)]
+            lines += [f"python -m toco_lab evaluate {shlex.quote(_from_here(run.run.path))}", ""]
+        paths = shlex.join(map(_from_here, self.comparison.paths))
+        lines += ["# this report", f"python -m toco_lab report {paths} --out report.html report.md"]
+        return [parts.shell_lines("\n".join(lines))]
+
+    # --- what several sections need -----------------------------------------------------------------------------------
+
+    @cached_property
+    def _smoothing(self) -> pd.DataFrame:
+        """Rows of smoothing.csv of all runs; the label of its group is the model."""
         tables = [
             run.smoothing.assign(model=label)
             for label, runs in self.comparison.groups.items()
             for run in runs
             if run.smoothing is not None and (run.smoothing["metric"] == MEAN_ABSOLUTE_COSINE[0]).any()
         ]
-        parts: list[Part] = []
-        if tables:
-            parts = self._layers(pd.concat(tables, ignore_index=True))
-        return parts + self._missing("smoothing", "similarity per layer") + [Points(WARNINGS)]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["metric", "variant", "site"])
 
-    def _layers(self, table: pd.DataFrame) -> list[Part]:
-        """Similarity, pairs, CAM quality and all metrics, per layer."""
-        parts: list[Part] = [
-            self._per_layer("similarity_per_layer", "Similarity per layer", table, [MEAN_ABSOLUTE_COSINE]),
-            Text(
-                "Mean over images, band and bar from the lower to the upper quartile. Near 1 all tokens of an image "
-                "point the same way, so a CAM read from them is flat."
-            ),
-        ]
-        if table["metric"].isin([metric for metric, _ in PAIRS]).any():
-            parts += [
-                self._per_layer("pairs_per_layer", "Pairs of tokens per layer", table, PAIRS),
-                Text(
-                    "Pairs of tokens of one class (positive) and of different classes (negative). Where the two meet, "
-                    "tokens no longer tell classes apart."
-                ),
-            ]
-        heads = [
-            run.layer_cams.assign(model=label)
-            for label, runs in self.comparison.first_seeds().items()
-            for run in [runs]
-            if run.layer_cams is not None
-        ]
-        if heads:
-            quality = pd.concat(heads)
-            parts += [
-                Plot(
-                    "cam_quality_per_layer",
-                    "CAM quality per layer",
-                    lambda: interactive.quality_and_similarity(quality, table, colours=self.colours),
-                    lambda: printed.line_panels(
-                        _quality_lines(quality), colours=self.colours, x_title="block", ticks=_ticks(quality)
-                    ),
-                ),
-                Text(
-                    "A linear head on the frozen tokens of each block, trained from image labels; its CAM by the run's "
-                    "protocol, at the run's threshold (solid) and at the best of each layer (dotted, or a panel of its "
-                    "own)."
-                ),
-            ]
-        keys = [*table.drop_duplicates("metric")[["metric", "variant"]].itertuples(index=False, name=None)]
-        if len(keys) > 1 + len(PAIRS):
-            blocks = table[table["site"] != AFTER_ATTENTION]
-            parts += [
-                Plot(
-                    "metrics_per_layer",
-                    "All metrics per layer",
-                    lambda: interactive.smoothing_panels(blocks, metrics=keys, colours=self.colours),
-                    lambda: self._printed_layers(blocks, keys),
-                ),
-                Text(
-                    "All metrics of the literature, one variant each, every panel with its own scale: compare shapes. "
-                    "What each one sees is listed in notebook 05_over_smoothing."
-                ),
-            ]
-        return parts
+    def _per_layer(self, name: str, title: str, table: pd.DataFrame, keys: Any) -> Part:
+        figure = interactive.smoothing_curves(table, keys=keys, colours=self.colours)
+        return self._drawing(name, title, figure, lambda: self._lines(_layer_lines(table, keys), table))
 
-    def _per_layer(self, name: str, title: str, table: pd.DataFrame, keys: Any) -> Plot:
-        return Plot(
-            name,
-            title,
-            lambda: interactive.smoothing_curves(table, metrics=keys, colours=self.colours),
-            lambda: self._printed_layers(table, keys),
-        )
-
-    def _printed_layers(self, table: pd.DataFrame, keys: Any) -> Any:
-        lines = _layer_lines(table, keys)
+    def _lines(self, lines: pd.DataFrame, table: pd.DataFrame) -> "Figure":
         return printed.line_panels(lines, colours=self.colours, x_title="block", ticks=_ticks(table))
 
-    def _tokens(self) -> list[Part]:
-        shown = self.comparison.first_seeds()
-        have = {label: run for label, run in shown.items() if run.tokens}
-        missing = [
-            Text(run.absence("tokens of probe images", "tokens"), "missing", run.name)
-            for run in shown.values()
-            if not run.tokens
-        ]
-        parts: list[Part] = [Tokens(have), *self._only_first_seeds()] if have else []
-        return parts + missing
+    def _drawing(self, name: str, title: str, screen: "go.Figure", paper: Callable[[], "Figure"]) -> Part:
+        return parts.drawing(name, title, screen, paper() if self.paper else None)
 
-    def _galleries(self) -> list[Part]:
-        runs = {label: run for label, run in self.comparison.first_seeds().items() if run.gallery}
-        if not runs:
-            return []
-        galleries = {run.name: run.gallery for run in runs.values()}
-        columns = {label: run.name for label, run in runs.items()}
-        names = ("background", *class_names(next(iter(runs.values())).config))
-        note = (
-            "The first validation images; a CAM is that of the strongest class which is there, all on one scale from "
-            "0 to 1. Compare where a CAM ends with where the object ends, and the CAM with the auxiliary CAM."
-        )
-        absent = [
-            Text(run.absence("gallery", "gallery.npz"), "missing", run.name)
-            for run in self.comparison.first_seeds().values()
-            if not run.gallery
-        ]
-        return [Galleries(joint_rows(galleries), columns, names), Text(note), *self._only_first_seeds(), *absent]
+    def _coloured(self, table: Table) -> Table:
+        return replace(table, colours=self.colours)
 
-    def _pictures(self) -> list[Part]:
-        """Figures that notebooks left in the folders and that are not drawn here anyhow."""
-        runs = self.comparison.first_seeds().values()
-        found: dict[str, dict[str, Path]] = {}
-        for run in runs:
-            drawn = (*DRAWN, *(["cam_gallery"] if run.gallery else []))
-            for path in run.run.figures():
-                if path.stem not in drawn:
-                    found.setdefault(path.stem, {})[run.name] = path
-        missing = [
-            Text(run.absence("pictures", "figures"), "missing", run.name) for run in runs if not run.run.figures()
-        ]
-        parts: list[Part] = [Pictures(stem, files) for stem, files in found.items()]
-        note = "All CAMs share one colour scale; white and hatched pixels are ignored."
-        return parts + ([Text(note), *self._only_first_seeds()] if parts else []) + missing
+    def _missing(self, attribute: str, what: str, name: str) -> Section:
+        """A line for each run that lacks something."""
+        found = {run: getattr(run, attribute) for run in self.comparison.runs}
+        lacking = [run for run, own in found.items() if own is None or not len(own)]
+        return [paragraph(run.absence(what, name), "missing", run=run.name) for run in lacking]
 
-    def _environment(self) -> list[Part]:
-        table = environment_table(self.comparison)
-        missing = [
-            Text(run.absence("environment", "env.json"), "missing", run.name)
-            for run in self.comparison.runs
-            if not run.environments
-        ]
-        return [table] * (table is not None) + missing
+    def _missing_first(self, there: Callable[[RunRecord], Any], what: str, name: str) -> Section:
+        """The same for what is shown of the first seed of each config only."""
+        lacking = [run for run in self.comparison.first_seeds().values() if not there(run)]
+        return [paragraph(run.absence(what, name), "missing", run=run.name) for run in lacking]
 
-    def _repeat(self) -> list[Part]:
-        lines = []
-        for run in self.comparison.runs:
-            lines += [f"# {run.name}", train_command(run.config)]
-            lines += [f"python -m toco_lab evaluate {shlex.quote(str(run.run.path))}", ""]
-        paths = shlex.join(map(str, self.comparison.paths))
-        lines += ["# this report", f"python -m toco_lab report {paths} --out report.html report.md"]
-        note = (
-            "With the commit, versions and device of the section above. On one CPU a repeat gives the same numbers to "
-            "the bit; on a GPU they differ from run to run, so compare means over seeds."
-        )
-        return [Code("\n".join(lines)), Text(note)]
-
-    def _missing(self, attribute: str, what: str, name: str | None = None) -> list[Part]:
-        """A line for each run that lacks a table."""
-        lacking = [run for run in self.comparison.runs if getattr(run, attribute) is None]
-        return [Text(run.absence(what, name or f"{attribute}.csv"), "missing", run.name) for run in lacking]
-
-    def _only_first_seeds(self) -> list[Part]:
-        return [Text("Of runs that differ only in the seed, the first is shown.")] * self.comparison.grouped
+    def _only_first_seeds(self) -> Section:
+        return [paragraph("Of runs that differ only in the seed, the first is shown.")] * self.comparison.grouped
 
 
 def train_command(cfg: Config) -> str:
@@ -354,6 +311,17 @@ def train_command(cfg: Config) -> str:
         else:
             words += [f"--{option}", *map(str, value if isinstance(value, tuple) else [value])]
     return shlex.join(words)
+
+
+def _last_state(maps: list[TokenMaps]) -> dict[str, int]:
+    """Open at the last block of the last step, where over-smoothing is strongest."""
+    return {"layer": len(maps[0].layers) - 2, "step": max(one.steps[-1] for one in maps)}
+
+
+def _from_here(path: Path) -> str:
+    """A path as one would type it: relative where it lies below the current folder."""
+    path = path.resolve()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 # --- tables of `figures.line_panels` ----------------------------------------------------------------------------------
@@ -403,5 +371,5 @@ def _ticks(table: pd.DataFrame) -> dict[float, str]:
     """Some blocks as numbers, and the place of the final norm as a word."""
     last, normed = int(table["layer"].max()), FINAL_NORM in set(table["site"])
     step = max(1, last // 4)
-    ticks = {layer: str(layer) for layer in range(step, last + 1 - step * normed, step)}
+    ticks: dict[float, str] = {layer: str(layer) for layer in range(step, last + 1 - step * normed, step)}
     return ticks | ({last + 1: "norm"} if normed else {last: str(last)})

@@ -1,207 +1,208 @@
-"""Tables for readers: built once as text with the protocol of their numbers, written as HTML, Markdown, CSV and LaTeX.
+"""The tables of a report: text cells, a row for each run where they compare runs, with the protocol of every number."""
 
-Cells may come from files that anyone wrote: each writer escapes for its own language.
-"""
-
-import html
-import re
+import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 
-_LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": r"\textbar{}", "<": r"\textless{}",
-    ">": r"\textgreater{}", '"': r"\textquotedbl{}", "`": r"\textasciigrave{}", "±": r"$\pm$", "·": r"$\cdot$",
-}  # fmt: skip
-_FORMULA = re.compile(r"[=@]|[+-][^\W\d]|[+-][(=@]")  # what a spreadsheet would run at the beginning of a cell
+from toco_lab.config import config_differences
+from toco_lab.reports import ablation
+from toco_lab.reports.comparison import Comparison, Number, kind_of
+from toco_lab.reports.parts import BETWEEN, Table
+from toco_lab.runs import scores
+from toco_lab.vocabulary import F1, TITLES
+
+_BESIDE = ("checkpoint", "weights", "seed")  # of a protocol: said of each run even where all runs agree
+_OF_RUN = (*_BESIDE, "step")  # of a protocol: the same for all numbers of a run
+_KINDS = {
+    "scores": "Scores in per cent",
+    "over_activation": "Over-activation in per cent",
+    "cosines": "Cosines of patch tokens in [0, 1], ± the standard deviation over images",
+}
 
 
-_SHORT = 24  # letters; a cell of no more is not broken into lines
-_WIDE = 6  # columns; more do not fit on a page of LaTeX as they are
-BETWEEN = " · "  # two facts of a protocol
-
-
-@dataclass(frozen=True, eq=False)
-class Table:
-    """Text cells with all that belongs to them.
-
-    Attributes:
-        name: Stem of its files: letters, digits, hyphens.
-        caption: What it shows, one sentence.
-        frame: Text cells; the columns are the headings, the first column names the row.
-        protocol: Row name or heading -> how these numbers were measured, as facts; the key "" is the whole table.
-        details: Frame of the same shape: the facts of one number alone; in the first column, of the whole row.
-        whole: First words of those details that are the same for a whole run, as its checkpoint.
-    """
-
-    name: str
-    caption: str
-    frame: pd.DataFrame
-    protocol: Mapping[str, str] = field(default_factory=dict)
-    details: pd.DataFrame | None = None
-    whole: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, name: str, caption: str, rows: Iterable[Mapping[str, Any]], **more: Any) -> "Table":
-        """From rows of any values; a missing one is shown as -."""
-        frame = pd.DataFrame(list(rows)).astype(object)
-        return cls(name, caption, frame.where(frame.notna(), "-").map(str), **more)
-
-    def turned(self, corner: str) -> "Table":
-        """Columns as rows, for a page that is long rather than wide; `corner` heads the new first column.
-
-        What holds for a whole run is then said once, of its row.
-        """
-        first, names = self.frame.columns[0], self.frame.iloc[:, 0]
-
-        def turn(frame: pd.DataFrame) -> pd.DataFrame:
-            turned = frame.drop(columns=first).set_axis(names).T.rename_axis(index=corner, columns=None)
-            return turned.reset_index()
-
-        if self.details is None:
-            return replace(self, frame=turn(self.frame))
-        details = turn(self.details)
-        facts = details.iloc[:, 1:].map(lambda words: words.split(BETWEEN) if words else [])
-        of_run = facts.apply(
-            lambda row: dict.fromkeys(fact for own in row for fact in own if self._of_whole(fact)), axis=1
-        )
-        details.iloc[:, 1:] = facts.map(lambda own: BETWEEN.join(fact for fact in own if not self._of_whole(fact)))
-        details[corner] = of_run.map(BETWEEN.join)
-        return replace(self, frame=turn(self.frame), details=details)
-
-    def _of_whole(self, fact: str) -> bool:
-        return fact.partition(" ")[0] in self.whole
-
-    @property
-    def of_rows(self) -> bool:
-        """Whether the protocol is one of rows, rather than of columns or of all."""
-        return bool(self.protocol) and not set(self.protocol) - set(self.frame.iloc[:, 0])
-
-    def protocols(self) -> list[str]:
-        """How the numbers were measured: what all share first, then what else each has."""
-        facts = {name: words.split(BETWEEN) if words else [] for name, words in self.protocol.items()}
-        shared = [fact for fact in next(iter(facts.values()), []) if all(fact in own for own in facts.values())]
-        rest: dict[str, list[str]] = {}
-        for name, own in facts.items():
-            words = BETWEEN.join(fact for fact in own if fact not in shared)
-            rest.setdefault(words if own else "not recorded", []).append(name)
-        lines = [BETWEEN.join(shared)] if shared else []
-        return lines + [f"{' / '.join(names)}: {words}" for words, names in rest.items() if words]
-
-    def particulars(self) -> list[str]:
-        """A line for each run of what holds for its numbers alone."""
-        if self.details is None:
-            return []
-        cells = self.details.set_axis(self.frame.iloc[:, 0])
-        lines = []
-        for run, own in (cells.iloc[:, 1:] if self.of_rows else cells.T).items():
-            facts: dict[str, list[str]] = {}
-            for quantity, words in own.items():
-                for fact in filter(None, words.split(BETWEEN)):
-                    facts.setdefault(fact, []).append(quantity)
-            said = [
-                fact if self._of_whole(fact) else f"{fact} ({' / '.join(quantities)})"
-                for fact, quantities in facts.items()
-            ]
-            lines += [f"{run}: {BETWEEN.join(said)}"] if said else []
-        return lines
-
-
-def html_table(table: Table, *, colours: Mapping[str, str] | None = None) -> str:
-    """For the report's page. A name with a colour gets a dot of it, a state its badge."""
-
-    def shown(value: str, heading: str, own: str) -> str:
-        text, short = html.escape(value), ' class="short"' * (len(value) <= _SHORT)
-        if heading == "state":
-            text = f'<span class="state {text}">{text}</span>'
-        elif heading == table.frame.columns[0]:
-            dot = f'<span class="dot" style="background:{colours[value]}"></span>' if value in (colours or {}) else ""
-            text = f"<b{short}>{dot}{text}</b>"
-        elif table.details is not None:
-            text = f'<span class="value">{text}</span>'
-        below = f'<br><span class="protocol">{html.escape(own)}</span>' if own else ""
-        return f"<td{'' if own else short}>{text}{below}</td>"
-
-    by_row, head, lines = table.of_rows, [html.escape(str(name)) for name in table.frame], []
-    details = table.frame.map(lambda _: "") if table.details is None else table.details
-    for cells, own in zip(table.frame.to_numpy().tolist(), details.to_numpy().tolist(), strict=True):
-        line = [shown(*cell) for cell in zip(cells, table.frame.columns, own, strict=True)]
-        if by_row:
-            words = html.escape(table.protocol.get(cells[0]) or "not recorded")
-            line.insert(1, f'<td><span class="protocol">{words}</span></td>')
-        lines.append(f"<tr>{''.join(line)}</tr>\n")
-    if by_row:
-        head.insert(1, "protocol")
-    heads = "".join(f"<th>{cell}</th>" for cell in head)
-    below = [] if by_row else table.protocols()
-    return (
-        f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>\n{"".join(lines)}</tbody></table></div>'
-        + "".join(f'<p class="protocol">{html.escape(line)}</p>' for line in below)
-    )
-
-
-def markdown_table(table: Table) -> str:
-    """Pipe table with the caption above and the protocols below; GitHub and pandoc read it."""
-
-    def line(cells: Iterable[Any]) -> str:
-        return "| " + " | ".join(markdown_text(cell) or " " for cell in cells) + " |"
-
-    rows = [line(table.frame.columns), "|" + " --- |" * table.frame.shape[1]]
-    rows += [line(cells) for cells in table.frame.to_numpy().tolist()]
-    protocols = [f"- {markdown_text(words)}" for words in table.protocols() + table.particulars()]
-    parts = [f"**{markdown_text(table.caption)}**", "\n".join(rows)]
-    return "\n\n".join(parts + ["\n".join(protocols)] * bool(protocols))
-
-
-def csv_table(table: Table) -> str:
-    """Comma-separated cells; the protocol is a last column or row, what holds for one number a column beside it."""
-    frame = table.frame
-    if table.details is not None:
-        own = table.details.add_suffix(", measured with")
-        frame = pd.concat([frame, own.loc[:, (own != "").any()]], axis=1)
-    if table.of_rows:
-        frame = frame.assign(protocol=[table.protocol.get(name, "") for name in frame.iloc[:, 0]])
-    elif table.protocol:
-        cells = {frame.columns[0]: "protocol"} | {
-            key or frame.columns[1]: words for key, words in table.protocol.items()
+def asked_table(comparison: Comparison) -> Table:
+    """One row per run: what it is, and how far it came."""
+    rows = [
+        {
+            "run": run.name, "row": comparison.rows[run.name], "preset": run.config.preset_name or "custom",
+            "data": run.config.dataset, "backbone": run.config.backbone, "state": run.status.get("state", "unknown"),
+            "step": run.status.get("step", 0), "of steps": run.config.steps,
+            "minutes": _minutes(run.status.get("seconds")), "seed": run.config.seed,
         }
-        frame = pd.concat([frame, pd.DataFrame([cells])], ignore_index=True).fillna("")
-    harmless = frame.map(lambda cell: f"'{cell}" if _FORMULA.match(cell) else cell)
-    return harmless.to_csv(index=False, lineterminator="\n")
+        for run in comparison.runs
+    ]  # fmt: skip
+    return _table("runs", "The runs", rows)
 
 
-def latex_table(table: Table) -> str:
-    """A booktabs table whose caption names the protocol; what holds for single runs stands below it in small print.
+def results_tables(comparison: Comparison) -> tuple[list[Table], list[str]]:
+    """Scores, over-activation and cosines: a row per run, a column per quantity.
 
-    Needs the packages booktabs and, for a table of many columns, which is scaled to the page, graphicx.
+    What all runs share stands in the protocol of the quantity, what differs in the column "measured with".
+
+    Returns:
+        The tables that have a number, and the quantities that were not measured in the same way in all runs.
     """
-    width = table.frame.shape[1]
-    lines = [" & ".join(map(latex_text, table.frame.columns))]
-    lines += [" & ".join(map(latex_text, cells)) for cells in table.frame.to_numpy().tolist()]
-    head, *body = (f"  {{}}{line} \\\\" for line in lines)  # {}: \\ would take a [ or * that follows it for its own
-    caption, below = (
-        latex_text(" ".join(f"{line.rstrip('.')}." for line in said))
-        for said in ((table.caption, *table.protocols()), table.particulars())
-    )
-    opened, closed = (r"\resizebox{\linewidth}{!}{", "}") if width > _WIDE else ("", "")
-    return "\n".join([
-        r"\begin{table}", r"  \centering\small", f"  \\caption{{{caption}}}", f"  \\label{{tab:{table.name}}}",
-        f"  {opened}\\begin{{tabular}}{{{'l' * width}}}", r"  \toprule", head, r"  \midrule", *body,
-        r"  \bottomrule", rf"  \end{{tabular}}{closed}",
-        *([rf"  \par\smallskip\footnotesize {below}"] if below else []), r"\end{table}", "",
-    ])  # fmt: skip
+    tables, unequal = [], []
+    quantities = dict.fromkeys(name for run in comparison.runs for name in run.numbers)
+    for kind, caption in _KINDS.items():
+        wanted = [name for name in quantities if kind_of(name) == kind]
+        protocol: dict[str, str] = {}
+        own: dict[str, dict[tuple[str, str], list[str]]] = {name: {} for name in comparison.names}
+        for quantity in wanted:
+            found = {run.name: run.numbers[quantity] for run in comparison.runs if quantity in run.numbers}
+            common = _common([number.protocol for number in found.values()])
+            protocol[quantity] = protocol_words(common)
+            for run, number in found.items():
+                rest = {key: value for key, value in number.protocol.items() if key not in common}
+                unequal += [quantity] * bool(set(rest) - set(_BESIDE))
+                for key, value in rest.items():
+                    if words := protocol_words({key: value}):
+                        own[run].setdefault((key, words), []).append(quantity)
+        rows = [
+            {"run": run.name}
+            | {name: run.numbers.get(name, Number("-", {})).text for name in wanted}
+            | {"measured with": _particulars(own[run.name])}
+            for run in comparison.runs
+        ]
+        if wanted:
+            tables.append(_table(kind, caption, rows, protocol=protocol))
+    return tables, list(dict.fromkeys(unequal))
 
 
-def markdown_text(value: Any) -> str:
-    """Text that stays text in Markdown, in one line."""
-    text = html.escape(" ".join(str(value).split()), quote=False)
-    return re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", text)
+def _common(protocols: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """What all of some protocols say alike, but for what is always said of each run."""
+    return {
+        key: value
+        for key, value in protocols[0].items()
+        if key not in _BESIDE and all(key in one and one[key] == value for one in protocols)
+    }
 
 
-def latex_text(value: Any) -> str:
-    """Text that stays text in LaTeX, in one line."""
-    text = "".join(letter for letter in str(value) if letter.isprintable() or letter.isspace())
-    return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
+def _particulars(facts: Mapping[tuple[str, str], list[str]]) -> str:
+    """What holds for the numbers of one run alone; (key, words) of a fact -> the quantities it is about."""
+    of_run = [words for key, words in facts if key in _OF_RUN]
+    others = [f"{words} ({' / '.join(about)})" for (key, words), about in facts.items() if key not in _OF_RUN]
+    return BETWEEN.join(of_run + others)
+
+
+def differences_table(comparison: Comparison) -> Table | None:
+    """Config fields that differ, a row per run; None if none does. Seeds that are drawn as one curve share a row."""
+    groups = comparison.groups
+    fields = config_differences({label: run.config for label, run in comparison.first_seeds().items()})
+    if comparison.grouped:
+        fields.pop("seed", None)
+    if not fields:
+        return None
+    rows = [{"run": label} | {key: values[label] for key, values in fields.items()} for label in groups]
+    if comparison.grouped:
+        for row, members in zip(rows, groups.values(), strict=True):
+            row["seeds"] = ", ".join(str(run.config.seed) for run in members)
+    return _table("differences", "Config fields that differ", rows)
+
+
+def ablation_table(comparison: Comparison) -> tuple[Table, pd.DataFrame] | None:
+    """Rows over seeds with their paired differences, and the summary it shows; None for one config with one seed."""
+    frame = comparison.frame
+    shown = [name for name in scores.SHOWN if name in frame and frame[name].notna().any()]
+    if not shown or len(frame.drop_duplicates(["row", "seed"])) < 2:
+        return None
+    summary = ablation.summarise(frame, scores=shown, reference=comparison.reference)
+    cells = ablation.wide_table(summary).rename_axis("row").reset_index().map(str)
+    used = set(frame.loc[frame[shown].notna().any(axis=1), "run"])
+    configs = [run.config for run in comparison.runs if run.name in used]
+    words = ablation.protocol_text(configs, frame[frame["run"].isin(used)])
+    compared = ", ".join(dict.fromkeys(name for name in summary["reference"] if name))
+    caption = "Rows over seeds" + (f"; differences to {compared}" if compared else "")
+    return Table("ablation", caption, cells, {"": words}), summary
+
+
+def classes_table(comparison: Comparison) -> Table | None:
+    """IoU per class and target, a column per run (or per config, mean over seeds)."""
+    found = class_scores(comparison)
+    if found is None:
+        return None
+    found = found.assign(iou=[f"{100 * value:.1f}" if pd.notna(value) else "-" for value in found["iou"]])
+    order = found[["target", "class"]].drop_duplicates()
+    wide = found.pivot(index=["target", "class"], columns="run", values="iou")[list(dict.fromkeys(found["run"]))]
+    wide = wide.reindex(pd.MultiIndex.from_frame(order)).fillna("-").reset_index()
+    wide.insert(0, "quantity", [TITLES.get(target, str(target)) for target in wide.pop("target")])
+    shared = {
+        name.rsplit(", ", 1)[0]: words
+        for table in results_tables(comparison)[0]
+        for name, words in table.protocol.items()
+    }
+    protocol = {name: shared.get(name, "") for name in dict.fromkeys(wide["quantity"])}
+    cells = wide.map(str).rename_axis(columns=None)
+    return Table("iou_per_class", "IoU per class in per cent", cells, protocol, folded=True)
+
+
+def class_scores(comparison: Comparison) -> pd.DataFrame | None:
+    """run (label of its group), target, class, iou: the mean over the seeds of a group."""
+    tables = [
+        run.evaluation.assign(run=label)
+        for label, members in comparison.groups.items()
+        for run in members
+        if run.evaluation is not None and len(run.evaluation)
+    ]
+    if not tables:
+        return None
+    frame = pd.concat(tables)
+    frame = frame[frame["class"] != F1]
+    return frame.groupby(["run", "target", "class"], sort=False, as_index=False)["iou"].mean()
+
+
+def environment_table(comparison: Comparison) -> Table | None:
+    """What numbers may depend on besides the config; runs that agree share a column. None if no run recorded it."""
+    facts: dict[str, dict[str, str]] = {}
+    starts: dict[str, list[str]] = {}
+    members: dict[str, list[str]] = {}
+    for run in comparison.runs:
+        if run.environments:
+            shown = _environment(run.environments[-1])
+            key = json.dumps(shown)
+            facts[key] = shown
+            members.setdefault(key, []).append(run.name)
+            starts.setdefault(key, []).extend(str(record.get("start", "-")) for record in run.environments)
+    if not facts:
+        return None
+    columns = {}
+    for key, names in members.items():
+        times = {"first start": min(starts[key]), "last start": max(starts[key]), "starts": str(len(starts[key]))}
+        columns["all runs" if len(facts) == 1 < len(names) else ", ".join(names)] = times | facts[key]
+    frame = pd.DataFrame(columns).fillna("-").rename_axis(index="").reset_index()
+    return Table("environment", "Environment", frame)
+
+
+def _environment(record: Mapping[str, Any]) -> dict[str, str]:
+    """One record of env.json as text."""
+    git = record.get("git")
+    commit = git["commit"][:12] + " with local changes" * git["dirty"] if git else "not in a git checkout"
+    shown = {"commit": commit} | {key: record.get(key) for key in ("device", "cpu_count", "platform", "python")}
+    return {name: str(value or "-") for name, value in (shown | record.get("packages", {})).items()}
+
+
+def protocol_words(protocol: Mapping[str, Any]) -> str:
+    """A protocol as text: "split val · images 100 · flip · no crf"; what does not apply is left out."""
+    words = []
+    for key, value in protocol.items():
+        name = key.replace("_", " ")
+        if isinstance(value, bool):
+            words.append(name if value else f"no {name}")
+        elif isinstance(value, list):
+            words.append(f"{name} {', '.join(f'{v:g}' if isinstance(v, float) else str(v) for v in value)}")
+        elif value not in (None, ""):
+            words.append(f"{name} {value}")
+    return BETWEEN.join(words)
+
+
+def _table(name: str, caption: str, rows: Iterable[Mapping[str, Any]], **more: Any) -> Table:
+    """A table of any values; a missing one is shown as -, a column without any word is left out."""
+    frame = pd.DataFrame(list(rows)).astype(object)
+    frame = frame.where(frame.notna(), "-").map(str)
+    return Table(name, caption, frame.loc[:, (frame != "").any()], **more)
+
+
+def _minutes(seconds: Any) -> str:
+    return f"{seconds / 60:.1f}" if isinstance(seconds, int | float) else "-"

@@ -1,0 +1,206 @@
+"""What stands in each section: of complete, broken and many run folders, without a notebook."""
+
+import base64
+import html
+import io
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers.finished_runs import make_gallery, make_run
+from matplotlib import colormaps
+from PIL import Image
+
+from toco_lab.config import Config
+from toco_lab.evaluation.gallery import save_gallery
+from toco_lab.reports import sections
+from toco_lab.reports.comparison import compare
+from toco_lab.reports.parts import PLOTLY
+from toco_lab.reports.sections import Report, train_command
+from toco_lab.runs.run_dir import RunDir
+
+
+def contents(section):
+    """MIME bundles of the parts of a section."""
+    return [part._repr_mimebundle_()[0] for part in section]
+
+
+def source(section):
+    return "\n".join(bundle.get("text/html", "") for bundle in contents(section))
+
+
+def words(section):
+    """The words of a section as a reader sees them."""
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", source(section))))
+
+
+def figures(section):
+    return [bundle[PLOTLY] for bundle in contents(section) if PLOTLY in bundle]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("results")
+    return [make_run(root, level=0.6), make_run(root, level=0.45, w_ptc=0.0, seed=3)]
+
+
+@pytest.fixture(scope="module")
+def report(runs):
+    return Report(compare(runs), title="With & without PTC")
+
+
+def test_numbers_stand_with_their_protocol(report, runs):
+    shown = words(report.results())
+    for run, cells in zip(runs, (r"60\.0 70\.0 50\.0", r"45\.0 70\.0 35\.0"), strict=True):
+        seed = run.config().seed
+        assert re.search(rf"{run.name} {cells} 90\.0 checkpoint 0123456789ab · seed {seed} ", shown)
+    shared = (
+        "split val", "images 100", "scales 1, 0.5, 1.5", "flip", "true labels mask cam", "no crf", "miou over present",
+    )  # fmt: skip
+    for said in shared:
+        assert said in shown, said
+    assert shown.count("CAM, mIoU / auxiliary CAM, mIoU: split val · images 100") == 1  # said once where runs agree
+    assert "image labels, F1: not recorded" in shown
+    assert "background threshold" not in shown  # does not apply
+    first = 1 / 15 * 0.7 + 0.02  # mean over images 0..4 in the run of level 0.6
+    assert "Similarity, first block" in shown and f"{first:.3f} ±" in shown
+    assert "|cos| of negative pairs, in training" in shown and " 0.300 " in shown and " 0.225 " in shown
+    assert "Not measured in the same way" not in shown
+
+
+def test_different_protocols_are_pointed_out(runs, tmp_path):
+    copy = RunDir(shutil.copytree(runs[0].path, tmp_path / "copy"))
+    protocol = copy.read_json("protocol")
+    protocol["cam"]["true_labels_mask_cam"] = False
+    copy.write_json("protocol", protocol)
+    shown = words(Report(compare([runs[0], copy])).results())
+    assert "Not measured in the same way in all runs: CAM, mIoU." in shown
+    assert "seed 0 · no true labels mask cam (CAM, mIoU)" in shown
+
+
+def test_differences_and_commands(report, runs, monkeypatch):
+    shown = words(report.differences())
+    assert f"{runs[0].name} {Config.preset('toy').w_ptc} 0 {runs[1].name} 0.0 3" in shown
+    shown = words(report.repeat())
+    assert "python -m toco_lab train toy --w-ptc 0.0 --seed 3" in shown
+    assert f"python -m toco_lab evaluate {runs[1].path}" in shown
+    monkeypatch.chdir(runs[1].path.parent)  # as short as it can be typed
+    assert f"python -m toco_lab evaluate {runs[1].name} # this report" in words(report.repeat())
+
+
+def test_runs_are_compared_by_row(report):
+    """Two configs with one seed each, 0 and 3: no seed is common, so there is no difference."""
+    shown = words(report.ablation())
+    assert "w_ptc=1.5 1 60.0 70.0 50.0" in shown and "w_ptc=0.0 1 45.0 70.0 35.0" in shown
+    assert "Data toy" in shown and len(figures(report.ablation())) == 1
+
+
+def test_the_class_table_has_the_numbers_that_are_drawn(report):
+    shown = words(report.classes())
+    assert re.search(r"CAM disc 65\.0 50\.0", shown)  # level + 1/20
+    assert [trace["name"] for trace in figures(report.classes())[0]["data"][:2]] == report.comparison.names
+
+
+def test_galleries_show_each_image_once_with_a_column_per_run(runs, tmp_path):
+    copies = [RunDir(shutil.copytree(run.path, tmp_path / name)) for run, name in zip(runs, "ab", strict=True)]
+    for run, level in zip(copies, (0.25, 0.75), strict=True):
+        save_gallery(run, make_gallery(level), "0123456789ab")
+    made = Report(compare(copies))
+    pictures = dict(re.findall(r'<img alt="([^"]*)" src="([^"]*)"', source(made.gallery())))
+    for name in ("one", "two"):
+        for alt in (f"image of {name}", f"truth of {name}", f"CAM of {name}, a", f"auxiliary CAM of {name}, b"):
+            assert alt in pictures, alt
+    assert "CAM as label of one, a" not in pictures  # was not saved
+    assert "cam gallery" not in words(made.pictures())  # the notebook's picture shows the same
+    data = base64.b64decode(pictures["CAM of two, b"].partition(",")[2])
+    pixel = np.asarray(Image.open(io.BytesIO(data)))[4, 6] / 255
+    wanted = 0.55 * np.array(colormaps["inferno"](0.75)[:3]) + 0.45 * 130 / 255
+    assert pixel == pytest.approx(wanted, abs=0.03)
+
+
+def test_many_seeds_become_one_curve_and_tables_have_a_row_per_run(tmp_path):
+    """Two configs with four seeds each."""
+    runs = [
+        make_run(tmp_path, name=f"{kind}-{seed}", level=level + seed / 100, w_ptc=weight, seed=seed)
+        for kind, level, weight in (("plain", 0.4, 0.0), ("full", 0.6, 1.5))
+        for seed in range(4)
+    ]
+    made = Report(compare(runs))
+    row = re.search(r"w_ptc=1\.5 4 (.*?) Data toy", words(made.ablation()))[1]
+    assert row.startswith("61.5 ± 1.3 +20.0 [+20.0, +20.0]*")  # mean and sd of 60..63; each seed gains 20
+    assert re.search(r"full-3 63\.0 70\.0 53\.0 90\.0 checkpoint 0123456789ab · seed 3", words(made.results()))
+    assert words(made.pictures()).count("Of runs that differ only in the seed, the first is shown.") == 1
+    (training,) = figures(made.training())
+    assert {trace["name"] for trace in training["data"] if trace.get("showlegend")} == {"w_ptc=0.0", "w_ptc=1.5"}
+    curve = next(t for t in training["data"] if t["name"] == "w_ptc=1.5" and t["y"][0] == pytest.approx(0.3075))
+    assert curve["x"][0] == 10  # the mean of PTC terms 0.5 * level over the seeds
+
+
+def test_failed_run_says_what_is_not_there_and_why(tmp_path):
+    run = RunDir.create(Config.preset("smoke"), tmp_path)
+    run.set_status("failed", step=2, error="TrainingError: loss ptc is not finite at step 3")
+    made = Report(compare([run]))
+    for section, what, name in (
+        (made.results(), "scores", "evaluation.csv"),
+        (made.training(), "training curves", "metrics.csv"),
+        (made.pictures(), "pictures", "figures"),
+        (made.similarity(), "similarity per layer", "smoothing.csv"),
+        (made.classes(), "scores per class", "evaluation.csv"),
+        (made.tokens(), "tokens of probe images", "tokens"),
+        (made.gallery(), "gallery", "gallery.npz"),
+    ):
+        assert f"{run.name} : {what} not there because its folder has no {name}." in words(section)
+        assert "failed: TrainingError: loss ptc is not finite at step 3, at step 2" in words(section)
+    assert "There is one run only" in words(made.differences()) and "nothing is compared" in words(made.ablation())
+    assert "1 run, 0 finished; 1 unfinished or failed" in words(made.heading())
+
+
+def test_damaged_files_are_said_to_be_so(runs, tmp_path):
+    run = RunDir(shutil.copytree(runs[0].path, tmp_path / "damaged"))
+    for name in ("protocol.json", "env.json", "status.json"):
+        (run.path / name).write_text("{")
+    for name in ("smoothing.csv", "gallery.npz"):
+        (run.path / name).write_text("")
+    (run.path / "figures" / "cam_gallery.png").write_text("no picture")
+    (run.path / "figures" / "curve.json").write_text("[1")
+    made = Report(compare([run]))
+    assert "smoothing.csv is empty or cannot be read" in words(made.similarity())
+    assert "gallery.npz is empty or cannot be read" in words(made.gallery())
+    assert "env.json is empty or cannot be read" in words(made.environment())
+    shown = words(made.pictures())
+    assert "cam_gallery.png cannot be shown" in shown and "curve.json cannot be shown" in shown
+    assert "60.0" in words(made.results()) and "unknown" in words(made.asked())
+
+
+def test_many_snapshots_are_thinned_to_the_size_of_a_page(smoke_run, monkeypatch):
+    made = Report(compare([smoke_run]))
+    whole = len(source(made.tokens()))
+    monkeypatch.setattr(sections, "TOKEN_BYTES", 2 * 2 * 5 * 144 * 24)  # two steps of each of two images
+    thin = len(source(made.tokens()))
+    assert whole - thin == pytest.approx(2 * 5 * 144 * 24 * 4 / 3, rel=0.1)  # one step of three is gone, as base64
+
+
+def test_train_command():
+    cfg = Config.preset("smoke").replace(refine=False, cam_scales=(1.0, 0.75), weights="my file", embed_dim=None)
+    assert train_command(cfg) == (
+        "python -m toco_lab train smoke --weights 'my file' --embed-dim None --cam-scales 1.0 0.75 --no-refine"
+    )
+    assert train_command(Config()).startswith("python -m toco_lab train voc_deit_b")
+
+
+def test_a_report_reads_no_torch(tmp_path):
+    """Run folders alone: nothing that takes seconds to import."""
+    import subprocess
+    import sys
+
+    run = make_run(tmp_path)
+    code = (
+        "import sys; from toco_lab.reports import Report, compare_folders; "
+        "report = Report(compare_folders(sys.argv[1:])); report.results(); report.training(); report.tokens(); "
+        "print('torch' in sys.modules)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", code, run.path], capture_output=True, text=True, cwd=root)
+    assert done.stdout == "False\n", done.stderr

@@ -28,6 +28,7 @@ def sweep(tmp_path_factory):
 def test_a_sweep_keeps_the_names_of_its_rows(sweep):
     found = compare_folders([sweep])
     assert len(found.runs) == 8 > MANY and found.about == "terms: Does PTC help?"
+    assert found.title == "Report on terms" and found.progress == "8 runs, 8 finished"
     assert {row: len(runs) for row, runs in found.groups.items()} == {"without": 4, "with": 4}
     assert found.grouped and [run.config.seed for run in found.first_seeds().values()] == [0, 0]
     table, summary = ablation_table(found)

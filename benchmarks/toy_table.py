@@ -18,7 +18,7 @@ from toco_lab.config import Config
 from toco_lab.data.classes import PALETTE
 from toco_lab.data.toy import TOY_CLASSES
 from toco_lab.evaluation.evaluate import evaluate_run
-from toco_lab.evaluation.gallery import gallery_rows
+from toco_lab.evaluation.example_maps import gallery_rows
 from toco_lab.experiment import train
 from toco_lab.figures import pictures
 from toco_lab.files import atomic_write

@@ -6,7 +6,8 @@ from helpers.finished_runs import make_gallery
 
 from toco_lab.config import Config
 from toco_lab.evaluation.evaluate import evaluate_model, evaluate_run
-from toco_lab.evaluation.gallery import EDGE, NUM_IMAGES, Gallery, gallery_rows, joint_rows, load_gallery, save_gallery
+from toco_lab.evaluation.example_maps import gallery_rows
+from toco_lab.evaluation.gallery import EDGE, NUM_IMAGES, Gallery, joint_rows, load_gallery, save_gallery
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
 

@@ -1,5 +1,6 @@
 from . import cam_per_layer as cam_per_layer
 from . import evaluate as evaluate
+from . import example_maps as example_maps
 from . import gallery as gallery
 from . import label_folder as label_folder
 from . import label_summary as label_summary
@@ -11,7 +12,7 @@ from .cam_per_layer import layer_cam_quality as layer_cam_quality
 from .evaluate import Evaluation as Evaluation
 from .evaluate import evaluate_model as evaluate_model
 from .evaluate import evaluate_run as evaluate_run
-from .gallery import gallery_rows as gallery_rows
+from .example_maps import gallery_rows as gallery_rows
 from .prediction import native_cams as native_cams
 from .prediction import predict as predict
 from .pseudo_labels import Thresholds as Thresholds

@@ -16,7 +16,8 @@ from toco_lab.backbones.weights import weights_hash
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.data.classes import label_names
 from toco_lab.data.loader import EvalSample, EvalSamples, eval_samples
-from toco_lab.evaluation.gallery import NUM_IMAGES, map_rows, save_gallery
+from toco_lab.evaluation.example_maps import map_rows
+from toco_lab.evaluation.gallery import NUM_IMAGES, save_gallery
 from toco_lab.evaluation.prediction import BATCH, FUSIONS, grouped_by_size, predict
 from toco_lab.evaluation.samples import image_label_of, mask_of
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores, label_f1

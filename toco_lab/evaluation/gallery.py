@@ -11,27 +11,18 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from toco_lab.config import Config
-from toco_lab.data.loader import EvalSample, eval_samples
-from toco_lab.evaluation.prediction import predict
-from toco_lab.evaluation.samples import image_label_of
 from toco_lab.files import atomic_write
-from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.vocabulary import CAM, CAM_AUX, SEG, TITLES
 
 NUM_IMAGES = 6  # in the gallery of a run
 EDGE = 256  # longest side of an image in it, in pixels
 MAPS = (TITLES[CAM], TITLES[CAM_AUX], "CAM as label", TITLES[SEG])  # headings of the maps, in the order shown
-_PREDICTED = dict(zip(MAPS, ("cam_scores", "cam_aux_scores", CAM, SEG), strict=True))  # heading -> in `predict`
 _FORMAT = 1  # of the saved file
 _QUALITY = 85  # of a picture as WebP; 100 is best
 # what is raised for a damaged file: cut off, a wrong checksum, an array missing, ...
@@ -67,40 +58,6 @@ class JointRow:
     image: np.ndarray
     truth: np.ndarray | None
     maps: dict[str, dict[str, np.ndarray]]
-
-
-@torch.no_grad()
-def gallery_rows(
-    model: ToCo, cfg: Config, num_images: int = 6, split: str | None = None
-) -> list[dict[str, np.ndarray | None]]:
-    """Rows for `figures.cam_gallery`: image, truth, CAMs (strongest present class), label of the CAM, segmentation.
-
-    Arrays of native size: uint8 image (H, W, 3), float CAMs (H, W) in [0, 1], integer label maps (H, W).
-
-    Args:
-        model: In evaluation mode.
-        cfg: Protocol of the maps.
-        num_images: How many images of the split, from the first on.
-        split: None takes `cfg.val_split`.
-    """
-    device, rows = next(model.parameters()).device, []
-    for sample in islice(iter(eval_samples(cfg, model.mean, model.std, split)), num_images):
-        image, label = sample.image[None].to(device), image_label_of(sample)[None].to(device)
-        rows += map_rows([sample], predict(model, cfg, image, label, (CAM, SEG)))
-    return rows
-
-
-def map_rows(samples: Sequence[EvalSample], predicted: Mapping[str, Tensor]) -> list[dict[str, np.ndarray | None]]:
-    """What `predict` says of images as arrays under their headings, a row per image.
-
-    `predicted` may be of more images, of which `samples` are the first.
-    """
-    maps = {title: predicted[key].cpu().numpy() for title, key in _PREDICTED.items() if key in predicted}
-    return [
-        {"image": sample.raw, "truth": None if sample.mask is None else sample.mask.numpy()}
-        | {title: array[i] for title, array in maps.items()}
-        for i, sample in enumerate(samples)
-    ]
 
 
 def save_gallery(run: RunDir, rows: Mapping[str, Mapping[str, np.ndarray | None]], checkpoint: str) -> None:

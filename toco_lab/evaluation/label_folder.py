@@ -24,9 +24,9 @@ from torch import Tensor
 
 from toco_lab.config import Config
 from toco_lab.data.classes import DataError, save_mask
+from toco_lab.data.label_tables import write_labels
 from toco_lab.data.layouts import LAYOUTS, locate
 from toco_lab.data.loader import EvalSample
-from toco_lab.data.prepare import write_labels
 from toco_lab.files import atomic_write
 
 MASKS, IMAGES, LISTS = "SegmentationClass", "JPEGImages", "ImageSets/Segmentation"

@@ -97,7 +97,7 @@ def metric_by_parameter(
 
 
 def line_panels(
-    table: pd.DataFrame, *, colours: Mapping[str, str], x_title: str, ticks: Mapping[float, str] | None = None
+    table: pd.DataFrame, *, colours: Mapping[str, str], x_title: str, ticks: Mapping[int, str] | None = None
 ) -> Figure:
     """Small panels of lines with bands, as training curves and curves over layers are printed.
 

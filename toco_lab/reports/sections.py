@@ -4,19 +4,19 @@ Every section is a list of parts. What a run does not have is said in its place,
 """
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 from toco_lab.config import Config, config_differences
 from toco_lab.data.classes import class_names
 from toco_lab.explorers.token_maps import TokenMaps, thin_steps
-from toco_lab.figures import interactive, printed
+from toco_lab.figures import interactive, printed, series
+from toco_lab.figures.colours import assign_colours
 from toco_lab.presets import PRESETS
 from toco_lab.reports import parts
 from toco_lab.reports.comparison import PAIRS, Comparison, RunRecord
@@ -32,7 +32,7 @@ from toco_lab.reports.tables import (
     results_tables,
 )
 from toco_lab.runs.scores import SCORES
-from toco_lab.vocabulary import AFTER_ATTENTION, FINAL_NORM, MEAN_ABSOLUTE_COSINE, TITLES
+from toco_lab.vocabulary import AFTER_ATTENTION, MEAN_ABSOLUTE_COSINE
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -64,7 +64,7 @@ class Report:
             paper: Draw every figure for paper as well, for an export as Markdown.
         """
         self.comparison, self.title, self.paper = comparison, title or comparison.title, paper
-        self.colours = interactive.run_colours(comparison.groups)
+        self.colours = assign_colours(comparison.groups)
         of_group = {run.name: self.colours[key] for key, runs in comparison.groups.items() for run in runs}
         self.colours |= of_group
 
@@ -136,7 +136,7 @@ class Report:
             "training",
             "Training curves",
             interactive.training_curves(frames, colours=self.colours),
-            lambda: printed.line_panels(_training_lines(frames), colours=self.colours, x_title="step"),
+            lambda: printed.line_panels(series.training_lines(frames), colours=self.colours, x_title="step"),
         )
         return [figure, *missing]
 
@@ -177,26 +177,26 @@ class Report:
                     "cam_quality_per_layer",
                     "CAM quality per layer",
                     figure,
-                    lambda: self._lines(_quality_lines(quality), quality),
+                    lambda: self._lines(series.cam_quality_lines(quality), quality),
                 )
             )
         keys = [*table.drop_duplicates("metric")[["metric", "variant"]].itertuples(index=False, name=None)]
         if len(keys) > 1 + len(PAIRS):
             blocks = table[table["site"] != AFTER_ATTENTION]
-            figure = interactive.smoothing_panels(blocks, keys=keys, colours=self.colours)
+            figure = interactive.smoothing_panels(blocks, metrics=keys, colours=self.colours)
             shown.append(
                 self._drawing(
                     "metrics_per_layer",
                     "All metrics per layer",
                     figure,
-                    lambda: self._lines(_layer_lines(blocks, keys), blocks),
+                    lambda: self._lines(series.layer_lines(blocks, keys), blocks),
                 )
             )
         return shown or [paragraph("No run has them; notebook 05_over_smoothing measures them.")]
 
     def tokens(self) -> Section:
         """The token explorer: one for all runs that kept tokens of the same probe images."""
-        from toco_lab.explorers.token_explorer import explorer_element_html, explorer_module_html
+        from toco_lab.explorers.token_page import explorer_element_html, explorer_module_html
 
         shown = self.comparison.first_seeds()
         groups: dict[tuple[str, ...], list[TokenMaps]] = {}
@@ -273,11 +273,13 @@ class Report:
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=["metric", "variant", "site"])
 
     def _per_layer(self, name: str, title: str, table: pd.DataFrame, keys: Any) -> Part:
-        figure = interactive.smoothing_curves(table, keys=keys, colours=self.colours)
-        return self._drawing(name, title, figure, lambda: self._lines(_layer_lines(table, keys), table))
+        figure = interactive.smoothing_curves(table, metrics=keys, colours=self.colours)
+        return self._drawing(name, title, figure, lambda: self._lines(series.layer_lines(table, keys), table))
 
     def _lines(self, lines: pd.DataFrame, table: pd.DataFrame) -> "Figure":
-        return printed.line_panels(lines, colours=self.colours, x_title="block", ticks=_ticks(table))
+        return printed.line_panels(
+            lines, colours=self.colours, x_title="block", ticks=series.layer_ticks(table, sparse=True)
+        )
 
     def _drawing(self, name: str, title: str, screen: "go.Figure", paper: Callable[[], "Figure"]) -> Part:
         return parts.drawing(name, title, screen, paper() if self.paper else None)
@@ -322,54 +324,3 @@ def _from_here(path: Path) -> str:
     """A path as one would type it: relative where it lies below the current folder."""
     path = path.resolve()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
-
-
-# --- tables of `figures.line_panels` ----------------------------------------------------------------------------------
-
-
-def _training_lines(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Every known column that is not zero throughout; over seeds the mean, the lowest and the highest."""
-    lines = []
-    for column, title in TITLES.items():
-        if any(column in frame and frame[column].fillna(0).any() for frame in frames.values()):
-            for label, frame in frames.items():
-                if column in frame:
-                    stats = frame.dropna(subset=[column]).groupby("step")[column].agg(["mean", "min", "max"])
-                    stats = stats.reset_index().set_axis(["x", "mean", "low", "high"], axis=1)
-                    lines.append(stats.assign(panel=title, line=label, apart=False))
-    return pd.concat(lines) if lines else pd.DataFrame(columns=["panel"])
-
-
-def _layer_lines(table: pd.DataFrame, keys: Any) -> pd.DataFrame:
-    """Mean and quartiles over images, the final norm as one more place behind the last block."""
-    lines = []
-    x = table["layer"] - 0.5 * (table["site"] == AFTER_ATTENTION) + (table["site"] == FINAL_NORM)
-    for metric, variant in keys:
-        rows = table.assign(x=x)[(table["metric"] == metric) & (table["variant"] == variant)]
-        for label, part in rows.groupby("model", sort=False):
-            stats = part.groupby("x")["value"].describe()[["mean", "25%", "75%"]].reset_index()
-            stats = stats.set_axis(["x", "mean", "low", "high"], axis=1)
-            normed = part.loc[part["site"] == FINAL_NORM, "x"]
-            lines.append(stats.assign(panel=f"{metric}\n{variant}", line=label, apart=stats["x"].isin(normed)))
-    return pd.concat(lines)
-
-
-def _quality_lines(quality: pd.DataFrame) -> pd.DataFrame:
-    """mIoU of the CAM of each layer at the run's threshold and at the best one."""
-    apart = quality["site"] == FINAL_NORM
-    quality = quality.assign(
-        x=quality["layer"] + apart, apart=apart, mean=100 * quality["miou"], low=np.nan, high=np.nan
-    )
-    kinds = {"own": "CAM mIoU, %, own threshold", "best": "CAM mIoU, %, best threshold"}
-    return pd.concat(
-        quality[quality[kind]].drop_duplicates(["model", "x"]).assign(panel=title).rename(columns={"model": "line"})
-        for kind, title in kinds.items()
-    )
-
-
-def _ticks(table: pd.DataFrame) -> dict[float, str]:
-    """Some blocks as numbers, and the place of the final norm as a word."""
-    last, normed = int(table["layer"].max()), FINAL_NORM in set(table["site"])
-    step = max(1, last // 4)
-    ticks: dict[float, str] = {layer: str(layer) for layer in range(step, last + 1 - step * normed, step)}
-    return ticks | ({last + 1: "norm"} if normed else {last: str(last)})

@@ -21,7 +21,7 @@ def take(path: Path) -> FileLock:
     lock = lock_of(path)
     if not lock.is_locked:
         with contextlib.suppress(Timeout, PermissionError):  # another process was first; the file is another user's
-            lock.acquire()
+            lock.acquire(timeout=0.2)  # longer than `held_by_another` holds it in order to look
     return lock
 
 

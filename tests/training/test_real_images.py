@@ -1,6 +1,6 @@
 """The whole way on real photographs: VOC samples that lie beside the project (skipped where they do not)."""
 
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,12 +19,11 @@ from toco_lab.method.step import loss_weights
 from toco_lab.presets import BASELINE
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.per_layer import SITES, metric_names, smoothing_of_run, smoothing_per_layer
+from toco_lab.sweeps.grid import Grid
 from toco_lab.training.learner import Learner, train_step
 from toco_lab.training.loop import fit
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-import real_images
-
+STUDY = Path(__file__).resolve().parents[2] / "results" / "studies" / "real_VOC2012" / "grid.yaml"
 pytestmark = [pytest.mark.data, pytest.mark.slow, needs_samples]
 
 
@@ -99,7 +98,11 @@ def test_image_labels_alone_separate_real_photographs():
     ("voc", "voc_sample/VOCdevkit/VOC2012", 20), ("folder", "msrc_v2", 23), ("coco", "coco_sample", 80),
 ])  # fmt: skip
 def test_the_small_experiment_compares_three_rows_that_differ_in_their_weights_alone(dataset, folder, classes):
-    grid = real_images.real_grid(dataset, SAMPLES / folder, steps=120, seeds=2)
+    """The study's grid on any photographs: another preset and another folder are all that it takes."""
+    kept = Grid.from_yaml(STUDY)
+    preset = "folder" if dataset == "folder" else f"{dataset}_deit_b"
+    overrides = {**kept.overrides, "data_root": str(SAMPLES / folder), "steps": 120}
+    grid = replace(kept, preset=preset, overrides=overrides, seeds=2)
     configs = {run.row: run.config for run in grid.runs()}
     assert list(configs) == ["baseline", "+ PTC", "+ PTC + CTC"] and len(grid.runs()) == 6
     for cfg in configs.values():

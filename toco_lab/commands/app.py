@@ -11,7 +11,7 @@ from toco_lab.commands.data import data
 from toco_lab.commands.demo import demo
 from toco_lab.commands.measure import evaluate, import_released, pseudo_labels, report
 from toco_lab.commands.runs import runs
-from toco_lab.commands.sweeps import run, sweep
+from toco_lab.commands.sweeps import run, study, sweep
 from toco_lab.commands.train import train
 
 app = SubcommandApp()
@@ -21,6 +21,7 @@ app.command(aliases=["pseudo_labels"])(pseudo_labels)
 app.command(report)
 app.command(run)
 app.command(sweep)
+app.command(study)
 app.command(data, name="data", help="Check, show, label and prepare data sets.")
 app.command(runs, name="runs", help="List, filter, compare, plot, open and delete runs.")
 app.command(aliases=["import_released"])(import_released)

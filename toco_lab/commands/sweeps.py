@@ -1,4 +1,4 @@
-"""Commands that run many: `run` executes notebooks, `sweep` a grid."""
+"""Commands that run many: `run` executes notebooks, `sweep` a grid, `study` a question of results/studies."""
 
 import ast
 from pathlib import Path
@@ -55,7 +55,7 @@ def sweep(
     """Run a notebook, or train, over a grid of config fields and seeds. Killed, the same command continues it.
 
     Args:
-        grid: YAML file, like grids/smoke.yaml.
+        grid: YAML file, like docs/smoke.yaml.
         root: Folder that holds the sweeps.
         workers: Runs at a time on this machine (local); its cores are shared between them.
         executor: Processes of this machine, or a ray cluster.
@@ -86,6 +86,32 @@ def sweep(
         lines = [f"{path}: {error}" for path, error in zip(failed["run"], failed["error"], strict=True)]
         hint = "failure.json in its folder has the traceback, --retry-failed tries again"
         raise ValueError("\n".join([f"{len(failed)} failed; {hint}", *lines]))
+
+
+def study(
+    name: tyro.conf.Positional[str | None] = None,
+    seeds: int | None = None,
+    workers: int = 1,
+    root: Path = Path("results/sweeps"),
+    tables: bool = False,
+) -> None:
+    """Make or continue a study of results/studies: its runs, then table.csv, table.md and figure.png in its folder.
+
+    Args:
+        name: One of the studies; without it they are listed with their state and their question.
+        seeds: Number of seeds, instead of that of the grid.
+        workers: Runs at a time.
+        root: Folder that holds the runs.
+        tables: Make no runs, only table and figure of those that are finished.
+    """
+    from toco_lab.reports import studies
+
+    if name is None:
+        for one in studies.all_studies():
+            print(f"{one.name:18}  {one.state():14}  {one.question}")
+        return
+    wanted = studies.open_study(name, seeds=seeds)
+    print(studies.write_study(wanted, root=root) if tables else studies.make_study(wanted, root=root, workers=workers))
 
 
 def _parse_parameter(text: str) -> tuple[str, Any]:

@@ -4,6 +4,7 @@ from . import export as export
 from . import galleries as galleries
 from . import parts as parts
 from . import sections as sections
+from . import studies as studies
 from . import tables as tables
 from .ablation import summarise as summarise
 from .ablation import wide_table as wide_table
@@ -11,3 +12,7 @@ from .comparison import compare as compare
 from .comparison import compare_folders as compare_folders
 from .export import build_report as build_report
 from .sections import Report as Report
+from .studies import all_studies as all_studies
+from .studies import findings as findings
+from .studies import make_study as make_study
+from .studies import open_study as open_study

@@ -1,6 +1,6 @@
 """Grids: which runs a sweep makes. Rows of an ablation, a product of axes, seeds; from YAML or from Python.
 
-    grid = Grid.from_yaml("grids/smoke.yaml")        # or Grid(name="weights", preset="toy", axes={"w_ptc": [0, 0.2]})
+    grid = Grid.from_yaml("docs/smoke.yaml")         # or Grid(name="weights", preset="toy", axes={"w_ptc": [0, 0.2]})
 
 Every Config is built, and so checked, with the grid.
 """
@@ -92,7 +92,7 @@ class Grid:
 
     @classmethod
     def from_yaml(cls, path: Path | str) -> Self:
-        """Read a grid from a YAML file with the attributes as keys; see `grids/`.
+        """Read a grid from a YAML file with the attributes as keys; `docs/smoke.yaml` is a short one.
 
         Raises:
             ValueError: For a file that is no YAML, an unknown, missing or repeated key, or what makes no run.

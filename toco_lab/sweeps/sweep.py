@@ -1,6 +1,6 @@
 """Sweeps: a notebook, or plain training, over a grid of config fields and seeds, by several processes or by ray.
 
-    table = run_sweep(Grid.from_yaml("grids/smoke.yaml"), workers=2)   # the same call continues what was interrupted
+    table = run_sweep(Grid.from_yaml("docs/smoke.yaml"), workers=2)   # the same call continues what was interrupted
 
 The run folder is the only memory of a sweep: same config and seed, same folder `results/sweeps/<name>/<run>`. Grids
 that name one `folder` share the runs they have in common. Each run has a process of its own, so one that is killed

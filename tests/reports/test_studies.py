@@ -1,0 +1,274 @@
+"""Studies: what a folder of results/studies says, that its table is its summary, and how one is made and continued."""
+
+import json
+import re
+import runpy
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from toco_lab.commands.app import main
+from toco_lab.config import Config, config_differences
+from toco_lab.reports import studies
+from toco_lab.reports.ablation import summarise, wide_table
+from toco_lab.reports.studies import Study, all_studies, findings, markdown_lines, open_study, write_study
+from toco_lab.runs.run_dir import RunDir
+from toco_lab.sweeps import sweep, worker
+from toco_lab.sweeps.grid import Grid
+
+ROOT = Path(__file__).resolve().parents[2]
+KEPT = ROOT / "results" / "studies"
+MADE = sorted(path.parent.name for path in KEPT.glob("*/table.csv"))
+OWN_TABLE = {"toy_table", "remedies"}  # studies with a make.py
+toy_table = runpy.run_path(str(KEPT / "toy_table" / "make.py"))
+remedies = runpy.run_path(str(KEPT / "remedies" / "make.py"))
+
+
+def study_of(folder: Path, name: str = "question", **changes) -> Study:
+    """A study on the smoke preset: one row with PTC, one without, two seeds."""
+    rows = {"without PTC": {"w_ptc": 0.0}, "with PTC": {}}
+    grid = Grid(**{"name": name, "preset": "smoke", "about": "Why?\n\nBecause.", "rows": rows, "seeds": 2} | changes)
+    (folder / name).mkdir(parents=True)
+    (folder / name / "grid.yaml").write_text(grid.to_text())
+    return open_study(name, folder)
+
+
+def finish(run, score: float, similarity: float) -> None:
+    """What a finished run leaves, with made-up numbers."""
+    made = RunDir.create(run.config, run.folder.parent, name=run.folder.name)
+    made.write_table("evaluation", pd.DataFrame([{"target": "cam", "class": "mIoU", "iou": score}]))
+    line = ("after block", "pairwise cosine", "absolute, off-diagonal", 4, similarity)
+    made.write_table("smoothing", pd.DataFrame([line], columns=["site", "metric", "variant", "layer", "value"]))
+    made.write_json("protocol", {})
+    made.set_status("done", seconds=3.0, total_seconds=5.0)
+
+
+# --- the studies of this project --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("study", all_studies(KEPT), ids=lambda study: study.name)
+def test_every_study_asks_a_question_and_its_grid_has_the_rows_of_its_table(study):
+    assert study.name == study.folder.name and study.question
+    if study.name not in MADE:
+        assert study.state() == "planned" and "planned" in study.question
+        return
+    table, runs = study.table(), study.grid.runs()
+    assert {run.row for run in runs} <= set(table["row"]) and study.runs_kept() <= len(runs)
+    if "run" in table:  # a config that has changed its meaning since has another name
+        names = {(run.row, run.seed): run.folder.name for run in runs}
+        assert all(names[row, seed] == run for row, seed, run in table[["row", "seed", "run"]].itertuples(index=False))
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_every_summary_is_that_of_its_table(name):
+    study = open_study(name, KEPT)
+    text = (study.folder / "table.md").read_text()
+    if name in OWN_TABLE:
+        markdown = {"toy_table": toy_table, "remedies": remedies}[name]["markdown"]
+        made = markdown(study, study.table(), "MACHINE")
+        start, end = (" ".join(part.split()) for part in made.split("MACHINE"))  # lines break where the machine ends
+        assert " ".join(text.split()).startswith(start) and " ".join(text.split()).endswith(end)
+    else:
+        wide = wide_table(summarise(study.table())).reset_index()
+        assert "\n".join(markdown_lines(wide.columns, wide.to_numpy())) in text
+        assert text.startswith(study.grid.about.strip())
+    assert text.endswith(f"![{text.split('![')[1].split(']')[0]}](figure.png)\n\n    {study.command}\n")
+    assert (study.folder / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_documents_show_the_toy_table_that_was_made():
+    made = (KEPT / "toy_table" / "table.md").read_text().splitlines()
+    rows = [line for line in made if " ± " in line and line.startswith("| ")]
+    shown = set()
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("**/*.md")]:
+        for line in path.read_text().splitlines():
+            alike = [row for row in rows if line.startswith(row[: row.index("|", 2) + 1])]
+            if alike and line.count("|") == alike[0].count("|"):
+                assert line in alike, f"{path}: {line}"
+                shown.add(line)
+    assert shown == set(rows)
+
+
+def test_no_result_is_typed_into_the_notebook_of_ablations():
+    """What it says was found has settings as numbers, which stand in the grid; results come from the tables alone."""
+    cells = json.loads((ROOT / "notebooks" / "06_ablation.ipynb").read_text())["cells"]
+    found = [number for number, cell in enumerate(cells) if "**Found" in "".join(cell["source"])]
+    assert len(found) == 10
+    for number in found:
+        prose, code = ("".join(cells[place]["source"]) for place in (number, number + 1))
+        names = re.findall(r'study\("(\w+)"', code)
+        assert names and cells[number + 1]["cell_type"] == "code"
+        grids = " ".join((KEPT / name / "grid.yaml").read_text() for name in names)
+        settings = set(re.findall(r"\d+(?:\.\d+)?", grids)) | {"0"}
+        assert set(re.findall(r"\d+(?:\.\d+)?", prose)) <= settings, prose
+
+
+def test_the_example_of_a_sweep_works(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert main(["sweep", "docs/smoke.yaml", "--dry-run", "--root", "no/such/folder"]) == 0
+    assert "4 runs, 0 done, 4 to do with 1 worker" in capsys.readouterr().out
+
+
+# --- the toy table's own findings -------------------------------------------------------------------------------------
+
+
+def frame_with(**cams: float) -> pd.DataFrame:
+    """Five seeds of every row; final CAM as given (others 40); last-block similarity 0.8, with PTC 0.7."""
+    rows = []
+    for row in {run.row: None for run in open_study("toy_table", KEPT).grid.runs()}:
+        for seed in range(5):
+            noise = 0.1 * np.sin(7 * seed + len(row))
+            ptc = "PTC" in row or "full" in row
+            rows.append({
+                "row": row, "seed": seed, "final CAM": cams.get(row, 40.0) + noise, "auxiliary CAM": 60.0,
+                "segmentation": 50.0 + noise, "similarity, first block": 0.5,
+                "similarity, last block": 0.7 if ptc else 0.8, "cosine of positive pairs": 0.9,
+                "cosine of negative pairs": 0.4,
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def verdicts(frame: pd.DataFrame) -> dict[str, bool]:
+    """(a), (b), first (c), second (c), (d) in CAM, (d) in segmentation."""
+    lines = toy_table["findings"](frame)
+    return dict(zip("a b c1 c2 d1 d2".split(), ["**holds**" in line for line in lines], strict=True))
+
+
+def test_findings_hold_when_they_do():
+    found = verdicts(frame_with(**{"baseline": 30.0, "+ PTC": 45.0, "full ToCo": 50.0}))
+    assert found == {"a": True, "b": True, "c1": True, "c2": False, "d1": True, "d2": False}
+
+
+def test_findings_do_not_hold_when_they_do_not():
+    frame = frame_with(**{"baseline": 57.0, "+ PTC": 45.0})
+    frame.loc[(frame["row"] == "+ PTC + seg + reg") & (frame["seed"] == 3), "similarity, last block"] = 0.9
+    assert verdicts(frame) == dict.fromkeys(("a", "b", "c1", "c2", "d1", "d2"), False) | {"a": True}
+
+
+def test_rows_of_the_toy_table_differ_only_in_their_switches():
+    configs = {(run.row, run.seed): run.config for run in open_study("toy_table", KEPT).grid.runs()}
+    base = Config.preset("toy").replace(token_snapshots=0)
+    assert configs["full ToCo", 0] == base
+    assert configs["full ToCo, released oddities", 0] == base.released()
+    baseline = configs["baseline", 2]
+    assert (baseline.w_ptc, baseline.w_ctc, baseline.w_seg, baseline.w_reg, baseline.seed) == (0, 0, 0, 0, 2)
+    assert baseline.replace(w_ptc=base.w_ptc, w_ctc=base.w_ctc, w_seg=base.w_seg, w_reg=base.w_reg, seed=0) == base
+
+
+def test_remedies_differ_only_in_the_remedy():
+    configs = {run.row: run.config for run in open_study("remedies", KEPT).grid.runs() if run.seed == 0}
+    assert set(config_differences(configs)) == {"w_ptc", "anti_smoothing"}
+    assert [cfg.w_ptc > 0 for cfg in configs.values()] == [False, False, False, True]
+    assert all(cfg.w_ctc == cfg.w_seg == cfg.w_reg == 0 for cfg in configs.values())
+
+
+# --- how a study is made ----------------------------------------------------------------------------------------------
+
+
+def test_a_study_is_planned_then_made_from_its_finished_runs(tmp_path):
+    study = study_of(tmp_path / "studies")
+    assert (study.question, study.state()) == ("Why?", "planned")
+    with pytest.raises(FileNotFoundError, match="no table yet; make it with `python -m toco_lab study question`"):
+        study.table()
+    with pytest.raises(ValueError, match="no run of question is finished"):
+        write_study(study, root=tmp_path)
+    for run, score in zip(study.grid.runs(tmp_path), (0.30, 0.34, 0.50, 0.58), strict=True):
+        finish(run, score, similarity=0.8 - score)
+    text = write_study(study, root=tmp_path)
+    assert study.state() == "4 of 4 runs" and text == (study.folder / "table.md").read_text()
+    assert study.table()["cam_mIoU"].tolist() == [0.30, 0.34, 0.50, 0.58]
+    # differences 0.20 and 0.24: half the interval is 12.706 * 0.0283 / sqrt(2) = 0.254
+    assert text.startswith("Why?\n\nBecause.\n") and "| with PTC | 2 | 54.0 ± 5.7 | +22.0 [-3.4, +47.4] |" in text
+    assert "5 s a run on one thread, evaluation included (" in text and "torch " in text
+    assert (study.folder / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_finished_study_is_not_lost_by_an_unfinished_one(tmp_path, monkeypatch):
+    study = study_of(tmp_path / "studies")
+    for run in study.grid.runs(tmp_path / "first"):
+        finish(run, 0.5, 0.5)
+    write_study(study, root=tmp_path / "first")
+    before = (study.folder / "table.csv").read_bytes()
+    finish(study.grid.runs(tmp_path / "second")[0], 0.1, 0.1)
+    with pytest.raises(ValueError, match="has 4 lines and stays as it is: there are 1 so far"):
+        write_study(study, root=tmp_path / "second")
+    monkeypatch.setattr(studies, "run_sweep", None)
+    with pytest.raises(ValueError, match="a table of 4 runs, these would be 2: give more seeds"):
+        studies.make_study(open_study("question", tmp_path / "studies", seeds=1), root=tmp_path / "third")
+    assert (study.folder / "table.csv").read_bytes() == before
+
+
+def test_a_make_py_takes_the_place_of_the_usual_table(tmp_path, monkeypatch):
+    study = study_of(tmp_path)
+    (study.folder / "make.py").write_text("def write(study, root):\n    return f'{study.name} in {root.name}'\n")
+    asked = []
+    monkeypatch.setattr(studies, "run_sweep", lambda grid, **options: asked.append((grid.name, options["workers"])))
+    assert studies.make_study(study, root=tmp_path / "runs", workers=3) == "question in runs"
+    assert asked == [("question", 3)]
+
+
+def test_findings_come_from_the_table():
+    lines = [("plain", 0, 0.30, 0.9), ("plain", 1, 0.34, 0.8), ("ptc", 0, 0.50, 0.7), ("ptc", 1, 0.58, 0.7)]
+    frame = pd.DataFrame(lines, columns=["row", "seed", "cam_mIoU", "similarity_last"])
+    told = findings(frame, {"ptc": ["cam_mIoU", "similarity_last"], "plain": ["cam_mIoU"]})
+    assert told.splitlines() == [
+        "- **ptc** against plain: final CAM +22.0 [-3.4, +47.4]; similarity, last block -0.15 [-0.79, +0.49]",
+        "- **plain**: final CAM 32.0 ± 2.8",
+    ]
+    with pytest.raises(ValueError, match="no row 'ctc'; there are: plain, ptc"):
+        findings(frame, {"ctc": ["cam_mIoU"]})
+    with pytest.raises(ValueError, match="no score seg_mIoU"):
+        findings(frame, {"ptc": ["seg_mIoU"]})
+
+
+def test_the_command_lists_studies_and_names_them(tmp_path, monkeypatch, capsys):
+    study_of(tmp_path / "results" / "studies")
+    monkeypatch.chdir(tmp_path)
+    assert main(["study"]) == 0
+    assert re.search(r"(?m)^question +planned +Why\?$", capsys.readouterr().out)
+    assert main(["study", "answer"]) == 2
+    assert "no study 'answer' in results/studies; there are: question" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(OWN_TABLE))
+def test_the_command_makes_a_study_and_continues(name, tmp_path, monkeypatch, capsys):
+    """The studies with tables of their own, whole, on the smoke preset; the second call finds every run finished."""
+
+    class Here:
+        """An executor without processes: the same work, in this one."""
+
+        slots = 1
+
+        def __init__(self, workers: int = 1) -> None:
+            self.tasks: list[tuple[Path, str]] = []
+
+        def submit(self, folder: Path, text: str) -> None:
+            self.tasks.append((folder, text))
+
+        def ended(self) -> dict[Path, tuple[str, str]]:
+            folder, text = self.tasks.pop(0)
+            assert worker.work(text)
+            return {folder: ("", "")}
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(sweep, "LocalExecutor", Here)
+    monkeypatch.chdir(tmp_path)
+    folder = Path("results/studies") / name
+    shutil.copytree(KEPT / name, folder, ignore=shutil.ignore_patterns("table.*", "figure.png"))
+    grid = (folder / "grid.yaml").read_text().replace("preset: toy", "preset: smoke")
+    (folder / "grid.yaml").write_text(grid.replace("token_snapshots: 0", "token_snapshots: 0, val_images: 2"))
+    assert main(["study", name, "--seeds", "2"]) == 0
+    first, text = (folder / "table.csv").read_text(), (folder / "table.md").read_text()
+    rows = {run.row for run in open_study(name, seeds=2).grid.runs()}
+    assert all(f"| {row} | " in text for row in rows) and text.strip() in capsys.readouterr().out
+    assert (folder / "figure.png").stat().st_size > 1000
+    monkeypatch.setattr(worker, "work", None)
+    assert main(["study", name, "--seeds", "2", "--tables"]) == 0
+    assert (folder / "table.csv").read_text() == first
+    assert ("(d) full ToCo" in text) == (name == "toy_table")

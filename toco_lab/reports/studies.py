@@ -1,0 +1,210 @@
+"""Studies: a question, the grid that asks it, its table and its figure, together in one folder of `results/studies`.
+
+    study = open_study("loss_terms")
+    make_study(study, workers=2)         # makes the runs that are missing, then table.csv, table.md and figure.png
+    findings(study.table(), {"+ PTC": ["cam_mIoU", "similarity_last"]})
+
+Most studies are said by their grid alone. One that measures more than a run does has a `make.py` in its folder, whose
+`write(study, root)` takes the place of `write_results`.
+"""
+
+import dataclasses
+import runpy
+import textwrap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from toco_lab.config import Config
+from toco_lab.figures import printed
+from toco_lab.files import atomic_write
+from toco_lab.reports.ablation import protocol_text, summarise, wide_table
+from toco_lab.runs.run_dir import RunDir
+from toco_lab.runs.scores import SCORES, TITLES
+from toco_lab.sweeps.grid import ROOT, Grid
+from toco_lab.sweeps.sweep import run_sweep, sweep_table
+
+STUDIES = Path("results/studies")
+KEPT = ("row", "reference", "seed", "seconds", *SCORES, "run")  # columns of table.csv
+
+
+@dataclass(frozen=True)
+class Study:
+    """A folder with `grid.yaml`, and, once runs were made, `table.csv`, `table.md` and `figure.png`."""
+
+    folder: Path
+    grid: Grid
+
+    @property
+    def name(self) -> str:
+        """Name of the study, of its folder and of its grid."""
+        return self.grid.name
+
+    @property
+    def question(self) -> str:
+        """The first line of what the grid says about itself."""
+        return self.grid.about.strip().partition("\n")[0]
+
+    @property
+    def command(self) -> str:
+        """What makes or continues it."""
+        return f"python -m toco_lab study {self.name}"
+
+    def table(self) -> pd.DataFrame:
+        """The kept table: one line per run with row, seed and scores.
+
+        Raises:
+            FileNotFoundError: If no run of the study was made yet.
+        """
+        if not self._path.is_file():
+            raise FileNotFoundError(f"{self.folder} has no table yet; make it with `{self.command}`")
+        return pd.read_csv(self._path)
+
+    def runs_kept(self) -> int:
+        """How many runs the kept table has; lines about models that are no runs of the grid do not count."""
+        rows = {run.row for run in self.grid.runs()}
+        return int(self.table()["row"].isin(rows).sum()) if self._path.is_file() else 0
+
+    def state(self) -> str:
+        """How many runs of its grid the kept table has, or "planned" without a table."""
+        return f"{self.runs_kept()} of {len(self.grid.runs())} runs" if self._path.is_file() else "planned"
+
+    def keep(self, frame: pd.DataFrame, text: str, figure: Figure | None = None, *, dpi: int = 80) -> None:
+        """Write table, summary and figure into the folder.
+
+        Raises:
+            ValueError: If the table that is there has more lines: nobody loses a finished study by an unfinished one.
+        """
+        if self._path.is_file() and len(self.table()) > len(frame):
+            raise ValueError(
+                f"{self._path} has {len(self.table())} lines and stays as it is: there are {len(frame)} so far"
+            )
+        with atomic_write(self._path, "w") as file:
+            frame.to_csv(file, index=False, lineterminator="\n")
+        with atomic_write(self.folder / "table.md", "w") as file:
+            file.write(text)
+        if figure is not None:
+            with atomic_write(self.folder / "figure.png") as file:
+                figure.savefig(file, format="png", dpi=dpi)
+
+    @property
+    def _path(self) -> Path:
+        return self.folder / "table.csv"
+
+
+def all_studies(folder: Path | str = STUDIES) -> list[Study]:
+    """Every study of a folder, by name."""
+    return [Study(path.parent, Grid.from_yaml(path)) for path in sorted(Path(folder).glob("*/grid.yaml"))]
+
+
+def open_study(name: str, folder: Path | str = STUDIES, *, seeds: int | None = None) -> Study:
+    """One study by its name, with another number of seeds where one is given.
+
+    Raises:
+        ValueError: If there is none of this name; those that are there are named.
+    """
+    path = Path(folder) / name / "grid.yaml"
+    if not path.is_file():
+        known = sorted(one.parent.name for one in Path(folder).glob("*/grid.yaml"))
+        raise ValueError(f"no study {name!r} in {folder}; there are: {', '.join(known) or 'none'}")
+    grid = Grid.from_yaml(path)
+    return Study(path.parent, dataclasses.replace(grid, seeds=seeds) if seeds else grid)
+
+
+def make_study(study: Study, *, root: Path | str = ROOT, workers: int = 1, progress: bool = True) -> str:
+    """Make the runs that are missing, then the table, its summary and the figure. Killed, the same call continues.
+
+    Args:
+        study: What to make.
+        root: Folder that holds the runs.
+        workers: Runs at a time.
+        progress: Show a table that is kept up to date.
+
+    Returns:
+        The summary, as in table.md.
+
+    Raises:
+        ValueError: As `run_sweep`, and if that makes fewer runs than the kept table has.
+    """
+    if (few := len(study.grid.runs())) < study.runs_kept():
+        raise ValueError(f"{study.name} has a table of {study.runs_kept()} runs, these would be {few}: give more seeds")
+    run_sweep(study.grid, root=root, workers=workers, progress=progress)
+    return write_study(study, root=root)
+
+
+def write_study(study: Study, *, root: Path | str = ROOT) -> str:
+    """Table, summary and figure of the finished runs; makes no run. Arguments and errors as in `make_study`."""
+    make = study.folder / "make.py"
+    write = runpy.run_path(str(make))["write"] if make.is_file() else write_results
+    return write(study, Path(root))
+
+
+def write_results(study: Study, root: Path) -> str:
+    """What a study leaves that its grid says alone: the scores of its runs, compared row by row."""
+    table = sweep_table(root, study.grid)
+    table = table[table["state"] == "done"]
+    if table.empty:
+        raise ValueError(f"no run of {study.name} is finished in {root}; `{study.command}` makes them")
+    frame = table[[name for name in KEPT if name in table]].round(4)
+    summary = summarise(frame)
+    text = _markdown(study, frame, summary, root)
+    study.keep(frame, text, printed.ablation_plot(frame, summary, titles=TITLES))
+    return text
+
+
+def _markdown(study: Study, frame: pd.DataFrame, summary: pd.DataFrame, root: Path) -> str:
+    """What was asked, how it was measured, the table, the figure and the command."""
+    runs = {run.folder.name: run for run in study.grid.runs(root)}
+    configs: list[Config] = [runs[name].config for name in frame["run"]]
+    seconds = f"{frame['seconds'].mean():.0f} s a run on one thread, evaluation included"
+    machine = machine_of(RunDir(runs[frame["run"].iloc[-1]].folder))
+    protocol = textwrap.fill(f"{protocol_text(configs, frame)} {seconds} ({machine}).", 120)
+    wide = wide_table(summary).reset_index()
+    parts = [
+        study.grid.about.strip(), "", protocol, "", *markdown_lines(wide.columns, wide.to_numpy()), "",
+        "![every run a dot](figure.png)", "", f"    {study.command}", "",
+    ]  # fmt: skip
+    return "\n".join(parts)
+
+
+def machine_of(run: RunDir) -> str:
+    """Device, version of torch and commit of a run."""
+    made = run.read_json("env")[-1]
+    commit = made["git"]["commit"][:9] if made["git"] else "unknown"
+    return f"{made['device']}, torch {made['packages']['torch']}, commit {commit}"
+
+
+def markdown_lines(heading: Iterable[object], rows: Iterable[Iterable[object]]) -> list[str]:
+    """A Markdown table, line by line."""
+    heading = list(heading)
+    return [f"| {' | '.join(map(str, cells))} |" for cells in (heading, ["---"] * len(heading), *rows)]
+
+
+def findings(frame: pd.DataFrame, asked: Mapping[str, Iterable[str]]) -> str:
+    """The figures a text speaks of, as a Markdown list, so that none is typed.
+
+    Args:
+        frame: Table of a study.
+        asked: Row -> scores to name, in this order.
+
+    Returns:
+        A line per row: its difference from its reference with the 95 % interval, or its mean where it has no reference:
+        "- **+ PTC** against baseline: final CAM +26.9 [+19.9, +34.0]*; ...".
+
+    Raises:
+        ValueError: For a row or a score that the table does not have.
+    """
+    scores = list(dict.fromkeys(score for named in asked.values() for score in named))
+    summary = summarise(frame, scores=scores)
+    if missing := [row for row in asked if row not in set(summary["row"])]:
+        raise ValueError(f"no row {missing[0]!r}; there are: {', '.join(dict.fromkeys(summary['row']))}")
+    cells, lines = wide_table(summary), []
+    for row, named in asked.items():
+        other = next(iter(summary.loc[summary["row"] == row, "reference"]))
+        prefix = "difference, " if other else ""
+        told = "; ".join(f"{TITLES[score]} {cells.loc[row, prefix + TITLES[score]]}" for score in named)
+        lines.append(f"- **{row}**{f' against {other}' if other else ''}: {told}")
+    return "\n".join(lines)

@@ -4,7 +4,7 @@ SYSTEM_PYTHON ?= python3
 PYTHON := $(VENV)/bin/python
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: demo test lint check lab notebooks strip table bench clean
+.PHONY: demo test lint check lab notebooks strip studies bench clean
 
 demo: $(VENV)/.installed  ## train a baseline and ToCo on toy scenes, execute their notebooks, write one report
 	$(PYTHON) -m toco_lab demo
@@ -32,18 +32,12 @@ notebooks: $(VENV)/.installed  ## execute every notebook on the smoke preset
 strip: $(VENV)/.installed  ## take outputs and stray metadata out of the notebooks
 	$(PYTHON) -m toco_lab.sweeps.strip $(NOTEBOOKS)
 
-table: $(VENV)/.installed  ## the README's toy table: seven rows, five seeds, about half an hour
-	$(PYTHON) benchmarks/toy_table.py
+studies: $(VENV)/.installed  ## the studies of results/studies with their questions; `make studies NAME=toy_table` makes one again
+	$(PYTHON) -m toco_lab study $(NAME)
 
-bench: $(VENV)/.installed  ## every benchmark at modest settings, then a table of targets; leave the machine alone
-	$(PYTHON) benchmarks/training_step.py toy deit_tiny --repeats 3
-	$(PYTHON) benchmarks/pieces.py deit_tiny --repeats 3
-	$(PYTHON) benchmarks/inference.py --repeats 3
-	$(PYTHON) benchmarks/crf.py --repeats 3
-	$(PYTHON) benchmarks/metrics.py --repeats 3
-	$(PYTHON) benchmarks/growth.py --repeats 1
-	$(PYTHON) benchmarks/startup.py --repeats 3
-	$(PYTHON) benchmarks/summary.py
+bench: $(VENV)/.installed  ## every benchmark at modest settings, then the table of docs/speed.md; leave the machine alone
+	$(PYTHON) -m benchmarks
+	$(PYTHON) -m benchmarks.summary
 
 clean:  ## caches and the results of `demo` and `notebooks`; other runs and $(VENV) stay
 	rm -rf build *.egg-info .ruff_cache results/demo results/notebooks

@@ -1,28 +1,28 @@
-"""Time from a slider's move in the kernel to the new PNG, as a Markdown table.
-
-    python benchmarks/cam_explorer.py
+"""Time from a slider's move in the kernel to the new PNG.
 
 Each move sets `low` to another value: thresholds, IoU, four panels, PNG and text. Random weights: the time of a move
 does not depend on them, nor on the encoder, which runs when an image is set and never again.
 """
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
+from benchmarks.run import Case, markdown_table
 from toco_lab.config import Config
 from toco_lab.data.toy import make_scene
 from toco_lab.explorers.cam_explorer import CamExplorer
 from toco_lab.method.model import ToCo
 
-MODELS = {
+MOVES = 10  # a round
+SETTINGS = {
     "toy": Config.preset("toy"),
-    "ViT-S/16": Config.preset("voc_vit_b").replace(backbone="vit_small_patch16_224", pretrained=False),
+    "vit_s": Config.preset("voc_vit_b").replace(backbone="vit_small_patch16_224", pretrained=False),
 }
 
 
@@ -53,23 +53,29 @@ def move_times(cfg: Config, moves: int) -> tuple[float, list[float]]:
     return 1000 * opening, times
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--moves", type=int, default=30)
-    moves = parser.parse_args().moves
-    torch.set_num_threads(1)
-    print("| model | image | first picture, ms | slider move, median ms | p95, ms |\n|---|---|---|---|---|")
-    for name, cfg in MODELS.items():
-        with tempfile.TemporaryDirectory() as folder:
-            side = cfg.eval_cam_size or cfg.crop_size
-            if cfg.dataset == "voc":
-                make_data(Path(folder), side)
-                cfg = cfg.replace(data_root=folder)
-            opening, times = move_times(cfg, moves)
-        numbers = f"{opening:.0f} | {np.median(times):.0f} | {np.percentile(times, 95):.0f}"
-        print(f"| {name} | {side} x {side}, {cfg.num_classes} classes | {numbers} |")
+def measure(cfg: Config, repeats: int) -> pd.DataFrame:
+    """One row: milliseconds to the first picture, and of a move."""
+    side = cfg.eval_cam_size or cfg.crop_size
+    with tempfile.TemporaryDirectory() as folder:
+        if cfg.dataset == "voc":
+            make_data(Path(folder), side)
+            cfg = cfg.replace(data_root=folder)
+        opening, times = move_times(cfg, MOVES * repeats)
+    image = f"{side} x {side}, {cfg.num_classes} classes"
+    move = {"move_ms": np.median(times), "p95_ms": np.percentile(times, 95)}
+    return pd.DataFrame([{"image": image, "first_ms": opening} | move])
 
 
-if __name__ == "__main__":
-    main()
+def section(rows: pd.DataFrame) -> list[str]:
+    """One line."""
+    cells = [[row.image, f"{row.first_ms:.0f}", f"{row.move_ms:.0f}", f"{row.p95_ms:.0f}"] for row in rows.itertuples()]
+    return markdown_table(["image", "first picture, ms", "slider move, median ms", "p95, ms"], cells)
+
+
+CASE = Case(
+    about="CAM explorer: thresholds, pseudo label, IoU, four panels, PNG. The clock's time, one thread;\n"
+    f"{MOVES} moves a round. The encoder runs when an image is set, never again.",
+    settings=SETTINGS,
+    measure=measure,
+    section=section,
+)

@@ -1,18 +1,15 @@
 """What the dense CRF costs, where its time goes, and how it grows with pixels and with classes.
 
-    python benchmarks/crf.py                                  # some minutes
-    python benchmarks/crf.py --sizes 112x112 224x224 --classes 1 21 --repeats 1
-
-`refine.dense_crf` of 10 iterations, beside it the bilateral lattice alone (`lattice.Lattice`): building it, and one
-filtering. The picture is made here: smooth shapes with noise of 6 grey levels, which give about 0.3 lattice vertices a
-pixel, as photographs of VOC and COCO do on average (0.02 to 0.7 among a dozen of them). Its number of vertices, not
-only of pixels, sets the cost of the blur. One thread, processor seconds; sizes and classes take turns in a round.
-Writes benchmarks/results/crf.csv and .md.
+`dense_crf` of 10 iterations, beside it the bilateral lattice alone (`Lattice`): building it, and one filtering. The
+picture is made here: smooth shapes with noise of 6 grey levels, which give about 0.3 lattice vertices a pixel, as
+photographs of VOC and COCO do on average (0.02 to 0.7 among a dozen of them). The number of vertices, and not only of
+pixels, sets the cost of the blur. One thread, processor seconds; sizes and classes take turns in a round.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -20,19 +17,38 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from measure import growth_exponent, markdown_table, origin, origin_lines, parser_of, rounds, timed, write
 from torch import Tensor
-from tqdm import tqdm
 
+from benchmarks.measure import growth_exponent, rounds, timed
+from benchmarks.run import Case, markdown_table
 from toco_lab.method.crf import dense_crf
 from toco_lab.method.lattice import Lattice, bilateral_features
 
-SIZES = ("112x112", "224x224", "375x500", "500x667")
-CLASSES = (1, 5, 21, 81)
 SIGMA_XY, SIGMA_RGB = 121, 5  # those of `dense_crf`
 NOISE = 6.0  # standard deviation in grey levels
-PROFILED = "375x500"
 BUILD, FILTER, CRF, REST = "lattice", "one filtering", "dense CRF", "rest"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Which points are measured.
+
+    Attributes:
+        sizes: (H, W) of the pictures, with `many` classes.
+        classes: Numbers of classes, with the second size.
+        many: Classes at every size (21: VOC with background).
+        profiled: The size whose time is told by part: that of VOC's photographs.
+    """
+
+    sizes: Sequence[tuple[int, int]] = ((112, 112), (224, 224), (375, 500), (500, 667))
+    classes: Sequence[int] = (1, 5, 21, 81)
+    many: int = 21
+    profiled: tuple[int, int] = (375, 500)
+
+    def points(self) -> list[tuple[int, int, int]]:
+        """(H, W, classes) of every point, each once."""
+        by_size = [(*size, self.many) for size in self.sizes]
+        return list(dict.fromkeys(by_size + [(*self.sizes[1], count) for count in self.classes]))
 
 
 def photo(height: int, width: int, *, seed: int = 0) -> Tensor:
@@ -66,13 +82,19 @@ def make_calls(height: int, width: int, num_classes: int) -> dict[str, Callable[
     }
 
 
-def measure(
-    points: Iterable[tuple[int, int, int]], repeats: int, advance: Callable[[], Any] = lambda: None
-) -> pd.DataFrame:
+def measure(setting: Setting, repeats: int) -> pd.DataFrame:
+    """Rows of kind `seconds` (see `measure_points`), `exponent` (`growth`) and `share` (`profile`)."""
+    table = measure_points(setting.points(), repeats)
+    shares = pd.DataFrame(profile(*setting.profiled, setting.many).items(), columns=["part", "share"])
+    shares = shares.assign(height=setting.profiled[0], width=setting.profiled[1], classes=setting.many)
+    kinds = {"seconds": table, "exponent": growth(table, setting.many), "share": shares}
+    return pd.concat([part.assign(kind=kind) for kind, part in kinds.items()], ignore_index=True)
+
+
+def measure_points(points: Sequence[tuple[int, int, int]], repeats: int) -> pd.DataFrame:
     """A row per (height, width, classes): seconds of each part."""
-    points = list(points)
     calls = {(*point, name): call for point in points for name, call in make_calls(*point).items()}
-    median, rows = rounds(calls, repeats, advance).median(), []
+    median, rows = rounds(calls, repeats).median(), []
     for height, width, classes in points:
         row = {"height": height, "width": width, "pixels": height * width, "classes": classes}
         row |= {name: median[height, width, classes, name] for name in (BUILD, FILTER, CRF)}
@@ -130,74 +152,27 @@ def growth(table: pd.DataFrame, many: int) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """Seconds, growth, profile, origin."""
-    about = table.iloc[0]
-    lines = [
-        "Dense CRF of 10 iterations and its bilateral lattice. Processor seconds, one thread, medians of",
-        f"{about['repeats']} rounds; a made-up picture with noise of {NOISE:g} grey levels.",
-        "",
-    ]
-    points = table[table["kind"] == "seconds"]
-    cells = [
-        [
-            f"{row.height:.0f} x {row.width:.0f}",
-            f"{row.classes:.0f}",
-            f"{row.build:.3f}",
-            f"{row.filter:.4f}",
-            f"{row.crf:.3f}",
-        ]
-        for row in points.rename(columns={BUILD: "build", FILTER: "filter", CRF: "crf"}).itertuples()
-    ]
-    lines += markdown_table(["pixels", "classes", BUILD, FILTER, CRF], cells)
-    lines += ["", "Seconds grow as a power of pixels, of classes, with the exponent:", ""]
-    cells = [
-        [row["over"], *(f"{row[part]:.2f}" for part in (BUILD, FILTER, CRF))]
-        for _, row in table[table["kind"] == "exponent"].iterrows()
-    ]
-    lines += markdown_table(["over", BUILD, FILTER, CRF], cells)
-    shares = table[table["kind"] == "share"]
+def section(rows: pd.DataFrame) -> list[str]:
+    """Seconds, growth, profile."""
+    points, exponents, shares = (rows[rows["kind"] == kind] for kind in ("seconds", "exponent", "share"))
+    seconds = [
+        [f"{row['height']:.0f} x {row['width']:.0f}", f"{row['classes']:.0f}", f"{row[BUILD]:.3f}",
+         f"{row[FILTER]:.4f}", f"{row[CRF]:.3f}"]
+        for _, row in points.iterrows()
+    ]  # fmt: skip
+    grown = [[row["over"], *(f"{row[part]:.2f}" for part in (BUILD, FILTER, CRF))] for _, row in exponents.iterrows()]
     one = shares.iloc[0]
-    lines += [
-        "",
-        f"Where the CRF's time goes, {one['height']:.0f} x {one['width']:.0f}, {one['classes']:.0f} classes:",
-        "",
-    ]
-    lines += markdown_table(["part", "share"], [[row.part, f"{row.share:.0%}"] for row in shares.itertuples()])
-    return "\n".join([*lines, *origin_lines(about), ""])
+    return [
+        *markdown_table(["pixels", "classes", BUILD, FILTER, CRF], seconds), "",
+        "Seconds grow as a power of pixels, of classes, with the exponent:", "",
+        *markdown_table(["over", BUILD, FILTER, CRF], grown), "",
+        f"Where the CRF's time goes, {one['height']:.0f} x {one['width']:.0f}, {one['classes']:.0f} classes:", "",
+        *markdown_table(["part", "share"], [[row.part, f"{row.share:.0%}"] for row in shares.itertuples()]),
+    ]  # fmt: skip
 
 
-def size_of(text: str) -> tuple[int, int]:
-    """ "375x500" -> (375, 500), rows first."""
-    height, _, width = text.partition("x")
-    return int(height), int(width)
-
-
-def main(arguments: Iterable[str] | None = None) -> None:
-    """Measure, print and write."""
-    parser = parser_of(__doc__, repeats=3)
-    parser.add_argument("--sizes", nargs="+", type=size_of, metavar="HxW", default=[*map(size_of, SIZES)])
-    parser.add_argument("--classes", nargs="+", type=int, default=list(CLASSES), help="at the second size")
-    parser.add_argument("--many", type=int, default=21, help="classes at the other sizes (21, VOC with background)")
-    args = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    about, (first, *others) = origin(__file__, arguments), args.sizes
-    small = others[0] if others else first
-    points = [(*size, args.many) for size in args.sizes] + [(*small, count) for count in args.classes]
-    points = list(dict.fromkeys(points))
-    with tqdm(total=3 * len(points) * (args.repeats + 1), unit="call") as bar:
-        table = measure(points, args.repeats, bar.update)
-    # the size of VOC's photographs where it is among them
-    size = size_of(PROFILED) if size_of(PROFILED) in args.sizes else args.sizes[-1]
-    shares = pd.DataFrame(profile(*size, args.many).items(), columns=["part", "share"])
-    shares = shares.assign(height=size[0], width=size[1], classes=args.many)
-    kinds = {"seconds": table, "exponent": growth(table, args.many), "share": shares}
-    table = pd.concat([part.assign(kind=kind) for kind, part in kinds.items()], ignore_index=True)
-    table = table.assign(repeats=args.repeats, **about).round(4)
-    text = markdown(table)
-    write(args.out / "crf.csv", table, text)
-    print(text)
-
-
-if __name__ == "__main__":
-    main()
+CASE = Case(
+    about="Dense CRF of 10 iterations and its bilateral lattice. Processor seconds, one thread, medians over rounds;\n"
+    f"a made-up picture with noise of {NOISE:g} grey levels.",
+    settings={"photo": Setting()}, measure=measure, section=section,
+)  # fmt: skip

@@ -1,29 +1,24 @@
 """What a training step costs on a GPU: plain and ours, fp32 and bf16, compiled; memory, waiting, how busy the GPU is.
 
-    python benchmarks/gpu_step.py                       # ViT-B at 448 pixels, VOC's batch of 4
-    python benchmarks/gpu_step.py toy --repeats 3
-
-Ours is `train.train_step`; plain is `textbook.py`; the floor is timm's encoder passes in bf16. All take turns; the
-clock's seconds around each step with the device finished before and after, medians, ratios within a round. Memory is
-the peak of torch's allocator. One step of ours runs with torch's check that raises where the host would wait for the
-device. Busy is the share of the clock that kernels ran while `train_loader` fed the steps, from the profiler. Random
-weights. Writes benchmarks/results/gpu_step.csv and .md. Without a GPU it says so and ends.
+Ours is `train_step`; plain is `textbook.py`; the floor is timm's encoder passes in bf16. All take turns; the clock's
+seconds around each step with the device finished before and after, medians, ratios within a round. Memory is the peak
+of torch's allocator. One step of ours runs with torch's check that raises where the host would wait for the device.
+Busy is the share of the clock that kernels ran while `train_loader` fed the steps, from the profiler. Random weights.
 """
 
-import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pandas as pd
-import textbook
 import torch
-from measure import markdown_table, origin, origin_lines, parser_of, ratio, write
 from torch.profiler import ProfilerActivity, profile
-from tqdm import tqdm
-from training_step import SETTINGS, describe, make_batch
 
+from benchmarks import textbook, training_step
+from benchmarks.measure import ratio
+from benchmarks.run import Case, markdown_table
+from benchmarks.training_step import describe, make_batch
 from toco_lab.backbones.kinds import blocks_of
 from toco_lab.config import Config
 from toco_lab.data.loader import train_loader
@@ -31,8 +26,9 @@ from toco_lab.method.model import ToCo
 from toco_lab.training.learner import Learner, train_step
 
 PLAIN, FP32, BF16, COMPILED, FLOOR = "textbook, fp32", "ours, fp32", "ours, bf16", "ours, bf16, compiled", "floor, bf16"
-CASES = (PLAIN, FP32, BF16, COMPILED, FLOOR)
+KINDS = (PLAIN, FP32, BF16, COMPILED, FLOOR)
 FED_STEPS = 10  # with the loader, after as many that do not count
+SETTINGS = training_step.SETTINGS | {"vit_b": training_step.SETTINGS["vit_b"].replace(batch_size=4)}
 
 
 def make_step(case: str, cfg: Config, device: torch.device) -> Callable[[], Any]:
@@ -63,7 +59,7 @@ def make_step(case: str, cfg: Config, device: torch.device) -> Callable[[], Any]
 
 
 def compile_blocks(model: ToCo) -> None:
-    """As `train.compiled` does, for good."""
+    """What `compile_blocks` of the config does during training, for good."""
     for block in blocks_of(model.encoder):
         block.compile()
 
@@ -79,11 +75,18 @@ def seconds_of(device: torch.device, into: list[float]) -> Iterator[None]:
     into.append(time.perf_counter() - began)
 
 
-def measure(cfg: Config, device: torch.device, repeats: int, advance: Callable[[], Any]) -> pd.DataFrame:
+def measure(cfg: Config, repeats: int) -> pd.DataFrame:
+    """The steps on this machine's GPU, where they wait, and how busy it is."""
+    device = torch.device("cuda")
+    table = measure_steps(cfg, device, repeats).assign(device=torch.cuda.get_device_name(), sizes=describe(cfg))
+    return table.assign(waits=waits(cfg, device), busy=busy_share(cfg, device))
+
+
+def measure_steps(cfg: Config, device: torch.device, repeats: int) -> pd.DataFrame:
     """A row per case: seconds, images a second, ratio to the plain step and to the floor, peak memory."""
-    spent: dict[str, list[float]] = {case: [] for case in CASES}
+    spent: dict[str, list[float]] = {case: [] for case in KINDS}
     peaks, steps = {}, {}
-    for case in CASES:
+    for case in KINDS:
         steps[case] = make_step(case, cfg, device)
         steps[case]()  # compiles, chooses kernels, makes the optimiser's state
         if device.type == "cuda":
@@ -91,19 +94,17 @@ def measure(cfg: Config, device: torch.device, repeats: int, advance: Callable[[
             before = torch.cuda.memory_allocated(device)
             steps[case]()
             peaks[case] = (torch.cuda.max_memory_allocated(device) - before) / 1e6
-        advance()
     for _ in range(repeats):
         for case, step in steps.items():
             with seconds_of(device, spent[case]):
                 step()
-        advance()
     frame = pd.DataFrame(spent)
     return pd.DataFrame(
         [
             {"case": case, "seconds": frame[case].median(), "images_per_second": cfg.batch_size / frame[case].median(),
              "plain_to": ratio(frame, PLAIN, case), "to_floor": ratio(frame, case, FLOOR),
              "step_mb": peaks.get(case, float("nan"))}
-            for case in CASES
+            for case in KINDS
         ]
     )  # fmt: skip
 
@@ -123,7 +124,7 @@ def waits(cfg: Config, device: torch.device) -> str:
 
 
 def busy_share(cfg: Config, device: torch.device) -> float:
-    """Share of the clock in which a kernel ran, over steps fed by the loader as in `train.fit`."""
+    """Share of the clock in which a kernel ran, over steps fed by the loader as in `fit`."""
     torch.manual_seed(0)
     cfg = cfg.replace(precision="bf16", dataset="toy", num_classes=6)  # toy scenes of this size need no data set
     model = ToCo(cfg).to(device)
@@ -139,39 +140,27 @@ def busy_share(cfg: Config, device: torch.device) -> float:
     return kernels / spent[0]
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """The cases, then waiting and busy share."""
-    about = table.iloc[0]
-    lines = [f"Training step on {about['device']}: {about['sizes']}. Medians of {about['repeats']} rounds.", ""]
+def section(rows: pd.DataFrame) -> list[str]:
+    """The kinds of steps, then waiting and busy share."""
+    about = rows.iloc[0]
     cells = [
         [row.case, f"{row.seconds:.4f}", f"{row.images_per_second:.1f}", f"{row.plain_to:.2f}", f"{row.to_floor:.2f}",
          f"{row.step_mb:.0f}"]
-        for row in table.itertuples()
+        for row in rows.itertuples()
     ]  # fmt: skip
-    lines += markdown_table(["", "seconds", "images a second", "times as fast as plain", "x floor", "step MB"], cells)
-    lines += ["", f"Where the host waits in a step: {about['waits']}. GPU busy with the loader: {about['busy']:.0%}."]
-    return "\n".join([*lines, *origin_lines(about), ""])
+    heading = ["", "seconds", "images a second", "times as fast as plain", "x floor", "step MB"]
+    return [
+        f"{about['device']}; {about['sizes']}.", "", *markdown_table(heading, cells), "",
+        f"Where the host waits in a step: {about['waits']}. GPU busy with the loader: {about['busy']:.0%}.",
+    ]  # fmt: skip
 
 
-def main(arguments: Iterable[str] | None = None) -> None:
-    """Measure, print and write."""
-    parser = parser_of(__doc__, repeats=10)
-    parser.add_argument("setting", nargs="?", default="vit_b", choices=list(SETTINGS))
-    args = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        sys.exit("no CUDA device here: nothing was measured (training_step.py measures on the CPU)")
-    device, cfg = torch.device("cuda"), SETTINGS[args.setting]
-    if args.setting == "vit_b":
-        cfg = cfg.replace(batch_size=4)
-    with tqdm(total=len(CASES) + args.repeats, unit="round") as bar:
-        table = measure(cfg, device, args.repeats, bar.update)
-    about = {"device": torch.cuda.get_device_name(), "sizes": describe(cfg), "repeats": args.repeats}
-    about |= {"waits": waits(cfg, device), "busy": busy_share(cfg, device)} | origin(__file__, arguments)
-    table = table.assign(**about).round(4)
-    text = markdown(table)
-    write(args.out / "gpu_step.csv", table, text)
-    print(text)
-
-
-if __name__ == "__main__":
-    main()
+CASE = Case(
+    about="Training step on a GPU. The clock's seconds, medians; ratios are medians over rounds.",
+    settings=SETTINGS,
+    measure=measure,
+    section=section,
+    default=("vit_b",),
+    repeats=10,
+    missing=lambda: "" if torch.cuda.is_available() else "no CUDA device here (training_step measures on the CPU)",
+)

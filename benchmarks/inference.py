@@ -1,15 +1,10 @@
 """What multi-scale CAMs and the evaluation of an image cost beside the bare encoder passes they need.
 
-    python benchmarks/inference.py                      # toy and deit_tiny
-    python benchmarks/inference.py vit_b --repeats 3
-
-Measured are `cam.multi_scale_cam` after the forward pass whose logits are scored as well, for the two classes that are
-there, as the evaluation calls it, and for all classes; and `evaluate.predict`, for each target and for all at once.
-Weights are random. The floor of each: timm's encoder on the same images and their
-mirror images at the same scales, in batches of the same size; what two targets share is needed once. All take turns in
-one process with one thread. Memory is the peak of a fresh process (Linux) that evaluates toy scenes of 192 pixels, and
-of one that evaluates four times as many. Writes benchmarks/results/inference.csv and .md; settings that are not asked
-for keep the rows they have there.
+This measures `multi_scale_cam` after the forward pass whose logits are scored as well, for the two classes that are
+there, as the evaluation calls it, and for all classes; and `predict`, for each target and for all at once. Weights are
+random. The floor of each is timm's encoder on the same images and their mirror images at the same scales, in batches of
+the same size; what two targets share is needed once. All take turns in one process with one thread. Memory is the peak
+of a fresh process (Linux) that evaluates toy scenes of 192 pixels, and of one that evaluates four times as many.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,21 +13,10 @@ from typing import Any
 
 import pandas as pd
 import torch
-from measure import (
-    in_a_fresh_process,
-    markdown_table,
-    merged,
-    origin,
-    origin_lines,
-    parser_of,
-    peak_megabytes_of,
-    ratio,
-    rounds,
-    write,
-)
 from torch import Tensor
-from tqdm import tqdm
 
+from benchmarks.measure import in_a_fresh_process, peak_megabytes_of, ratio, rounds
+from benchmarks.run import Case, markdown_table
 from toco_lab.backbones.kinds import encoder_of
 from toco_lab.config import Config
 from toco_lab.evaluation.evaluate import TARGETS, evaluate_model
@@ -42,7 +26,7 @@ from toco_lab.method.model import ToCo
 from toco_lab.method.present import PresentClasses
 
 MULTI_SCALE_CAM, ALL_CLASSES, EVERYTHING = "multi-scale CAM", "multi-scale CAM of all classes", "all targets"
-MEMORY = "memory"  # the setting of the rows about it
+MEMORY = "memory"  # the setting of the rows about it; its value is the number of images
 TIMES_AS_MANY = 4  # images of the second memory measurement
 
 
@@ -56,13 +40,13 @@ class Setting:
 
 
 VOC = Config.preset("voc_vit_b")
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "toy": Setting(Config.preset("toy"), (96, 96), 8),
     # half of VOC's usual 375 x 500 and of the 448 pixels of CAMs, in whole tokens at every scale
     "deit_tiny": Setting(VOC.replace(backbone="deit_tiny_patch16_224", eval_cam_size=224), (192, 256), 4),
     "vit_b": Setting(VOC, (384, 512), 1),
+    MEMORY: 16,
 }
-DEFAULT = ("toy", "deit_tiny")
 Size = tuple[int, int]
 
 
@@ -85,7 +69,7 @@ def _scaled(size: Size, scales: Sequence[float]) -> list[Size]:
 
 
 def passes_of(setting: Setting, name: str) -> list[Size]:
-    """Sizes that a measured thing can not do without, each once."""
+    """Sizes that a measured thing cannot do without, each once."""
     cams = [] if name == "seg" else cam_passes(setting)
     return list(dict.fromkeys(cams + (segmentation_passes(setting) if name in ("seg", EVERYTHING) else [])))
 
@@ -130,9 +114,14 @@ def floor_name(sizes: Iterable[Size]) -> str:
     return " + ".join(f"{height} x {width}" for height, width in sizes)
 
 
-def measure(setting: Setting, repeats: int, advance: Callable[[], Any] = lambda: None) -> pd.DataFrame:
+def measure(setting: Setting | int, repeats: int) -> pd.DataFrame:
+    """Rows of `measure_time` or, of a number of images, `measure_memory`."""
+    return measure_time(setting, repeats) if isinstance(setting, Setting) else measure_memory(setting)
+
+
+def measure_time(setting: Setting, repeats: int) -> pd.DataFrame:
     """A row per measured thing: seconds of a batch, images a second, the ratio to its floor."""
-    seconds = rounds(make_calls(setting), repeats, advance)
+    seconds = rounds(make_calls(setting), repeats)
     rows = []
     for name in (MULTI_SCALE_CAM, ALL_CLASSES, *TARGETS, EVERYTHING):
         floor = floor_name(passes_of(setting, name))
@@ -147,7 +136,7 @@ def measure(setting: Setting, repeats: int, advance: Callable[[], Any] = lambda:
                 "to_floor": ratio(seconds, name, floor),
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).assign(sizes=describe(setting))
 
 
 def peak_of_evaluation(count: int) -> float:
@@ -162,14 +151,13 @@ def peak_of_evaluation(count: int) -> float:
     return peak_megabytes_of(lambda: evaluate_model(model, cfg, targets=TARGETS, progress=False))[0]
 
 
-def measure_memory(images: int, advance: Callable[[], Any] = lambda: None) -> pd.DataFrame:
+def measure_memory(images: int) -> pd.DataFrame:
     """A row per number of images: peak, and its ratio to that of the fewer images."""
     rows = []
     for count in (images, TIMES_AS_MANY * images):
         peak = in_a_fresh_process(peak_of_evaluation, count)
         rows.append({"what": f"{count} images", "images": count, "peak_mb": peak})
-        advance()
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).assign(sizes="Peak memory of an evaluation, toy scenes of 192 x 192 pixels, all targets")
     return table.assign(to_fewer=table["peak_mb"] / table["peak_mb"].iloc[0])
 
 
@@ -187,56 +175,24 @@ def describe(setting: Setting) -> str:
     )
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A section per setting."""
-    lines = [
-        "Inference against the encoder passes it needs. Processor seconds of a batch, one thread, fp32, medians;",
-        "ratios are medians over rounds. `cam`, `cam_aux`, `cam_refined` and `seg` are targets of the evaluation; the",
-        "first two come from the same passes.",
-    ]
-    for setting, rows in table.groupby("setting", sort=False):
-        about = rows.iloc[0]
-        lines += ["", f"## {setting}", "", f"{about['sizes']}. {about['repeats']:.0f} rounds.", ""]
-        if setting == MEMORY:
-            cells = [[row.what, f"{row.peak_mb:.0f}", f"{row.to_fewer:.3f}"] for row in rows.itertuples()]
-            lines += markdown_table(["", "peak MB", "x the fewer images"], cells)
-        else:
-            cells = [
-                [row.what, f"{row.seconds:.3f}", f"{row.images_per_second:.2f}", row.passes, f"{row.floor_seconds:.3f}",
-                 f"{row.to_floor:.2f}"]
-                for row in rows.itertuples()
-            ]  # fmt: skip
-            lines += markdown_table(["", "seconds", "images a second", "passes", "seconds of them", "x"], cells)
-        lines += origin_lines(about)
-    return "\n".join([*lines, ""])
+def section(rows: pd.DataFrame) -> list[str]:
+    """What is measured, then times beside their floors, or memory."""
+    if (rows["setting"] == MEMORY).all():
+        cells = [[row.what, f"{row.peak_mb:.0f}", f"{row.to_fewer:.3f}"] for row in rows.itertuples()]
+        table = markdown_table(["", "peak MB", "x the fewer images"], cells)
+    else:
+        cells = [
+            [row.what, f"{row.seconds:.3f}", f"{row.images_per_second:.2f}", row.passes, f"{row.floor_seconds:.3f}",
+             f"{row.to_floor:.2f}"]
+            for row in rows.itertuples()
+        ]  # fmt: skip
+        table = markdown_table(["", "seconds", "images a second", "passes", "seconds of them", "x"], cells)
+    return [f"{rows['sizes'].iloc[0]}.", "", *table]
 
 
-def main(arguments: Iterable[str] | None = None) -> None:
-    """Measure, print and write."""
-    parser = parser_of(__doc__, repeats=7)
-    parser.add_argument("settings", nargs="*", metavar="SETTING", help=f"{', '.join(SETTINGS)}; {' '.join(DEFAULT)}")
-    parser.add_argument("--images", type=int, default=16, help="of the smaller memory measurement (16); 0: none")
-    args = parser.parse_args(arguments)
-    if unknown := set(args.settings) - set(SETTINGS):
-        parser.error(f"no setting {', '.join(sorted(unknown))}; there are: {', '.join(SETTINGS)}")
-    torch.set_num_threads(1)
-    about, tables = origin(__file__, arguments), []
-    with tqdm(unit="call") as bar:
-        for name in args.settings or DEFAULT:
-            bar.set_description(name)
-            table = measure(SETTINGS[name], args.repeats, bar.update)
-            tables.append(table.assign(setting=name, sizes=describe(SETTINGS[name]), repeats=args.repeats))
-        if args.images:
-            bar.set_description(MEMORY)
-            table = measure_memory(args.images, bar.update)
-            sizes = "Peak memory of an evaluation, toy scenes of 192 x 192 pixels, all targets"
-            tables.append(table.assign(setting=MEMORY, sizes=sizes, repeats=1))
-    table, path = pd.concat(tables).assign(**about).round(4), args.out / "inference.csv"
-    table = merged(path, table, "setting", [*SETTINGS, MEMORY])
-    text = markdown(table)
-    write(path, table, text)
-    print(text)
-
-
-if __name__ == "__main__":
-    main()
+CASE = Case(
+    about="Inference against the encoder passes it needs. Processor seconds of a batch, one thread, fp32, medians;\n"
+    "ratios are medians over rounds. `cam`, `cam_aux`, `cam_refined` and `seg` are targets of the evaluation; the\n"
+    "first two come from the same passes.",
+    settings=SETTINGS, measure=measure, section=section, default=("toy", "deit_tiny", MEMORY),
+)  # fmt: skip

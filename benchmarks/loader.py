@@ -1,15 +1,11 @@
-"""Training images a second per loader process at full augmentation, and what the time goes to, as a Markdown table.
+"""Training images a second per loader process at full augmentation, and what the time goes to.
 
-    python benchmarks/loader.py
-    python benchmarks/loader.py --data-root data/VOC2012 --images 200
-
-Processor time of one thread, which is what a loader process has: a busy machine does not change it much. Without
-`--data-root` images of VOC's most common size are made of toy scenes. The last line says how many processes
-(`num_workers`) feed steps of 4 images that take `--step-seconds` each. The paper's 3.6 hours for 20,000 steps on two
-A100 are 0.65 seconds; the default stands for a GPU that is more than twice as fast as both.
+Processor time of one thread, which is what a loader process has: a busy machine does not change it much. Images of
+VOC's most common size are made of toy scenes. The last line says how many processes (`num_workers`) feed steps of 4
+images that take a quarter of a second each. The paper's 3.6 hours for 20,000 steps on two A100 are 0.65 seconds; the
+quarter stands for a GPU that is more than twice as fast as both.
 """
 
-import argparse
 import math
 import tempfile
 import time
@@ -19,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import pandas as pd
 from PIL import Image
 
+from benchmarks.run import Case, markdown_table
 from toco_lab.config import Config
 from toco_lab.data.loader import TrainSamples
 from toco_lab.data.toy import make_scene
 
 SIZE = (500, 375)  # width and height of half of VOC's images
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-STEP_IMAGES = 4
+STEP_IMAGES, STEP_SECONDS = 4, 0.25
 # classes of `_colours`, in the words of the table
 NAMES = {"RandomApply": "jitter", "RandomGrayscale": "grey", "RandomBlur": "blur", "RandomSolarize": "solarise"}
 
@@ -61,7 +58,7 @@ def timed(seconds: dict[str, float], part: str, call: Callable) -> Callable:
     return measured
 
 
-def measure(samples: TrainSamples, count: int) -> dict[str, float]:
+def parts_of(samples: TrainSamples, count: int) -> dict[str, float]:
     """Milliseconds per image of each part and of the whole, over `count` samples."""
     seconds: dict[str, float] = defaultdict(float)
     reader, views = samples.reader, samples.views
@@ -84,26 +81,29 @@ def measure(samples: TrainSamples, count: int) -> dict[str, float]:
     return {name: 1000 * spent / count for name, spent in [*parts, ("all", whole)]}
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data-root")
-    parser.add_argument("--images", type=int, default=60)
-    parser.add_argument("--step-seconds", type=float, default=0.25)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+def measure(images: int, repeats: int) -> pd.DataFrame:
+    """A row per part of the work on one image, over so many images: milliseconds, medians over rounds."""
     with tempfile.TemporaryDirectory() as folder:
-        if not arguments.data_root:
-            make_data(Path(folder), min(arguments.images, 24))
-        cfg = Config.preset("voc_vit_b").replace(data_root=arguments.data_root or folder, num_workers=0)
-        found = measure(TrainSamples(cfg, MEAN, STD), arguments.images)
-    print(f"| part, {cfg.crop_size} pixels | ms an image | share |\n|---|---|---|")
-    for part, spent in found.items():
-        print(f"| {part} | {spent:.1f} | {spent / found['all']:.0%} |")
-    rate = 1000 / found["all"]
-    needed = STEP_IMAGES / arguments.step_seconds
-    print(f"\n{rate:.1f} images a second per process; {needed:.1f} a second need {math.ceil(needed / rate)} processes")
+        make_data(Path(folder), min(images, 24))
+        cfg = Config.preset("voc_vit_b").replace(data_root=folder, num_workers=0)
+        found = pd.DataFrame([parts_of(TrainSamples(cfg, MEAN, STD), images) for _ in range(repeats)]).median()
+    return pd.DataFrame({"part": found.index, "ms": found.to_numpy(), "pixels": cfg.crop_size})
 
 
-if __name__ == "__main__":
-    main()
+def section(rows: pd.DataFrame) -> list[str]:
+    """What the time goes to, and how many processes feed a GPU."""
+    whole = rows.loc[rows["part"] == "all", "ms"].iloc[0]
+    cells = [[row.part, f"{row.ms:.1f}", f"{row.ms / whole:.0%}"] for row in rows.itertuples()]
+    rate, needed = 1000 / whole, STEP_IMAGES / STEP_SECONDS
+    return [
+        *markdown_table([f"part, {rows['pixels'].iloc[0]} pixels", "ms an image", "share"], cells), "",
+        f"{rate:.1f} images a second per process; {needed:.1f} a second need {math.ceil(needed / rate)} processes.",
+    ]  # fmt: skip
+
+
+CASE = Case(
+    about="Training images of one loader process at full augmentation. Processor milliseconds, one thread.",
+    settings={"voc": 60},  # images
+    measure=measure,
+    section=section,
+)

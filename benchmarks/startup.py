@@ -1,18 +1,14 @@
 """How long one waits for the first thing: imports, the first batch, the first figure of a notebook, a report.
 
-    python benchmarks/startup.py
-    python benchmarks/startup.py --runs results/demo/baseline results/demo/toco
-    python benchmarks/startup.py --report results/demo/report.html --no-browser
-
 Each of the first three is a fresh Python process with one thread, several times, in turns:
 
 - imports: torch and timm, then what `import toco_lab` adds, what training adds (`toco_lab.fit`), what all public names;
 - the first batch of the toy preset, after its model;
 - the code of notebook 00 up to the cell that saves the first figure, without Jupyter.
 
-A report is built from two runs, by default two smoke runs trained on the spot, and opened in Chromium without a network
-until its last plot is drawn; without a Chromium its size alone is known. Processor seconds beside the clock's; medians.
-The ratio is to importing torch and timm in the same round. Writes benchmarks/results/startup.csv and .md.
+A report is built from two smoke runs, trained on the spot, and opened in Chromium without a network until its last plot
+is drawn; without a Chromium its size alone is known. Processor seconds beside the clock's; medians. The ratio is to
+importing torch and timm in the same round.
 """
 
 import json
@@ -21,14 +17,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from measure import markdown_table, origin, origin_lines, parser_of, write
-from tqdm import tqdm
+from tqdm import trange
 
+from benchmarks.run import Case, markdown_table
 from toco_lab.config import Config
 from toco_lab.evaluation.evaluate import evaluate_run
 from toco_lab.experiment import train
@@ -59,9 +55,6 @@ for name, code in json.loads(sys.argv[1]).items():
     found[name] = {"cpu": time.process_time() - processor, "wall": time.perf_counter() - clock}
 print("\\n" + json.dumps(found))
 """
-
-
-# --- what is measured -------------------------------------------------------------------------------------------------
 
 
 def stages(code: Mapping[str, str]) -> pd.DataFrame:
@@ -96,18 +89,15 @@ def first_cells(notebook: Path, run_dir: Path, **parameters: Any) -> dict[str, s
     return {f"cell {number}": source for number, source in enumerate(code)}
 
 
-def measure_processes(repeats: int, *, preset: str = "toy", advance: Callable[[], Any] = lambda: None) -> pd.DataFrame:
+def measure_processes(repeats: int, *, preset: str = "toy") -> pd.DataFrame:
     """A row per thing one waits for: medians of cpu, wall and to_base, cpu over that of importing torch and timm."""
     rows = []
-    for number in range(repeats + 1):  # the first round fills the disk cache
+    for number in trange(repeats + 1, unit="round", leave=False):  # the first round fills the disk cache
         imports = stages(IMPORTS)
-        advance()
         batch = stages({name: code.format(preset=preset) for name, code in FIRST_BATCH.items()})
-        advance()
         with tempfile.TemporaryDirectory() as folder:
             cells = first_cells(ROOT / "notebooks/00_start_here.ipynb", Path(folder) / "scratch", preset=preset)
             figure = stages(cells).sum()
-        advance()
         found = {name: imports.loc[name] for name in IMPORTS}
         found |= {name: batch.loc[name] for name in ("model", "first batch")}
         found |= {"imports, model and first batch": batch.sum(), "notebook 00 to its first figure": figure}
@@ -133,20 +123,20 @@ def smoke_runs(root: Path) -> list[RunDir]:
     return runs
 
 
-def measure_report(report: Path | None, runs: Iterable[Path], repeats: int, *, browser: bool = True) -> pd.DataFrame:
-    """Rows about a report: building it, unless a file is given, and opening it; megabytes of the file."""
-    rows = []
+def measure_report(repeats: int, runs: Iterable[RunDir] = ()) -> pd.DataFrame:
+    """Rows about a report of some runs, by default two smoke runs: building it, and opening it; megabytes."""
     with tempfile.TemporaryDirectory() as folder:
-        if report is None:
-            shown = [RunDir(run) for run in runs] or smoke_runs(Path(folder))
-            processor, clock = time.process_time(), time.perf_counter()
-            (report,) = build_report(shown, Path(folder) / "report.html")
-            spent = {"cpu": time.process_time() - processor, "wall": time.perf_counter() - clock}
-            rows.append({"what": f"building a report of {len(shown)} runs"} | spent)
-        opened = [seconds_to_open(report) for _ in range(repeats)] if browser else []
-        wall = pd.Series([seconds for seconds in opened if seconds is not None], dtype=float).median()
-        rows.append({"what": "opening a report", "wall": wall, "megabytes": report.stat().st_size / 1e6})
-    return pd.DataFrame(rows)
+        shown = list(runs) or smoke_runs(Path(folder))
+        processor, clock = time.process_time(), time.perf_counter()
+        (report,) = build_report(shown, Path(folder) / "report.html")
+        spent = {"cpu": time.process_time() - processor, "wall": time.perf_counter() - clock}
+        opened = pd.Series([seconds_to_open(report) for _ in range(repeats)], dtype=float)
+        return pd.DataFrame(
+            [
+                {"what": f"building a report of {len(shown)} runs"} | spent,
+                {"what": "opening a report", "wall": opened.median(), "megabytes": report.stat().st_size / 1e6},
+            ]
+        )
 
 
 def seconds_to_open(report: Path) -> float | None:
@@ -169,49 +159,20 @@ def seconds_to_open(report: Path) -> float | None:
         return None
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------
+def section(rows: pd.DataFrame) -> list[str]:
+    """One table; what was not measured is a dash."""
+
+    def cell(row: Mapping[str, float], name: str, form: str) -> str:
+        return "-" if pd.isna(row.get(name)) else f"{row[name]:{form}}"
+
+    columns = {"cpu": ".3f", "wall": ".2f", "to_base": ".3f", "megabytes": ".2f"}
+    cells = [[row["what"], *(cell(row, *one) for one in columns.items())] for row in rows.to_dict("records")]
+    return markdown_table(["", "processor", "clock", "x torch and timm", "megabytes"], cells)
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """One table."""
-    about = table.iloc[0]
-    lines = [
-        f"Waiting for the first thing: fresh processes, one thread, medians of {about['repeats']} rounds, in seconds;",
-        "the last rows are about a report.",
-        "",
-    ]
-
-    def cell(value: float, form: str) -> str:
-        return "-" if pd.isna(value) else f"{value:{form}}"
-
-    cells = [
-        [row.what, cell(row.cpu, ".3f"), cell(row.wall, ".2f"), cell(row.to_base, ".3f"), cell(row.megabytes, ".2f")]
-        for row in table.itertuples()
-    ]
-    lines += markdown_table(["", "processor", "clock", "x torch and timm", "megabytes"], cells)
-    return "\n".join([*lines, *origin_lines(about), ""])
-
-
-def main(arguments: Iterable[str] | None = None) -> None:
-    """Measure, print and write."""
-    parser = parser_of(__doc__, repeats=3)
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--report", type=Path, help="an HTML report; by default one is made")
-    what.add_argument(
-        "--runs", type=Path, nargs="+", default=[], help="run folders to make it of; by default smoke runs"
-    )
-    parser.add_argument("--no-browser", action="store_true", help="do not open the report")
-    args = parser.parse_args(arguments)
-    about = origin(__file__, arguments)
-    with tqdm(total=3 * (args.repeats + 1) + 1, unit="process") as bar:
-        table = measure_processes(args.repeats, advance=bar.update)
-        report = measure_report(args.report, args.runs, args.repeats, browser=not args.no_browser)
-        bar.update()
-    table = pd.concat([table, report], ignore_index=True).assign(repeats=args.repeats, **about).round(4)
-    text = markdown(table)
-    write(args.out / "startup.csv", table, text)
-    print(text)
-
-
-if __name__ == "__main__":
-    main()
+CASE = Case(
+    about="Waiting for the first thing: fresh processes, one thread, medians over rounds, in seconds.",
+    settings={"processes": measure_processes, "report": measure_report},
+    measure=lambda function, repeats: function(repeats),
+    section=section,
+)

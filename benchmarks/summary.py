@@ -1,18 +1,23 @@
-"""The benchmarks in one Markdown table: a row per target with what was measured, made of the CSVs of the other scripts.
+"""The benchmarks in one Markdown table: a row per target with what was measured, made of the CSVs of the cases.
 
-    python benchmarks/summary.py                        # prints the README's table
+    python -m benchmarks.summary                        # writes the table between the markers of docs/speed.md
 
 It reads benchmarks/results; what has not been measured is left out. Every number here comes from a file.
 """
 
-import argparse
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from measure import RESULTS, growth_exponent, markdown_table
+
+from benchmarks.measure import growth_exponent
+from benchmarks.run import RESULTS, markdown_table
+from toco_lab.files import atomic_write
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "speed.md"
+BEGIN, END = "<!-- speed table -->", "<!-- end of the speed table -->"
 
 Limit = float | Mapping[str, float] | None  # one for all settings, or by setting
 Values = Iterator[tuple[str, float]]  # which setting (empty where there is one), number
@@ -24,7 +29,7 @@ class Target:
 
     Attributes:
         what: In words.
-        script: Which benchmark measures it; its CSV has the same name.
+        case: Which benchmark measures it; its CSV has the same name.
         read: The numbers in that CSV.
         form: Format of a number.
         most: The largest number that will do, for all settings or by setting; None where there is no target.
@@ -32,7 +37,7 @@ class Target:
     """
 
     what: str
-    script: str
+    case: str
     read: Callable[[pd.DataFrame], Values]
     form: str
     most: Limit = None
@@ -43,43 +48,47 @@ class Target:
         for word, limit, holds in (("most", self.most, operator.le), ("least", self.least, operator.ge)):
             limit = limit.get(setting) if isinstance(limit, Mapping) else limit
             if limit is not None:
-                return f"at {word} {self.form.format(limit).removeprefix('x ')}", "yes" if holds(
-                    value, limit
-                ) else "**no**"
+                text = self.form.format(limit).removeprefix("x ")
+                return f"at {word} {text}", "yes" if holds(value, limit) else "**no**"
         return "-", "-"
 
 
 def rows_of(column: str, **equal: object) -> Callable[[pd.DataFrame], Values]:
-    """Reads a column where others have given values, by setting where the table has several."""
+    """Reads a column where others have given values, by setting."""
 
     def read(table: pd.DataFrame) -> Values:
         for name, value in equal.items():
             table = table[table[name] == value]
-        names = table["setting"] if "setting" in table else [""] * len(table)
-        yield from zip(names, table[column], strict=True)
+        yield from zip(table["setting"], table[column], strict=True)
 
     return read
 
 
+def value_of(column: str, **equal: object) -> Callable[[pd.DataFrame], Values]:
+    """The same of a case whose settings need no naming."""
+    return lambda table: (("", value) for _, value in rows_of(column, **equal)(table))
+
+
 def exponents_of(axis: str, column: str = "seconds") -> Callable[[pd.DataFrame], Values]:
-    """Reads how the seconds of the training step, or another column, grow over an axis, by backbone."""
+    """Reads how the seconds of the training step, or another column, grow over an axis, by setting."""
 
     def read(table: pd.DataFrame) -> Values:
-        for group, rows in table[table["axis"] == axis].groupby("group", sort=False):
+        for setting, rows in table[table["axis"] == axis].groupby("setting", sort=False):
             values = rows["value"].astype(float)
             if len(rows) > 1:
-                yield group, growth_exponent(values**2 if axis == "size" else values, rows[column])
+                yield setting, growth_exponent(values**2 if axis == "size" else values, rows[column])
 
     return read
 
 
 def last_of(axis: str) -> Callable[[pd.DataFrame], Values]:
-    """Reads the ratio of the last point of an axis to the first, by backbone."""
+    """Reads the ratio of the last point of an axis to the first, by setting."""
 
     def read(table: pd.DataFrame) -> Values:
-        for group, rows in table[table["axis"] == axis].groupby("group", sort=False):
+        for setting, rows in table[table["axis"] == axis].groupby("setting", sort=False):
             first, last = rows["value"].iloc[0], rows["value"].iloc[-1]
-            yield f"{group}, {last} to {first}" if axis != group else f"{last} to {first}", rows["to_first"].iloc[-1]
+            name = f"{last} to {first}" if axis == setting else f"{setting}, {last} to {first}"
+            yield name, rows["to_first"].iloc[-1]
 
     return read
 
@@ -131,22 +140,22 @@ TARGETS = (
     ),
     Target(
         "bilateral lattice, 224 x 224: to build", "crf",
-        rows_of("lattice", kind="seconds", height=224, width=224, classes=21), "{:.3f} s",
+        value_of("lattice", kind="seconds", height=224, width=224, classes=21), "{:.3f} s",
     ),
     Target(
         "... to filter 21 channels once", "crf",
-        rows_of("one filtering", kind="seconds", height=224, width=224, classes=21), "{:.3f} s",
+        value_of("one filtering", kind="seconds", height=224, width=224, classes=21), "{:.3f} s",
     ),
     Target(
         "dense CRF, 224 x 224, 21 classes, 10 iterations", "crf",
-        rows_of("dense CRF", kind="seconds", height=224, width=224, classes=21), "{:.2f} s",
+        value_of("dense CRF", kind="seconds", height=224, width=224, classes=21), "{:.2f} s",
     ),
     Target(
         "dense CRF, 375 x 500, 21 classes, 10 iterations", "crf",
-        rows_of("dense CRF", kind="seconds", height=375, width=500, classes=21), "{:.2f} s", 1.5,
+        value_of("dense CRF", kind="seconds", height=375, width=500, classes=21), "{:.2f} s", 1.5,
     ),
     Target(
-        "dense CRF over pixels, exponent (1: linear)", "crf", rows_of("dense CRF", kind="exponent", over="pixels"),
+        "dense CRF over pixels, exponent (1: linear)", "crf", value_of("dense CRF", kind="exponent", over="pixels"),
         "{:.2f}", 1.1,
     ),
     Target(
@@ -154,25 +163,25 @@ TARGETS = (
         "{:.1f}", 3,
     ),
     Target(
-        "`import toco_lab` beside torch and timm", "startup", rows_of("cpu", what="import toco_lab"), "{:.3f} s", 0.2
+        "`import toco_lab` beside torch and timm", "startup", value_of("cpu", what="import toco_lab"), "{:.3f} s", 0.2
     ),
     Target(
-        "what training imports beside them", "startup", rows_of("cpu", what="what training imports"), "{:.2f} s"
+        "what training imports beside them", "startup", value_of("cpu", what="what training imports"), "{:.2f} s"
     ),
-    Target("model and first batch, imports included", "startup", rows_of("cpu", what="imports, model and first batch"),
+    Target("model and first batch, imports included", "startup", value_of("cpu", what="imports, model and first batch"),
            "{:.1f} s"),
-    Target("notebook 00 to its first figure", "startup", rows_of("cpu", what="notebook 00 to its first figure"),
+    Target("notebook 00 to its first figure", "startup", value_of("cpu", what="notebook 00 to its first figure"),
            "{:.1f} s"),
-    Target("size of a report", "startup", rows_of("megabytes", what="opening a report"), "{:.1f} MB"),
-    Target("opening a report, by the clock", "startup", rows_of("wall", what="opening a report"), "{:.1f} s"),
+    Target("size of a report", "startup", value_of("megabytes", what="opening a report"), "{:.1f} MB"),
+    Target("opening a report, by the clock", "startup", value_of("wall", what="opening a report"), "{:.1f} s"),
 )  # fmt: skip
 
 
 def summary(folder: Path) -> list[tuple[str, str, str, str, str]]:
-    """What, target, measured, whether it holds, script: for every number of every target whose CSV is there."""
+    """What, target, measured, whether it holds, case: for every number of every target whose CSV is there."""
     rows = []
     for target in TARGETS:
-        path = folder / f"{target.script}.csv"
+        path = folder / f"{target.case}.csv"
         if not path.is_file():
             continue
         for setting, value in target.read(pd.read_csv(path)):
@@ -180,7 +189,7 @@ def summary(folder: Path) -> list[tuple[str, str, str, str, str]]:
                 continue
             wanted, holds = target.wanted(setting, value)
             what = f"{target.what}, {setting}" if setting else target.what
-            rows.append((what, wanted, target.form.format(value), holds, target.script))
+            rows.append((what, wanted, target.form.format(value), holds, target.case))
     return rows
 
 
@@ -193,7 +202,7 @@ def markdown(folder: Path) -> str:
     rows = summary(folder)
     if not rows:
         raise FileNotFoundError(f"no results in {folder}: run `make bench` first")
-    tables = [pd.read_csv(folder / f"{script}.csv") for script in dict.fromkeys(row[-1] for row in rows)]
+    tables = [pd.read_csv(folder / f"{case}.csv") for case in dict.fromkeys(row[-1] for row in rows)]
     made, commands = (
         list(dict.fromkeys(value for table in tables for value in read(table)))
         for read in (lambda table: table["machine"] + "; " + table["versions"], lambda table: table["command"])
@@ -205,12 +214,21 @@ def markdown(folder: Path) -> str:
     )  # fmt: skip
 
 
-def main(arguments: Iterable[str] | None = None) -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSVs")
-    print(markdown(parser.parse_args(arguments).results))
+def write(page: Path = PAGE, folder: Path = RESULTS) -> str:
+    """Put the table between the markers of a page, and return it.
+
+    Raises:
+        ValueError: If the page does not have the two markers.
+    """
+    text, table = page.read_text(encoding="utf-8"), markdown(folder)
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{page} has no place for the table: it needs the lines {BEGIN} and {END}")
+    with atomic_write(page, "w") as file:
+        file.write(f"{before}{BEGIN}\n\n{table}\n{END}{after}")
+    return table
 
 
 if __name__ == "__main__":
-    main()
+    print(write())

@@ -1,16 +1,12 @@
-"""How long the token explorer takes to answer: 200 clicks at random patches and layers, in a real Chromium.
-
-    python benchmarks/token_explorer.py            # about a minute
+"""How long the token explorer takes to answer clicks at random patches and layers, in a real Chromium.
 
 The tokens are those of a ViT-B/16 with random weights at 448 px: 28 x 28 patches, 12 blocks and the final norm. Time is
 counted from the browser's own stamp on the event to the moment the map can be read back from its canvas, and to the
-next animation frame, by which the curves are drawn too. Writes benchmarks/results/token_explorer.json and .md.
+next animation frame, by which the curves are drawn too.
 """
 
-import json
 import sys
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,18 +15,14 @@ import pandas as pd
 import timm
 import torch
 
+from benchmarks.run import Case, markdown_table
 from toco_lab.data.toy import make_scene
 from toco_lab.explorers.quantise import quantise_tokens
 from toco_lab.explorers.token_maps import TokenMaps
 from toco_lab.explorers.token_page import explorer_html
-from toco_lab.files import atomic_write
-from toco_lab.runs.environment import environment
 
-sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from helpers.browser import offline_page, running_browser
-
-HERE = Path(__file__).parent / "results"
-SIZE, PATCH, CLICKS = 448, 16, 200
+SIZE, PATCH, CLICKS = 448, 16, 50  # clicks a round
+EVENTS = {"pointerdown": "click on a patch", "keydown": "key to another layer"}
 WATCH = """() => {
     window.times = [];
     const canvas = document.querySelector(".toco-token-explorer").shadowRoot.querySelector("canvas");
@@ -47,10 +39,10 @@ WATCH = """() => {
 }"""
 
 
-def tokens_of_vit() -> TokenMaps:
+def tokens_of(name: str) -> TokenMaps:
     """The token maps of one scene."""
     torch.manual_seed(0)
-    net = timm.create_model("vit_base_patch16_224", dynamic_img_size=True).eval()
+    net = timm.create_model(name, dynamic_img_size=True).eval()
     pixels = make_scene(0, 0, size=SIZE).image
     image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 127.5 - 1
     with torch.no_grad():
@@ -60,11 +52,13 @@ def tokens_of_vit() -> TokenMaps:
     layers = [tokens[0] for tokens in blocks] + [final[0, net.num_prefix_tokens :]]
     names = (*(f"block {i}" for i in range(1, len(layers))), "final norm")
     grid = (SIZE // PATCH, SIZE // PATCH)
-    return TokenMaps("ViT-B/16", "random", "scene", pixels, grid, (0,), names, quantise_tokens([layers]))
+    return TokenMaps(name, "random", "scene", pixels, grid, (0,), names, quantise_tokens([layers]))
 
 
-def measure(browser, maps: list[TokenMaps], folder: Path, *, seed: int = 0) -> pd.DataFrame:
+def answers(browser, maps: list[TokenMaps], folder: Path, clicks: int, *, seed: int = 0) -> pd.DataFrame:
     """One row per event: event, drawn and frame in milliseconds."""
+    from helpers.browser import offline_page
+
     rng, side = np.random.default_rng(seed), SIZE // PATCH
     path = folder / "page.html"
     page_of = explorer_html(maps, right=len(maps) - 1 or -1)
@@ -75,7 +69,7 @@ def measure(browser, maps: list[TokenMaps], folder: Path, *, seed: int = 0) -> p
         page.evaluate(WATCH)
         picture = page.locator(".picture").first
         box = picture.bounding_box()
-        for _ in range(CLICKS):
+        for _ in range(clicks):
             row, column = (rng.integers(0, side, 2) + 0.5) / side
             page.mouse.click(box["x"] + column * box["width"], box["y"] + row * box["height"])
             page.keyboard.press(rng.choice(["[", "]"]))  # the click put the focus on the picture
@@ -83,48 +77,61 @@ def measure(browser, maps: list[TokenMaps], folder: Path, *, seed: int = 0) -> p
         return pd.DataFrame(page.evaluate("window.times"))
 
 
-def main() -> None:
-    """Measure, print and write."""
-    torch.set_num_threads(1)
-    begin = time.perf_counter()
-    maps = tokens_of_vit()
-    widths, made = maps.tokens.widths, environment("cpu")
-    prepared = time.perf_counter() - begin
+def measure(name: str, repeats: int) -> pd.DataFrame:
+    """A row per kind of event, with one model and with two side by side: milliseconds, median and 95th percentile."""
+    from helpers.browser import running_browser
+
+    maps = tokens_of(name)
     rows = []
     with tempfile.TemporaryDirectory() as folder, running_browser() as browser:
         version = browser.version
         for shown in ([maps], [maps, replace(maps, model="the same again")]):
-            times = measure(browser, shown, Path(folder))
-            for event, words in (("pointerdown", "click on a patch"), ("keydown", "key to another layer")):
+            times = answers(browser, shown, Path(folder), CLICKS * repeats)
+            for event, words in EVENTS.items():
                 found = times[times["event"] == event]
                 row = {"models": len(shown), "event": words, "count": len(found)}
                 for what in ("drawn", "frame"):
-                    row |= {f"{what} {name}": found[what].quantile(q) for name, q in (("median", 0.5), ("p95", 0.95))}
+                    row |= {f"{what}_{title}": found[what].quantile(q) for title, q in (("median", 0.5), ("p95", 0.95))}
                 rows.append(row)
-    machine = {"cpu": made["device"], "cores": made["cpu_count"], "browser": f"Chromium {version}"}
-    about = machine | {
-        "dimensions": widths.tolist(),
-        "error": maps.tokens.error,
-        "megabytes": maps.tokens.values.nbytes / 1e6,
-    }
-    lines = [
-        f"Token explorer on {made['device']}, {made['cpu_count']} cores, {machine['browser']}. ViT-B/16 with random "
-        f"weights at {SIZE} px: {SIZE // PATCH} x {SIZE // PATCH} tokens, {widths.shape[1]} layers, {widths.min()} to "
-        f"{widths.max()} of {maps.tokens.dim} dimensions ({about['megabytes']:.1f} MB, largest error "
-        f"{maps.tokens.error:.3f}; made in {prepared:.0f} s). Milliseconds, median / 95th percentile.",
-        "",
-        "| models | event | count | map drawn | next frame |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        drawn, frame = (f"{row[f'{what} median']:.1f} / {row[f'{what} p95']:.1f}" for what in ("drawn", "frame"))
-        lines.append(f"| {row['models']} | {row['event']} | {row['count']} | {drawn} | {frame} |")
-    text = "\n".join(lines) + "\n"
-    for end, content in (("md", text), ("json", json.dumps(about | {"rows": rows}, indent=1) + "\n")):
-        with atomic_write(HERE / f"token_explorer.{end}", "w") as file:
-            file.write(content)
-    print(text)
+    widths = maps.tokens.widths
+    return pd.DataFrame(rows).assign(
+        browser=f"Chromium {version}", backbone=name, layers=widths.shape[1], fewest=widths.min(), most=widths.max(),
+        dim=maps.tokens.dim, error=maps.tokens.error, megabytes=maps.tokens.values.nbytes / 1e6,
+    )  # fmt: skip
 
 
-if __name__ == "__main__":
-    main()
+def section(rows: pd.DataFrame) -> list[str]:
+    """How the tokens travel, then the times."""
+    one = rows.iloc[0]
+    cells = [
+        [row.models, row.event, row.count_, f"{row.drawn_median:.1f} / {row.drawn_p95:.1f}",
+         f"{row.frame_median:.1f} / {row.frame_p95:.1f}"]
+        for row in rows.rename(columns={"count": "count_"}).itertuples()
+    ]  # fmt: skip
+    return [
+        f"{one['backbone']} with random weights at {SIZE} px in {one['browser']}: {SIZE // PATCH} x {SIZE // PATCH}",
+        f"tokens, {one['layers']} layers, {one['fewest']} to {one['most']} of {one['dim']} dimensions "
+        f"({one['megabytes']:.1f} MB, largest error {one['error']:.3f}).", "",
+        *markdown_table(["models", "event", "count", "map drawn", "next frame"], cells),
+    ]  # fmt: skip
+
+
+def missing() -> str:
+    """A browser, most often."""
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    try:
+        import pytest
+        from helpers.browser import running_browser
+    except ImportError:
+        return "needs the extra `test` (pytest and playwright)"
+    try:
+        with running_browser():
+            return ""
+    except pytest.skip.Exception:
+        return "no Chromium here"
+
+
+CASE = Case(
+    about="Token explorer: from an event to its picture in a real browser. Milliseconds, median / 95th percentile.",
+    settings={"vit_b": "vit_base_patch16_224"}, measure=measure, section=section, missing=missing,
+)  # fmt: skip

@@ -1,38 +1,25 @@
 """What a training step costs, whole and by part, beside the same step written plainly and the bare encoder passes.
 
-    python benchmarks/training_step.py                       # all settings; ViT-B takes most of the time
-    python benchmarks/training_step.py toy deit_tiny --repeats 9
-
 Fast is `train_step` of `toco_lab.training.learner`; `textbook.py` beside this file has the other two, and says what
 plain means. One process with one thread runs them in turn, fp32 on the CPU, and takes processor time, which a busy
 machine changes less than the clock. Ratios are taken within a round, then their median. Memory is that of a fresh
 process each (Linux).
-Writes benchmarks/results/training_step.csv and .md; settings that are not asked for keep the rows they have there.
 """
 
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import textbook
 import torch
-from measure import (
-    Places,
-    in_a_fresh_process,
-    merged,
-    origin,
-    origin_lines,
-    parser_of,
-    peak_megabytes_of,
-    timed,
-    write,
-)  # fmt: skip
 from torch import Tensor
-from tqdm import tqdm
+from tqdm import trange
 
+from benchmarks import textbook
+from benchmarks.measure import Places, in_a_fresh_process, peak_megabytes_of, timed
+from benchmarks.run import Case, markdown_table
 from toco_lab.config import Config
 from toco_lab.data.toy import make_scene
 from toco_lab.data.views import TrainViews
@@ -111,10 +98,19 @@ def make_steps(cfg: Config) -> dict[str, Callable[[], Any]]:
     }
 
 
-def measure(cfg: Config, repeats: int, advance: Callable[[], Any] = lambda: None) -> pd.DataFrame:
+def measure(cfg: Config, repeats: int) -> pd.DataFrame:
+    """A row per step and part, time and memory."""
+    table = summarise(measure_rounds(cfg, repeats))
+    for name in PARTS:
+        peaks = in_a_fresh_process(peak_megabytes, cfg, name)
+        table.loc[(table["step"] == name) & (table["part"] == WHOLE), ["peak_mb", "step_mb"]] = peaks
+    return table.assign(sizes=describe(cfg))
+
+
+def measure_rounds(cfg: Config, repeats: int) -> pd.DataFrame:
     """One row per round, step and part; a round before the first one is not counted."""
     steps, rows = make_steps(cfg), []
-    for number in range(-1, repeats):
+    for number in trange(-1, repeats, unit="round", leave=False):
         for name, run in steps.items():
             with timed(PARTS[name]) as seconds:
                 began = time.process_time()
@@ -122,7 +118,6 @@ def measure(cfg: Config, repeats: int, advance: Callable[[], Any] = lambda: None
                 whole = time.process_time() - began
             parts = {WHOLE: whole} | seconds | {REST: whole - sum(seconds.values())}
             rows += [{"round": number, "step": name, "part": part, "seconds": spent} for part, spent in parts.items()]
-            advance()
     return pd.DataFrame(rows).query("round >= 0")
 
 
@@ -165,66 +160,29 @@ def describe(cfg: Config) -> str:
     )
 
 
-def markdown(table: pd.DataFrame) -> str:
-    """A section per setting: the whole steps, then the parts."""
-    lines = [
-        "Training step: ours, the same mathematics written plainly (`benchmarks/textbook.py`), and the floor, the",
-        "encoder passes that no step can do without. Processor seconds, one thread, fp32, medians; ratios are medians",
-        "over rounds. Memory is the peak of a process of its own, the floor's without optimiser.",
-    ]
-    for setting, rows in table.groupby("setting", sort=False):
-        about = rows.iloc[0]
-        lines += ["", f"## {setting}", "", f"{about['sizes']}. {about['repeats']} rounds.", ""]
-        lines += ["| | seconds | least to most | x fast | x floor | peak MB | of it the step |", "|---|" + "---|" * 6]
-        for row in rows[rows["part"] == WHOLE].itertuples():
-            spread = f"{row.least:.3f} to {row.most:.3f}"
-            lines.append(
-                f"| {row.step} | {row.seconds:.3f} | {spread} | {row.to_fast:.2f} | {row.to_floor:.2f} | "
-                f"{row.peak_mb:.0f} | {row.step_mb:.0f} |"
-            )
-        lines += ["", "| part | fast | share | textbook | x fast |", "|---|" + "---|" * 4]
-        fast, plain = (rows[rows["step"] == name].set_index("part") for name in ("fast", "textbook"))
-        for part in ORDER:
-            ratio = plain["to_fast"][part]
-            lines.append(
-                f"| {part} | {fast['seconds'][part]:.4f} | {fast['seconds'][part] / fast['seconds'][WHOLE]:.1%} | "
-                f"{plain['seconds'][part]:.4f} | {'-' if pd.isna(ratio) else f'{ratio:.2f}'} |"
-            )
-        lines += origin_lines(about)
-    return "\n".join([*lines, ""])
+def section(rows: pd.DataFrame) -> list[str]:
+    """The whole steps, then the parts."""
+    whole = [
+        [row.step, f"{row.seconds:.3f}", f"{row.least:.3f} to {row.most:.3f}", f"{row.to_fast:.2f}",
+         f"{row.to_floor:.2f}", f"{row.peak_mb:.0f}", f"{row.step_mb:.0f}"]
+        for row in rows[rows["part"] == WHOLE].itertuples()
+    ]  # fmt: skip
+    fast, plain = (rows[rows["step"] == name].set_index("part") for name in ("fast", "textbook"))
+    parts = [
+        [part, f"{fast['seconds'][part]:.4f}", f"{fast['seconds'][part] / fast['seconds'][WHOLE]:.1%}",
+         f"{plain['seconds'][part]:.4f}", "-" if pd.isna(plain["to_fast"][part]) else f"{plain['to_fast'][part]:.2f}"]
+        for part in ORDER
+    ]  # fmt: skip
+    heading = ["", "seconds", "least to most", "x fast", "x floor", "peak MB", "of it the step"]
+    return [
+        f"{rows['sizes'].iloc[0]}.", "", *markdown_table(heading, whole), "",
+        *markdown_table(["part", "fast", "share", "textbook", "x fast"], parts),
+    ]  # fmt: skip
 
 
-def measured_rows(setting: str, repeats: int, advance: Callable[[], Any]) -> pd.DataFrame:
-    """Time and memory of one setting, with what they were made on."""
-    cfg = SETTINGS[setting]
-    table = summarise(measure(cfg, repeats, advance))
-    for name in PARTS:
-        peaks = in_a_fresh_process(peak_megabytes, cfg, name)
-        table.loc[(table["step"] == name) & (table["part"] == WHOLE), ["peak_mb", "step_mb"]] = peaks
-        advance()
-    table.insert(0, "setting", setting)
-    about = origin(__file__, [setting, "--repeats", repeats])
-    return table.assign(repeats=repeats, sizes=describe(cfg), **about)
-
-
-def main(arguments: Iterable[str] | None = None) -> None:
-    """Measure, print and write."""
-    parser = parser_of(__doc__, repeats=5)
-    parser.add_argument("settings", nargs="*", metavar="SETTING", help=f"all by default: {', '.join(SETTINGS)}")
-    args = parser.parse_args(arguments)
-    if unknown := set(args.settings) - set(SETTINGS):
-        parser.error(f"no setting {', '.join(sorted(unknown))}; there are: {', '.join(SETTINGS)}")
-    torch.set_num_threads(1)
-    settings, path = args.settings or list(SETTINGS), args.out / "training_step.csv"
-    with tqdm(total=len(settings) * len(PARTS) * (args.repeats + 2), unit="run") as bar:
-        for setting in settings:
-            bar.set_description(setting)
-            measured = measured_rows(setting, args.repeats, bar.update).round(4)
-            table = merged(path, measured, "setting", SETTINGS)
-            text = markdown(table)
-            write(path, table, text)
-    print(text)
-
-
-if __name__ == "__main__":
-    main()
+CASE = Case(
+    about="Training step: ours, the same mathematics written plainly (`benchmarks/textbook.py`), and the floor, the\n"
+    "encoder passes that no step can do without. Processor seconds, one thread, fp32, medians; ratios are medians\n"
+    "over rounds. Memory is the peak of a process of its own, the floor's without optimiser.",
+    settings=SETTINGS, measure=measure, section=section, default=("toy", "deit_tiny"), repeats=5,
+)  # fmt: skip

@@ -114,7 +114,7 @@ def test_documents_name_commands_that_exist() -> None:
     from toco_lab.commands.app import main
 
     targets = set(re.findall(r"(?m)^([\w-]+):", (ROOT / "Makefile").read_text()))
-    assert {"demo", "test", "check", "lab", "notebooks", "strip", "table", "clean"} <= targets
+    assert {"demo", "test", "check", "lab", "notebooks", "strip", "studies", "clean"} <= targets
     documents = [*ROOT.glob("*.md"), *(ROOT / "data").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
     for path in documents:
         text = path.read_text()

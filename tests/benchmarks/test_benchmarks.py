@@ -4,8 +4,8 @@ Times themselves are not asserted; where numbers matter, the clock is made up.
 """
 
 import json
-import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +13,24 @@ import pandas as pd
 import pytest
 import torch
 
+from benchmarks import (
+    cam_explorer,
+    crf,
+    gpu_step,
+    growth,
+    inference,
+    loader,
+    measure,
+    metrics,
+    pieces,
+    run,
+    startup,
+    summary,
+    token_explorer,
+)
 from toco_lab.config import Config
 from toco_lab.method.lattice import Lattice, bilateral_features
 from toco_lab.smoothing.catalogue import METRICS
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-import crf
-import gpu_step
-import growth
-import inference
-import measure
-import metrics
-import pieces
-import startup
-import summary
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = Config.preset("smoke")
@@ -47,6 +51,11 @@ def clock(monkeypatch) -> list[float]:
     now = [0.0]
     monkeypatch.setattr(measure.time, "process_time", lambda: now[0])
     return now
+
+
+def with_settings(monkeypatch, case, settings: dict) -> None:
+    """Replace the settings of a case by small ones."""
+    monkeypatch.setattr(case, "CASE", replace(case.CASE, settings=settings, default=()))
 
 
 def tables(folder: Path, name: str) -> tuple[pd.DataFrame, str]:
@@ -74,8 +83,8 @@ def test_calls_take_turns_and_the_first_round_does_not_count(clock):
         order.append(name)
         clock[0] += next(spends[name])
 
-    seconds = measure.rounds({name: lambda name=name: spend(name) for name in "ab"}, 3, lambda: order.append("|"))
-    assert "".join(order) == "a|b|" * 4
+    seconds = measure.rounds({name: lambda name=name: spend(name) for name in "ab"}, 3)
+    assert "".join(order) == "ab" * 4
     assert seconds.to_dict("list") == {"a": [2, 8, 3], "b": [1, 2, 3]}
     assert measure.ratio(seconds, "a", "b") == 2  # the median of 2, 4 and 1; that of the medians is 1.5
 
@@ -84,18 +93,50 @@ def test_new_rows_take_the_place_of_old_ones(tmp_path):
     path = tmp_path / "table.csv"
     pd.DataFrame({"setting": ["c", "a", "a"], "value": [1, 2, 3]}).to_csv(path, index=False)
     new = pd.DataFrame({"setting": ["b", "a"], "value": [4, 5]})
-    both = measure.merged(path, new, "setting", "abc")
+    both = run.merged(path, new, list("abc"))
     assert list(zip(both["setting"], both["value"], strict=True)) == [("a", 5), ("b", 4), ("c", 1)]
-    assert measure.merged(tmp_path / "none.csv", new, "setting", "abc")["value"].tolist() == [5, 4]
+    assert run.merged(tmp_path / "none.csv", new, list("abc"))["value"].tolist() == [5, 4]
 
 
 def test_table_names_its_origin():
-    about = measure.origin("/somewhere/crf.py", ["--sizes", "8x8", "a b"])
-    assert about["command"] == "python benchmarks/crf.py --sizes 8x8 'a b'"
+    about = run.origin("crf", "photo", 7)
+    assert about["command"] == "python -m benchmarks crf/photo --repeats 7"
     assert f"torch {torch.__version__.partition('+')[0]}" in about["versions"]
-    text = "\n".join(measure.origin_lines(about))
+    case = run.Case(about="Numbers.", settings={"photo": 1}, measure=None, section=lambda rows: list(rows["value"]))
+    rows = pd.DataFrame([{"setting": "photo", "value": "many", "repeats": 7} | about])
+    text = run.markdown(case, rows)
+    assert text.startswith("Numbers.\n\n## photo\n\nmany\n\n7 rounds; ")
     assert all(value in text for value in about.values())
-    assert measure.markdown_table(["a", "b"], [["1", "2"]]) == ["| a | b |", "|---|---|", "| 1 | 2 |"]
+    assert run.markdown_table(["a", "b"], [["1", 2]]) == ["| a | b |", "|---|---|", "| 1 | 2 |"]
+
+
+@pytest.mark.parametrize("name", run.CASES)
+def test_every_case_says_what_it_has_measured(name, tmp_path):
+    """The Markdown beside each table is what the case makes of it today, and every row has a setting of the case."""
+    case = run.case_of(name)
+    assert set(case.default) <= set(case.settings) and (ROOT / "benchmarks" / f"{name}.py").is_file()
+    if (run.RESULTS / f"{name}.csv").is_file():
+        table, text = tables(run.RESULTS, name)
+        assert set(table["setting"]) <= set(case.settings) and text == run.markdown(case, table)
+        for setting, command in zip(table["setting"], table["command"], strict=True):
+            assert command == run.origin(name, setting, int(command.rpartition(" ")[2]))["command"]
+
+
+def test_the_runner_takes_cases_and_settings(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(run, "CASES", ("crf", "pieces", "gpu_step"))
+    monkeypatch.setattr(run, "run", lambda *arguments: asked.append(arguments) or arguments[0])
+    monkeypatch.setattr(gpu_step, "CASE", replace(gpu_step.CASE, missing=lambda: "no card"))
+    run.main(["pieces/vit_b", "crf", "pieces/deit_tiny", "--repeats", "4", "--out", str(tmp_path)])
+    assert asked == [("pieces", ["vit_b", "deit_tiny"], 4, tmp_path), ("crf", [], 4, tmp_path)]
+    asked.clear()
+    run.main([])  # all that can be measured here
+    assert [name for name, *_ in asked] == ["crf", "pieces"]
+    assert "gpu_step: no card; left out" in capsys.readouterr().out
+    for words, message in ((["crv"], "no case crv; there are: crf, pieces"), (["crf/x"], "no setting x of crf")):
+        with pytest.raises(SystemExit):
+            run.main(words)
+        assert message in capsys.readouterr().err
 
 
 # --- inference --------------------------------------------------------------------------------------------------------
@@ -136,10 +177,10 @@ def test_memory_compares_with_the_fewer_images(monkeypatch):
 
 
 def test_inference(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(inference, "SETTINGS", {"first": SETTING, "smoke": SETTING})
+    with_settings(monkeypatch, inference, {"first": SETTING, "smoke": SETTING, "memory": 16})
     monkeypatch.setattr(inference, "in_a_fresh_process", lambda _, count: 100.0 + count)
-    inference.main(["smoke", "--repeats", "1", "--out", str(tmp_path)])
-    inference.main(["first", "--repeats", "1", "--images", "0", "--out", str(tmp_path)])
+    run.main(["inference/smoke", "inference/memory", "--repeats", "1", "--out", str(tmp_path)])
+    run.main(["inference/first", "--repeats", "1", "--out", str(tmp_path)])
     table, text = tables(tmp_path, "inference")
     assert table["setting"].unique().tolist() == ["first", "smoke", "memory"]
     times = table[table["setting"] == "first"]
@@ -149,8 +190,6 @@ def test_inference(tmp_path, monkeypatch, capsys):
     assert times["images_per_second"].to_numpy() == pytest.approx(2 / times["seconds"].to_numpy(), rel=0.05)
     assert (times["to_floor"] > 0).all()
     assert "| 64 images | 164 | 1.414 |" in text and text in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        inference.main(["third"])
 
 
 # --- dense CRF --------------------------------------------------------------------------------------------------------
@@ -201,10 +240,10 @@ def test_growth_of_the_crf():
     assert table.loc["classes"].tolist() == pytest.approx([3, 0, 1, 0.5])
 
 
-def test_crf(tmp_path, capsys):
-    crf.main(
-        ["--sizes", "12x16", "24x32", "--classes", "1", "3", "--many", "3", "--repeats", "1", "--out", str(tmp_path)]
-    )
+def test_crf(tmp_path, monkeypatch, capsys):
+    sizes = ((12, 16), (24, 32))
+    with_settings(monkeypatch, crf, {"small": crf.Setting(sizes, classes=(1, 3), many=3, profiled=(24, 32))})
+    run.main(["crf", "--repeats", "1", "--out", str(tmp_path)])
     table, text = tables(tmp_path, "crf")
     times = table[table["kind"] == "seconds"]
     assert times["pixels"].tolist() == [192, 768, 768] and times["classes"].tolist() == [3, 3, 1]
@@ -219,8 +258,8 @@ def test_crf(tmp_path, capsys):
 
 
 def test_pieces(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pieces, "SETTINGS", {"small": ("vit_tiny_patch16_224", 32, 6), "other": ("none", 1, 1)})
-    pieces.main(["small", "--repeats", "1", "--out", str(tmp_path)])
+    with_settings(monkeypatch, pieces, {"small": ("vit_tiny_patch16_224", 32, 6), "other": ("none", 1, 1)})
+    run.main(["pieces/small", "--repeats", "1", "--out", str(tmp_path)])
     table, text = tables(tmp_path, "pieces")
     assert table["at_once"].tolist() == [6, 3, 1] and table["tokens"].tolist() == [24, 12, 4]
     assert table["to_all"].iloc[0] == 1 and (table["seconds"] > 0).all()
@@ -236,15 +275,14 @@ def test_steps_of_every_kind_on_a_device(device, monkeypatch):
     monkeypatch.setattr(gpu_step, "compile_blocks", lambda _: None)
     monkeypatch.setattr(gpu_step, "FED_STEPS", 2)
     cfg = SMOKE.replace(seg_start_step=0)
-    table = gpu_step.measure(cfg, torch.device(device), 1, lambda: None).set_index("case")
-    assert tuple(table.index) == gpu_step.CASES and (table["seconds"] > 0).all()
+    table = gpu_step.measure_steps(cfg, torch.device(device), 1).set_index("case")
+    assert tuple(table.index) == gpu_step.KINDS and (table["seconds"] > 0).all()
     assert table.loc[gpu_step.PLAIN, "plain_to"] == table.loc[gpu_step.FLOOR, "to_floor"] == 1
     plain, ours = (table["seconds"][case] for case in (gpu_step.PLAIN, gpu_step.BF16))
     assert table.loc[gpu_step.BF16, "plain_to"] == pytest.approx(plain / ours)
     assert 0 <= gpu_step.busy_share(cfg, torch.device(device)) <= 1.2
-    about = {"device": "a card", "sizes": "small", "repeats": 1, "waits": "none", "busy": 0.934, "machine": "m",
-             "versions": "v", "commit": "c", "command": "x"}  # fmt: skip
-    text = gpu_step.markdown(table.reset_index().assign(**about))
+    about = {"device": "a card", "sizes": "small", "waits": "none", "busy": 0.934}
+    text = "\n".join(gpu_step.section(table.reset_index().assign(**about)))
     assert "GPU busy with the loader: 93%" in text and f"| {gpu_step.BF16} | " in text
 
 
@@ -257,7 +295,7 @@ def test_no_step_waits_for_the_gpu():
 def test_without_a_gpu_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="no CUDA device"):
-        gpu_step.main(["toy", "--out", str(tmp_path)])
+        run.main(["gpu_step/toy", "--out", str(tmp_path)])
     assert not list(tmp_path.iterdir())
 
 
@@ -265,8 +303,8 @@ def test_without_a_gpu_nothing_is_written(tmp_path, monkeypatch):
 
 
 def test_metrics(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(metrics, "SETTINGS", {"smoke": ("smoke", 96)})
-    metrics.main(["smoke", "--repeats", "1", "--images", "2", "--out", str(tmp_path)])
+    with_settings(monkeypatch, metrics, {"smoke": metrics.Setting("smoke", 96, images=2)})
+    run.main(["metrics", "--repeats", "1", "--out", str(tmp_path)])
     table, text = tables(tmp_path, "metrics")
     whole, each = (table[table["kind"] == kind] for kind in ("whole", "metric"))
     assert whole["metric"].tolist() == ["forward pass", "all metrics", "reading the layers"]
@@ -310,21 +348,35 @@ def test_exponents_of_a_step(axis, power):
 
 
 def test_growth(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(growth, "BASE", SMOKE.replace(view2_size=32))
-    monkeypatch.setattr(growth, "BACKBONES", {"toy": {"depth": 4}, "wide": {"embed_dim": 32}})
+    base = SMOKE.replace(view2_size=32)
+    axes = {
+        "size": {side: base.replace(crop_size=side) for side in (64, 96)},
+        "classes": {count: base.replace(num_classes=count) for count in (6, 9)},
+    }
+    compared = {"toy": base.replace(depth=4), "wide": base.replace(embed_dim=32)}
+    with_settings(monkeypatch, growth, {"toy": axes, "backbone": {"backbone": compared}})
     monkeypatch.setattr(growth, "in_a_fresh_process", lambda _, cfg, __: (400.0, cfg.crop_size / 2))
-    options = ["--repeats", "1", "--sizes", "64", "96", "--batches", "1", "--classes", "6", "9", "--out", str(tmp_path)]
-    growth.main(["toy", *options])
-    growth.main(["backbone", "--compared", "toy", "wide", "--no-memory", *options])
+    run.main(["growth/toy", "--repeats", "1", "--out", str(tmp_path)])
+    monkeypatch.setattr(growth, "in_a_fresh_process", lambda *_: (np.nan, np.nan))  # no Linux
+    run.main(["growth/backbone", "--repeats", "1", "--out", str(tmp_path)])
     table, text = tables(tmp_path, "growth")
-    found = {(group, axis): rows for (group, axis), rows in table.groupby(["group", "axis"])}
+    found = {(setting, axis): rows for (setting, axis), rows in table.groupby(["setting", "axis"])}
     assert found["toy", "size"]["value"].tolist() == ["64", "96"]
     assert found["backbone", "backbone"]["value"].tolist() == ["toy", "wide"]
     assert all(rows["to_first"].iloc[0] == 1 and (rows["to_floor"] > 0).all() for rows in found.values())
     assert (
         found["toy", "size"]["step_mb"].tolist() == [32, 48] and found["backbone", "backbone"]["peak_mb"].isna().all()
     )
-    assert "memory 0.50." in text and "## backbones" in text and text in capsys.readouterr().out
+    assert "memory 0.50." in text and "## backbone" in text and text in capsys.readouterr().out
+
+
+def test_the_axes_of_growth_change_one_number_at_a_time():
+    axes = growth.SETTINGS["deit_tiny"]
+    assert [cfg.crop_size for cfg in axes["size"].values()] == [224, 320, 448]
+    assert [cfg.batch_size for cfg in axes["batch"].values()] == [1, 2, 4]
+    assert [cfg.num_classes for cfg in axes["classes"].values()] == [20, 80]
+    sizes = axes["size"].values()
+    assert {(cfg.batch_size, cfg.num_classes, cfg.backbone) for cfg in sizes} == {(2, 20, "deit_tiny_patch16_224")}
 
 
 # --- start-up ---------------------------------------------------------------------------------------------------------
@@ -356,9 +408,10 @@ def test_startup(tmp_path, monkeypatch, capsys):
         return pd.DataFrame({"cpu": [seconds.get(name, 2.0) for name in code], "wall": 3.0}, index=list(code))
 
     monkeypatch.setattr(startup, "stages", stages)
-    report = tmp_path / "report.html"
-    report.write_bytes(b"x" * 2_500_000)
-    startup.main(["--report", str(report), "--no-browser", "--repeats", "3", "--out", str(tmp_path)])
+    monkeypatch.setattr(startup, "smoke_runs", lambda folder: ["one", "two"])
+    monkeypatch.setattr(startup, "build_report", lambda runs, path: path.write_bytes(b"x" * 2_500_000) and path)
+    monkeypatch.setattr(startup, "seconds_to_open", lambda report: None)  # no Chromium
+    run.main(["startup", "--repeats", "3", "--out", str(tmp_path)])
     table, text = tables(tmp_path, "startup")
     table = table.set_index("what")
     # three calls a round: 0 is not counted, then 3, 6 and 9
@@ -369,20 +422,21 @@ def test_startup(tmp_path, monkeypatch, capsys):
 
 
 def test_report_of_given_runs(smoke_run):
-    table = startup.measure_report(None, [smoke_run.path], 1, browser=False).set_index("what")
+    table = startup.measure_report(0, [smoke_run]).set_index("what")
     assert table.loc["building a report of 1 runs", "cpu"] > 0 and table.loc["opening a report", "megabytes"] > 1
 
 
 # --- summary ----------------------------------------------------------------------------------------------------------
 
 
-def test_summary(tmp_path, capsys):
+def test_summary(tmp_path):
     with pytest.raises(FileNotFoundError, match="make bench"):
         summary.markdown(tmp_path)
-    made = {"machine": "a machine", "versions": "torch 9", "command": "python benchmarks/some.py"}
+    made = {"machine": "a machine", "versions": "torch 9", "command": "python -m benchmarks some"}
     files = {
         "crf": [
             {
+                "setting": "photo",
                 "kind": "seconds",
                 "height": 375,
                 "width": 500,
@@ -391,8 +445,8 @@ def test_summary(tmp_path, capsys):
                 "lattice": 0.2,
                 "one filtering": 0.1,
             },
-            {"kind": "seconds", "height": 375, "width": 500, "classes": 5, "dense CRF": 9.0},
-            {"kind": "exponent", "over": "pixels", "dense CRF": 1.02},
+            {"setting": "photo", "kind": "seconds", "height": 375, "width": 500, "classes": 5, "dense CRF": 9.0},
+            {"setting": "photo", "kind": "exponent", "over": "pixels", "dense CRF": 1.02},
         ],
         "inference": [
             {"setting": "toy", "what": "multi-scale CAM", "to_floor": 1.1, "images_per_second": 7},
@@ -401,7 +455,7 @@ def test_summary(tmp_path, capsys):
         ],
         "growth": [
             {
-                "group": "toy",
+                "setting": "toy",
                 "axis": axis,
                 "value": value,
                 "seconds": float(value) ** 3,
@@ -425,15 +479,21 @@ def test_summary(tmp_path, capsys):
             for step, floor, memory in (("fast", 1.2, 60), ("textbook", 3.0, 100), ("floor", 1.0, 50))
         ],
         "startup": [
-            {"what": "import toco_lab", "cpu": 0.01},
-            {"what": "opening a report", "megabytes": 12.3, "wall": np.nan},
+            {"setting": "processes", "what": "import toco_lab", "cpu": 0.01},
+            {"setting": "report", "what": "opening a report", "megabytes": 12.3, "wall": np.nan},
         ],
     }
     for name, rows in files.items():
         pd.DataFrame(rows).assign(**made).to_csv(tmp_path / f"{name}.csv", index=False)
-    summary.main(["--results", str(tmp_path)])
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[2:-5] == [
+    page = tmp_path / "speed.md"
+    page.write_text(f"Before.\n\n{summary.BEGIN}\nold\n{summary.END}\n\nAfter.\n")
+    table = summary.write(page, tmp_path)
+    assert page.read_text() == f"Before.\n\n{summary.BEGIN}\n\n{table}\n{summary.END}\n\nAfter.\n"
+    page.write_text("No markers.")
+    with pytest.raises(ValueError, match="no place for the table"):
+        summary.write(page, tmp_path)
+    lines = table.splitlines()
+    assert lines[2:-4] == [
         "| training step, x the bare encoder passes, toy | at most 2.50 | x 1.20 | yes | training_step |",
         "| training step, x the bare encoder passes, deit_tiny | at most 1.60 | x 1.20 | yes | training_step |",
         "| training step, x the bare encoder passes, vit_b | at most 1.10 | x 1.20 | **no** | training_step |",
@@ -460,10 +520,46 @@ def test_summary(tmp_path, capsys):
         "| `import toco_lab` beside torch and timm | at most 0.200 s | 0.010 s | yes | startup |",
         "| size of a report | - | 12.3 MB | - | startup |",
     ], json.dumps(lines, indent=1)
-    assert lines[-4] == "One thread, processor seconds; a machine; torch 9. Made by"
-    assert lines[-2] == "    python benchmarks/some.py"  # once, though every script has it
+    assert lines[-3] == "One thread, processor seconds; a machine; torch 9. Made by"
+    assert lines[-1] == "    python -m benchmarks some"  # once, though every case has it
 
 
-def test_every_target_has_a_script():
-    for target in summary.TARGETS:
-        assert (ROOT / "benchmarks" / f"{target.script}.py").is_file()
+def test_every_target_has_a_case_and_the_page_shows_the_table():
+    assert {target.case for target in summary.TARGETS} <= set(run.CASES)
+    assert summary.markdown(run.RESULTS) in summary.PAGE.read_text()
+
+
+# --- the loader and the explorers -------------------------------------------------------------------------------------
+
+
+def test_parts_of_a_training_sample(tmp_path, monkeypatch, capsys):
+    with_settings(monkeypatch, loader, {"small": 2})
+    run.main(["loader", "--repeats", "1", "--out", str(tmp_path)])
+    table, text = tables(tmp_path, "loader")
+    spent = table.set_index("part")["ms"]
+    assert {"decode JPEG", "jitter", "resize and crop", "rest"} <= set(spent.index) and spent.index[-1] == "all"
+    assert spent["all"] == pytest.approx(spent.drop("all").sum(), rel=1e-3) and (spent.drop("rest") >= 0).all()
+    assert "images a second per process" in text and text in capsys.readouterr().out
+
+
+def test_moves_of_the_cam_explorer(tmp_path, monkeypatch):
+    with_settings(monkeypatch, cam_explorer, {"small": SMOKE})
+    monkeypatch.setattr(cam_explorer, "MOVES", 2)
+    run.main(["cam_explorer", "--repeats", "1", "--out", str(tmp_path)])
+    table, text = tables(tmp_path, "cam_explorer")
+    row = table.iloc[0]
+    assert 0 < row["move_ms"] <= row["p95_ms"] and row["first_ms"] > 0
+    assert f"| {SMOKE.crop_size} x {SMOKE.crop_size}, 6 classes |" in text
+
+
+@pytest.mark.browser
+def test_answers_of_the_token_explorer(tmp_path, monkeypatch):
+    if missing := token_explorer.missing():
+        pytest.skip(missing)
+    monkeypatch.setattr(token_explorer, "CLICKS", 3)
+    with_settings(monkeypatch, token_explorer, {"small": "vit_tiny_patch16_224"})
+    run.main(["token_explorer", "--repeats", "1", "--out", str(tmp_path)])
+    table, text = tables(tmp_path, "token_explorer")
+    assert table["models"].tolist() == [1, 1, 2, 2] and (table["count"] == 3).all()
+    assert ((table["drawn_median"] > 0) & (table["drawn_median"] <= table["frame_p95"])).all()
+    assert "13 layers" in text

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+from benchmarks import measure, run, textbook, training_step
 from toco_lab.backbones.pixels import denormalise
 from toco_lab.config import Config
 from toco_lab.data.loader import train_loader
@@ -22,10 +23,6 @@ from toco_lab.method.cam import Cams
 from toco_lab.method.model import ToCo
 from toco_lab.method.present import PresentClasses
 from toco_lab.training.learner import Learner, train_step
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-import textbook
-import training_step
 
 ROOT = Path(__file__).resolve().parents[2]
 # padded images (the valid box is smaller than the crop), three of them, one to three classes each, every term on
@@ -391,13 +388,13 @@ def test_a_part_inside_another_counts_once(monkeypatch):
             spend(5)
 
     clock = [0.0]
-    monkeypatch.setattr(training_step.time, "process_time", lambda: clock[0])
+    monkeypatch.setattr(measure.time, "process_time", lambda: clock[0])
 
     def spend(seconds):
         clock[0] += seconds
 
     work, untouched = Work(), Work.inner
-    with training_step.timed({"outer": [(Work, "outer")], "inner": [(Work, "inner")], "none": []}) as seconds:
+    with measure.timed({"outer": [(Work, "outer")], "inner": [(Work, "inner")], "none": []}) as seconds:
         work.outer()
         work.inner()
         spend(11)
@@ -419,12 +416,13 @@ def test_ratios_are_taken_within_a_round():
 
 
 def test_every_part_of_a_step_takes_time_and_the_table_is_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(training_step, "SETTINGS", {"first": CFG.replace(batch_size=2), "other": CFG})
+    settings = {"first": CFG.replace(batch_size=2), "other": CFG}
+    monkeypatch.setattr(training_step, "CASE", replace(training_step.CASE, settings=settings))
     monkeypatch.setattr(training_step, "in_a_fresh_process", lambda *_: (300.0, 20.0))
     threads = torch.get_num_threads()
     try:
         for setting in ("other", "first"):
-            training_step.main([setting, "--repeats", "1", "--out", str(tmp_path)])
+            run.main([f"training_step/{setting}", "--repeats", "1", "--out", str(tmp_path)])
     finally:
         torch.set_num_threads(threads)
     table = pd.read_csv(tmp_path / "training_step.csv")
@@ -436,25 +434,25 @@ def test_every_part_of_a_step_takes_time_and_the_table_is_written(tmp_path, monk
     assert text in capsys.readouterr().out
     assert "## first" in text and "| textbook | " in text and "| 300 | 20 |" in text
     with pytest.raises(SystemExit):
-        training_step.main(["third"])
-    assert "no setting third; there are: first, other" in capsys.readouterr().err
+        run.main(["training_step/third"])
+    assert "no setting third of training_step; there are: first, other" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
 def test_peak_memory_sees_what_a_step_takes_for_a_moment():
     """In a process of its own, as the benchmark measures: a long-lived one has freed memory that it takes again."""
     code = """
-import torch, training_step
+import torch
+from benchmarks import training_step
 from toco_lab.config import Config
 steps = {"greedy": lambda: torch.ones(25_000_000), "modest": lambda: None}  # 100 MB, given back at once
 training_step.make_steps = lambda cfg: steps
 for name in ("modest", "greedy"):
     print(*training_step.peak_megabytes(Config.preset("smoke"), name))
 """
-    folders = os.pathsep.join(map(str, (ROOT, ROOT / "benchmarks")))
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env=os.environ | {"PYTHONPATH": folders},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=True,

@@ -14,6 +14,7 @@ import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -177,10 +178,10 @@ def machine_of(run: RunDir) -> str:
     return f"{made['device']}, torch {made['packages']['torch']}, commit {commit}"
 
 
-def markdown_lines(heading: Iterable[object], rows: Iterable[Iterable[object]]) -> list[str]:
+def markdown_lines(heading: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
     """A Markdown table, line by line."""
-    heading = list(heading)
-    return [f"| {' | '.join(map(str, cells))} |" for cells in (heading, ["---"] * len(heading), *rows)]
+    names = list(heading)
+    return [f"| {' | '.join(map(str, cells))} |" for cells in (names, ["---"] * len(names), *rows)]
 
 
 def findings(frame: pd.DataFrame, asked: Mapping[str, Iterable[str]]) -> str:

@@ -4,7 +4,7 @@ SYSTEM_PYTHON ?= python3
 PYTHON := $(VENV)/bin/python
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: demo test lint check lab notebooks strip studies bench clean
+.PHONY: demo test lint check lab notebooks strip studies bench docs clean
 
 demo: $(VENV)/.installed  ## train a baseline and ToCo on toy scenes, execute their notebooks, write one report
 	$(PYTHON) -m toco_lab demo
@@ -39,8 +39,14 @@ bench: $(VENV)/.installed  ## every benchmark at modest settings, then the table
 	$(PYTHON) -m benchmarks
 	$(PYTHON) -m benchmarks.summary
 
+docs: $(VENV)/.installed-docs  ## the documentation as a site that opens offline; notebooks run on the smoke preset
+	$(PYTHON) docs/prepare.py
+	$(PYTHON) -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo docs/_build/html/index.html
+
 clean:  ## caches and the results of `demo` and `notebooks`; other runs and $(VENV) stay
-	rm -rf build *.egg-info .ruff_cache results/demo results/notebooks
+	rm -rf build *.egg-info .ruff_cache results/demo results/notebooks \
+		docs/_build docs/api docs/generated docs/notebooks docs/_static/plotly.min.js
 	find toco_lab tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # uv where there is one, or can be had; plain pip otherwise
@@ -59,6 +65,9 @@ $(PYTHON):
 
 $(VENV)/.installed: pyproject.toml | $(PYTHON)
 	$(call install,.)
+
+$(VENV)/.installed-docs: pyproject.toml $(VENV)/.installed
+	$(call install,.[docs])
 
 # after the plain installation, so that `make -j demo test` never runs two installers at once
 $(VENV)/.installed-test: pyproject.toml $(VENV)/.installed

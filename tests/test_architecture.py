@@ -1,4 +1,4 @@
-"""The shape of the project: who imports whom, what training needs, and that documents name commands that exist."""
+"""The shape of the project: who imports whom, what training needs, which names are public."""
 
 import json
 import os
@@ -108,18 +108,3 @@ def test_one_list_of_dependencies() -> None:
     lines = [line.strip(" -\n") for line in (ROOT / "environment.yml").read_text().splitlines()]
     listed = lines[lines.index("dependencies:") + 1 :]
     assert listed == [f"python{project['requires-python']}", "pip", "pip:", "e ."], "pyproject.toml is the only list"
-
-
-def test_documents_name_commands_that_exist() -> None:
-    from toco_lab.commands.app import main
-
-    targets = set(re.findall(r"(?m)^([\w-]+):", (ROOT / "Makefile").read_text()))
-    assert {"demo", "test", "check", "lab", "notebooks", "strip", "studies", "clean"} <= targets
-    documents = [*ROOT.glob("*.md"), *(ROOT / "data").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]
-    for path in documents:
-        text = path.read_text()
-        assert set(re.findall(r"(?m)(?:^|`)make (\w+)", text)) <= targets, path
-        for command in set(re.findall(r"python -m toco_lab (\w+)", text)):
-            with pytest.raises(SystemExit) as stopped:
-                main([command, "--help"])
-            assert stopped.value.code == 0, (path, command)

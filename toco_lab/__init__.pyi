@@ -33,6 +33,7 @@ from .explorers import CamExplorer as CamExplorer
 from .explorers import CamSession as CamSession
 from .explorers import RunBrowser as RunBrowser
 from .explorers import TokenExplorer as TokenExplorer
+from .explorers import decode_image as decode_image
 from .explorers import maps_of_run as maps_of_run
 from .files import enter_project as enter_project
 from .method import batch as batch

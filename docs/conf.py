@@ -51,7 +51,7 @@ pygments_dark_style = "monokai"
 
 
 def _as_restructured_text(app, what, name, obj, options, lines: list[str]) -> None:
-    """Docstrings are plain text with back quotes: drawings and tables stand as they are, |x| and * keep their meaning."""
+    """Docstrings are plain text with back quotes: drawings and tables stand as they are; so do |x| and *."""
     text, inside = [], False
     for line in lines:
         drawn = line.startswith("| ") or (what == "module" and line.startswith("    "))

@@ -42,7 +42,7 @@ def main() -> None:
     write(DOCS / "_static" / "plotly.min.js", get_plotlyjs())
     write(DOCS / "generated" / "settings.md", settings())
     write(DOCS / "generated" / "metrics.md", metrics())
-    pages = ["--quiet", "--force", "--remove-old", "--separate", "--module-first", "--no-toc", "--templatedir"]
+    pages = ["-q", "--force", "--remove-old", "--separate", "--module-first", "--no-toc", "--templatedir"]
     apidoc([*pages, str(DOCS / "_templates"), "--output-dir", str(DOCS / "api"), str(DOCS.parent / "toco_lab")])
 
 

@@ -7,7 +7,7 @@ from latex2mathml.converter import convert
 
 project = "toco_lab"
 author = "The toco_lab maintainers"
-copyright = "MIT licence"
+copyright = "The toco_lab maintainers, MIT licence"
 
 extensions = [
     "sphinx.ext.autodoc",
@@ -24,6 +24,7 @@ nitpick_ignore_regex = [
     ("py:(class|data|exc|meth|func|attr)", r"(?!toco_lab\.).*"),
     ("py:class", r"toco_lab\.\S*\.(FigureLike|Reader|Run|Part)"),  # type variables and unions have no page
 ]
+suppress_warnings = ["ref.python"]  # a name that two classes have, `dense()` say: the first is linked
 
 # --- the reference: one page a module, from the docstrings; prepare.py makes the list of pages
 autodoc_member_order = "bysource"
@@ -33,6 +34,8 @@ autodoc_preserve_defaults = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+napoleon_use_rtype = False
+add_module_names = False
 
 # --- pages and notebooks
 myst_enable_extensions = ["dollarmath", "colon_fence"]
@@ -52,9 +55,10 @@ pygments_dark_style = "monokai"
 
 def _as_restructured_text(app, what, name, obj, options, lines: list[str]) -> None:
     """Docstrings are plain text with back quotes: drawings and tables stand as they are; so do |x| and *."""
-    text, inside = [], False
+    text, inside, opening = [], False, True
     for line in lines:
-        drawn = line.startswith("| ") or (what == "module" and line.startswith("    "))
+        opening = opening and not re.fullmatch(r"[A-Z][a-z]+:", line)  # the part above Args, Returns ...
+        drawn = line.startswith("| ") or (opening and line.startswith("    "))
         if drawn and not inside:
             text += ["", "::", ""]
         if inside and not drawn and line.strip():
@@ -70,7 +74,9 @@ def _escaped(line: str) -> str:
         return line
     line = re.sub(r"^( +)(\w+(?:, \w+)+): ", lambda found: f"{found[1]}{found[2].replace(', ', ',')}: ", line)
     pieces = re.split(r"(`+[^`]*`+)", line)
-    return "".join(piece if at % 2 else re.sub(r"(?<!\\)([|*])", r"\\\1", piece) for at, piece in enumerate(pieces))
+    return "".join(
+        piece if at % 2 else re.sub(r"(?<!\\)([|*]|(?<=\w)_(?!\w))", r"\\\1", piece) for at, piece in enumerate(pieces)
+    )
 
 
 def _formula(display: str):

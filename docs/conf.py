@@ -74,9 +74,8 @@ def _escaped(line: str) -> str:
         return line
     line = re.sub(r"^( +)(\w+(?:, \w+)+): ", lambda found: f"{found[1]}{found[2].replace(', ', ',')}: ", line)
     pieces = re.split(r"(`+[^`]*`+)", line)
-    return "".join(
-        piece if at % 2 else re.sub(r"(?<!\\)([|*]|(?<=\w)_(?!\w))", r"\\\1", piece) for at, piece in enumerate(pieces)
-    )
+    pieces[::2] = [re.sub(r"(?<!\\)(\||\*(?=\S)|(?<=\w)_(?!\w))", r"\\\1", prose) for prose in pieces[::2]]
+    return "".join(pieces)
 
 
 def _formula(display: str):

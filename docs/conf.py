@@ -43,6 +43,8 @@ myst_heading_anchors = 3
 nb_execution_mode = "off"  # prepare.py has executed them
 nb_mime_priority_overrides = [("html", "text/html", 0), ("html", "image/png", 1)]
 
+highlight_language = "none"
+
 html_theme = "furo"
 html_title = "toco_lab"
 html_static_path = ["_static"]
@@ -53,19 +55,34 @@ html_math_renderer = "mathml"  # browsers draw it themselves: no script, no netw
 pygments_dark_style = "monokai"
 
 
+OPENINGS = {"table": [".. list-table::", "   :header-rows: 1", ""], "drawing": ["::", ""], "prose": []}
+
+
 def _as_restructured_text(app, what, name, obj, options, lines: list[str]) -> None:
-    """Docstrings are plain text with back quotes: drawings and tables stand as they are; so do |x| and *."""
-    text, inside, opening = [], False, True
+    """Docstrings are plain text with back quotes: drawings, |x| and * stand as they are, tables become tables."""
+    text, kind, opening = [], "prose", True
     for line in lines:
         opening = opening and not re.fullmatch(r"[A-Z][a-z]+:", line)  # the part above Args, Returns ...
-        drawn = line.startswith("| ") or (opening and line.startswith("    "))
-        if drawn and not inside:
-            text += ["", "::", ""]
-        if inside and not drawn and line.strip():
-            text.append("")
-        inside = drawn or (inside and not line.strip())
-        text.append("    " + line if drawn else _escaped(line))
+        before = kind
+        if line.startswith(("| ", "|-")):
+            kind = "table"
+        elif opening and line.startswith("    "):
+            kind = "drawing"
+        elif line.strip() or kind == "table":
+            kind = "prose"
+        if kind != before:
+            text += ["", *OPENINGS[kind]]
+        if kind == "table":
+            text += [] if set(line) <= set("|-: ") else _row(line)
+        else:
+            text.append("    " + line if kind == "drawing" else _escaped(line))
     lines[:] = text
+
+
+def _row(line: str) -> list[str]:
+    """A row of a Markdown table as one of a list-table."""
+    cells = [_escaped(cell.strip()) for cell in line.strip().split("|")[1:-1]]
+    return [f"   {'* -' if at == 0 else '  -'} {cell}" for at, cell in enumerate(cells)]
 
 
 def _escaped(line: str) -> str:

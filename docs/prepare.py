@@ -7,6 +7,7 @@ leave lies in `docs/_build`, the pages in `docs/notebooks`, `docs/generated` and
 repository.
 """
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -74,9 +75,13 @@ def as_html(output: NotebookNode) -> NotebookNode | None:
 def settings() -> str:
     """Every field of Config with the value of each preset that differs."""
     rows = []
-    for name, row in Config().to_frame().iterrows():
-        other = [f"{preset}: `{values[name]!r}`" for preset, values in PRESETS.items() if name in values]
-        rows.append((f"`{name}`", f"`{row['default']!r}`", row["meaning"], ", ".join(other)))
+    for field in dataclasses.fields(Config):
+        found: dict[str, list[str]] = {}
+        for preset, values in PRESETS.items():
+            if values.get(field.name, field.default) != field.default:
+                found.setdefault(f"`{values[field.name]!r}`", []).append(preset)
+        other = "; ".join(f"{value}: {', '.join(names)}" for value, names in found.items())
+        rows.append((f"`{field.name}`", f"`{field.default!r}`", field.metadata["help"], other))
     return (
         "# Every setting\n\nA field of `Config` is an option of `train` (`w_ptc` is `--w-ptc`), an override in a "
         "notebook, an axis of a sweep and a column of the table of runs. The defaults are those for PASCAL VOC.\n\n"

@@ -19,6 +19,17 @@ def test_a_file_is_written_as_it_is_and_its_folder_is_made(tmp_path: Path, mode:
     assert [entry.name for entry in path.parent.iterdir()] == ["file"]
 
 
+def test_the_old_file_stays_until_the_new_one_is_complete(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "file.txt"
+    with atomic_write(path, "w") as file:
+        file.write("old")
+    with atomic_write(path, "w") as file:
+        file.write("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")

@@ -35,26 +35,6 @@ def run(cfg, tmp_path):
 # --- atomic_write ---------------------------------------------------------------------------------
 
 
-def test_atomic_write_replaces_only_at_the_end(tmp_path):
-    path = tmp_path / "sub" / "file.txt"
-    with atomic_write(path, "w") as file:
-        file.write("old")
-    with atomic_write(path, "w") as file:
-        file.write("new")
-        assert path.read_text() == "old"
-    assert path.read_text() == "new"
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_atomic_write_leaves_nothing_after_an_error(tmp_path):
-    (tmp_path / "file").write_bytes(b"old")
-    with pytest.raises(RuntimeError, match="half way"), atomic_write(tmp_path / "file") as file:
-        file.write(b"ne")
-        raise RuntimeError("half way")
-    assert (tmp_path / "file").read_bytes() == b"old"
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 def test_kill_leaves_readable_files(run):

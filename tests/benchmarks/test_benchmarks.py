@@ -409,7 +409,7 @@ def test_startup(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(startup, "stages", stages)
     monkeypatch.setattr(startup, "smoke_runs", lambda folder: ["one", "two"])
-    monkeypatch.setattr(startup, "build_report", lambda runs, path: path.write_bytes(b"x" * 2_500_000) and path)
+    monkeypatch.setattr(startup, "build_report", lambda runs, path: path.write_bytes(b"x" * 2_500_000) and [path])
     monkeypatch.setattr(startup, "seconds_to_open", lambda report: None)  # no Chromium
     run.main(["startup", "--repeats", "3", "--out", str(tmp_path)])
     table, text = tables(tmp_path, "startup")

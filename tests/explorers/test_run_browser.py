@@ -68,7 +68,7 @@ def test_a_bad_filter_is_said_and_changes_nothing(root):
     browser = RunBrowser(root, where="w_ptc > 0")
     browser.picker.value = ("demo/contrast",)
     browser.where.value = "w_pct < 1"
-    assert "no column &#x27;w_pct&#x27;; did you mean &#x27;w_ptc&#x27;" in browser.message.value
+    assert "no column &#x27;w_pct&#x27;, did you mean &#x27;w_ptc&#x27;" in browser.message.value
     assert browser.picker.options == ("demo/contrast", "demo/unscored")
     assert browser.picker.value == ("demo/contrast",)
     browser.where.value = ""

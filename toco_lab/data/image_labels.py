@@ -92,8 +92,8 @@ def onehot(labels: Iterable[str], classes: Sequence[str], where: str) -> np.ndar
     label = np.zeros(len(classes), np.float32)
     for name in labels:
         if name not in classes:
-            hint = did_you_mean(name, classes).removeprefix(", ") or f"there are: {', '.join(classes)}"
-            raise DataError(f"unknown class {name!r} in {where}. Correct the name there; {hint}")
+            hint = did_you_mean(name, classes) or f"; there are: {', '.join(classes)}"
+            raise DataError(f"unknown class {name!r} in {where}. Correct the name there{hint}")
         label[classes.index(name)] = 1
     return label
 

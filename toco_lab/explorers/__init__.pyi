@@ -17,7 +17,7 @@ from . import token_page as token_page
 from . import uploads as uploads
 from .cam_explorer import CamExplorer as CamExplorer
 from .cam_session import CamSession as CamSession
-from .cam_session import decode_image as decode_image
+from .uploads import decode_image as decode_image
 from .panels import Panel as Panel
 from .panels import as_figure as as_figure
 from .panels import panel_row as panel_row

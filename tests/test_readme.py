@@ -124,5 +124,5 @@ def test_there_is_something_to_check() -> None:
     assert command_of("data prepare voc data/VOC2012".split()) == ("data", "prepare", "voc")
     assert command_of("evaluate results/RUN".split()) == ("evaluate",)
     assert len(re.findall(rf"`({OURS})`", text)) > 10
-    assert {"demo", "test", "check", "lab", "notebooks", "strip", "table", "docs", "clean"} <= targets()
+    assert {"demo", "test", "check", "lab", "notebooks", "strip", "studies", "docs", "clean"} <= targets()
     assert len((ROOT / "README.md").read_text().splitlines()) <= 140

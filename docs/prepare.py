@@ -68,6 +68,8 @@ def as_html(output: NotebookNode) -> NotebookNode | None:
     elif "<script" in data.get("text/html", ""):
         return None
     else:
+        for downloads in ("text/csv", "application/x-tex"):  # the report's tables as files
+            data.pop(downloads, None)
         return output
     return nbformat.v4.new_output("display_data", shown)
 

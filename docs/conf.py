@@ -62,7 +62,9 @@ def _as_restructured_text(app, what, name, obj, options, lines: list[str]) -> No
     """Docstrings are plain text with back quotes: drawings, |x| and * stand as they are, tables become tables."""
     text, kind, opening = [], "prose", True
     for line in lines:
-        opening = opening and not re.fullmatch(r"[A-Z][a-z]+:", line)  # the part above Args, Returns ...
+        opening = opening and not (
+            what != "module" and re.fullmatch(r"[A-Z][a-z]+:", line)
+        )  # the part above Args, Returns ...
         before = kind
         if line.startswith(("| ", "|-")):
             kind = "table"

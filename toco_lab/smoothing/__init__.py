@@ -1,14 +1,14 @@
 """How alike are the tokens? Every over-smoothing metric of the literature, per layer.
 
-singular_values, grid, pairs, outliers, arithmetic    the mathematics
-   |
-view                                                  one layer: tokens, attention, and quantities computed once
-   |
-formulas, catalogue                                   the metrics: name, formula, source, what each sees
-   |
-layers, stack                                         the layers of a model as views; several measured at once
-   |
-per_layer                                             the table of a model or run, written to smoothing.csv
+    singular_values, grid, pairs, outliers, arithmetic    the mathematics
+       |
+    view                                                  one layer: tokens, attention, and quantities computed once
+       |
+    formulas, catalogue                                   the metrics: name, formula, source, what each sees
+       |
+    layers, stack                                         the layers of a model as views; several measured at once
+       |
+    per_layer                                             the table of a model or run, written to smoothing.csv
 """
 
 import lazy_loader

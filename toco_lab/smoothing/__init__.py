@@ -9,6 +9,8 @@
     layers, stack                                         the layers of a model as views; several measured at once
        |
     per_layer                                             the table of a model or run, written to smoothing.csv
+
+`catalogue.metric_table` lists every metric with its source.
 """
 
 import lazy_loader

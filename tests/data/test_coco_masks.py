@@ -18,13 +18,6 @@ from toco_lab.data.readers import open_dataset
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
 
 
-
-
-
-
-
-
-
 # --- numbers and painting ---------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,5 @@
 """Any folder as a data set: classes, source of the labels, lists; training on one; the MSRC samples if there."""
 
-
 import pytest
 from helpers.folders import NAMES, SAMPLES, TABLE, classes_of, make_folder, needs_samples, save_mask, write_xml
 from PIL import Image
@@ -18,10 +17,6 @@ SMALL = (
     "--head-out 32 --steps 2 --batch-size 2 --warmup-steps 1 --seg-start-step 1 --par-iterations 2 --num-workers 0 "
     "--eval-cam-size 64 --eval-seg-scales 1.0 --val-images 2 --device cpu"
 ).split()
-
-
-
-
 
 
 # --- classes and labels -----------------------------------------------------------------------------------------------

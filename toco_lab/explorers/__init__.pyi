@@ -17,10 +17,10 @@ from . import token_page as token_page
 from . import uploads as uploads
 from .cam_explorer import CamExplorer as CamExplorer
 from .cam_session import CamSession as CamSession
-from .uploads import decode_image as decode_image
 from .panels import Panel as Panel
 from .panels import as_figure as as_figure
 from .panels import panel_row as panel_row
 from .run_browser import RunBrowser as RunBrowser
 from .snapshots import maps_of_run as maps_of_run
 from .token_explorer import TokenExplorer as TokenExplorer
+from .uploads import decode_image as decode_image

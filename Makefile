@@ -16,7 +16,7 @@ test: $(VENV)/.installed-test  ## the whole suite, notebooks included
 	$(PYTEST) --durations=10
 
 lint: $(VENV)/.installed-test  ## formatting, lint, types
-	$(PYTHON) -m ruff format --check toco_lab
+	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
 

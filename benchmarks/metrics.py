@@ -26,7 +26,7 @@ from toco_lab.method.model import ToCo
 from toco_lab.smoothing.catalogue import METRICS
 from toco_lab.smoothing.formulas import RankMe
 from toco_lab.smoothing.per_layer import RANK_ME, Layer, layers_of, smoothing_per_layer
-from toco_lab.smoothing.view import TokenView
+from toco_lab.smoothing.token_view import TokenView
 
 
 @dataclass(frozen=True)

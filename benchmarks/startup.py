@@ -30,7 +30,7 @@ from toco_lab.evaluation.evaluate import evaluate_run
 from toco_lab.experiment import train
 from toco_lab.reports.export import build_report
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.smoothing.per_layer import smoothing_of_run
+from toco_lab.smoothing.of_runs import smoothing_of_run
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = "torch and timm"

@@ -17,9 +17,9 @@ import torch
 
 from benchmarks.run import Case, markdown_table
 from toco_lab.data.toy import make_scene
-from toco_lab.explorers.quantise import quantise_tokens
-from toco_lab.explorers.token_maps import TokenMaps
 from toco_lab.explorers.token_page import explorer_html
+from toco_lab.tokens.quantise import quantise_tokens
+from toco_lab.tokens.token_maps import TokenMaps
 
 SIZE, PATCH, CLICKS = 448, 16, 50  # clicks a round
 EVENTS = {"pointerdown": "click on a patch", "keydown": "key to another layer"}

@@ -21,7 +21,7 @@ from toco_lab.config import Config
 from toco_lab.evaluation.evaluate import evaluate_run
 from toco_lab.experiment import train
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.smoothing.per_layer import smoothing_of_run
+from toco_lab.smoothing.of_runs import smoothing_of_run
 
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 # small tensors: more than two threads only wait for each other, and so do the threads of several workers

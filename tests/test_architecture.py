@@ -33,12 +33,12 @@ def test_the_contracts_are_looked_at(tmp_path: Path) -> None:
     copied = tmp_path / "toco_lab"
     shutil.copytree(PACKAGE, copied, ignore=shutil.ignore_patterns("__pycache__", "static"))
     (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
-    (copied / "training" / "upwards.py").write_text("from toco_lab.explorers import snapshots\n")
+    (copied / "training" / "upwards.py").write_text("from toco_lab.explorers import panels\n")
     (copied / "utils").mkdir()
     (copied / "utils" / "__init__.py").write_text("")
     done = lint(tmp_path)
     assert done.returncode != 0
-    assert "utils" in done.stdout and "toco_lab.training.upwards -> toco_lab.explorers.snapshots" in done.stdout
+    assert "utils" in done.stdout and "toco_lab.training.upwards -> toco_lab.explorers.panels" in done.stdout
 
 
 WITHOUT_NOTEBOOKS = """

@@ -8,7 +8,7 @@
        |
     explorers                click and slide
        |
-    evaluation, smoothing    how good is it? how alike are the tokens?
+    evaluation, smoothing, tokens    how good is it? how alike are the tokens? the tokens a run keeps
        |
     training                 fit, kill, continue
        |

@@ -9,6 +9,7 @@ from . import reports as reports
 from . import runs as runs
 from . import smoothing as smoothing
 from . import sweeps as sweeps
+from . import tokens as tokens
 from . import training as training
 from . import vocabulary as vocabulary
 from .config import Config as Config
@@ -34,7 +35,6 @@ from .explorers import CamSession as CamSession
 from .explorers import RunBrowser as RunBrowser
 from .explorers import TokenExplorer as TokenExplorer
 from .explorers import decode_image as decode_image
-from .explorers import maps_of_run as maps_of_run
 from .files import enter_project as enter_project
 from .method import batch as batch
 from .method import cam as cam
@@ -57,6 +57,7 @@ from .smoothing import smoothing_of_run as smoothing_of_run
 from .smoothing import smoothing_per_layer as smoothing_per_layer
 from .sweeps import Grid as Grid
 from .sweeps import run_sweep as run_sweep
+from .tokens import maps_of_run as maps_of_run
 from .training import initial_model as initial_model
 from .training import load_run_model as load_run_model
 from .training import resolve_device as resolve_device

@@ -13,11 +13,11 @@ from toco_lab.config import Config
 from toco_lab.data.own_folder import complete_config, write_split
 from toco_lab.data.readers import missing_truth, open_dataset
 from toco_lab.evaluation.evaluate import Evaluation, evaluate_run, validator
-from toco_lab.explorers.snapshots import Snapshots
 from toco_lab.files import enter_project
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.smoothing.per_layer import smoothing_of_run
+from toco_lab.smoothing.of_runs import smoothing_of_run
+from toco_lab.tokens.snapshots import Snapshots
 from toco_lab.training.loop import fit
 from toco_lab.training.processes import everywhere, is_first, resolve_device
 from toco_lab.vocabulary import LABELS
@@ -70,14 +70,14 @@ def make(run: RunDir, *, progress: bool = True) -> Evaluation:
     cfg = run.config()
     train(run, progress=progress)
     device = str(resolve_device(cfg.device))
-    missing = [not (run.path / name).is_file() for name in ("protocol.json", "smoothing.csv")]
-    unscored, unmeasured = everywhere(missing)[0]  # the first process may have begun to write
-    if unscored:  # protocol.json is written after evaluation.csv
+    # the first process may have begun to write when another looks
+    evaluated, measured = everywhere((run.is_evaluated, run.is_measured))[0]
+    if not evaluated:
         targets = (LABELS,) if missing_truth(cfg) else None
         evaluation = evaluate_run(run, targets=targets, device=device, progress=progress)
     else:
         evaluation = Evaluation(run.read_table("evaluation"), run.read_json("protocol"))
-    if unmeasured and is_first():
+    if not measured and is_first():
         smoothing_of_run(run, device=device, progress=progress)
     return evaluation
 

@@ -30,6 +30,7 @@ CAM_REFINED = "cam_refined"
 SEG = "seg"
 SEG_CRF = "seg_crf"
 LABELS = "labels"
+VALIDATED = (CAM, CAM_AUX, SEG)  # what validation during training adds to metrics.csv
 
 # Values of the column `class` that are the mean score of a target and no class.
 MIOU = "mIoU"

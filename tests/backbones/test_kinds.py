@@ -17,15 +17,16 @@ from toco_lab.evaluation.cam_per_layer import layer_cam_quality
 from toco_lab.evaluation.evaluate import evaluate_run
 from toco_lab.explorers.attribution import grad_cam, gradient_attention
 from toco_lab.explorers.cam_session import CamSession
-from toco_lab.explorers.snapshots import Snapshots, token_maps
-from toco_lab.explorers.token_maps import load_run_maps
 from toco_lab.method.cam import multi_scale_cam, raw_cams, resize
 from toco_lab.method.model import ToCo
 from toco_lab.method.step import compute_losses
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.formulas import layer_cka
 from toco_lab.smoothing.layers import layer_similarity, layers_of
-from toco_lab.smoothing.per_layer import SITES, smoothing_of_run, smoothing_per_layer
+from toco_lab.smoothing.of_runs import smoothing_of_run
+from toco_lab.smoothing.per_layer import SITES, smoothing_per_layer
+from toco_lab.tokens.snapshots import Snapshots, token_maps
+from toco_lab.tokens.token_maps import load_run_maps
 from toco_lab.training.checkpoints import check_crops, initial_model
 from toco_lab.training.loop import fit
 

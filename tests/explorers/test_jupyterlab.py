@@ -20,8 +20,8 @@ from PIL import Image
 
 from toco_lab.data.toy import make_scene
 from toco_lab.explorers.cam_explorer import CamExplorer
-from toco_lab.explorers.token_maps import load_run_maps
 from toco_lab.runs.run_dir import RunDir
+from toco_lab.tokens.token_maps import load_run_maps
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.browser]

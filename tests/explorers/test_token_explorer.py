@@ -8,7 +8,7 @@ import traitlets
 from helpers.token_records import GRID, others, two_models
 
 from toco_lab.explorers.token_explorer import TokenExplorer, similarity_maps
-from toco_lab.explorers.token_maps import TokenMaps
+from toco_lab.tokens.token_maps import TokenMaps
 
 
 @pytest.fixture(scope="module")

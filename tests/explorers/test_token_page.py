@@ -14,8 +14,8 @@ from helpers.token_records import GRID, LAYERS, others, two_models
 from PIL import Image
 
 from toco_lab.explorers.token_explorer import MODULE, TokenExplorer, similarity_maps
-from toco_lab.explorers.token_maps import TokenMaps
 from toco_lab.explorers.token_page import explorer_element_html, explorer_html
+from toco_lab.tokens.token_maps import TokenMaps
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from toco_lab.smoothing.catalogue import measure
-from toco_lab.smoothing.view import TokenView
+from toco_lab.smoothing.token_view import TokenView
 
 HEADS, PREFIX, PATCH = 2, 2, 16
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from toco_lab.explorers.quantise import quantise_tokens
 from toco_lab.explorers.token_explorer import SimilarityMap
-from toco_lab.explorers.token_maps import TokenMaps
+from toco_lab.tokens.quantise import quantise_tokens
+from toco_lab.tokens.token_maps import TokenMaps
 
 LAYERS = ("block 1", "block 2", "block 3", "final norm")
 GRID, PATCH = (6, 8), 10  # rows and columns, pixels

@@ -19,10 +19,10 @@ from PIL import Image
 from plotly.offline import get_plotlyjs
 
 from toco_lab.evaluation.gallery import save_gallery
-from toco_lab.explorers.token_maps import load_run_maps, load_token_maps, save_token_maps
 from toco_lab.reports.export import build_report, plot_html
 from toco_lab.reports.parts import DPI, markdown_text
 from toco_lab.runs.run_dir import RunDir
+from toco_lab.tokens.token_maps import load_run_maps, load_token_maps, save_token_maps
 
 HEADINGS = (
     "What was asked",

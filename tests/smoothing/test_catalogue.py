@@ -9,7 +9,7 @@ from helpers.smoothing import HEADS, ORACLE, PATCH, PREFIX, VIEWS, constant_view
 
 from toco_lab.smoothing.catalogue import METRICS, measure, metric_table
 from toco_lab.smoothing.formulas import token_similarity, uniform_attention_distance
-from toco_lab.smoothing.view import TokenView
+from toco_lab.smoothing.token_view import TokenView
 
 ATTENTION_ONLY = {key for key, metric in METRICS.items() if metric.needs and "attention" in metric.needs}
 

@@ -16,7 +16,7 @@ from toco_lab.smoothing.formulas import (
     spectral_share,
     uniform_attention_distance,
 )
-from toco_lab.smoothing.view import TokenView
+from toco_lab.smoothing.token_view import TokenView
 
 
 def test_queries_that_look_at_the_same_places_pass_frequency_0_alone():

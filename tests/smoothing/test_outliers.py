@@ -5,7 +5,7 @@ import torch
 
 from toco_lab.smoothing.formulas import outlier_share
 from toco_lab.smoothing.outliers import norm_cut
-from toco_lab.smoothing.view import TokenView
+from toco_lab.smoothing.token_view import TokenView
 
 
 def test_norm_cut_and_share_above_a_given_one():

@@ -16,13 +16,8 @@ from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing import layers
 from toco_lab.smoothing.catalogue import METRICS
 from toco_lab.smoothing.formulas import RankMe, token_similarity
-from toco_lab.smoothing.per_layer import (
-    PAIR_COSINES,
-    SITES,
-    metric_names,
-    smoothing_of_run,
-    smoothing_per_layer,
-)
+from toco_lab.smoothing.of_runs import smoothing_of_run
+from toco_lab.smoothing.per_layer import PAIR_COSINES, SITES, metric_names, smoothing_per_layer
 from toco_lab.training.checkpoints import save_checkpoint
 from toco_lab.training.learner import Learner
 

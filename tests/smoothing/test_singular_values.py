@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from toco_lab.smoothing.singular_values import reduces_by_tokens, singular_values
-from toco_lab.smoothing.view import TokenView
+from toco_lab.smoothing.token_view import TokenView
 
 SIZES = [(5, 7), (7, 5), (4, 1), (6, 6), (1, 4), (2, 2), (20, 30), (30, 12), (49, 40)]  # tokens, channels
 

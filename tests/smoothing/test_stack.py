@@ -8,7 +8,7 @@ from toco_lab.smoothing.catalogue import METRICS, measure
 from toco_lab.smoothing.layers import layers_of
 from toco_lab.smoothing.per_layer import OF_ATTENTION, smoothing_per_layer
 from toco_lab.smoothing.stack import stack_layers
-from toco_lab.smoothing.view import TokenView
+from toco_lab.smoothing.token_view import TokenView
 from toco_lab.vocabulary import SITES
 
 

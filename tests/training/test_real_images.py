@@ -11,15 +11,16 @@ from helpers.folders import SAMPLES, needs_samples
 from toco_lab.config import Config, config_differences
 from toco_lab.data.loader import eval_samples, train_loader
 from toco_lab.evaluation.evaluate import evaluate_run
-from toco_lab.explorers.snapshots import probe_samples, token_maps
-from toco_lab.explorers.token_maps import save_token_maps
 from toco_lab.method.cam import multi_scale_cam
 from toco_lab.method.model import ToCo
 from toco_lab.method.step import loss_weights
 from toco_lab.presets import BASELINE
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.smoothing.per_layer import SITES, metric_names, smoothing_of_run, smoothing_per_layer
+from toco_lab.smoothing.of_runs import smoothing_of_run
+from toco_lab.smoothing.per_layer import SITES, metric_names, smoothing_per_layer
 from toco_lab.sweeps.grid import Grid
+from toco_lab.tokens.snapshots import probe_samples, token_maps
+from toco_lab.tokens.token_maps import save_token_maps
 from toco_lab.training.learner import Learner, train_step
 from toco_lab.training.loop import fit
 

@@ -9,10 +9,10 @@ from tyro.extras import SubcommandApp
 
 from toco_lab.commands.data import data
 from toco_lab.commands.demo import demo
-from toco_lab.commands.measure import evaluate, import_released, pseudo_labels, report
 from toco_lab.commands.runs import runs
 from toco_lab.commands.sweeps import run, study, sweep
 from toco_lab.commands.train import train
+from toco_lab.commands.trained import evaluate, import_released, pseudo_labels, report
 
 app = SubcommandApp()
 app.command(train)

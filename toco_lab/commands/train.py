@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Union, get_type_hint
 
 import tyro
 
-from toco_lab.commands.measure import print_scores
+from toco_lab.commands.trained import print_scores
 from toco_lab.config import Config, config_differences
 from toco_lab.presets import PRESETS
 

@@ -24,9 +24,8 @@ from toco_lab.evaluation.scores import confusion_matrix, iou_scores, label_f1
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
-from toco_lab.training.loop import VALIDATED
 from toco_lab.training.processes import everywhere, is_first, resolve_device, share, total, wait
-from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED, F1, LABELS, MEAN_SCORES, MIOU, SEG, SEG_CRF
+from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED, F1, LABELS, MEAN_SCORES, MIOU, SEG, SEG_CRF, VALIDATED
 
 # what can be measured; `seg_crf` is measured as well where the config asks for it, and `labels` along with the CAMs
 TARGETS = (CAM, CAM_AUX, CAM_REFINED, SEG)

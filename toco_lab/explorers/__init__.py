@@ -5,8 +5,8 @@ CAM explorer, where does the model see a class?
     `cam_session` (one model, one image, many questions) on `session_image`; `cam_runs`, `uploads`, `attribution`;
     `panels` composes rows of panels as pixels.
 Token explorer, how alike are the tokens?
-    `token_explorer` (the widget) and `token_page` (offline pages) with static/token_explorer.js; `snapshots` takes
-    `token_maps` during training, `quantise` makes them small, `browser_data` packs them.
+    `token_explorer` (the widget) and `token_page` (offline pages) with static/token_explorer.js; `browser_data` packs
+    the tokens that a run has kept (`toco_lab.tokens`).
 Run browser: `run_browser`. What the widgets share: `controls`.
 """
 

@@ -7,12 +7,9 @@ from . import cam_runs as cam_runs
 from . import cam_session as cam_session
 from . import controls as controls
 from . import panels as panels
-from . import quantise as quantise
 from . import run_browser as run_browser
 from . import session_image as session_image
-from . import snapshots as snapshots
 from . import token_explorer as token_explorer
-from . import token_maps as token_maps
 from . import token_page as token_page
 from . import uploads as uploads
 from .cam_explorer import CamExplorer as CamExplorer
@@ -21,6 +18,5 @@ from .panels import Panel as Panel
 from .panels import as_figure as as_figure
 from .panels import panel_row as panel_row
 from .run_browser import RunBrowser as RunBrowser
-from .snapshots import maps_of_run as maps_of_run
 from .token_explorer import TokenExplorer as TokenExplorer
 from .uploads import decode_image as decode_image

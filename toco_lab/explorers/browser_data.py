@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from toco_lab.explorers.token_maps import TokenMaps, maps_by_image
+from toco_lab.tokens.token_maps import TokenMaps, maps_by_image
 
 _PNG_BYTES = 100_000  # a picture that is larger than this as PNG travels as JPEG
 

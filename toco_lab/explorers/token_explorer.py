@@ -13,7 +13,7 @@ import numpy as np
 import traitlets as T
 
 from toco_lab.explorers.browser_data import pack_for_browser
-from toco_lab.explorers.token_maps import TokenMaps, maps_by_image
+from toco_lab.tokens.token_maps import TokenMaps, maps_by_image
 
 MODULE = Path(__file__).parent / "static" / "token_explorer.js"
 STATE = ("image", "patch", "layer", "step", "left", "right")

@@ -11,7 +11,7 @@ from typing import Any
 
 from toco_lab.explorers.browser_data import pack_for_browser
 from toco_lab.explorers.token_explorer import MODULE, STATE
-from toco_lab.explorers.token_maps import TokenMaps
+from toco_lab.tokens.token_maps import TokenMaps
 
 
 def explorer_module_html() -> str:

@@ -12,11 +12,11 @@ from typing import Any, Literal, TypeVar
 import pandas as pd
 
 from toco_lab.evaluation.gallery import Gallery, load_gallery
-from toco_lab.explorers.token_maps import TokenMaps, load_run_maps
 from toco_lab.runs import scores
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.sweeps.grid import Grid
 from toco_lab.sweeps.sweep import sweep_table
+from toco_lab.tokens.token_maps import TokenMaps, load_run_maps
 from toco_lab.vocabulary import (
     AFTER_BLOCK,
     FINAL_NORM,

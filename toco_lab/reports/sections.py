@@ -14,7 +14,6 @@ import pandas as pd
 
 from toco_lab.config import Config, config_differences
 from toco_lab.data.classes import class_names
-from toco_lab.explorers.token_maps import TokenMaps, thin_steps
 from toco_lab.figures import interactive, printed, series
 from toco_lab.figures.colours import assign_colours
 from toco_lab.presets import PRESETS
@@ -32,6 +31,7 @@ from toco_lab.reports.tables import (
     results_tables,
 )
 from toco_lab.runs.scores import SCORES
+from toco_lab.tokens.token_maps import TokenMaps, thin_steps
 from toco_lab.vocabulary import AFTER_ATTENTION, MEAN_ABSOLUTE_COSINE
 
 if TYPE_CHECKING:

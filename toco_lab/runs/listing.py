@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from toco_lab.config import config_differences
-from toco_lab.runs.run_dir import _FIELDS, RunDir, _complete_lines
+from toco_lab.runs.run_dir import CONFIG_FIELDS, RunDir, complete_lines
 from toco_lab.vocabulary import MEAN_SCORES
 
 RUN_COLUMNS = ("run", "state", "step", "seconds", "made", "seed")  # of `list_runs`, before config fields and scores
@@ -55,12 +55,12 @@ def read_runs(paths: Mapping[str, Path | str], *, everything: bool = False) -> p
                 "seconds": status.get("total_seconds", status.get("seconds")), "made": _made(run), "seed": cfg.seed,
             }  # fmt: skip
             found = final_scores(run) | (_last_metrics(run) if everything else {})
-            rows[name] = lead | {key: value for key, value in found.items() if key not in _FIELDS}
+            rows[name] = lead | {key: value for key, value in found.items() if key not in CONFIG_FIELDS}
             rows[name]["error"] = str(status.get("error", "")).partition("\n")[0]
             configs[name] = cfg
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
             rows[name] = {"run": name, "state": "unreadable", "error": " ".join(str(error).split())}
-    fields = [key for key in (_FIELDS if everything else config_differences(configs)) if key != "seed"]
+    fields = [key for key in (CONFIG_FIELDS if everything else config_differences(configs)) if key != "seed"]
     for name, cfg in configs.items():
         rows[name] |= {key: getattr(cfg, key) for key in fields}
     measured = [key for row in rows.values() for key in row if key not in (*RUN_COLUMNS, *fields, "error")]
@@ -81,7 +81,7 @@ def final_scores(run: RunDir) -> dict[str, float]:
 def _last_metrics(run: RunDir) -> dict[str, float]:
     """The last value of each column of metrics.csv but `step`; validation scores are not in every row."""
     last: dict[str, float] = {}
-    for row in csv.DictReader(io.StringIO(_complete_lines(run.path / "metrics.csv"))):
+    for row in csv.DictReader(io.StringIO(complete_lines(run.path / "metrics.csv"))):
         last |= {key: float(value) for key, value in row.items() if key != "step" and value not in ("", "nan")}
     return last
 

@@ -25,7 +25,7 @@ from toco_lab.runs import locks
 from toco_lab.runs.environment import environment
 
 STATES = ("new", "running", "done", "failed")
-_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+CONFIG_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 _STALE_SECONDS = 3600  # a file that was written longer ago is not being written now: its process was killed
 FigureLike = TypeVar("FigureLike")
 
@@ -73,7 +73,7 @@ class RunDir:
             fatal = [
                 f"{key} ({values['there']!r} there, {values['wanted']!r} wanted)"
                 for key, values in differing.items()
-                if _FIELDS[key].metadata["result"]
+                if CONFIG_FIELDS[key].metadata["result"]
             ]
             if fatal:
                 raise ValueError(f"{path} holds a run with another config: {', '.join(fatal)}")
@@ -142,7 +142,7 @@ class RunDir:
             ValueError: If the row has a column that the file lacks.
         """
         path = self.path / "metrics.csv"
-        text = _complete_lines(path)
+        text = complete_lines(path)
         row = {key: _plain(value) for key, value in row.items()}
         columns = next(csv.reader([text.partition("\n")[0]])) if text else list(row)
         unknown = [key for key in row if key not in columns]
@@ -161,13 +161,13 @@ class RunDir:
 
     def metrics(self) -> pd.DataFrame:
         """Rows of metrics.csv, one per logged step; empty before the first. Half a last line is left out."""
-        text = _complete_lines(self.path / "metrics.csv") or "step\n"
+        text = complete_lines(self.path / "metrics.csv") or "step\n"
         return pd.read_csv(io.StringIO(text))
 
     def truncate_metrics(self, last_step: int) -> None:
         """Drop the rows after `last_step` and half a last line, before a run continues from a checkpoint."""
         path = self.path / "metrics.csv"
-        rows = list(csv.DictReader(io.StringIO(_complete_lines(path))))
+        rows = list(csv.DictReader(io.StringIO(complete_lines(path))))
         kept = [row for row in rows if float(row["step"]) <= last_step]
         if not kept:
             path.unlink(missing_ok=True)  # the next row may bring its own columns
@@ -214,6 +214,16 @@ class RunDir:
         """`save_figure`, and the figure back: the last line of a notebook's cell."""
         self.save_figure(name, figure)
         return figure
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether scores and their protocol are there; the protocol is written last."""
+        return (self.path / "protocol.json").is_file()
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether its over-smoothing is there."""
+        return (self.path / "smoothing.csv").is_file()
 
     def figures(self) -> list[Path]:
         """Saved figures, by name."""
@@ -310,7 +320,7 @@ class RunDir:
             raise ValueError(f"{self.path} cannot be deleted: {error}") from error
 
 
-def _complete_lines(path: Path) -> str:
+def complete_lines(path: Path) -> str:
     """Text of a file up to its last line end; empty if there is no file."""
     if not path.is_file():
         return ""

@@ -70,7 +70,7 @@ def run_scores(run: RunDir) -> dict[str, float]:
     was not measured is missing.
     """
     found = final_scores(run)
-    if not (run.path / "smoothing.csv").is_file():
+    if not run.is_measured:
         return found
     frame = run.read_table("smoothing")
     frame = frame[frame["site"] == AFTER_BLOCK]

@@ -2,13 +2,15 @@
 
     singular_values, grid, pairs, outliers, arithmetic    the mathematics
        |
-    view                                                  one layer: tokens, attention, and quantities computed once
+    token_view                                            one layer: tokens, attention, and quantities computed once
        |
     formulas, catalogue                                   the metrics: name, formula, source, what each sees
        |
     layers, stack                                         the layers of a model as views; several measured at once
        |
-    per_layer                                             the table of a model or run, written to smoothing.csv
+    per_layer                                             the table of any model on given images
+       |
+    of_runs                                               the same of a run on its validation images: smoothing.csv
 
 `catalogue.metric_table` lists every metric with its source.
 """

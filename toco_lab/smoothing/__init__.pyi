@@ -3,12 +3,13 @@ from . import catalogue as catalogue
 from . import formulas as formulas
 from . import grid as grid
 from . import layers as layers
+from . import of_runs as of_runs
 from . import outliers as outliers
 from . import pairs as pairs
 from . import per_layer as per_layer
 from . import singular_values as singular_values
 from . import stack as stack
-from . import view as view
+from . import token_view as token_view
 from .catalogue import METRICS as METRICS
 from .catalogue import Metric as Metric
 from .catalogue import measure as measure
@@ -17,9 +18,9 @@ from .formulas import layer_cka as layer_cka
 from .formulas import pair_cosine as pair_cosine
 from .formulas import token_similarity as token_similarity
 from .layers import layer_similarity as layer_similarity
+from .of_runs import smoothing_of_model as smoothing_of_model
+from .of_runs import smoothing_of_run as smoothing_of_run
 from .per_layer import PAIR_COSINES as PAIR_COSINES
 from .per_layer import SITES as SITES
-from .per_layer import smoothing_of_model as smoothing_of_model
-from .per_layer import smoothing_of_run as smoothing_of_run
 from .per_layer import smoothing_per_layer as smoothing_per_layer
-from .view import TokenView as TokenView
+from .token_view import TokenView as TokenView

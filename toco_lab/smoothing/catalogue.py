@@ -31,7 +31,7 @@ from toco_lab.smoothing.formulas import (
     where_spread,
 )
 from toco_lab.smoothing.outliers import OUTLIER_DEVIATIONS
-from toco_lab.smoothing.view import TokenView
+from toco_lab.smoothing.token_view import TokenView
 from toco_lab.vocabulary import (
     ALL_TOKENS,
     CLASS_AND_PATCH_TOKENS,

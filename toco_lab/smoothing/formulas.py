@@ -12,7 +12,7 @@ from toco_lab.smoothing.arithmetic import mean_where, off_diagonal_mean, ratio
 from toco_lab.smoothing.grid import patch_distance
 from toco_lab.smoothing.pairs import PairCosine
 from toco_lab.smoothing.singular_values import singular_values_of_gram
-from toco_lab.smoothing.view import TokenView
+from toco_lab.smoothing.token_view import TokenView
 
 LOG_FLOOR = 1e-6  # added to a Fourier amplitude before the logarithm, as in the notebook of Park and Kim
 HIGH_FREQUENCY = 0.5  # radius, as a share of the Nyquist frequency, beyond which a frequency counts as high

@@ -13,7 +13,7 @@ from toco_lab.backbones.activations import Activations, capture
 from toco_lab.backbones.kinds import any_encoder_of, fill_patches
 from toco_lab.smoothing.formulas import layer_cka
 from toco_lab.smoothing.grid import majority_label
-from toco_lab.smoothing.view import TokenView
+from toco_lab.smoothing.token_view import TokenView
 from toco_lab.vocabulary import AFTER_ATTENTION, AFTER_BLOCK, EMBEDDING, FINAL_NORM, NO_NORM
 
 DEFAULT_SITES = (AFTER_BLOCK, FINAL_NORM)

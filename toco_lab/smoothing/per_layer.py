@@ -7,26 +7,16 @@ weights with initial and random ones, and keep the input size fixed across the r
 
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
-from itertools import islice
 
 import pandas as pd
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from toco_lab.backbones.kinds import any_encoder_of, final_norm, is_plain_vit
-from toco_lab.backbones.weights import weights_hash
-from toco_lab.config import Config
-from toco_lab.data.loader import EvalSample, eval_samples
-from toco_lab.method.cam import at_evaluation_size
-from toco_lab.method.model import ToCo
-from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.catalogue import METRICS, MetricKey
 from toco_lab.smoothing.formulas import RankMe
 from toco_lab.smoothing.layers import DEFAULT_SITES, Layer, layers_of
 from toco_lab.smoothing.stack import LayerValues, measure_layers
-from toco_lab.training.checkpoints import load_run_model
-from toco_lab.training.processes import resolve_device
 from toco_lab.vocabulary import (
     AFTER_ATTENTION,
     AFTER_BLOCK,
@@ -102,8 +92,8 @@ def smoothing_per_layer(
     if total is None and isinstance(images, Sized):
         total = len(images)
     samples = _samples(images, labels, image_names)
-    wanted = _wanted(any_encoder_of(model), metrics, sites)
-    return _table(model, tqdm(samples, f"smoothing {name}", total, disable=not progress), wanted, name, weights)
+    wanted = what_is_asked(any_encoder_of(model), metrics, sites)
+    return measured_table(model, tqdm(samples, f"smoothing {name}", total, disable=not progress), wanted, name, weights)
 
 
 def metric_names() -> list[str]:
@@ -111,79 +101,11 @@ def metric_names() -> list[str]:
     return [*dict.fromkeys(name for name, _ in METRICS), RANK_ME[0]]
 
 
-def smoothing_of_run(
-    run: RunDir,
-    num_images: int = 50,
-    *,
-    metrics: Sequence[str] | None = PAIR_COSINES,
-    sites: Sequence[str] = DEFAULT_SITES,
-    device: str = "auto",
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Over-smoothing of a run's last checkpoint on its validation images, written to smoothing.csv.
-
-    Images are resized to `eval_cam_size` squared, as in the evaluation of CAMs, so that runs share one N; they keep
-    their native size if that is 0. Labels of pairs come from the true masks.
-
-    Args:
-        run: A run with a checkpoint.
-        num_images: How many images, from the start of the validation list.
-        metrics: Names of metrics; None takes all.
-        sites: Among `SITES`.
-        device: As in `Config.device`.
-        progress: Show a progress bar.
-
-    Returns:
-        The table of `smoothing_per_layer`.
-    """
-    model, cfg = load_run_model(run, resolve_device(device))
-    checkpoint = run.checkpoints()[-1]
-    weights = f"{checkpoint.stem} ({weights_hash(checkpoint)})"
-    frame = smoothing_of_model(
-        model, cfg, num_images, name=run.name, weights=weights, metrics=metrics, sites=sites, progress=progress
-    )
-    run.write_table("smoothing", frame)
-    return frame
-
-
-def smoothing_of_model(
-    model: ToCo,
-    cfg: Config,
-    num_images: int = 50,
-    *,
-    name: str,
-    weights: str,
-    metrics: Sequence[str] | None = PAIR_COSINES,
-    sites: Sequence[str] = DEFAULT_SITES,
-    progress: bool = True,
-) -> pd.DataFrame:
-    """Over-smoothing of a model that no run holds, for example before training (`training.initial_model`).
-
-    Args:
-        model: The model.
-        cfg: Its config, which names the data set and the size of the images.
-        num_images: How many images, from the start of the validation list.
-        name: Name of the model in the table.
-        weights: Which weights it carries.
-        metrics: Names of metrics; None takes all.
-        sites: Among `SITES`.
-        progress: Show a progress bar.
-
-    Returns:
-        The table of `smoothing_per_layer`.
-    """
-    wanted = _wanted(model.encoder, metrics, sites)
-    validation = eval_samples(cfg, model.mean, model.std)
-    samples = (_resized(sample, cfg.eval_cam_size) for sample in islice(iter(validation), num_images))
-    total = min(num_images, len(validation))
-    return _table(model, tqdm(samples, f"smoothing {name}", total, disable=not progress), wanted, name, weights)
-
-
 # --- what is asked for ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class Asked:
     """What to measure: metrics, RankMe or not, sites that the encoder has, and whether attention maps are needed."""
 
     keys: list[MetricKey]
@@ -192,7 +114,7 @@ class _Wanted:
     attention: bool
 
 
-def _wanted(encoder: nn.Module, metrics: Sequence[str] | None, sites: Sequence[str]) -> _Wanted:
+def what_is_asked(encoder: nn.Module, metrics: Sequence[str] | None, sites: Sequence[str]) -> Asked:
     """Check names of metrics and sites; ValueError for one that is unknown or that the encoder cannot provide."""
     unknown = [name for name in metrics or () if name not in metric_names()]
     if unknown:
@@ -208,7 +130,7 @@ def _wanted(encoder: nn.Module, metrics: Sequence[str] | None, sites: Sequence[s
             raise ValueError(f"{name!r} is about a block: add the site {AFTER_BLOCK!r}")
     keys = [key for key in METRICS if metrics is None or key[0] in metrics]
     attention = AFTER_BLOCK in there and any("attention" in METRICS[key].needs for key in keys)
-    return _Wanted(keys, metrics is None or RANK_ME[0] in metrics, there, attention and is_plain_vit(encoder))
+    return Asked(keys, metrics is None or RANK_ME[0] in metrics, there, attention and is_plain_vit(encoder))
 
 
 def _sites_of(encoder: nn.Module, sites: Sequence[str]) -> list[str]:
@@ -238,19 +160,10 @@ def _samples(
     return (Sample(image, label, str(name)) for (name, image), label in zip(named, labels, strict=True))
 
 
-def _resized(sample: EvalSample, size: int) -> Sample:
-    """The image and its mask at size x size pixels; at native size for size 0."""
-    image, mask = sample.image, sample.mask
-    if size:
-        image = at_evaluation_size(image[None], size)[0]
-        mask = None if mask is None else F.interpolate(mask[None, None].float(), (size, size))[0, 0].long()
-    return Sample(image, mask, sample.name)
-
-
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def _table(model: nn.Module, samples: Iterable[Sample], wanted: _Wanted, name: str, weights: str) -> pd.DataFrame:
+def measured_table(model: nn.Module, samples: Iterable[Sample], wanted: Asked, name: str, weights: str) -> pd.DataFrame:
     """Measure every layer of every image; RankMe pools the tokens of each layer over the images."""
     encoder = any_encoder_of(model)
     device = next(encoder.parameters()).device

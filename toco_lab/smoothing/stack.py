@@ -11,7 +11,7 @@ from torch import Tensor
 from toco_lab.smoothing.arithmetic import column_products, inverse
 from toco_lab.smoothing.catalogue import MetricKey, measurable, measure
 from toco_lab.smoothing.layers import Layer
-from toco_lab.smoothing.view import TokenView
+from toco_lab.smoothing.token_view import TokenView
 from toco_lab.vocabulary import AFTER_BLOCK, FINAL_NORM
 
 STACK_NUMBERS = 2**19  # in the largest array of a stack: more would leave the cache, less would be many small calls

@@ -84,8 +84,9 @@ def state_on_disk(grid: Grid, run: PlannedRun) -> Literal["new", "begun", "done"
         from toco_lab.sweeps.notebooks import is_done
 
         return "done" if is_done(job) else "begun"
-    measured = all((run.folder / name).is_file() for name in ("protocol.json", "smoothing.csv"))
-    return "done" if measured and RunDir(run.folder).status()["state"] == "done" else "begun"
+    made = RunDir(run.folder)
+    finished = made.is_evaluated and made.is_measured and made.status()["state"] == "done"
+    return "done" if finished else "begun"
 
 
 def work(text: str) -> bool:

@@ -21,10 +21,9 @@ from toco_lab.training.finite import check_weights, mean_terms
 from toco_lab.training.learner import Learner, compiled, train_step
 from toco_lab.training.optimiser import learning_rate
 from toco_lab.training.processes import is_first, num_processes, resolve_device, share, total, wait
-from toco_lab.vocabulary import CAM, CAM_AUX, SEG
+from toco_lab.vocabulary import VALIDATED
 
 KEPT_CHECKPOINTS = 2
-VALIDATED = (CAM, CAM_AUX, SEG)  # mIoU columns that validation adds to metrics.csv
 
 Validate = Callable[[ToCo, int], dict[str, float]]
 Snapshot = Callable[[ToCo, int], None]

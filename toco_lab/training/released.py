@@ -1,4 +1,4 @@
-"""The authors' released checkpoints: their names and ours."""
+"""The authors' released checkpoints: their names and ours, and a run made of one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,8 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from toco_lab.backbones.weights import CheckpointError, read_weights
+from toco_lab.backbones.weights import CheckpointError, read_weights, weights_hash
+from toco_lab.config import Config
 from toco_lab.method.model import ToCo
+from toco_lab.runs.run_dir import RunDir
+from toco_lab.training.checkpoints import save_checkpoint
+from toco_lab.training.learner import Learner
 
 RELEASED_NAMES = {  # our parameter prefix -> the authors'
     "decoder.conv1.": "decoder.conv6.",
@@ -87,3 +91,26 @@ def released_name(name: str) -> str:
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
     return name
+
+
+def run_of_released(
+    cfg: Config, checkpoint: Path, root: Path | str = "results", *, name: str | None = None
+) -> tuple[RunDir, ImportReport]:
+    """A finished run whose weights are the authors' checkpoint, and what was found in that file.
+
+    Args:
+        cfg: The config the checkpoint belongs to, with the released behaviour.
+        checkpoint: The authors' file.
+        root: Folder that holds the runs.
+        name: Folder name below it; None takes the name of the file.
+
+    Raises:
+        CheckpointError: See `import_released`.
+    """
+    model = ToCo(cfg)
+    found = import_released(model, checkpoint)
+    run = RunDir.create(cfg, root, name=name or f"released-{checkpoint.stem}")
+    save_checkpoint(run.checkpoint_path(cfg.steps), Learner.of(model, cfg).state(), cfg.steps, cfg)
+    run.set_status("done", step=cfg.steps)
+    run.log(f"imported {checkpoint} ({weights_hash(checkpoint)}); {found}")
+    return run, found

@@ -17,7 +17,7 @@ from toco_lab.reports.ablation import summarise
 from toco_lab.reports.studies import Study, machine_of, markdown_lines
 from toco_lab.runs.listing import final_scores
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.smoothing.per_layer import smoothing_of_model
+from toco_lab.smoothing.of_runs import smoothing_of_model
 from toco_lab.training.checkpoints import initial_model, load_run_model
 
 IMAGES = 50  # validation scenes for the metrics

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers.token_records import small_maps
 
-from toco_lab.explorers.token_maps import (
+from toco_lab.tokens.token_maps import (
     TokenMaps,
     load_token_maps,
     maps_by_image,

@@ -13,11 +13,11 @@ from toco_lab.backbones.kinds import fill_patches, final_norm
 from toco_lab.backbones.pixels import denormalise
 from toco_lab.config import Config
 from toco_lab.data.loader import EvalSample, eval_samples
-from toco_lab.explorers.quantise import quantise_tokens
-from toco_lab.explorers.token_maps import TokenMaps, load_run_maps, save_token_maps
 from toco_lab.method.cam import at_evaluation_size
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
+from toco_lab.tokens.quantise import quantise_tokens
+from toco_lab.tokens.token_maps import TokenMaps, load_run_maps, save_token_maps
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.vocabulary import FINAL_NORM
 

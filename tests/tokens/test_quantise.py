@@ -6,7 +6,7 @@ import timm
 import torch
 from helpers.token_records import low_rank
 
-from toco_lab.explorers.quantise import quantise_tokens
+from toco_lab.tokens.quantise import quantise_tokens
 
 
 def exact_cosine(tokens: torch.Tensor) -> np.ndarray:

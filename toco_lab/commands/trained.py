@@ -122,17 +122,7 @@ def import_released(
         root: Folder that holds the runs.
         name: Folder name below it; None takes the name of the file.
     """
-    from toco_lab.backbones import weights
-    from toco_lab.method.model import ToCo
-    from toco_lab.runs.run_dir import RunDir
-    from toco_lab.training import checkpoints, released
-    from toco_lab.training.learner import Learner
+    from toco_lab.training.released import run_of_released
 
-    cfg = Config.preset(preset).released()
-    model = ToCo(cfg)
-    found = released.import_released(model, checkpoint)
-    run = RunDir.create(cfg, root, name=name or f"released-{checkpoint.stem}")
-    checkpoints.save_checkpoint(run.checkpoint_path(cfg.steps), Learner.of(model, cfg).state(), cfg.steps, cfg)
-    run.set_status("done", step=cfg.steps)
-    run.log(f"imported {checkpoint} ({weights.weights_hash(checkpoint)}); {found}")
+    run, found = run_of_released(Config.preset(preset).released(), checkpoint, root, name=name)
     print(f"{found}\nrun folder: {run.path}")

@@ -7,9 +7,9 @@ import torch
 from toco_lab.backbones.activations import capture
 from toco_lab.config import Config
 from toco_lab.experiment import train
-from toco_lab.explorers.snapshots import maps_of_run, probe_samples, token_maps
-from toco_lab.explorers.token_maps import load_run_maps
 from toco_lab.runs.run_dir import RunDir
+from toco_lab.tokens.snapshots import maps_of_run, probe_samples, token_maps
+from toco_lab.tokens.token_maps import load_run_maps
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.training.loop import snapshot_steps
 

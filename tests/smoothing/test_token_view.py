@@ -6,7 +6,7 @@ from helpers.smoothing import HEADS, class_cosines, image_of, make_view
 
 from toco_lab.smoothing import singular_values
 from toco_lab.smoothing.catalogue import measure
-from toco_lab.smoothing.view import TokenView
+from toco_lab.smoothing.token_view import TokenView
 
 
 @pytest.mark.parametrize(

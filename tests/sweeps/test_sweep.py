@@ -13,12 +13,13 @@ import psutil
 import pytest
 import torch
 from helpers.folders import TABLE, make_folder
+from helpers.in_process import Here
 from PIL import Image
 
 from toco_lab.commands.app import main
 from toco_lab.config import Config
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.sweeps import executors, sweep, worker
+from toco_lab.sweeps import executors, sweep
 from toco_lab.sweeps.grid import Grid
 from toco_lab.sweeps.progress import seconds_left
 from toco_lab.sweeps.sweep import outlook, plan, run_sweep
@@ -32,26 +33,6 @@ EXPLODES = {"learning_rate": 1e30, "warmup_ratio": 1.0}  # passes every check, a
 
 def grid(**changes) -> Grid:
     return Grid(**{"name": "test", "preset": "smoke", "overrides": QUICK} | changes)
-
-
-class Here:
-    """An executor without processes: the same work, in this one."""
-
-    slots = 1
-
-    def __init__(self, workers: int = 1) -> None:
-        self.tasks: list[tuple[Path, str]] = []
-
-    def submit(self, folder: Path, task: str) -> None:
-        self.tasks.append((folder, task))
-
-    def ended(self) -> dict[Path, None]:
-        folder, task = self.tasks.pop(0)
-        worker.work(task)
-        return {folder: None}
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture

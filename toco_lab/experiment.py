@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toco_lab.config import Config
+from toco_lab.data.masks import check_classes_shown
 from toco_lab.data.own_folder import complete_config, write_split
 from toco_lab.data.readers import missing_truth, open_dataset
 from toco_lab.evaluation.evaluate import Evaluation, evaluate_run, validator
@@ -32,10 +33,13 @@ def open_run(cfg: Config, root: Path | str = "results", *, name: str | None = No
         name: Folder name below `root`; None takes `cfg.run_name()`.
 
     Raises:
-        ValueError: If the data set cannot be read, or the folder holds a run of another config.
+        ValueError: If the data set cannot be read, its masks show no class, or the folder holds a run of another
+            config.
     """
     cfg = complete_config(cfg)
-    open_dataset(cfg, cfg.train_split)  # what is not there is said before there is a folder
+    train_set = open_dataset(cfg, cfg.train_split)  # what is not there is said before there is a folder
+    if cfg.label_source == "masks":
+        check_classes_shown(train_set, cfg.train_split)
     if drawn := write_split(cfg):
         print(drawn)
     return RunDir.create(cfg, root, name=name)

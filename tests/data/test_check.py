@@ -59,10 +59,14 @@ def test_notes_on_labels_that_differ_from_masks(voc):
     """`one` shows a bird and is called a cat: that label has no pixels, and the bird no label."""
     (Path(voc.data_root) / "labels.csv").write_text("name,labels\none,cat\ntwo,cat\nthree,bird;cat;dog\n")
     report = check_dataset(voc.replace(label_source="labels.csv"), "train", progress=False)
-    assert report.problems == [] and report.notes == [
+    assert report.notes == [
         "2 images have a label with a class that their mask does not show (one, three)",
         "1 images have a mask with a class that their label does not name (one)",
+        "1 classes are named by labels and shown by no mask (dog)",
     ]
+    assert len(report.problems) == 1 and report.problems[0].startswith(
+        "2 of 3 masks do not show the classes that the labels name. Line k of classes.txt must be the class that"
+    )
     assert report.doubtful == {
         "one": ["label without pixels", "class without label"],
         "three": ["label without pixels"],
@@ -87,8 +91,63 @@ def test_note_on_a_quantised_colour_mask(voc):
         picture.putpalette(palette.tobytes())
         picture.save(path)
         report = check_dataset(voc, "train", progress=False)
-        assert report.problems == [] and ("palette" in report.doubtful.get("one", [])) == doubted
+        # the other masks have VOC's palette: its colours then stand for two numbers
+        assert (len(report.problems), "palette" in report.doubtful.get("one", [])) == (int(doubted), doubted)
         assert any("(one)" in note and "quantised" in note for note in report.notes) == doubted
+
+
+def test_labels_of_which_few_differ_from_the_masks_are_no_problem(voc):
+    (Path(voc.data_root) / "labels.csv").write_text("name,labels\none,bird\ntwo,cat\nthree,bird\n")
+    report = check_dataset(voc.replace(label_source="labels.csv"), "train", progress=False)
+    assert report.problems == [] and len(report.notes) == 1 and "(three)" in report.notes[0]
+
+
+def test_a_palette_that_is_sorted_anew_for_each_mask_is_a_problem(voc):
+    """The same red is class 3 in one mask and class 8 in the other; masks that agree are no problem."""
+    mask = np.zeros((20, 30), np.uint8)
+    for name, number, red in (("one", 3, 3), ("two", 8, 8), ("three", 3, 3)):
+        mask[2, 5:9] = number
+        colours = np.zeros((256, 3), np.uint8)
+        colours[red] = 250, 7, 9
+        picture = Image.fromarray(mask)
+        picture.putpalette(colours.tobytes())
+        picture.save(Path(voc.data_root) / f"SegmentationClass/{name}.png")
+    report = check_dataset(voc, "train", progress=False)
+    assert len(report.problems) == 1 and "palette was sorted anew for each file" in report.problems[0]
+    assert "1 masks" in report.problems[0] and "(two)" in report.problems[0]
+    write_list(Path(voc.data_root), ["one", "three"])
+    assert check_dataset(voc, "train", progress=False).problems == []
+
+
+def test_masks_of_0_and_255_are_a_problem(voc):
+    """They train from labels, and would score 100 % without a single class in them."""
+    root = Path(voc.data_root)
+    (root / "labels.csv").write_text("name,labels\none,bird\ntwo,bird\nthree,bird\n")
+    for name in NAMES:
+        save_mask(root, name, [255])
+    report = check_dataset(voc.replace(label_source="labels.csv"), "train", progress=False)
+    assert any(
+        f"the masks of 'train' in {root} hold no class: their only number above 0 is 255" in problem
+        and "Save the class as number 1" in problem
+        for problem in report.problems
+    )
+    assert "3 masks have 255, which is not counted, as their only foreground (one, two, three)" in report.notes
+    assert "1 classes are named by labels and shown by no mask (bird)" in report.notes
+
+
+def test_what_reading_changes_is_noted(voc):
+    root = Path(voc.data_root) / "JPEGImages"
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.new("RGB", (30, 20)).save(root / "one.jpg", exif=exif)
+    Image.new("RGBA", (30, 20)).save(root / "two.jpg", "png")
+    frames = [Image.new("RGB", (30, 20), colour) for colour in ("red", "blue")]
+    frames[0].save(root / "three.jpg", "tiff", save_all=True, append_images=frames[1:])
+    assert [note for note in check_dataset(voc, "train", progress=False).notes if "same" not in note] == [
+        "1 images are turned as their EXIF orientation says: their masks must be, too (one)",
+        "1 images have an alpha channel or a transparent colour: what is transparent becomes white (two)",
+        "1 images hold several pictures, of which the first is read (three)",
+    ]
 
 
 def test_notes_on_equal_pictures(voc):

@@ -56,7 +56,7 @@ def test_a_table_beside_masks_needs_classes_txt(tmp_path):
     cfg = make_folder(tmp_path, TABLE)
     (tmp_path / "masks").mkdir()
     save_mask(tmp_path, "one", [1], folder="masks", size=(40, 50))
-    with pytest.raises(DataError, match=r"classes.txt is missing.*It may be: ant, cat, dog\."):
+    with pytest.raises(DataError, match=r"classes.txt is missing.*not of the numbers: ant, cat, dog\."):
         complete_config(cfg)
 
 

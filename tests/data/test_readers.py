@@ -43,10 +43,10 @@ def test_data_root_may_point_above_the_folder(voc, tmp_path, levels_up):
     assert reader.names == list(NAMES) and reader.image(0).shape == (20, 30, 3)
 
 
-def test_grey_jpeg_becomes_rgb_and_exif_orientation_is_ignored(voc):
+def test_grey_jpeg_becomes_rgb_and_exif_orientation_is_applied(voc):
     root = Path(voc.data_root)
     Image.new("L", (30, 20), 77).save(root / "JPEGImages/one.jpg")
-    turned = Image.new("RGB", (30, 20))
+    turned = Image.new("RGB", (20, 30))
     turned.getexif()[0x0112] = 6  # "turn by 90 degrees"
     turned.save(root / "JPEGImages/two.jpg", exif=turned.getexif())
     reader = open_dataset(voc, "train")
@@ -106,8 +106,8 @@ def test_error_damaged_mask(voc):
 
 
 def test_error_mask_of_another_size(voc):
-    save_mask(Path(voc.data_root), "two", [3], size=(30, 20))
-    with pytest.raises(DataError, match=r"two.png is 20x30, its image .*two.jpg is 30x20. Make the mask anew"):
+    save_mask(Path(voc.data_root), "two", [3], size=(30, 21))
+    with pytest.raises(DataError, match=r"two.png is 21x30, its image .*two.jpg is 30x20. Make the mask anew"):
         read_everything(voc)
 
 

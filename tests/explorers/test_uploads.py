@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.folders import make_voc, write_list
 from PIL import Image
 
 from toco_lab.data.classes import DataError
+from toco_lab.data.readers import open_dataset
 from toco_lab.explorers.uploads import decode_image
 
 
@@ -70,12 +72,31 @@ def test_large_images_are_scaled_down():
 def test_damaged_files_say_how_to_mend_them(kind, rng):
     whole = file_of(Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)), kind)
     for content in (whole[: len(whole) // 2], b"", b"not an image", whole[:40] + bytes(40)):
-        with pytest.raises(DataError, match=r"cannot read the uploaded file as an image.*save it again as PNG or JPEG"):
+        with pytest.raises(DataError, match=r"cannot decode the uploaded file: .*save it again as PNG or JPEG"):
             decode_image(content)
 
 
-def test_missing_files_and_numbers_are_refused(tmp_path: Path):
-    with pytest.raises(DataError, match=r"none\.png"):
+def test_missing_files_and_numbers_that_are_no_colours_are_refused(tmp_path: Path):
+    with pytest.raises(DataError, match=r"no file .*none\.png"):
         decode_image(tmp_path / "none.png")
-    with pytest.raises(DataError, match="floating point"):
-        decode_image(file_of(Image.new("F", (3, 2)), "tiff"))
+    with pytest.raises(DataError, match=r"the uploaded file holds floating point numbers from -3 to -3"):
+        decode_image(file_of(Image.new("F", (3, 2), -3), "tiff"))
+
+
+def test_an_upload_and_a_training_image_are_the_same_pixels(tmp_path: Path, rng):
+    """Transparent, turned and of 16 bits: what training reads from disk, the explorer reads from the browser."""
+    noise = rng.integers(0, 256, (20, 30, 4), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    files = {
+        "alpha": file_of(Image.fromarray(noise, "RGBA")),
+        "turned": file_of(Image.fromarray(noise[..., :3]), "jpeg", exif=exif),
+        "deep": file_of(Image.fromarray(noise[..., 0].astype(np.uint16) * 200)),
+    }
+    cfg = make_voc(tmp_path)
+    write_list(Path(cfg.data_root), files)
+    for name, content in files.items():
+        (Path(cfg.data_root) / f"JPEGImages/{name}.jpg").write_bytes(content)  # the name says nothing
+    reader = open_dataset(cfg.replace(label_source="xml"), "train")
+    for index, content in enumerate(files.values()):
+        np.testing.assert_array_equal(reader.image(index), decode_image(content))

@@ -108,9 +108,9 @@ def _open_run(options: TrainOptions) -> "RunDir | None":
     if options.dry_run:
         print(*_outlook(cfg, options), sep="\n")
         return None
-    run = open_run(cfg, options.root, name=options.name)
     if options.evaluate or cfg.val_every:
-        _print_missing_truth(cfg)
+        _print_missing_truth(cfg)  # masks that cannot be scored are refused before there is a folder
+    run = open_run(cfg, options.root, name=options.name)
     print(f"run folder: {run.path}")
     return run
 

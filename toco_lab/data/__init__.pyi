@@ -2,10 +2,13 @@ from . import archives as archives
 from . import check as check
 from . import classes as classes
 from . import coco_masks as coco_masks
+from . import doubts as doubts
 from . import image_labels as image_labels
+from . import images as images
 from . import label_tables as label_tables
 from . import layouts as layouts
 from . import loader as loader
+from . import masks as masks
 from . import own_folder as own_folder
 from . import prepare_coco as prepare_coco
 from . import prepare_voc as prepare_voc

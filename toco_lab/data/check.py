@@ -2,17 +2,18 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from toco_lab.config import IGNORE_INDEX, Config
-from toco_lab.data.classes import PALETTE, DataError
-from toco_lab.data.image_labels import label_of_mask
+from toco_lab.data.classes import DataError
+from toco_lab.data.doubts import Doubts, counted
+from toco_lab.data.images import load
+from toco_lab.data.masks import no_class_shown
 from toco_lab.data.readers import FolderReader, Reader, make_reader, training_label
 
 SHOWN_PROBLEMS = 20  # in the printed summary
@@ -101,7 +102,7 @@ def check_dataset(cfg: Config, split: str, *, progress: bool = True) -> CheckRep
 
     is_training = split == cfg.train_split
     labels, pixels = np.zeros(len(reader.classes), int), np.zeros(256, int)
-    doubts = _Doubts(reader, report.doubtful)
+    doubts = Doubts(reader, report.doubtful)
     for index in tqdm(range(len(reader)), desc=f"check {split}", disable=not progress):
         image, mask = attempt("image", reader.image, index), attempt("mask", reader.mask, index)
         label = None
@@ -113,17 +114,21 @@ def check_dataset(cfg: Config, split: str, *, progress: bool = True) -> CheckRep
             report.sizes[image.shape[1], image.shape[0]] += 1
             digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
             report.pictures.setdefault(digest, []).append(reader.names[index])
+            attempt("image", doubts.look_at_image, index)
         if mask is not None:
             report.num_masks += 1
             pixels += np.bincount(mask.ravel(), minlength=256)
             doubts.look(index, mask, label)
     report.class_images = dict(zip(reader.classes, labels.tolist(), strict=True))
     report.ignored = float(pixels[IGNORE_INDEX] / max(1, pixels.sum()))
-    report.problems = list(problems)
+    if report.num_masks and not pixels[1 : len(reader.classes) + 1].any():
+        where = f"of {split!r} in {reader.root}"
+        problems[no_class_shown(where, bool(pixels[IGNORE_INDEX]))] = None
+    report.problems = list(problems) + doubts.problems()
     same = [" = ".join(names) for names in report.pictures.values() if len(set(names)) > 1]
     if cfg.dataset == "folder" and isinstance(reader, FolderReader) and reader.list_file == reader.root:
         report.notes.append("the folder has no lists: these images were drawn, and a run writes the lists down")
-    report.notes += doubts.notes() + _counted(same, "pictures lie there under several names")
+    report.notes += doubts.notes() + counted(same, "pictures lie there under several names")
     return report
 
 
@@ -131,63 +136,7 @@ def shared_pictures(first: CheckReport, second: CheckReport) -> list[str]:
     """A note if pictures of one split are in the other as well, by content and not by name; [] if none is."""
     both = [" = ".join(dict.fromkeys(names + second.pictures[digest]))
             for digest, names in first.pictures.items() if digest in second.pictures]  # fmt: skip
-    return _counted(both, f"pictures of {second.split} are in {first.split} too: scores on them say little")
-
-
-class _Doubts:
-    """Collects masks that can be read and may still be wrong."""
-
-    def __init__(self, reader: Reader, doubtful: dict[str, list[str]]) -> None:
-        self.reader, self.doubtful = reader, doubtful
-        self.unseen: list[str] = []  # the label names a class that the mask does not show
-        self.unnamed: list[str] = []  # the mask shows a class that the label does not name
-        self.recoloured: list[str] = []
-
-    def look(self, index: int, mask: np.ndarray, label: np.ndarray | None) -> None:
-        name = self.reader.names[index]
-        shown = label_of_mask(mask, len(self.reader.classes))
-        differs = np.zeros(0) if label is None else label - shown
-        for wrong, names, words in (
-            ((differs > 0).any(), self.unseen, "label without pixels"),
-            ((differs < 0).any(), self.unnamed, "class without label"),
-            (self._is_recoloured(index, mask), self.recoloured, "palette"),
-        ):
-            if wrong:
-                names.append(name)
-                self.doubtful.setdefault(name, []).append(words)
-
-    def _is_recoloured(self, index: int, mask: np.ndarray) -> bool:
-        """Whether the palette has VOC's colours at other numbers, as after the quantisation of a colour picture."""
-        path = self.reader.mask_path(index)
-        if path is None:
-            return False
-        with Image.open(path) as file:
-            palette = file.getpalette()
-        if palette is None:
-            return False
-        colours = np.array(palette, np.uint8).reshape(-1, 3)
-        count = len(self.reader.classes) + 1
-        for number in np.setdiff1d(mask, IGNORE_INDEX).tolist():
-            if number < len(colours) and np.ptp(colours[number]) > 0:  # grey palettes mean nothing
-                meant = np.flatnonzero((PALETTE[:count] == colours[number]).all(1))
-                if len(meant) and meant[0] != number:
-                    return True
-        return False
-
-    def notes(self) -> list[str]:
-        return (
-            _counted(self.unseen, "images have a label with a class that their mask does not show")
-            + _counted(self.unnamed, "images have a mask with a class that their label does not name")
-            + _counted(
-                self.recoloured,
-                "masks have VOC's colours at other numbers than VOC: if they were quantised "
-                "from colour pictures, their numbers are not the classes",
-            )
-        )
-
-
-def _counted(cases: Sequence[str], words: str) -> list[str]:
-    return [f"{len(cases)} {words} ({', '.join(cases[:3])}{', ...' if len(cases) > 3 else ''})"] if cases else []
+    return counted(both, f"pictures of {second.split} are in {first.split} too: scores on them say little")
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
@@ -228,5 +177,5 @@ def _raw_mask(reader: Reader, index: int) -> np.ndarray | None:
     path = reader.mask_path(index)
     if path is None:
         return reader.mask(index)
-    with Image.open(path) as file:
-        return np.array(file if file.mode in ("P", "L") else file.convert("RGB"))
+    file = load(path)
+    return np.array(file if file.mode in ("P", "L") else file.convert("RGB"))

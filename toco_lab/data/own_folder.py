@@ -111,7 +111,11 @@ def _classes(root: Path, source: str) -> tuple[str, ...]:
     elif source != "masks" and not source.endswith(".npy"):
         named = set().union(*read_label_names(find_label_file(source, root)).values())
     if locate(root, _LAYOUT.masks, (".png",)) or not named:
-        known = f" It may be: {', '.join(sorted(named))}." if named else ""
+        known = (
+            f" The labels name, in the order of the alphabet and not of the numbers: {', '.join(sorted(named))}."
+            if named
+            else ""
+        )
         raise DataError(
             f"{path} is missing: numbers in masks and label vectors have no names of their own. Write one class a "
             f"line: line k is number k of the masks, background is not listed.{known} (Official VOC or COCO: use a "

@@ -6,21 +6,20 @@ its json (`coco_masks`), and the lists of a folder may be drawn (`own_folder`).
 Masks are numbers, not colours: 0 background, 1..C classes, 255 (`IGNORE_INDEX`) not counted.
 """
 
-import contextlib
 import functools
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from toco_lab.config import IGNORE_INDEX, Config
+from toco_lab.config import Config
 from toco_lab.data import toy
 from toco_lab.data.classes import DataError, class_names
 from toco_lab.data.coco_masks import CocoMasks, find_annotations
 from toco_lab.data.image_labels import find_label_file, label_of_mask, read_labels, read_xml_label
+from toco_lab.data.images import read_rgb
 from toco_lab.data.layouts import LAYOUTS, clashes, find_root, locate, read_list
+from toco_lab.data.masks import check_classes_shown, read_mask
 from toco_lab.data.own_folder import folder_names
 
 CHECK_HINT = "`python -m toco_lab data check` lists every problem"
@@ -29,8 +28,8 @@ CHECK_HINT = "`python -m toco_lab data check` lists every problem"
 class FolderReader:
     """Images, masks and labels of the names in a list file, from folders laid out as `LAYOUTS[cfg.dataset]` says.
 
-    A mask is read as numbers, so VOC's palette PNGs and grey PNGs give the same labels. The EXIF orientation of a JPEG
-    is ignored on purpose: the masks are aligned with the pixels as stored.
+    A mask is read as numbers, so VOC's palette PNGs and grey PNGs give the same labels. An image is read as it is
+    displayed, by the rules of `data.images`.
     """
 
     def __init__(self, cfg: Config, split: str | None) -> None:
@@ -122,37 +121,13 @@ class FolderReader:
         return [name in known for name in self.names]
 
     def image(self, index: int) -> np.ndarray:
-        """uint8 (H, W, 3), RGB; grey and CMYK files are converted. DataError for a damaged file, truncated ones too."""
-        with _opened(self._image_path(index)) as file:
-            return np.array(file.convert("RGB"))
+        """uint8 (H, W, 3), RGB, as displayed; DataError for a file that `data.images` refuses."""
+        return read_rgb(self.image_path(index))
 
     def mask(self, index: int) -> np.ndarray | None:
         """uint8 (H, W) of labels, or None where there is no mask; DataError if it cannot be the image's mask."""
         path = self.mask_path(index)
-        if path is None:
-            return None
-        with _opened(path) as file:
-            mode, mask = file.mode, np.array(file)
-        if mode not in ("P", "L"):
-            raise DataError(
-                f"mask {path} has mode {mode}, i.e. colours instead of class numbers. Save the class numbers as "
-                "an 8-bit grey or palette PNG (toco_lab.PALETTE holds VOC's colours)"
-            )
-        with _opened(self._image_path(index)) as file:
-            (width, height), where = file.size, self._image_path(index)
-        if mask.shape != (height, width):
-            raise DataError(
-                f"mask {path} is {mask.shape[1]}x{mask.shape[0]}, its image {where} is {width}x{height}. Make the mask "
-                "anew from the original annotation, or resize it with nearest neighbour"
-            )
-        present = np.unique(mask)
-        wrong = present[(present > len(self.classes)) & (present != IGNORE_INDEX)].tolist()
-        if wrong:
-            raise DataError(
-                f"mask {path} holds {wrong}; allowed are 0..{len(self.classes)} and {IGNORE_INDEX}. Renumber the "
-                "classes (COCO: 1..80 in order, not the annotation's ids 1..90) or correct num_classes"
-            )
-        return mask
+        return None if path is None else read_mask(path, self.image_path(index), len(self.classes))
 
     def mask_path(self, index: int) -> Path | None:
         """The mask's file, not checked; one from COCO's json is painted now. None where there is none."""
@@ -178,7 +153,8 @@ class FolderReader:
             raise DataError(f"no entry for {name!r} in label file {self._source}. {hint}, or shorten {self.list_file}")
         return self._table[name]
 
-    def _image_path(self, index: int) -> Path:
+    def image_path(self, index: int) -> Path:
+        """The image's file, not opened; DataError if it is missing."""
         name = self.names[index]
         if name not in self._images:
             raise DataError(self._missing_image(name))
@@ -232,6 +208,9 @@ class ToyReader:
         """An empty list: scenes are right by construction."""
         return []
 
+    def image_path(self, index: int) -> None:
+        """None: a scene is in no file."""
+
     def mask_path(self, index: int) -> None:
         """None: the mask of a scene is in no file."""
 
@@ -280,15 +259,6 @@ def _limit(cfg: Config, split: str) -> int | None:
     return (cfg.train_images if split == cfg.train_split else cfg.val_images) or None
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    try:
-        with Image.open(path) as file:  # reads the header; pixels are decoded when asked for
-            yield file
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # PIL raises SyntaxError for a broken PNG
-        raise DataError(f"cannot decode {path}: {error}. The file is damaged: copy or download it again") from error
-
-
 def training_label(reader: Reader, index: int) -> np.ndarray:
     """`reader.image_label(index)`, which must name a class: an image without one teaches the classifier nothing."""
     label = reader.image_label(index)
@@ -304,11 +274,12 @@ def missing_truth(cfg: Config) -> str:
     """Why the validation split cannot be scored, in a sentence; "" if every image has a mask.
 
     Raises:
-        DataError: See `open_dataset`.
+        DataError: See `open_dataset`; if no mask has a pixel of a class; if the first one is wrong.
     """
     reader = open_dataset(cfg, cfg.val_split)
     without = reader.has_masks().count(False)
     if not without:
+        check_classes_shown(reader, cfg.val_split)
         return ""
     return (
         f"{without} of {len(reader)} images of {cfg.val_split!r} in {reader.root} have no mask: the mIoU of CAM and "

@@ -16,6 +16,7 @@ from toco_lab.backbones.weights import weights_hash
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.data.classes import label_names
 from toco_lab.data.loader import EvalSample, EvalSamples, eval_samples
+from toco_lab.data.masks import check_classes_shown
 from toco_lab.evaluation.example_maps import map_rows
 from toco_lab.evaluation.gallery import NUM_IMAGES, save_gallery
 from toco_lab.evaluation.prediction import BATCH, FUSIONS, grouped_by_size, predict
@@ -91,12 +92,15 @@ def evaluate_model(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: For an unknown target, or one that needs masks on a split where images have none.
+        ValueError: For an unknown target, one that needs masks on a split where images have none, or masks of which
+            none has a pixel of a class.
     """
     split = split or cfg.val_split
     samples = eval_samples(cfg, model.mean, model.std, split)
     targets = _checked_targets(cfg, targets, samples, split)
     maps = tuple(target for target in targets if target != LABELS)
+    if maps:
+        check_classes_shown(samples.reader, split, len(samples))
     device = next(model.parameters()).device
     counts = _Counts(maps, cfg.num_classes + 1, device)
     shown = set(samples.reader.names[: min(gallery, len(samples))]) if maps else set()

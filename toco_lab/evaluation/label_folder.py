@@ -23,7 +23,8 @@ from PIL import Image
 from torch import Tensor
 
 from toco_lab.config import Config
-from toco_lab.data.classes import DataError, save_mask
+from toco_lab.data.classes import save_mask
+from toco_lab.data.images import load
 from toco_lab.data.label_tables import write_labels
 from toco_lab.data.layouts import LAYOUTS, locate
 from toco_lab.data.loader import EvalSample
@@ -54,12 +55,7 @@ class LabelFolder:
         Raises:
             DataError: If the file is damaged.
         """
-        path = self._mask(name)
-        try:
-            with Image.open(path) as file:
-                return np.array(file)
-        except (OSError, SyntaxError, ValueError, EOFError) as error:  # PIL raises SyntaxError for a broken PNG
-            raise DataError(f"cannot decode {path}: {error}. Delete it: the same command makes it again") from error
+        return np.array(load(self._mask(name), remedy="Delete it: the same command makes it again"))
 
     def write(self, name: str, label: np.ndarray) -> None:
         """Write the label of an image, (H, W) uint8."""

@@ -1,0 +1,117 @@
+"""Images, masks and labels that can be read and may still be wrong: what `check_dataset` says of them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from toco_lab.config import IGNORE_INDEX
+from toco_lab.data.classes import PALETTE
+from toco_lab.data.image_labels import label_of_mask
+from toco_lab.data.images import conversions, load
+from toco_lab.data.readers import Reader
+
+Colour = tuple[int, int, int]
+
+
+class Doubts:
+    """Looks at one image after the other, and counts."""
+
+    def __init__(self, reader: Reader, doubtful: dict[str, list[str]]) -> None:
+        """`doubtful` gets a few words for each doubtful image, by its name."""
+        self.reader, self.doubtful = reader, doubtful
+        self.compared: list[str] = []  # images that have a label and a mask
+        self.unseen: list[str] = []  # the label names a class that the mask does not show
+        self.unnamed: list[str] = []  # the mask shows a class that the label does not name
+        self.swallowed: list[str] = []  # 255 is the only foreground
+        self.recoloured: list[str] = []
+        self.moved: list[str] = []  # a colour has another number than in a mask before
+        self.converted: dict[str, list[str]] = {}  # names of the images of which something was changed, by what
+        self.labelled, self.shown = np.zeros(len(reader.classes), int), np.zeros(len(reader.classes), int)
+        self._numbers_of: dict[Colour, frozenset[int]] = {}
+
+    def look_at_image(self, index: int) -> None:
+        """Note what reading an image changed besides decoding it."""
+        path = self.reader.image_path(index)
+        for words in conversions(path) if path is not None else []:
+            self.converted.setdefault(words, []).append(self.reader.names[index])
+
+    def look(self, index: int, mask: np.ndarray, label: np.ndarray | None) -> None:
+        """Compare a mask, (H, W), with the label of its image, (C,), and with the masks before it."""
+        name = self.reader.names[index]
+        shown = label_of_mask(mask, len(self.reader.classes))
+        differs = np.zeros(0) if label is None else label - shown
+        if label is not None:
+            self.compared.append(name)
+            self.labelled += label > 0
+            self.shown += shown > 0
+        recoloured, moved = self._look_at_palette(index, mask)
+        for wrong, names, words in (
+            ((differs > 0).any(), self.unseen, "label without pixels"),
+            ((differs < 0).any(), self.unnamed, "class without label"),
+            (not shown.any() and (mask == IGNORE_INDEX).any(), self.swallowed, f"nothing but {IGNORE_INDEX}"),
+            (recoloured, self.recoloured, "palette"),
+            (moved, self.moved, "palette of its own"),
+        ):
+            if wrong:
+                names.append(name)
+                self.doubtful.setdefault(name, []).append(words)
+
+    def _look_at_palette(self, index: int, mask: np.ndarray) -> tuple[bool, bool]:
+        """Whether VOC's colours have other numbers than VOC's, and whether a colour has another number than before.
+
+        Both happen where pictures are quantised, or saved as GIF: the palette is then sorted anew for each file.
+        """
+        path = self.reader.mask_path(index)
+        palette = None if path is None else load(path).getpalette()
+        if palette is None:
+            return False, False
+        colours = np.array(palette, np.uint8).reshape(-1, 3)
+        count = len(self.reader.classes) + 1
+        recoloured = moved = False
+        for number in np.setdiff1d(mask, IGNORE_INDEX).tolist():
+            if number >= len(colours) or np.ptp(colours[number]) == 0:  # grey palettes mean nothing
+                continue
+            meant = np.flatnonzero((PALETTE[:count] == colours[number]).all(1))
+            recoloured |= len(meant) > 0 and meant[0] != number
+            same = frozenset(np.flatnonzero((colours == colours[number]).all(1)).tolist())
+            red, green, blue = colours[number].tolist()
+            moved |= not same & self._numbers_of.setdefault((red, green, blue), same)
+        return bool(recoloured), bool(moved)
+
+    def problems(self) -> list[str]:
+        """What makes numbers wrong."""
+        differ = set(self.unseen) | set(self.unnamed)
+        most = [name for name in self.compared if name in differ]
+        if 2 * len(most) <= len(self.compared) or not self.shown.any():  # masks without a class have an error of theirs
+            most = []
+        return counted(
+            most,
+            f"of {len(self.compared)} masks do not show the classes that the labels name. Line k of classes.txt must "
+            "be the class that the masks hold as number k, which only their maker knows",
+        ) + counted(
+            self.moved,
+            "masks give a colour another number than the masks before them: a palette was sorted anew for each file "
+            "(GIF, quantised pictures). Number the classes alike in all masks",
+        )
+
+    def notes(self) -> list[str]:
+        """What may be right and should be known."""
+        absent = self.labelled.astype(bool) & ~self.shown.astype(bool)
+        names = [name for name, is_absent in zip(self.reader.classes, absent, strict=True) if is_absent]
+        return [
+            *counted(self.unseen, "images have a label with a class that their mask does not show"),
+            *counted(self.unnamed, "images have a mask with a class that their label does not name"),
+            *counted(names, "classes are named by labels and shown by no mask"),
+            *counted(self.swallowed, f"masks have {IGNORE_INDEX}, which is not counted, as their only foreground"),
+            *counted(
+                self.recoloured,
+                "masks have VOC's colours at other numbers than VOC: if they were quantised "
+                "from colour pictures, their numbers are not the classes",
+            ),
+            *(note for words, images in self.converted.items() for note in counted(images, f"images {words}")),
+        ]
+
+
+def counted(cases: Sequence[str], words: str) -> list[str]:
+    """A line with the number of the cases and the first three of them; [] for none."""
+    return [f"{len(cases)} {words} ({', '.join(cases[:3])}{', ...' if len(cases) > 3 else ''})"] if cases else []

@@ -1,0 +1,173 @@
+"""One way to read an image file: training, `data check`, evaluation and the explorer's upload see the same pixels.
+
+What becomes of a file is decided by its bytes, not by its name:
+
+* EXIF orientation is applied, as every viewer does; no other mark turns an image.
+* Transparent parts lie on white.
+* Grey of 16 bits is divided by 257. Integers of 32 bits are read alike where they are 0..65535, else refused. Where all
+  are at most 255 they were meant as 8 bits, and the file is refused. Colours of 16 bits keep their upper 8.
+* Floating point numbers in [0, 1] are multiplied by 255, those in [0, 255] rounded, others refused.
+* Grey, one-bit, palette and CMYK become RGB. Of an animation or several pages the first one is read.
+* What is no regular file, damaged, truncated, or too large to be a photo is refused.
+"""
+
+import io
+import stat
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from toco_lab.data.classes import DataError
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112
+_COLOURS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
+_SAVE_AGAIN = (
+    "It is damaged or of a format not known here: copy it again, or open it in an image viewer and save it again as "
+    "PNG or JPEG"
+)
+
+
+def read_rgb(source: bytes | Path, where: str = "") -> np.ndarray:
+    """An image file as it is displayed, uint8 RGB (H, W, 3), by the rules above.
+
+    Args:
+        source: The file's bytes, or its path.
+        where: What an error calls it; "" takes the path.
+
+    Raises:
+        DataError: If there is no such file, it cannot be decoded, or its numbers are no colours.
+    """
+    where = where or str(source)
+    picture = load(source, where)
+    turn = _TURNS.get(orientation(picture))
+    picture = _as_rgb(picture, where)
+    return np.array(picture.transpose(turn) if turn is not None else picture)
+
+
+def load(source: bytes | Path, where: str = "", remedy: str = _SAVE_AGAIN) -> Image.Image:
+    """The first picture of a file, decoded but neither turned nor converted; arguments and errors as in `read_rgb`."""
+    return _opened(source, where or str(source), remedy, decode=True)
+
+
+def header(source: bytes | Path, where: str = "", remedy: str = _SAVE_AGAIN) -> Image.Image:
+    """What a file says of its picture, without its pixels; arguments and errors as in `read_rgb`."""
+    return _opened(source, where or str(source), remedy, decode=False)
+
+
+def sizes(picture: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(width, height) of a file's picture as displayed, and as stored."""
+    width, height = picture.size
+    turned = orientation(picture) >= 5
+    return (height, width) if turned else (width, height), (width, height)
+
+
+def conversions(path: Path) -> list[str]:
+    """What is done to the pixels of a file beyond decoding them, each in words; [] for an ordinary photo."""
+    picture = header(path)
+    several = getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO"  # a phone's photo with its preview
+    return [
+        words
+        for words, applies in (
+            ("are turned as their EXIF orientation says: their masks must be, too", orientation(picture) > 1),
+            (
+                "have an alpha channel or a transparent colour: what is transparent becomes white",
+                picture.has_transparency_data,
+            ),
+            ("have more than 8 bits, and are scaled to 8", picture.mode == "F" or picture.mode.startswith("I")),
+            ("hold several pictures, of which the first is read", several),
+        )
+        if applies
+    ]
+
+
+def _opened(source: bytes | Path, where: str, remedy: str, *, decode: bool) -> Image.Image:
+    try:
+        if not isinstance(source, bytes):
+            _check_regular(source)
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+            if decode:
+                file.load()
+            else:
+                _ = getattr(file, "n_frames", 1)  # some formats count them only while the file is open
+            return file
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{where} is too large for a photo: {error}. Scale it down, or cut it into tiles") from error
+    except FileNotFoundError as error:
+        raise DataError(f"there is no file {where}. Correct the path, or copy the file there") from error
+    except PermissionError as error:
+        raise DataError(f"cannot read {where}: {error.strerror}. Make the file readable (chmod +r)") from error
+    except Exception as error:  # decoders of damaged files raise whatever they like
+        raise DataError(f"cannot decode {where}: {_cause(error, source)}. {remedy}") from error
+
+
+def _check_regular(path: Path) -> None:
+    """Opening a pipe would wait for ever, and a device has no end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        kind = "a folder" if path.is_dir() else "no regular file, but a pipe, socket or device"
+        raise DataError(f"{path} is {kind}. Put an image file there, or take it out")
+
+
+def _cause(error: Exception, source: bytes | Path) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        empty = not source if isinstance(source, bytes) else source.stat().st_size == 0
+        return "it is empty (0 bytes)" if empty else "no format fits its bytes, whatever its name says"
+    return str(error) or type(error).__name__
+
+
+def orientation(picture: Image.Image) -> int:
+    """1..8, from the EXIF block before the pixels; 1, as stored, where there is none or it cannot be read.
+
+    A TIFF has been turned by its decoder already.
+    """
+    exif = Image.Exif()
+    try:
+        exif.load(picture.info.get("exif", b""))
+        number = exif.get(_ORIENTATION, 1)
+    except Exception:  # a damaged block beside sound pixels: no viewer turns these
+        return 1
+    return number if number in _TURNS and picture.format != "TIFF" else 1
+
+
+def _as_rgb(picture: Image.Image, where: str) -> Image.Image:
+    if picture.mode == "F" or picture.mode.startswith("I"):
+        picture = Image.fromarray(_eight_bits(picture, where))
+    if picture.mode not in _COLOURS:  # LAB: Pillow converts it to other colours
+        raise DataError(f"{where} has pixels of mode {picture.mode}, which is not read. Save it as an RGB PNG or JPEG")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _eight_bits(picture: Image.Image, where: str) -> np.ndarray:
+    """Grey values of more than 8 bits as uint8, by the rules at the top."""
+    raw = np.asarray(picture)
+    low, high = raw.min(), raw.max()
+    if picture.mode == "F":
+        if not (low >= 0 and high <= 255):  # also where one is NaN
+            raise DataError(
+                f"{where} holds floating point numbers from {low:g} to {high:g}; only those in [0, 1] or [0, 255] can "
+                "be colours. Scale them, and save it as an 8-bit PNG"
+            )
+        return (raw * (255 if high <= 1 else 1)).round().astype(np.uint8)
+    if low < 0 or high > 65535 or 0 < high <= 255:
+        meant = "they look like 8 bits" if 0 < high <= 255 else "16 bits end at 65535"
+        raise DataError(
+            f"{where} holds integers of more than 8 bits, from {low} to {high}: {meant}, and how bright they are meant "
+            "is not known. Save it as an 8-bit PNG"
+        )
+    grey = (raw / 257).round().astype(np.uint8)
+    clear = picture.info.get("transparency")
+    return np.where(raw == clear, np.uint8(255), grey) if isinstance(clear, int) else grey

@@ -163,6 +163,14 @@ def test_of_several_pictures_the_first_is_read(tmp_path, suffix):
     assert "hold several pictures, of which the first is read" in conversions(tmp_path / f"a.{suffix}")
 
 
+def test_a_tiff_in_which_0_is_white_is_turned_round_or_refused(tmp_path):
+    grey = np.full((4, 4), 200, np.uint8)
+    assert (read_rgb(saved(tmp_path / "a.tif", grey, tiffinfo={262: 0})) == 200).all()
+    for deep in (grey.astype(np.uint16) * 257, grey.astype(np.float32)):
+        with pytest.raises(DataError, match=r"b\.tif is a TIFF of more than 8 bits in which 0 is white.*8-bit PNG"):
+            read_rgb(saved(tmp_path / "b.tif", deep, tiffinfo={262: 0}))
+
+
 def test_lab_colours_are_refused(tmp_path):
     path = saved(tmp_path / "a.tif", Image.new("LAB", (8, 8), (255, 0, 0)))
     with pytest.raises(DataError, match=r"a\.tif has pixels of mode LAB.*RGB PNG"):

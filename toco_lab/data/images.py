@@ -30,6 +30,7 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION = 0x0112
+_PHOTOMETRIC = 262  # of a TIFF: 0 says that 0 is white
 _COLOURS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
 _SAVE_AGAIN = (
     "It is damaged or of a format not known here: copy it again, or open it in an image viewer and save it again as "
@@ -153,6 +154,8 @@ def _as_rgb(picture: Image.Image, where: str) -> Image.Image:
 
 def _eight_bits(picture: Image.Image, where: str) -> np.ndarray:
     """Grey values of more than 8 bits as uint8, by the rules at the top."""
+    if getattr(picture, "tag_v2", {}).get(_PHOTOMETRIC) == 0:  # Pillow turns 8 bits round, and no others
+        raise DataError(f"{where} is a TIFF of more than 8 bits in which 0 is white. Save it as an 8-bit PNG")
     raw = np.asarray(picture)
     low, high = raw.min(), raw.max()
     if picture.mode == "F":

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from toco_lab.fields import coerce_fields, opt
+from toco_lab.fields import check_fields, check_one, opt, shown
 from toco_lab.files import did_you_mean
 from toco_lab.presets import PRESETS
 
@@ -25,57 +25,72 @@ VIT_SIZES = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp
 # beginnings of timm's names of its ResNet and ConvNeXt families
 CNN_NAMES = ("convnext", "resnet", "resnext", "wide_resnet", "senet", "seresne", "ecaresne")
 
-# the checks of single fields
-LENGTHS = {"scale_range": 2, "jitter": 4, "blur_probability": 3, "view2_scale": 2, "betas": 2}
-SHARES = (
-    "flip_probability", "jitter_probability", "grey_probability", "solarise_probability", "teacher_momentum",
-)  # fmt: skip
-AT_LEAST_ONE = (
-    "num_local_crops", "steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "probe_images",
-)  # fmt: skip
-
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything a run depends on. Flat on purpose; made by `Config.preset(name).replace(field=value)`."""
 
     # --- data ---------------------------------------------------------------------------------------------------
-    preset_name: str = opt("", "preset this config started from (a label for folders and tables)", result=False)
+    preset_name: str = opt(
+        "",
+        "preset this config started from (a label for folders and tables)",
+        result=False,
+        matches=(r"[^/\\\0]{0,100}", "a short name that a folder can have, without / and \\"),
+    )
     dataset: Literal["toy", "voc", "coco", "folder"] = opt(
         "voc", "which reader reads the images and masks; `folder` is any folder of images, see data/README.md"
     )
     data_root: str = opt("data/VOC2012", "folder of the data set (VOC: the one that holds JPEGImages)", result=False)
-    train_split: str = opt("train_aug", "name of the training list (toy: a stream of scenes)")
-    val_split: str = opt("val", "name of the list that is evaluated")
+    train_split: str = opt("train_aug", "name of the training list (toy: a stream of scenes)", filled=True)
+    val_split: str = opt("val", "name of the list that is evaluated", filled=True)
     label_source: str = opt(
         "masks",
         "image labels from `masks`, `xml`, `annotations` (COCO's json), or a CSV, JSON or .npy label file; "
         "`auto` (folder): its labels.csv or labels.json, else the masks, else the XML files",
+        filled=True,
     )
     num_classes: int = opt(
-        20, "foreground classes C; background is class 0 and not counted; 0 (folder): as many as the folder names"
+        20,
+        "foreground classes C; background is class 0 and not counted; 0 (folder): as many as the folder names",
+        within=(0, 254),
+        because="255 marks pixels that do not count",
     )
-    classes: tuple[str, ...] | None = opt(None, "class names of a folder; None = read from it when a run starts")
+    classes: tuple[str, ...] | None = opt(
+        None, "class names of a folder; None = read from it when a run starts", filled=True, distinct=True
+    )
     crowds: Literal["class", "ignore"] = opt(
         "class", "crowd regions in masks made from COCO's json: painted as their class, or as 255 (not counted)"
     )
-    train_images: int = opt(0, "use only the first n training images (toy: size of the stream); 0 = all")
-    val_images: int = opt(0, "evaluate only the first n images; 0 = all")
-    crop_size: int = opt(448, "side of the square training crop, in pixels")
-    scale_range: tuple[float, ...] = opt((0.5, 2.0), "random resize before the crop: smallest and largest factor")
+    train_images: int = opt(0, "use only the first n training images (toy: size of the stream); 0 = all", at_least=0)
+    val_images: int = opt(0, "evaluate only the first n images; 0 = all", at_least=0)
+    crop_size: int = opt(448, "side of the square training crop, in pixels", at_least=1)
+    scale_range: tuple[float, ...] = opt(
+        (0.5, 2.0), "random resize before the crop: smallest and largest factor", above=0, length=2, increasing=True
+    )
     padding: Literal["mean", "black"] = opt(
         "mean",
         "what surrounds an image smaller than the crop: mean colour (0 after normalisation), or black",
         quirk="black",
     )
-    flip_probability: float = opt(0.5, "probability of a horizontal flip of each view")
-    jitter: tuple[float, ...] = opt((0.4, 0.4, 0.2, 0.1), "brightness, contrast, saturation, hue jitter of the views")
-    jitter_probability: float = opt(0.8, "probability of the colour jitter")
-    grey_probability: float = opt(0.2, "probability that a view is turned grey")
-    blur_probability: tuple[float, ...] = opt((1.0, 0.1, 0.5), "Gaussian blur of global view 1, view 2, local view")
-    solarise_probability: float = opt(0.2, "probability that global view 2 is solarised")
-    view2_scale: tuple[float, ...] = opt((0.4, 1.0), "area of the second global view as a share of the image")
-    view2_size: int = opt(224, "side of the second global view, in pixels")
+    flip_probability: float = opt(0.5, "probability of a horizontal flip of each view", within=(0, 1))
+    jitter: tuple[float, ...] = opt(
+        (0.4, 0.4, 0.2, 0.1), "brightness, contrast, saturation, hue jitter of the views", at_least=0, length=4
+    )
+    jitter_probability: float = opt(0.8, "probability of the colour jitter", within=(0, 1))
+    grey_probability: float = opt(0.2, "probability that a view is turned grey", within=(0, 1))
+    blur_probability: tuple[float, ...] = opt(
+        (1.0, 0.1, 0.5), "Gaussian blur of global view 1, view 2, local view", within=(0, 1), length=3
+    )
+    solarise_probability: float = opt(0.2, "probability that global view 2 is solarised", within=(0, 1))
+    view2_scale: tuple[float, ...] = opt(
+        (0.4, 1.0),
+        "area of the second global view as a share of the image",
+        above=0,
+        at_most=1,
+        length=2,
+        increasing=True,
+    )
+    view2_size: int = opt(224, "side of the second global view, in pixels", at_least=1)
     normalisation: Literal["backbone", "imagenet"] = opt(
         "backbone", "image mean and standard deviation: of the backbone's own weights, or ImageNet's", quirk="imagenet"
     )
@@ -83,10 +98,12 @@ class Config:
         False, "main and local view flip apart, so the region mask is mirrored against the crops", quirk=True
     )
     flip_valid_box: bool = opt(True, "the valid box is mirrored together with its image", quirk=False)
-    num_workers: int = opt(2, "loader processes; 0 loads in the training process", result=False)
+    num_workers: int = opt(2, "loader processes; 0 loads in the training process", result=False, within=(0, 1024))
 
     # --- model --------------------------------------------------------------------------------------------------
-    backbone: str = opt("deit_base_patch16_224", "timm model name: a plain ViT or DeiT, a Swin, ResNet or ConvNeXt")
+    backbone: str = opt(
+        "deit_base_patch16_224", "timm model name: a plain ViT or DeiT, a Swin, ResNet or ConvNeXt", filled=True
+    )
     weights_tag: str = opt(
         "", "timm's tag of the pretrained weights, fb_in1k or augreg_in21k, say; empty = the backbone's default"
     )
@@ -94,47 +111,57 @@ class Config:
         "", 'further arguments of timm.create_model as JSON: {"depths": [2, 2, 2, 2]}, or {"patch_size": 2} for a Swin'
     )
     output_stride: int | None = opt(
-        None, "pixels per final token of a ResNet or ConvNeXt, by dilation: 8, 16 or 32; None = 16"
+        None, "pixels per final token of a ResNet or ConvNeXt, by dilation: 8, 16 or 32; None = 16", one_of=(8, 16, 32)
     )
     pretrained: bool = opt(True, "start from pretrained weights (downloaded by timm unless `weights` names a file)")
     weights: str = opt("", "local weights file (.safetensors, .pth) for the backbone; empty = timm downloads them")
     # sizes of plain ViTs: `replace` drops them for another backbone, which keeps its own
-    image_size: int | None = opt(None, "ViT: side the position grid was made for; None = the backbone's own")
-    patch_size: int | None = opt(None, "ViT: patch side in pixels; None = the backbone's own")
-    embed_dim: int | None = opt(None, "ViT: token width D; None = the backbone's own")
-    depth: int | None = opt(None, "ViT: number of blocks; None = the backbone's own")
-    num_heads: int | None = opt(None, "ViT: attention heads; None = the backbone's own")
-    mlp_ratio: float | None = opt(None, "ViT: hidden width of a block's MLP over D; None = the backbone's own")
+    image_size: int | None = opt(
+        None, "ViT: side the position grid was made for; None = the backbone's own", at_least=1
+    )
+    patch_size: int | None = opt(None, "ViT: patch side in pixels; None = the backbone's own", at_least=1)
+    embed_dim: int | None = opt(None, "ViT: token width D; None = the backbone's own", at_least=1)
+    depth: int | None = opt(None, "ViT: number of blocks; None = the backbone's own", at_least=1)
+    num_heads: int | None = opt(None, "ViT: attention heads; None = the backbone's own", at_least=1)
+    mlp_ratio: float | None = opt(None, "ViT: hidden width of a block's MLP over D; None = the backbone's own", above=0)
     pos_embed_antialias: bool = opt(False, "antialias when the frozen position grid is resampled")
     aux_layer: int = opt(-3, "block whose raw output feeds the auxiliary classifier (python index)")
     pooling: Literal["max", "average"] = opt(
         "max", "global pooling of the tokens before each classifier: maximum per channel (ToCo), or average"
     )
-    decoder_width: int = opt(512, "channels of the LargeFOV decoder")
-    decoder_dilation: int = opt(5, "dilation of its 3x3 convolutions")
-    head_hidden: int = opt(2048, "hidden width of the projection head of CTC")
-    head_bottleneck: int = opt(256, "bottleneck width of the projection head")
-    head_out: int = opt(1024, "output width of the projection head")
+    decoder_width: int = opt(512, "channels of the LargeFOV decoder", at_least=1)
+    decoder_dilation: int = opt(5, "dilation of its 3x3 convolutions", at_least=1)
+    head_hidden: int = opt(2048, "hidden width of the projection head of CTC", at_least=1)
+    head_bottleneck: int = opt(256, "bottleneck width of the projection head", at_least=1)
+    head_out: int = opt(1024, "output width of the projection head", at_least=1)
     anti_smoothing: Literal["none", "attn_scale", "feat_scale"] = opt(
         "none", "rescale the high frequencies of attention (AttnScale) or of its output (FeatScale), arXiv 2203.05962"
     )
     teacher: Literal["ema", "none"] = opt(
         "ema", "targets of CTC: of the EMA head, or (none) the student's own projections, with gradient through both"
     )
-    teacher_momentum: float = opt(0.9, "EMA momentum m of the teacher head: t <- m t + (1 - m) s")
+    teacher_momentum: float = opt(0.9, "EMA momentum m of the teacher head: t <- m t + (1 - m) s", within=(0, 1))
 
     # --- CAM, pseudo labels, crops ------------------------------------------------------------------------------
-    cam_scales: tuple[float, ...] = opt((1.0, 0.5, 1.5), "scales of the multi-scale CAM; 1 always runs, and first")
-    low_threshold: float = opt(0.25, "CAM score at or below this is background")
-    high_threshold: float = opt(0.70, "CAM score above this is foreground")
-    background_threshold: float = opt(0.50, "CAM score at or below this is background when a CAM is evaluated")
-    par_dilations: tuple[int, ...] = opt((1, 2, 4, 8, 12, 24), "neighbour distances of PAR, in half-size pixels")
-    par_iterations: int = opt(10, "iterations of PAR")
+    cam_scales: tuple[float, ...] = opt(
+        (1.0, 0.5, 1.5), "scales of the multi-scale CAM; 1 always runs, and first", above=0
+    )
+    low_threshold: float = opt(0.25, "CAM score at or below this is background", within=(0, 1))
+    high_threshold: float = opt(0.70, "CAM score above this is foreground", within=(0, 1))
+    background_threshold: float = opt(
+        0.50, "CAM score at or below this is background when a CAM is evaluated", within=(0, 1)
+    )
+    par_dilations: tuple[int, ...] = opt(
+        (1, 2, 4, 8, 12, 24), "neighbour distances of PAR, in half-size pixels", at_least=1
+    )
+    par_iterations: int = opt(10, "iterations of PAR", at_least=0)
     refine: bool = opt(True, "refine the pseudo label by PAR (False: thresholds only)")
-    aux_label_steps: int = opt(0, "the segmentation pseudo label comes from the auxiliary CAM before this step")
-    num_local_crops: int = opt(8, "local crops per image")
-    local_crop_size: int = opt(96, "side of a local crop, in pixels (even)")
-    crop_min_content: float = opt(0.2, "a local crop with this share of content or less is a negative")
+    aux_label_steps: int = opt(
+        0, "the segmentation pseudo label comes from the auxiliary CAM before this step", at_least=0
+    )
+    num_local_crops: int = opt(8, "local crops per image", at_least=1)
+    local_crop_size: int = opt(96, "side of a local crop, in pixels (even)", at_least=2)
+    crop_min_content: float = opt(0.2, "a local crop with this share of content or less is a negative", within=(0, 1))
     crop_candidates: Literal["uncertain", "not_foreground"] = opt(
         "uncertain", "where centres of local crops may lie", quirk="not_foreground"
     )
@@ -149,51 +176,57 @@ class Config:
     late_segmentation: bool = opt(
         False, "the segmentation losses join one step after seg_start_step (`n_iter <= 2000`)", quirk=True
     )
-    w_cls: float = opt(1.0, "weight of the classification loss on the final tokens")
-    w_cls_aux: float = opt(1.0, "weight of the classification loss on the auxiliary tokens")
-    w_ptc: float = opt(0.2, "weight of patch token contrast")
-    w_ctc: float = opt(0.5, "weight of class token contrast")
-    w_seg: float = opt(0.1, "weight of the segmentation loss")
-    w_reg: float = opt(0.05, "weight of the regularised (dense CRF energy) loss")
+    w_cls: float = opt(1.0, "weight of the classification loss on the final tokens", at_least=0)
+    w_cls_aux: float = opt(1.0, "weight of the classification loss on the auxiliary tokens", at_least=0)
+    w_ptc: float = opt(0.2, "weight of patch token contrast", at_least=0)
+    w_ctc: float = opt(0.5, "weight of class token contrast", at_least=0)
+    w_seg: float = opt(0.1, "weight of the segmentation loss", at_least=0)
+    w_reg: float = opt(0.05, "weight of the regularised (dense CRF energy) loss", at_least=0)
     w_distil: float = opt(
-        0.0, "weight of regressing the final tokens' CAM on the auxiliary CAM: an alternative to PTC, not part of ToCo"
+        0.0,
+        "weight of regressing the final tokens' CAM on the auxiliary CAM: an alternative to PTC, not part of ToCo",
+        at_least=0,
     )
-    contrast_start_step: int = opt(0, "first step with PTC, CTC and the regression on the auxiliary CAM")
-    seg_start_step: int = opt(2000, "first step with the segmentation and regularised losses")
+    contrast_start_step: int = opt(0, "first step with PTC, CTC and the regression on the auxiliary CAM", at_least=0)
+    seg_start_step: int = opt(2000, "first step with the segmentation and regularised losses", at_least=0)
     ptc_similarity: Literal["absolute", "raw"] = opt("absolute", "cosine similarity of PTC: |cos| or cos")
     ptc_box_units: Literal["tokens", "pixels"] = opt(
         "tokens", "units of the valid box on the token grid (pixels: most padded images drop out)", quirk="pixels"
     )
-    ctc_temperature: float = opt(0.5, "temperature of class token contrast")
+    ctc_temperature: float = opt(0.5, "temperature of class token contrast", above=0)
     ctc_negative_only_term: bool = opt(
         False, "add the term without positives once per image, as the released loop does", quirk=True
     )
-    reg_scale_factor: float = opt(1e-7, "the energy's own factor, inside w_reg")
-    reg_sigma_rgb: float = opt(15.0, "colour width of the energy, in grey levels 0..255")
-    reg_sigma_xy: float = opt(100.0, "spatial width of the energy, in full-size pixels")
-    reg_scale: float = opt(0.5, "size at which the energy is taken, relative to the image")
+    reg_scale_factor: float = opt(1e-7, "the energy's own factor, inside w_reg", at_least=0)
+    reg_sigma_rgb: float = opt(15.0, "colour width of the energy, in grey levels 0..255", above=0)
+    reg_sigma_xy: float = opt(100.0, "spatial width of the energy, in full-size pixels", above=0)
+    reg_scale: float = opt(0.5, "size at which the energy is taken, relative to the image", above=0)
     reg_gate: Literal["released", "exact"] = opt(
         "released",
         "gradient of the energy: its confidence gate held constant (as in gated-CRF losses), or the exact one",
     )
 
     # --- optimisation -------------------------------------------------------------------------------------------
-    steps: int = opt(20000, "optimiser steps T")
-    batch_size: int = opt(4, "effective batch, in images")
+    steps: int = opt(20000, "optimiser steps T", at_least=1)
+    batch_size: int = opt(4, "effective batch, in images", at_least=1)
     accumulate: int = opt(
-        1, "micro-batches the batch is split into: one after the other, or side by side in several processes"
+        1,
+        "micro-batches the batch is split into: one after the other, or side by side in several processes",
+        at_least=1,
     )
-    learning_rate: float = opt(6e-5, "peak learning rate of the encoder")
-    head_lr_factor: float = opt(10.0, "factor on it for classifiers, projection head and decoder")
-    weight_decay: float = opt(0.01, "decoupled weight decay of AdamW, all parameters")
-    betas: tuple[float, ...] = opt((0.9, 0.999), "AdamW betas")
-    warmup_steps: int = opt(1500, "linear warm-up steps W")
-    warmup_ratio: float = opt(1e-6, "first learning rate as a share of the peak (the released code calls it an lr)")
-    poly_power: float = opt(0.9, "power of the polynomial decay")
+    learning_rate: float = opt(6e-5, "peak learning rate of the encoder", above=0)
+    head_lr_factor: float = opt(10.0, "factor on it for classifiers, projection head and decoder", at_least=0)
+    weight_decay: float = opt(0.01, "decoupled weight decay of AdamW, all parameters", at_least=0)
+    betas: tuple[float, ...] = opt((0.9, 0.999), "AdamW betas", at_least=0, below=1, length=2)
+    warmup_steps: int = opt(1500, "linear warm-up steps W", at_least=0)
+    warmup_ratio: float = opt(
+        1e-6, "first learning rate as a share of the peak (the released code calls it an lr)", within=(0, 1)
+    )
+    poly_power: float = opt(0.9, "power of the polynomial decay", at_least=0)
     schedule: Literal["continuous", "drop"] = opt(
         "continuous", "decay counted from the end of warm-up, or from step 0 (a drop when warm-up ends)", quirk="drop"
     )
-    seed: int = opt(0, "seed of the initial weights, data order, augmentation and crops")
+    seed: int = opt(0, "seed of the initial weights, data order, augmentation and crops", at_least=0)
     precision: Literal["fp32", "bf16", "fp16"] = opt("fp32", "arithmetic of the encoder; losses stay in fp32")
     checkpoint_blocks: bool = opt(
         False,
@@ -203,73 +236,96 @@ class Config:
     compile_blocks: bool = opt(
         False, "torch.compile the encoder's blocks: the first steps take minutes; rounds differently"
     )
-    device: str = opt("auto", "auto (cuda if there is one), cpu, cuda, cuda:1 ...", result=False)
+    device: str = opt("auto", "auto (cuda if there is one), cpu, cuda, cuda:1 ...", result=False, filled=True)
 
     # --- evaluation and bookkeeping -----------------------------------------------------------------------------
-    eval_cam_size: int = opt(448, "side images are resized to for CAM evaluation; 0 = native size")
-    eval_seg_scales: tuple[float, ...] = opt((1.0, 1.25, 1.5), "scales of multi-scale segmentation inference")
+    eval_cam_size: int = opt(448, "side images are resized to for CAM evaluation; 0 = native size", at_least=0)
+    eval_seg_scales: tuple[float, ...] = opt((1.0, 1.25, 1.5), "scales of multi-scale segmentation inference", above=0)
     eval_seg_flip: bool = opt(True, "each scale of segmentation inference also runs mirrored")
     eval_fusion: Literal["voc", "coco"] = opt("voc", "voc: sum over flip, max over scales; coco: the other way round")
     miou_over: Literal["present", "all"] = opt("present", "mIoU over classes in the ground truth, or over all classes")
     eval_crf: bool = opt(False, "also evaluate segmentation after the dense CRF")
-    log_every: int = opt(20, "steps between rows of metrics.csv", result=False)
-    val_every: int = opt(0, "steps between validations during training; 0 = only at the end", result=False)
-    checkpoint_every: int = opt(500, "steps between checkpoints", result=False)
+    log_every: int = opt(20, "steps between rows of metrics.csv", result=False, at_least=1)
+    val_every: int = opt(0, "steps between validations during training; 0 = only at the end", result=False, at_least=0)
+    checkpoint_every: int = opt(500, "steps between checkpoints", result=False, at_least=1)
     token_snapshots: int = opt(
-        0, "snapshots of the tokens of the probe images, from before training to the end; 0 = none", result=False
+        0,
+        "snapshots of the tokens of the probe images, from before training to the end; 0 = none",
+        result=False,
+        at_least=0,
     )
-    probe_images: int = opt(2, "first so many images of the validation list, whose tokens are kept", result=False)
+    probe_images: int = opt(
+        2, "first so many images of the validation list, whose tokens are kept", result=False, at_least=1
+    )
 
     def __post_init__(self) -> None:
         """Convert and check every value; each message names the values that do not fit."""
-        coerce_fields(self)
-        self._check_ranges()
+        check_fields(self)
         self._check_relations()
         self._check_backbone()
 
-    def _check_ranges(self) -> None:
-        """What a value may be on its own."""
-        for name, length in LENGTHS.items():
-            value = getattr(self, name)
-            _require(len(value) == length, f"{name} needs {length} numbers, got {value}")
-        for name in SHARES:
-            value = getattr(self, name)
-            _require(0 <= value <= 1, f"{name} must lie in [0, 1], got {value}")
-        for name in AT_LEAST_ONE:
-            value = getattr(self, name)
-            _require(value >= 1, f"{name} must be at least 1, got {value}")
-        fewest = 0 if self.dataset == "folder" else 1
-        _require(self.num_classes >= fewest, f"num_classes must be at least {fewest}, got {self.num_classes}")
-        _require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
-        _require(self.ctc_temperature > 0, f"ctc_temperature must be positive, got {self.ctc_temperature}")
-        _require(min(*self.cam_scales, *self.eval_seg_scales, *self.scale_range) > 0, "scales must be positive")
+    def _check_relations(self) -> None:
+        """What two values may be together, or the items of one."""
+        _require(
+            self.num_classes > 0 or self.dataset == "folder",
+            f"num_classes must be at least 1 for dataset {self.dataset!r}, got 0: only a folder counts its own classes",
+        )
+        names = self.classes or ()
+        _require(
+            not names or self.num_classes in (0, len(names)),
+            f"num_classes {self.num_classes} is not the number of classes, which names {len(names)}: leave num_classes "
+            "at 0 to count them",
+        )
+        _require(self.jitter[3] <= 0.5, f"jitter may shift the hue, its last number, by 0.5 at most, got {self.jitter}")
         _require(self.cam_scales[0] == 1, f"cam_scales must begin with 1.0, got {self.cam_scales}")
         _require(self.local_crop_size % 2 == 0, f"local_crop_size must be even, got {self.local_crop_size}")
         _require(
-            self.token_snapshots == 0 or self.token_snapshots >= 2,
-            f"token_snapshots must be 0 or at least 2 (before training and at the end), got {self.token_snapshots}",
+            self.token_snapshots != 1,
+            "token_snapshots must be 0 or at least 2 (before training and at the end), got 1",
         )
+        _require(
+            self.low_threshold < self.high_threshold,
+            f"low_threshold must be below high_threshold, got {self.low_threshold} and {self.high_threshold}",
+        )
+        self._check_training()
+        self._check_sizes()
 
-    def _check_relations(self) -> None:
-        """What two values may be together."""
-        _require(
-            0 <= self.low_threshold < self.high_threshold <= 1,
-            f"need 0 <= low_threshold < high_threshold <= 1, got {self.low_threshold} and {self.high_threshold}",
-        )
-        _require(
-            self.local_crop_size < self.crop_size,
-            f"local_crop_size {self.local_crop_size} must be smaller than crop_size {self.crop_size}",
-        )
+    def _check_training(self) -> None:
+        """Batches and steps."""
         _require(
             self.batch_size % self.accumulate == 0,
             f"accumulate {self.accumulate} must divide batch_size {self.batch_size}",
         )
-        _require(self.warmup_steps < self.steps, f"warmup_steps {self.warmup_steps} must be below steps {self.steps}")
-        for size in (self.crop_size, self.local_crop_size):
+        _require(
+            self.warmup_steps < self.steps,
+            f"warmup_steps {self.warmup_steps} must be below steps {self.steps}: a run this short needs fewer warm-up "
+            f"steps too, warmup_steps={self.steps // 10} say",
+        )
+
+    def _check_sizes(self) -> None:
+        """Sides in pixels, and the sizes of a plain ViT as far as they are given."""
+        _require(
+            self.local_crop_size < self.crop_size,
+            f"local_crop_size {self.local_crop_size} must be smaller than crop_size {self.crop_size}",
+        )
+        patch = self.patch_size
+        for name in ("crop_size", "local_crop_size", "image_size"):
+            size = getattr(self, name)
             _require(
-                self.patch_size is None or size % self.patch_size == 0,
-                f"crop of {size} pixels is not a multiple of patch_size {self.patch_size}",
+                patch is None or size is None or size % patch == 0,
+                f"{name} {size} is not a multiple of patch_size {patch}",
             )
+        _require(
+            patch is None or self.view2_size >= patch, f"view2_size {self.view2_size} is less than patch_size {patch}"
+        )
+        _require(
+            self.embed_dim is None or self.num_heads is None or self.embed_dim % self.num_heads == 0,
+            f"num_heads {self.num_heads} must divide embed_dim {self.embed_dim}",
+        )
+        _require(
+            self.depth is None or -self.depth <= self.aux_layer < self.depth,
+            f"aux_layer {self.aux_layer} is not one of the {self.depth} blocks that depth asks for",
+        )
 
     def _check_backbone(self) -> None:
         """What the name of the backbone rules out; the rest shows when the model is made."""
@@ -284,9 +340,6 @@ class Config:
             kind == "cnn" or self.output_stride is None,
             f"output_stride dilates a ResNet or ConvNeXt, {name} is none: the side of its tokens is "
             + ("patch_size" if kind == "vit" else "32 pixels, or less with backbone_args='{\"patch_size\": 2}'"),
-        )
-        _require(
-            self.output_stride in (None, 8, 16, 32), f"output_stride must be 8, 16 or 32, got {self.output_stride}"
         )
         _require(
             kind == "vit" or self.anti_smoothing == "none",
@@ -305,7 +358,7 @@ class Config:
         )
         _require(
             _is_json_object(self.backbone_args),
-            f'backbone_args must be a JSON object like {{"embed_dim": 48}}, got {self.backbone_args!r}',
+            f'backbone_args must be a JSON object like {{"embed_dim": 48}}, got {shown(self.backbone_args)}',
         )
 
     @classmethod
@@ -315,7 +368,7 @@ class Config:
             raise ValueError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}; there are: {', '.join(PRESETS)}")
         return cls(preset_name=name, **PRESETS[name])
 
-    def replace(self, **changes: Any) -> Self:
+    def replace(self, /, **changes: Any) -> Self:
         """A copy with some fields changed.
 
         Another backbone brings its own sizes and weights. Unless they are among the changes, one that is no plain ViT
@@ -330,6 +383,8 @@ class Config:
         for key in changes:
             if key not in names:
                 raise ValueError(f"unknown config field {key!r}{did_you_mean(key, names)}")
+        for key in {"backbone", "weights_tag"} & changes.keys():  # read below, before Config checks all
+            check_one(self, key, changes[key])
         backbone = changes.get("backbone", self.backbone)
         if backbone != self.backbone and backbone_kind(backbone) != "vit":
             changes = dict.fromkeys(VIT_SIZES) | {"weights": ""} | changes
@@ -350,8 +405,17 @@ class Config:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Inverse of `to_json`. Unknown fields raise, missing ones take their default."""
-        return cls().replace(**json.loads(text))
+        """Inverse of `to_json`. Missing fields take their default.
+
+        Raises:
+            ValueError: For text that is no JSON object, an unknown field, or a value that does not fit.
+        """
+        try:
+            fields = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"config: cannot be read as JSON: {error}") from error
+        _require(isinstance(fields, dict), f"must be a JSON object of fields and values, got {shown(fields)}")
+        return cls().replace(**fields)
 
     def digest(self) -> str:
         """Eight hex digits over the fields that can change a number, seed left out: runs of one digest are repeats.
@@ -407,8 +471,10 @@ def _require(holds: bool, message: str) -> None:
 
 
 def _is_json_object(text: str) -> bool:
-    """Whether a text is a JSON object; nothing at all counts as an empty one."""
+    """Whether a text is a JSON object without NaN or infinity; nothing at all counts as an empty one."""
     try:
-        return isinstance(json.loads(text or "{}"), dict)
-    except json.JSONDecodeError:
+        arguments = json.loads(text or "{}")
+        json.dumps(arguments, allow_nan=False)
+    except (ValueError, RecursionError):
         return False
+    return isinstance(arguments, dict)

@@ -1,0 +1,232 @@
+"""The range of every config field, walked from its declaration: a value that does not fit is named with its field."""
+
+import dataclasses
+import json
+import math
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from toco_lab.config import Config
+from toco_lab.fields import LARGEST, Limits, check_fields, opt, shown
+from toco_lab.presets import PRESETS
+
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+HINTS = get_type_hints(Config)
+# one value of every kind that YAML, JSON or a notebook may hold
+ANYTHING: list[Any] = [
+    None, True, False, 3, -1, 2**63, -(2**70), 10**5000, 0.5, math.nan, math.inf, -math.inf, "", " ", "text",
+    "1", b"bytes", [], [1], [0.5], ["a"], [None], [True], [[]], [math.nan], (), {}, {"a": 1}, {1}, Path("a"),
+    object(), print,
+]  # fmt: skip
+TINY = 1e-9
+
+
+def kinds(name: str) -> tuple[bool, bool, Any]:
+    """Whether a field may be None, whether it is a tuple, and the type of a value or of an item."""
+    hint, optional = HINTS[name], False
+    if get_origin(hint) in (Union, types.UnionType):
+        hint, optional = get_args(hint)[0], True
+    return (optional, True, get_args(hint)[0]) if get_origin(hint) is tuple else (optional, False, hint)
+
+
+def is_of(value: Any, kind: Any) -> bool:
+    """Whether a value has the type of a field, an int counting as a float."""
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if kind is float:
+        return type(value) in (int, float) and not isinstance(value, bool) and abs(value) <= LARGEST * 2.0
+    return type(value) is kind and not (kind is int and abs(value) > LARGEST)
+
+
+def wrong_types(name: str) -> list[Any]:
+    """Values of ANYTHING that are not of a field's type; NaN and infinity count as no number."""
+    optional, listed, kind = kinds(name)
+
+    def fits(value: Any) -> bool:
+        if value is None:
+            return optional
+        if not listed:
+            return is_of(value, kind) and not (isinstance(value, float) and not math.isfinite(value))
+        return isinstance(value, list | tuple) and len(value) > 0 and all(is_of(item, kind) for item in value)
+
+    return [value for value in ANYTHING if not fits(value)]
+
+
+def outside(name: str) -> list[Any]:
+    """Values of a field's own type that lie outside its declared range."""
+    _, listed, kind = kinds(name)
+    limits: Limits = FIELDS[name].metadata["limits"]
+    step = 1 if kind is int else TINY
+    edges = [
+        (limits.at_least, -step), (limits.above, 0), (limits.above, -step), (limits.at_most, step), (limits.below, 0),
+    ]  # fmt: skip
+    bad: list[Any] = [kind(edge + shift) for edge, shift in edges if edge is not None]
+    bad += [kind(edge + shift * 1000) for edge, shift in edges if edge is not None and shift]
+    bad += [12, -8, 0] if limits.one_of else []
+    bad += ["", "  ", "\t\n"] if limits.filled else []
+    bad += ["a/b", "..\\b", "a" * 101] if limits.matches else []
+    bad += ["\0", "a\0b", "\ud800"] if kind is str else []
+    bad += [math.nan, math.inf, -math.inf] if kind is float else []
+    if not listed:
+        return bad
+    good = list(FIELDS[name].default or ("ant", "bee"))
+    faulty: list[Any] = [[*good[:place], one, *good[place + 1 :]] for one in bad for place in range(len(good))]
+    if limits.length is not None:
+        faulty += [good[:-1], [*good, good[-1]]]
+    faulty += [[good[1], good[0]]] if limits.increasing else []
+    faulty += [[*good, good[0]]] if limits.distinct else []
+    return faulty
+
+
+def number_of_values() -> int:
+    return sum(len(wrong_types(name)) + len(outside(name)) for name in FIELDS)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_value_that_does_not_fit_is_named_with_its_field(name):
+    base = Config.preset("toy")
+    for value in [*wrong_types(name), *outside(name)]:
+        with pytest.raises(ValueError) as error:
+            base.replace(**{name: value})
+        assert name in str(error.value) and type(error.value) is ValueError
+        assert "got" in str(error.value) and len(str(error.value)) < 600
+        if not isinstance(value, list | tuple) and type(value) is not int:  # a list is shown as the tuple it became
+            assert shown(value) in str(error.value)
+
+
+def test_the_walk_is_a_long_one():
+    assert number_of_values() > 3000
+    free = {name for name in FIELDS if not outside(name)}
+    closed = {name for name in FIELDS if kinds(name)[2] is bool or get_origin(kinds(name)[2]) is Literal}
+    assert free - closed == {"aux_layer"}  # an index, whose range depends on depth
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_numbers_and_texts_have_a_range_where_they_are_declared(name):
+    _, _, kind = kinds(name)
+    limits: Limits = FIELDS[name].metadata["limits"]
+    if kind is float or (kind is int and name not in ("output_stride", "aux_layer")):
+        assert limits.at_least is not None or limits.above is not None
+    assert not limits.fault(FIELDS[name].default)
+    for preset in PRESETS:
+        assert not limits.fault(getattr(Config.preset(preset).released(), name))
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"blur_probability": [0.5, 1.5, 0]},
+     "config: blur_probability must lie in [0, 1], each of its items, got (0.5, 1.5, 0.0)"),
+    ({"flip_probability": 1.5}, "config: flip_probability must lie in [0, 1], got 1.5"),
+    ({"w_ptc": -0.1}, "config: w_ptc must not be negative, got -0.1"),
+    ({"w_ptc": math.nan}, "config: w_ptc must be a finite number, got nan"),
+    ({"learning_rate": 0}, "config: learning_rate must be positive, got 0.0"),
+    ({"betas": [0.9, 1]}, "config: betas must lie in [0, 1), each of its items, got (0.9, 1.0)"),
+    ({"scale_range": [2, 0.5]}, "config: scale_range must increase: the smaller number comes first, got (2.0, 0.5)"),
+    ({"view2_scale": [0, 1]}, "config: view2_scale must lie in (0, 1], each of its items, got (0.0, 1.0)"),
+    ({"num_classes": 300}, "config: num_classes must lie in [0, 254] (255 marks pixels that do not count), got 300"),
+    ({"val_split": " "}, "config: val_split must not be empty, got ' '"),
+    ({"preset_name": "../x"},
+     "config: preset_name must be a short name that a folder can have, without / and \\, got '../x'"),
+    ({"seed": 2**64}, "config field 'seed' must be below 2**63, got 18446744073709551616"),
+    ({"backbone": ["a"]}, "config field 'backbone' must be str, got ['a'] (list)"),
+    ({"backbone_args": '{"drop_rate": NaN}'}, "config: backbone_args must be a JSON object"),
+    ({"backbone_args": '{"drop_rate": 1e999}'}, "config: backbone_args must be a JSON object"),
+    # two fields
+    ({"steps": 20}, "config: warmup_steps 1500 must be below steps 20: a run this short needs fewer warm-up steps"),
+    ({"low_threshold": 0.7}, "config: low_threshold must be below high_threshold, got 0.7 and 0.7"),
+    ({"jitter": [0.4, 0.4, 0.2, 0.6]}, "config: jitter may shift the hue, its last number, by 0.5 at most"),
+    ({"num_classes": 0}, "config: num_classes must be at least 1 for dataset 'voc', got 0"),
+    ({"classes": ["ant", "bee"]}, "config: num_classes 20 is not the number of classes, which names 2"),
+    ({"patch_size": 16, "crop_size": 450}, "config: crop_size 450 is not a multiple of patch_size 16"),
+    ({"patch_size": 16, "image_size": 225}, "config: image_size 225 is not a multiple of patch_size 16"),
+    ({"patch_size": 16, "view2_size": 15}, "config: view2_size 15 is less than patch_size 16"),
+    ({"embed_dim": 64, "num_heads": 3}, "config: num_heads 3 must divide embed_dim 64"),
+    ({"depth": 2}, "config: aux_layer -3 is not one of the 2 blocks that depth asks for"),
+])  # fmt: skip
+def test_the_message_says_field_value_and_range(changes, message):
+    with pytest.raises(ValueError) as error:
+        Config.preset("voc_vit_b").replace(**changes)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("text, words", [
+    ("", "cannot be read as JSON"),
+    ('{"steps": ', "cannot be read as JSON"),
+    ("[" * 100_000, "cannot be read as JSON"),
+    ("[1, 2]", "must be a JSON object of fields and values, got [1, 2]"),
+    ("null", "must be a JSON object of fields and values, got None"),
+    ('{"self": 1}', "unknown config field 'self'"),
+    ('{"w_ptc": NaN}', "w_ptc must be a finite number, got nan"),
+    ('{"w_ptc": 1e999}', "w_ptc must be a finite number, got inf"),
+])  # fmt: skip
+def test_text_that_is_no_config_says_what_was_expected(text, words):
+    with pytest.raises(ValueError) as error:
+        Config.from_json(text)
+    assert words in str(error.value)
+
+
+def test_long_values_are_cut_in_messages():
+    assert shown(list(range(10_000))).endswith("9998, 9999]") and len(shown(list(range(10_000)))) < 200
+    assert shown(10**5000) == "a whole number of 16610 bits"
+
+
+def test_one_sided_ranges_in_words():
+    @dataclasses.dataclass(frozen=True)
+    class Small:
+        most: float = opt(1.0, "at most", at_most=2)
+        less: float = opt(1.0, "below", below=2)
+        more: float = opt(2.0, "above", above=1)
+
+        def __post_init__(self):
+            check_fields(self)
+
+    for changes, words in [
+        ({"most": 2.5}, "most must be at most 2"),
+        ({"less": 2}, "less must be below 2"),
+        ({"more": 1}, "more must be above 1"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            Small(**changes)
+
+
+# --- any JSON value for any field ------------------------------------------------------------------------------------
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12)
+JSON = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@st.composite
+def field_and_value(draw: st.DrawFn) -> tuple[str, Any]:
+    """A field and a JSON value, in half of the cases one of the field's own type."""
+    name = draw(st.sampled_from(list(FIELDS)))
+    _, listed, kind = kinds(name)
+    own = {
+        bool: st.booleans(), int: st.integers(-3, 600), float: st.floats(-1, 2) | st.floats(),
+        str: st.text(max_size=12),
+    }.get(kind, st.sampled_from(get_args(kind) or ("",)))  # fmt: skip
+    own = st.lists(own, max_size=5) if listed else own
+    return name, draw(own | JSON)
+
+
+@settings(max_examples=600, deadline=None, database=None)
+@given(field_and_value(), st.sampled_from(["toy", "voc_vit_b", "folder"]))
+def test_any_json_value_makes_a_config_that_survives_json_or_an_error_that_names_the_field(pair, preset):
+    name, value = pair
+    base = Config.preset(preset)
+    try:
+        cfg = base.replace(**{name: value})
+    except ValueError as error:
+        assert name in str(error)
+        text = json.dumps(json.loads(base.to_json()) | {name: value})
+        with pytest.raises(ValueError, match=name):
+            Config.from_json(text)
+        return
+    assert Config.from_json(cfg.to_json()) == cfg
+    assert len(cfg.digest()) == 8 and "/" not in cfg.run_name()

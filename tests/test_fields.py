@@ -170,7 +170,12 @@ def test_text_that_is_no_config_says_what_was_expected(text, words):
 
 
 def test_long_values_are_cut_in_messages():
-    assert shown(list(range(10_000))).endswith("9998, 9999]") and len(shown(list(range(10_000)))) < 200
+    assert shown(list(range(10_000))).endswith("19, ...]") and len(shown("x" * 10**6)) <= 200
+    laughs: Any = "ha"
+    for _ in range(30):  # 20**30 items to print, had it no limit
+        laughs = [laughs] * 20
+    assert len(shown(laughs)) <= 200
+    assert shown({"a": 10**5000}) == "{'a': a whole number of 16610 bits}"
     assert shown(10**5000) == "a whole number of 16610 bits"
 
 

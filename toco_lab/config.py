@@ -364,8 +364,10 @@ class Config:
     @classmethod
     def preset(cls, name: str) -> Self:
         """The named preset, see `PRESETS`. Raises ValueError with the nearest name for an unknown one."""
-        if name not in PRESETS:
-            raise ValueError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}; there are: {', '.join(PRESETS)}")
+        if not isinstance(name, str) or name not in PRESETS:
+            raise ValueError(
+                f"unknown preset {shown(name)}{did_you_mean(name, PRESETS)}; there are: {', '.join(PRESETS)}"
+            )
         return cls(preset_name=name, **PRESETS[name])
 
     def replace(self, /, **changes: Any) -> Self:

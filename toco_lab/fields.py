@@ -8,6 +8,7 @@ import functools
 import itertools
 import math
 import re
+import reprlib
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -192,15 +193,30 @@ def coerce(name: str, value: Any, hint: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value as a message repeats it: its `repr`, the middle left out where that is long.
+    """A value as a message repeats it: its `repr`, shortened where that is long or deep.
 
     >>> shown(0.5)
     '0.5'
     """
-    if isinstance(value, int) and value.bit_length() > 3 * _SHOWN:  # Python refuses to print thousands of digits
-        return f"a whole number of {value.bit_length()} bits"
-    text = repr(value)
+    text = _SHORT.repr(value)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]} ... {text[-_SHOWN // 4 :]}"
+
+
+class _Short(reprlib.Repr):
+    """`repr` of which the cost is bounded: a few levels, and of each the first items."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel = 3
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = self.maxfrozenset = 20
+        self.maxstring = self.maxother = _SHOWN
+
+    def repr_int(self, x: int, level: int) -> str:
+        """Python refuses to print thousands of digits."""
+        return repr(x) if x.bit_length() < 3 * _SHOWN else f"a whole number of {x.bit_length()} bits"
+
+
+_SHORT = _Short()
 
 
 def _listed(values: Sequence[Any]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from toco_lab.sweeps.notebooks import PARAMETER_TYPES, tags_of
+from toco_lab.sweeps.parameters import PARAMETER_TYPES, tags_of
 
 FIRST_PARAMETERS = ("preset", "overrides", "run_dir")
 MAX_OWN_PARAMETERS, MAX_CODE_CELLS, MAX_CELL_LINES, MAX_DEFINITION_LINES = 4, 15, 12, 5

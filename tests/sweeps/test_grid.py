@@ -1,5 +1,6 @@
 """Grids: which runs they make, in which order, and what they refuse."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,13 @@ def test_released_is_what_train_makes_of_it() -> None:
         ({"name": "a/b"}, "names a folder: .* got 'a/b'"),
         ({"name": ".."}, "names a folder"),
         ({"preset": "smok"}, "unknown preset 'smok', did you mean 'smoke'"),
+        ({"preset": ["smoke"]}, r"unknown preset \['smoke'\]"),
+        ({"seeds": 1_000_000_000}, "1,000,000,000 runs asked for; .* 100,000 at most"),
+        ({"seeds": 10**30}, "runs asked for"),
+        ({"seeds": 1000, "axes": {"w_ptc": list(range(101))}}, "101,000 runs asked for"),
+        ({"axes": {"w_ptc": [0, math.nan]}}, "w_ptc must be a finite number, got nan"),
+        ({"notebook": "a.ipynb", "parameters": {"rate": math.inf}}, "parameter 'rate' cannot hold inf"),
+        ({"notebook": ["a.ipynb"]}, "notebook must be the path of a file"),
         ({"overrides": {"w_ptk": 0}}, "unknown config field 'w_ptk', did you mean 'w_ptc'"),
         ({"overrides": [1]}, "overrides must be names"),
         ({"overrides": {"seed": 3}}, "overrides may not set seed; give `seeds`"),
@@ -97,6 +105,16 @@ def test_what_a_grid_refuses(changes: dict, message: str) -> None:
         grid(**changes)
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "cp1252"])
+def test_a_grid_in_another_encoding_is_named_with_the_remedy(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text("name: a\npreset: smoke\nabout: café\n", encoding=encoding)
+    with pytest.raises(ValueError, match=r"grid.yaml is not UTF-8 text: .*Save it as UTF-8"):
+        Grid.from_yaml(path)
+    path.write_text("name: a\npreset: smoke\nabout: café\n", encoding="utf-8-sig")
+    assert Grid.from_yaml(path).about == "café"
+
+
 def test_yaml_and_keywords_give_one_grid(tmp_path: Path) -> None:
     path = tmp_path / "grid.yaml"
     path.write_text(
@@ -125,6 +143,11 @@ def test_yaml_and_keywords_give_one_grid(tmp_path: Path) -> None:
         ("name: a\npreset: smoke\nrows: {no: {}}", "grid.yaml: .*quote words like no"),
         ("- a", "must hold `key: value` lines, got list"),
         ("a: [", "cannot be read"),
+        ("name: a\npreset: smoke\nabout: 2024-99-99", "grid.yaml cannot be read: month"),
+        ("a: " + "[" * 5000, "grid.yaml cannot be read"),
+        ("name: a\npreset: [smoke]", "grid.yaml: .*unknown preset"),
+        ("name: a\npreset: smoke\nseeds: 1000000000", "grid.yaml: .*1,000,000,000 runs"),
+        ("name: a\npreset: smoke\naxes: {w_ptc: [.nan]}", "grid.yaml: .*w_ptc must be a finite number"),
         ("name: a\npreset: smoke\noverrides: {w_ptc: x}", "grid.yaml: grid 'a': config field 'w_ptc' must be float"),
     ],
 )

@@ -12,12 +12,12 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from toco_lab.sweeps.notebooks import (
     NotebookError,
     NotebookJob,
-    check_parameters,
     execute_notebook,
     is_done,
     read_record,
     run_notebooks,
 )
+from toco_lab.sweeps.parameters import check_parameters, declared_parameters
 from toco_lab.sweeps.strip import strip_notebook
 
 PARAMETERS = """preset: str = "smoke"  # named Config
@@ -62,7 +62,10 @@ def no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"preset": "toi"}, "unknown preset 'toi', did you mean 'toy'"),
         ({"overrides": {"w_ptk": 0}}, "unknown config field 'w_ptk', did you mean 'w_ptc'"),
         ({"overrides": {"w_ptc": "0"}}, "'w_ptc' must be float"),
-        ({"preset": "toy", "overrides": {"low_threshold": 0.9}}, "low_threshold < high_threshold"),
+        ({"preset": "toy", "overrides": {"low_threshold": 0.9}}, "low_threshold must be below high_threshold"),
+        ({"rate": float("nan")}, "'rate' cannot hold nan"),
+        ({"scales": [1.0, float("inf")]}, "'scales' cannot hold inf"),
+        ({"overrides": {"w_ptc": float("nan")}}, "'overrides' cannot hold nan"),
     ],
 )
 def test_bad_parameters_start_no_kernel(tmp_path: Path, parameters: dict, message: str) -> None:
@@ -70,6 +73,52 @@ def test_bad_parameters_start_no_kernel(tmp_path: Path, parameters: dict, messag
     with pytest.raises(ValueError, match=message):
         execute_notebook(notebook, tmp_path / "out.ipynb", parameters)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ipynb"]
+
+
+def test_defaults_with_an_equals_sign_are_understood(tmp_path: Path) -> None:
+    cell = """title: str = "a=b"  # x = y
+where: 'str' = 'depth == 4 and "a" in run'
+table: dict[str, str] = {"key": "x=1"}
+text: str = '''one
+two=2'''
+old = 3  # type: int
+bare = "c=d"
+preset: str = "smoke"
+overrides: dict = {"backbone_args": '{"drop_rate": 0.5}', "val_split": "a=b"}"""
+    notebook = write(tmp_path / "a.ipynb", parameters=cell)
+    known = declared_parameters(notebook)
+    assert [(name, one.annotation) for name, one in known.items()] == [
+        ("title", "str"), ("where", "str"), ("table", "dict"), ("text", "str"), ("old", "int"), ("bare", ""),
+        ("preset", "str"), ("overrides", "dict"),
+    ]  # fmt: skip
+    given = {"title": "c=d", "where": "", "table": {}, "text": "=", "old": 4}
+    assert check_parameters(notebook, given) == given
+    with pytest.raises(ValueError, match=r"'bare' of .*a.ipynb needs an annotation"):
+        check_parameters(notebook, {"bare": "x"})
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("preset: str = ", "a.ipynb: the cell with the parameters is no plain Python"),
+        ("%matplotlib inline", "a.ipynb: the cell with the parameters is no plain Python"),
+        ('preset: str = "smoke"\noverrides: dict = dict(steps=4)', "default of 'overrides' must be a plain value"),
+    ],
+)
+def test_a_cell_that_declares_nothing_readable_is_named(tmp_path: Path, cell: str, message: str) -> None:
+    notebook = write(tmp_path / "b.ipynb")
+    content = nbformat.read(notebook, as_version=4)
+    content.cells[1].source = cell
+    nbformat.write(content, tmp_path / "a.ipynb")
+    with pytest.raises(ValueError, match=message):
+        check_parameters(tmp_path / "a.ipynb", {})
+
+
+@pytest.mark.parametrize("content", [b"", b"no json", b"[1]", b"{}", b'{"cells": 3}', b"\xff\xfe"])
+def test_a_file_that_is_no_notebook_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.ipynb").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a.ipynb cannot be read as a notebook"):
+        check_parameters(tmp_path / "a.ipynb", {})
 
 
 def test_good_parameters_are_made_plain(tmp_path: Path) -> None:

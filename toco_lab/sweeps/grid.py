@@ -8,6 +8,7 @@ Every Config is built, and so checked, with the grid.
 import dataclasses
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,10 @@ from typing import Any, Self
 from toco_lab.config import Config
 from toco_lab.data.own_folder import complete_config
 from toco_lab.files import did_you_mean
+from toco_lab.sweeps.parameters import plain
 
 ROOT = Path("results/sweeps")
+MOST_RUNS = 100_000  # of one grid; more is taken for a slip, and is refused before anything is built
 NOT_SWEPT = {"seed": "give `seeds`", "preset_name": "give `preset`"}  # fields of Config that no grid may change
 
 
@@ -80,10 +83,17 @@ class Grid:
             self._check_fields(f"row {row!r}", fields)
             for name in fields:
                 self._require(name not in self.axes, f"{name} is set by row {row!r} and by an axis")
+        self._require(
+            self.notebook is None or isinstance(self.notebook, str | Path),
+            f"notebook must be the path of a file, got {self.notebook!r}",
+        )
         given = set(self._named("parameters", self.parameters))
+        for name, value in self.parameters.items():
+            plain(name, value)
         self._require(bool(self.notebook) or not given, "parameters need a notebook")
         reserved = sorted(given & {"preset", "overrides", "run_dir"})
         self._require(not reserved, f"the grid itself gives the notebook its {', '.join(reserved)}")
+        self._require_few(math.prod([len(self.rows) or 1, *map(len, self.axes.values()), len(self._listed_seeds())]))
         rows = list(dict.fromkeys(run.row for run in self.runs()))
         self._set("reference", rows[0] if self.reference is None else self.reference)
         pairs = self.reference.items() if isinstance(self.reference, Mapping) else [(self.reference, self.reference)]
@@ -100,8 +110,13 @@ class Grid:
         import yaml
 
         try:
-            given = yaml.load(Path(path).read_text(encoding="utf-8"), _yaml_loader())
-        except yaml.YAMLError as error:
+            given = yaml.load(Path(path).read_text(encoding="utf-8-sig"), _yaml_loader())
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{path} is not UTF-8 text: {error.reason} at byte {error.start}. Save it as UTF-8 in your editor, or "
+                "convert it: iconv -f latin1 -t utf-8"
+            ) from error
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date like 2024-99-99
             raise ValueError(f"{path} cannot be read: {error}") from error
         if not isinstance(given, dict):
             raise ValueError(f"{path} must hold `key: value` lines, got {type(given).__name__}")
@@ -162,6 +177,11 @@ class Grid:
         if not holds:
             raise ValueError(f"grid {self.name!r}: {message}")
 
+    def _require_few(self, runs: int) -> None:
+        self._require(
+            runs <= MOST_RUNS, f"{runs:,} runs asked for; rows, axes and seeds may make {MOST_RUNS:,} at most"
+        )
+
     def _named(self, place: str, given: Any) -> Mapping[str, Any]:
         named = isinstance(given, Mapping) and all(isinstance(key, str) and key for key in given)
         self._require(named, f"{place} must be names with their values, got {given!r} (quote words like no and on)")
@@ -176,6 +196,8 @@ class Grid:
 
     def _listed_seeds(self) -> tuple[int, ...]:
         given = self.seeds
+        if isinstance(given, int):
+            self._require_few(given)
         seeds: Sequence[int] = range(given if type(given) is int else 0) if isinstance(given, int) else given
         self._require(
             isinstance(seeds, Sequence) and len(seeds) > 0 and all(type(seed) is int for seed in seeds),

@@ -5,7 +5,6 @@ timed out as if every cell had completed. So names, types and Config overrides a
 success is the absence of an exception, kept in a record of our own beside the executed notebook.
 """
 
-import ast
 import hashlib
 import json
 import re
@@ -20,19 +19,10 @@ import nbformat
 import papermill
 from nbformat import NotebookNode
 
-from toco_lab.config import Config
-from toco_lab.files import atomic_write, did_you_mean
+from toco_lab.files import atomic_write
+from toco_lab.sweeps.parameters import check_parameters
 
 CELL_TIMEOUT = 3600  # seconds one cell may take unless told otherwise
-PARAMETER_TYPES: dict[str, type | tuple[type, ...]] = {
-    "str": str,
-    "int": int,
-    "float": (int, float),
-    "bool": bool,
-    "list": list,
-    "tuple": list,
-    "dict": dict,
-}
 _TRACEBACK_LINES = 12
 
 
@@ -141,55 +131,6 @@ def is_done(job: NotebookJob) -> bool:
     return Path(job.output).is_file() and record.get("state") == "done" and wanted.items() <= record.items()
 
 
-def check_parameters(notebook: Path | str, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameters as they will reach the notebook, checked against its annotations and against Config.
-
-    Raises:
-        ValueError: For an unknown name (the closest one is in the message), a value of another type than the annotation
-            or one that no notebook cell can hold, an unknown preset, or overrides that make no Config.
-    """
-    if not Path(notebook).is_file():
-        raise ValueError(f"there is no notebook {notebook}")
-    known = papermill.inspect_notebook(str(notebook).replace("{", "{{").replace("}", "}}"))
-    checked = {}
-    for name, value in parameters.items():
-        if name not in known:
-            hint = did_you_mean(name, known) or f"; there are: {', '.join(known)}"
-            raise ValueError(f"{notebook} has no parameter {name!r}{hint}")
-        checked[name] = _plain(name, value)
-        annotation = known[name]["inferred_type_name"].partition("[")[0].strip()
-        if annotation not in PARAMETER_TYPES:
-            raise ValueError(
-                f"parameter {name!r} of {notebook} needs an annotation, one of {', '.join(PARAMETER_TYPES)}"
-            )
-        if not isinstance(checked[name], PARAMETER_TYPES[annotation]) or (
-            isinstance(value, bool) and annotation != "bool"
-        ):
-            raise ValueError(f"parameter {name!r} of {notebook} must be {annotation}, got {value!r}")
-    settings = {
-        name: checked.get(name, ast.literal_eval(known[name]["default"]))
-        for name in ("preset", "overrides")
-        if name in known
-    }
-    if "preset" in settings:
-        Config.preset(settings["preset"]).replace(**settings.get("overrides", {}))
-    return checked
-
-
-def _plain(name: str, value: Any) -> Any:
-    """`value` in the types that papermill writes into a cell unharmed; tuples become lists, paths text."""
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, list | tuple):
-        return [_plain(name, item) for item in value]
-    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
-        return {key: _plain(name, item) for key, item in value.items()}
-    if value is None or type(value) in (str, bool, int, float):
-        return value
-    kind = type(value).__name__
-    raise ValueError(f"parameter {name!r} cannot hold {value!r} ({kind}); give numbers, text, lists or dicts")
-
-
 def _describe(error: BaseException, executed: Path) -> dict[str, str]:
     """Name, message, cell id and end of the traceback of what stopped a notebook."""
     if not isinstance(error, papermill.PapermillExecutionError):
@@ -248,8 +189,3 @@ def _digest(notebook: Path | str) -> str:
 
 def _since(began: float) -> float:
     return round(time.perf_counter() - began, 2)
-
-
-def tags_of(cell: NotebookNode) -> list[str]:
-    """Tags of a cell, like `parameters`."""
-    return cell.metadata.get("tags", [])

@@ -6,7 +6,8 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-from toco_lab.sweeps.notebooks import tags_of, write_notebook
+from toco_lab.sweeps.notebooks import write_notebook
+from toco_lab.sweeps.parameters import tags_of
 
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

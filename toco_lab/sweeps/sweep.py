@@ -110,7 +110,7 @@ def check_grid(grid: Grid, runs: Sequence[PlannedRun], *, data: bool = True) -> 
         ValueError: For what would stop every run at its start.
     """
     if grid.notebook:
-        from toco_lab.sweeps.notebooks import check_parameters
+        from toco_lab.sweeps.parameters import check_parameters
 
         for job in filter(None, (Task.of(grid, run).notebook_job() for run in runs)):
             check_parameters(job.notebook, job.parameters)

@@ -1,5 +1,6 @@
 """Weights in and out: damaged files, foreign files, the authors' names, pretrained backbones offline."""
 
+import math
 import pickle
 
 import pytest
@@ -122,3 +123,161 @@ def offline(cfg):
         return real(name, **kwargs)
 
     return create
+
+
+# --- what is read without an error and still wrong --------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_checkpoints(tmp_path):
+    """A learner after two steps' worth of moments, and its checkpoints of steps 2 and 4."""
+    learner = Learner.of(ToCo(CFG).train(), CFG)
+    for parameter in learner.model.parameters():
+        parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
+    learner.optimizer.step()
+    for step in (2, 4):
+        save_checkpoint(tmp_path / f"step_0000000{step}.pt", learner.state(), step, CFG)
+    return learner, tmp_path / "step_00000004.pt"
+
+
+def refused(path, learner, match, cfg=CFG):
+    """`load_checkpoint` names the file, what is wrong with it, and the older one."""
+    with pytest.raises(CheckpointError, match=match) as error:
+        load_checkpoint(path, cfg, model=learner.model, optimizer=learner.optimizer)
+    assert path.name in str(error.value) and "continue from " in str(error.value)
+    assert "step_00000002.pt" in str(error.value)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("part", ["model", "optimizer"])
+def test_numbers_that_are_not_finite_are_named(two_checkpoints, part, value):
+    learner, path = two_checkpoints
+    state = torch.load(path)
+    if part == "model":
+        state["model"]["classifier.weight"].view(-1)[3] = value
+    else:
+        state["optimizer"]["state"][5]["exp_avg_sq"].view(-1)[0] = value
+    torch.save(state, path)
+    named = "model.classifier.weight" if part == "model" else "optimizer.state.5.exp_avg_sq"
+    refused(path, learner, rf"NaN or infinite, in {named}")
+
+
+@pytest.mark.parametrize("changes", [{"seed": 7}, {"w_ptc": 0.5}, {"steps": 6}])
+def test_weights_of_another_config_or_seed_are_refused(two_checkpoints, changes):
+    learner, path = two_checkpoints
+    name = next(iter(changes))
+    refused(
+        path, learner, rf"another config: {name} \(.* in the file, {changes[name]} in the run\)", CFG.replace(**changes)
+    )
+    load_checkpoint(path, CFG.replace(device="cpu", num_workers=1), model=learner.model)  # they change no number
+
+
+def test_a_step_that_is_not_the_files_is_refused(two_checkpoints):
+    learner, path = two_checkpoints
+    path.rename(later := path.with_name("step_00000003.pt"))
+    refused(later, learner, "holds step 4, not the one of its name")
+
+
+@pytest.mark.parametrize("name", ["exp_avg", "exp_avg_sq", "step"])
+def test_moments_of_another_shape_are_refused(two_checkpoints, name):
+    """Loaded into the fused AdamW they end the process with a segmentation fault."""
+    learner, path = two_checkpoints
+    state = torch.load(path)
+    state["optimizer"]["state"][2][name] = torch.zeros(3)
+    torch.save(state, path)
+    refused(path, learner, rf"moment of another shape: {name} of parameter 2 is 3 float32, expected ")
+    state["optimizer"]["param_groups"][0]["params"].pop()
+    torch.save(state, path)
+    refused(path, learner, "parameters in groups, this run's has")
+    state["optimizer"] = {"state": 3}
+    torch.save(state, path)
+    refused(path, learner, "no state of this optimiser")
+
+
+def test_weights_of_another_shape_or_name_are_counted(two_checkpoints):
+    learner, path = two_checkpoints
+    state = torch.load(path)
+    weight = state["model"].pop("aux_classifier.weight")
+    state["model"]["aux.weight"] = weight.half()
+    state["model"]["classifier.weight"] = torch.zeros(1, 2)
+    torch.save(state, path)
+    refused(
+        path,
+        learner,
+        r"missing: aux_classifier.weight; unexpected: aux.weight; of another shape or type: "
+        r"classifier.weight \(1 x 2 float32, expected",
+    )
+
+
+def test_a_part_of_another_type_is_named(two_checkpoints):
+    learner, path = two_checkpoints
+    for part, value in (("step", "4"), ("model", [1]), ("config", {})):
+        state = torch.load(path) | {part: value}
+        torch.save(state, path)
+        refused(path, learner, rf"its {part} is of type {type(value).__name__}")
+        save_checkpoint(path, learner.state(), 4, CFG)
+    torch.save([1, 2], path)
+    refused(path, learner, "no dict of tensors by name but an object of type list")
+
+
+def test_no_flipped_bit_is_read_as_other_numbers(two_checkpoints):
+    """Wherever a bit flips: the file is refused by name, or (in padding) reads as it was."""
+    learner, path = two_checkpoints
+    sound, good = load_checkpoint(path), path.read_bytes()
+    generator, found = torch.Generator().manual_seed(0), 0
+    places = [*torch.randint(len(good), (150,), generator=generator).tolist(), *range(0, 200, 7)]
+    places += [*range(len(good) - 4000, len(good), 53)]
+    for number, place in enumerate(places):
+        bad = bytearray(good)
+        bad[place] ^= 1 << number % 8
+        path.write_bytes(bad)
+        try:
+            state = load_checkpoint(path, CFG, model=learner.model, optimizer=learner.optimizer)
+        except CheckpointError as error:
+            assert str(path) in str(error) and "step_00000002.pt" in str(error)
+            found += 1
+        else:
+            assert all(torch.equal(state["model"][name], value) for name, value in sound["model"].items()), place
+            assert state["step"] == 4
+    assert found > 100
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model.", "module.model.", "teacher.backbone."])
+def test_prefixes_of_training_code_are_taken_off(tmp_path, prefix):
+    source = ToCo(CFG).encoder
+    state = {f"{prefix}{name}": value for name, value in source.state_dict().items()} | {"student.x": torch.zeros(1)}
+    torch.save({"state_dict": state}, tmp_path / "vit.pth")
+    model = initial_model(CFG.replace(pretrained=True, weights=str(tmp_path / "vit.pth")))
+    assert torch.equal(model.encoder.blocks[1].mlp.fc1.weight, source.blocks[1].mlp.fc1.weight)
+
+
+def test_pretrained_weights_that_do_not_fit_are_counted_and_bad_numbers_named(tmp_path):
+    path, cfg = tmp_path / "vit.pth", CFG.replace(pretrained=True, weights=str(tmp_path / "vit.pth"))
+    state = ToCo(CFG).encoder.state_dict()
+    torch.save({name: value for name, value in state.items() if "attn" not in name}, path)
+    with pytest.raises(
+        CheckpointError, match=r"vit\.pth does not .* 16 names are missing: blocks.0.* and 13 more; 0 are"
+    ):
+        initial_model(cfg)
+    torch.save(state | {"norm.weight": torch.full((24,), math.nan)}, path)
+    with pytest.raises(CheckpointError, match=r"vit\.pth holds numbers that are NaN or infinite, in norm.weight"):
+        initial_model(cfg)
+    torch.save(state | {"epoch": 3}, path)
+    with pytest.raises(CheckpointError, match=r"vit\.pth is no dict of tensors by name: epoch"):
+        initial_model(cfg)
+    for wrong in (state["norm.weight"], [state], "words"):
+        torch.save(wrong, path)
+        with pytest.raises(CheckpointError, match=r"vit\.pth holds no dict of tensors by name but an object of type"):
+            initial_model(cfg)
+    torch.save({}, path)
+    with pytest.raises(CheckpointError, match=r"vit\.pth holds no weights"):
+        initial_model(cfg)
+
+
+def test_a_flipped_bit_in_pretrained_weights_is_said(tmp_path):
+    torch.save(ToCo(CFG).encoder.state_dict(), path := tmp_path / "vit.pth")
+    bad = bytearray(path.read_bytes())
+    bad[len(bad) // 2] ^= 4
+    path.write_bytes(bad)
+    with pytest.raises(CheckpointError, match=r"vit\.pth is damaged.*; copy or download it again"):
+        read_weights(path)

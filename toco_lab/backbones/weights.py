@@ -4,19 +4,22 @@ import hashlib
 import pickle
 import re
 import sys
-from collections.abc import Mapping
+import zipfile
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor, nn
 
 from toco_lab.backbones.anti_smoothing import ANTI_SMOOTHING_PARAMETERS
 from toco_lab.backbones.kinds import is_plain_vit
 from toco_lab.files import project_root
+
+PREFIXES = ("module.", "model.", "teacher.backbone.", "backbone.")  # in this order: of DataParallel, Lightning, DINO
 
 
 class CheckpointError(ValueError):
@@ -41,22 +44,58 @@ def find_weights(path: Path | str) -> Path:
 def read_weights(path: Path | str) -> dict[str, Any]:
     """The content of a .safetensors file, or of a torch file, read without running any code in it.
 
+    A torch file carries a checksum of each of its parts, which torch itself does not look at: they are verified here.
+
     Raises:
-        CheckpointError: If the file is missing, truncated, or holds anything but tensors and plain values.
+        CheckpointError: If the file is missing, truncated, has a flipped bit, or holds anything but a dict of tensors
+            and plain values.
     """
     path = find_weights(path)
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        _verify_checksums(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is damaged, or holds more than plain values (it could run code) and is refused: {error}"
         ) from error
-    except (RuntimeError, EOFError, OSError, SafetensorError, ValueError) as error:
+    except PermissionError as error:
+        raise CheckpointError(f"{path} may not be read ({error.strerror}); check its permissions") from error
+    except Exception as error:  # a damaged pickle can fail in every way
         raise CheckpointError(
-            f"{path} is truncated or not a weights file ({error}); copy or download it again"
+            f"{path} is truncated or not a weights file ({error or type(error).__name__}); copy or download it again"
         ) from error
+    if not isinstance(state, Mapping):
+        raise CheckpointError(
+            f"{path} holds no dict of tensors by name but an object of type {type(state).__name__}; save a state_dict()"
+        )
+    return dict(state)
+
+
+def _verify_checksums(path: Path) -> None:
+    """Refuse a torch file, which is a zip archive, of which a part differs from its CRC-32; older formats have none."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); copy or download it again") from error
+    if damaged:
+        raise CheckpointError(f"{path} is damaged: {damaged} differs from its checksum; copy or download it again")
+
+
+def some(names: Sequence[str], shown: int = 3) -> str:
+    """The first few of many names, and how many more there are.
+
+    >>> some(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def weights_hash(path: Path | str) -> str:
@@ -80,17 +119,48 @@ def load_backbone_weights(encoder: nn.Module, path: Path | str) -> None:
 
 
 def load_encoder(encoder: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load a state dict with timm's names; `source` names it in the CheckpointError if it does not fit."""
+    """Load a state dict with timm's names; prefixes that training code puts before them (`PREFIXES`) are taken off.
+
+    Raises:
+        CheckpointError: Naming `source`, if it does not fit, or holds a number that is NaN or infinite.
+    """
+    check_tensors(state, source)
     try:
-        result = encoder.load_state_dict(_translated(encoder, dict(state)), strict=False)
+        result = encoder.load_state_dict(_translated(encoder, _without_prefixes(encoder, state)), strict=False)
     except (RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{source} does not fit this backbone: {error}") from error
+        first, _, more = str(error).partition("\n\t")
+        raise CheckpointError(f"{source} does not fit this backbone: {more.partition(chr(10))[0] or first}") from error
     missing = [name for name in result.missing_keys if not name.endswith(ANTI_SMOOTHING_PARAMETERS)]
     if missing or result.unexpected_keys:
         raise CheckpointError(
-            f"{source} does not fit this backbone; missing: {', '.join(missing) or 'none'}; "
-            f"unexpected: {', '.join(result.unexpected_keys) or 'none'}"
+            f"{source} does not fit this backbone; {len(missing)} names are missing: {some(missing) or 'none'}; "
+            f"{len(result.unexpected_keys)} are not of it: {some(result.unexpected_keys) or 'none'}"
         )
+
+
+def check_tensors(state: Mapping[str, Any], source: str) -> None:
+    """Weights are tensors of finite numbers.
+
+    Raises:
+        CheckpointError: Naming `source` and the first entries that are not.
+    """
+    if not state:
+        raise CheckpointError(f"{source} holds no weights")
+    if other := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(f"{source} is no dict of tensors by name: {some(other)} is of another type")
+    bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise CheckpointError(f"{source} holds numbers that are NaN or infinite, in {some(bad)}")
+
+
+def _without_prefixes(encoder: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The entries behind a known prefix, without it, where no name is known as it is."""
+    state, own = dict(state), encoder.state_dict()
+    for prefix in PREFIXES:
+        if not any(name in own for name in state):
+            behind = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+            state = behind or state
+    return state
 
 
 def _translated(encoder: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -250,7 +250,8 @@ class RunDir:
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
         found = (self.path / "checkpoints").glob("step_*.pt")
-        return sorted(found, key=lambda path: int(path.stem.removeprefix("step_")))
+        steps = {path: path.stem.removeprefix("step_") for path in found}
+        return sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: int(steps[path]))
 
     def notebooks(self) -> list[Path]:
         """Executed notebooks, by name."""

@@ -15,6 +15,7 @@ from toco_lab.config import Config, backbone_kind
 from toco_lab.files import atomic_write
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
+from toco_lab.training.checkpoint_checks import check_config, check_content, check_model, check_moments
 
 
 def save_checkpoint(path: Path, states: Mapping[str, Any], step: int, cfg: Config) -> None:
@@ -48,21 +49,43 @@ def _apart(state: Any) -> Any:
     return sys.intern(state) if isinstance(state, str) else state
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+def load_checkpoint(
+    path: Path,
+    cfg: Config | None = None,
+    *,
+    model: ToCo | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> dict[str, Any]:
     """Read a training checkpoint: `model`, `optimizer`, `step`, `config` (JSON), and `scaler` where there was one.
 
+    Nothing is loaded into `model` or `optimizer`; the file is only compared with them.
+
+    Args:
+        path: A file that `save_checkpoint` wrote.
+        cfg: The config it must be of; None takes any.
+        model: A model that its weights must fit.
+        optimizer: An optimiser that its moments must fit.
+
     Raises:
-        CheckpointError: If it is unreadable or something else; an older one in the same folder is named.
+        CheckpointError: If it is unreadable, damaged, not finite, of another step than its name, or of another config
+            or model; an older one in the same folder is named.
     """
+    path = Path(path)
     try:
         state = read_weights(path)
-        absent = {"model", "optimizer", "step", "config"} - set(state)
-        if absent:
-            raise CheckpointError(f"{path} is not a training checkpoint: it has no {', '.join(sorted(absent))}")
+        check_content(path, state)
+        if cfg is not None:
+            check_config(path, state, cfg)
+            if cfg.precision == "fp16" and not isinstance(state.get("scaler"), dict):
+                raise CheckpointError(f"{path} has no scaler, which precision fp16 needs")
+        if model is not None:
+            check_model(path, state, model)
+        if optimizer is not None:
+            check_moments(path, state, optimizer)
     except CheckpointError as error:
-        older = sorted(other for other in Path(path).parent.glob("step_*.pt") if other.name < Path(path).name)
+        older = sorted(other for other in path.parent.glob("step_*.pt") if other.name < path.name)
         then = f"and train again to continue from {older[-1]}" if older else "to start again"
-        raise CheckpointError(f"{error}. Delete {path} {then}.") from error
+        raise CheckpointError(f"{error}. Delete {path} {then}") from error
     return state
 
 
@@ -70,14 +93,14 @@ def load_run_model(run: RunDir, device: str | torch.device = "cpu") -> tuple[ToC
     """The model of a run's last checkpoint, in evaluation mode, and its config.
 
     Raises:
-        CheckpointError: If the run has no checkpoint yet, or it is damaged.
+        CheckpointError: If the run has no checkpoint yet, or it is damaged or of another run.
     """
     checkpoints = run.checkpoints()
     if not checkpoints:
         raise CheckpointError(f"{run.path} has no checkpoint yet; train it first (state: {run.status()['state']})")
     cfg = run.config()
     model = ToCo(cfg)
-    model.load_state_dict(load_checkpoint(checkpoints[-1])["model"])
+    model.load_state_dict(load_checkpoint(checkpoints[-1], cfg, model=model)["model"])
     return model.eval().to(device), cfg
 
 

@@ -84,7 +84,7 @@ def _learner(cfg: Config, checkpoints: list[Path]) -> tuple[Learner, int]:
     learner = Learner.of(model.to(resolve_device(cfg.device)).train(), cfg)
     if not checkpoints:
         return learner, 0
-    state = load_checkpoint(checkpoints[-1])
+    state = load_checkpoint(checkpoints[-1], cfg, model=learner.model, optimizer=learner.optimizer)
     learner.load(state)
     return learner, state["step"]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from toco_lab.backbones.weights import CheckpointError, read_weights, weights_hash
+from toco_lab.backbones.weights import CheckpointError, check_tensors, read_weights, weights_hash
 from toco_lab.config import Config
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
@@ -68,6 +68,7 @@ def import_released(model: ToCo, source: Path | str | Mapping[str, Tensor]) -> I
     unused = {name: value for name, value in state.items() if name not in ours}
     if not known:
         raise CheckpointError(f"no parameter of the checkpoint is known; it begins with {', '.join(list(state)[:3])}")
+    check_tensors(known, "the checkpoint" if isinstance(source, Mapping) else str(source))
     try:
         missing = model.load_state_dict(known, strict=False).missing_keys
     except RuntimeError as error:

@@ -1,0 +1,127 @@
+"""What a checkpoint must be before anything is loaded from it: of this step, of this config, finite, and of one shape.
+
+A file that is read without an error may still be wrong: a renamed one, one of another run, one written by other code.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from toco_lab.backbones.weights import CheckpointError, some
+from toco_lab.config import Config, config_differences
+from toco_lab.runs.run_dir import CONFIG_FIELDS
+
+PARTS = {"model": dict, "optimizer": dict, "step": int, "config": str}
+
+
+def check_content(path: Path, state: Mapping[str, Any]) -> None:
+    """A training checkpoint has four parts, the step of its file name, and finite numbers.
+
+    Raises:
+        CheckpointError: Naming the file and what is wrong with it.
+    """
+    absent = PARTS.keys() - state.keys()
+    if absent:
+        raise CheckpointError(f"{path} is not a training checkpoint: it has no {', '.join(sorted(absent))}")
+    for name, kind in PARTS.items():
+        if type(state[name]) is not kind and not (kind is dict and isinstance(state[name], dict)):
+            raise CheckpointError(
+                f"{path} is not a training checkpoint: its {name} is of type {type(state[name]).__name__}, not "
+                f"{kind.__name__}"
+            )
+    named = re.fullmatch(r"step_(\d+)", path.stem)
+    if named and int(named[1]) != state["step"]:
+        raise CheckpointError(f"{path} holds step {state['step']}, not the one of its name: it was renamed or copied")
+    bad = [name for name, value in _tensors({part: state[part] for part in ("model", "optimizer")}) if not _good(value)]
+    if bad:
+        raise CheckpointError(f"{path} holds numbers that are NaN or infinite, in {some(bad)}")
+
+
+def check_config(path: Path, state: Mapping[str, Any], cfg: Config) -> None:
+    """The weights must be of this config and seed; fields that cannot change a number may differ.
+
+    Raises:
+        CheckpointError: Naming the file, and each field that differs.
+    """
+    try:
+        there = Config.from_json(state["config"])
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} holds a config that cannot be read ({error})") from error
+    differing = [
+        f"{key} ({values['file']!r} in the file, {values['run']!r} in the run)"
+        for key, values in config_differences({"file": there, "run": cfg}).items()
+        if CONFIG_FIELDS[key].metadata["result"]
+    ]
+    if differing:
+        raise CheckpointError(f"{path} is of a run with another config: {', '.join(differing)}")
+
+
+def check_model(path: Path, state: Mapping[str, Any], model: nn.Module) -> None:
+    """Names, shapes and types of the weights must be the model's.
+
+    Raises:
+        CheckpointError: Naming the file, and how many names or shapes differ and the first ones.
+    """
+    own, found = model.state_dict(), state["model"]
+    faults = {
+        "missing": [name for name in own if name not in found],
+        "unexpected": [str(name) for name in found if name not in own],
+        "of another shape or type": [
+            f"{name} ({_kind(found[name])}, expected {_kind(value)})"
+            for name, value in own.items()
+            if name in found and _kind(found[name]) != _kind(value)
+        ],
+    }
+    if any(faults.values()):
+        said = "; ".join(f"{fault}: {some(names)}" for fault, names in faults.items() if names)
+        raise CheckpointError(f"{path} does not hold the weights of this model; {said}")
+
+
+def check_moments(path: Path, state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """The optimiser's moments must have the shapes of its parameters: the fused update reads memory by them.
+
+    Raises:
+        CheckpointError: Naming the file and the first parameter that differs.
+    """
+    saved = state["optimizer"]
+    try:
+        sizes = [len(group["params"]) for group in saved["param_groups"]]
+        numbers = [number for group in saved["param_groups"] for number in group["params"]]
+        moments = {number: dict(saved["state"][number]) for number in numbers if number in saved["state"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} holds no state of this optimiser ({type(error).__name__}: {error})") from error
+    if sizes != (wanted := [len(group["params"]) for group in optimizer.param_groups]):
+        raise CheckpointError(f"{path} holds an optimiser of {sizes} parameters in groups, this run's has {wanted}")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=True):
+        for name, value in moments.get(number, {}).items():
+            expected = _kind(torch.zeros(())) if name == "step" else _kind(parameter)
+            if _kind(value) != expected:
+                raise CheckpointError(
+                    f"{path} holds an optimiser moment of another shape: {name} of parameter {number} is "
+                    f"{_kind(value)}, expected {expected}"
+                )
+
+
+def _tensors(value: Any, name: str = "") -> Iterable[tuple[str, Tensor]]:
+    """All tensors in nested dicts, with their names."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _tensors(inner, f"{name}.{key}" if name else str(key))
+
+
+def _good(value: Tensor) -> bool:
+    return not value.is_floating_point() or bool(value.isfinite().all())
+
+
+def _kind(value: Any) -> str:
+    """Shape and type of a tensor in words, like 3 x 4 float32."""
+    if not isinstance(value, Tensor):
+        return f"no tensor but {type(value).__name__}"
+    return f"{' x '.join(map(str, value.shape)) or 'one'} {str(value.dtype).removeprefix('torch.')}"

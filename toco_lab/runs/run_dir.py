@@ -12,6 +12,7 @@ import platform
 import secrets
 import shutil
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -26,6 +27,7 @@ from toco_lab.runs.environment import environment
 
 STATES = ("new", "running", "done", "failed")
 CONFIG_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+_KINDS: dict[type, str] = {dict: "object", list: "list"}
 _STALE_SECONDS = 3600  # a file that was written longer ago is not being written now: its process was killed
 FigureLike = TypeVar("FigureLike")
 
@@ -184,11 +186,24 @@ class RunDir:
         with atomic_write(self.path / f"{name}.csv", "w") as file:
             frame.to_csv(file, index=False, lineterminator="\n")
 
-    def read_table(self, name: str) -> pd.DataFrame:
-        """Read `<name>.csv`. Raises FileNotFoundError if the run has none."""
+    def read_table(self, name: str, *, text: Sequence[str] = ()) -> pd.DataFrame:
+        """Read `<name>.csv`; an empty cell is a missing number.
+
+        Args:
+            name: Of the file.
+            text: Columns of words that may look like numbers (an image named 000012).
+
+        Raises:
+            FileNotFoundError: If the run has none.
+            ValueError: Naming the file, if it is damaged.
+        """
         # only an empty cell is missing: a class called "None" or "NA" stays a word
         path = self.path / f"{name}.csv"
-        return pd.read_csv(path, keep_default_na=False, na_values=[""])
+        kinds = dict.fromkeys(text, str)
+        try:
+            return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=kinds)
+        except (ValueError, pd.errors.ParserError) as error:
+            raise _damaged(path, "a table with a line of column names", error) from error
 
     def write_json(self, name: str, obj: Any) -> None:
         """Write `<name>.json`; NumPy and torch values become numbers and lists, paths become text."""
@@ -196,8 +211,13 @@ class RunDir:
             json.dump(obj, file, indent=1, default=_plain)
 
     def read_json(self, name: str) -> Any:
-        """Read `<name>.json`. Raises FileNotFoundError if the run has none."""
-        return json.loads((self.path / f"{name}.json").read_text(encoding="utf-8"))
+        """Read `<name>.json`.
+
+        Raises:
+            FileNotFoundError: If the run has none.
+            ValueError: Naming the file, if it is damaged.
+        """
+        return read_json_file(self.path / f"{name}.json")
 
     def save_figure(self, name: str, figure: Any) -> Path:
         """Save a matplotlib figure as figures/<name>.png, a plotly one as figures/<name>.json."""
@@ -319,6 +339,33 @@ class RunDir:
                 shutil.rmtree(left, ignore_errors=left != hidden)
         except OSError as error:
             raise ValueError(f"{self.path} cannot be deleted: {error}") from error
+
+
+def read_json_file(path: Path, kind: type = object) -> Any:
+    """A small JSON file that a run, a sweep or a notebook wrote.
+
+    Args:
+        path: The file.
+        kind: What it must hold: dict or list.
+
+    Raises:
+        FileNotFoundError: If it is not there.
+        ValueError: Naming the file, what was expected and what to do, if it is damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, nested without end
+        raise _damaged(path, "JSON", error) from error
+    if not isinstance(found, kind):
+        raise _damaged(path, f"a JSON {_KINDS[kind]}", f"a {type(found).__name__} is there")
+    return found
+
+
+def _damaged(path: Path, expected: str, error: object) -> ValueError:
+    return ValueError(
+        f"{path} is damaged: {expected} was expected ({' '.join(str(error).split())}). Delete it to have it made anew, "
+        f"or bring back a copy"
+    )
 
 
 def complete_lines(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import islice
+from statistics import mode
 
 import pandas as pd
 import torch.nn.functional as F
@@ -14,9 +15,11 @@ from toco_lab.method.cam import at_evaluation_size
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.layers import DEFAULT_SITES
-from toco_lab.smoothing.per_layer import PAIR_COSINES, Sample, measured_table, what_is_asked
+from toco_lab.smoothing.per_layer import ALL_IMAGES, PAIR_COSINES, Sample, measured_table, what_is_asked
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.training.processes import resolve_device
+
+_MEASURED = ("site", "metric", "variant")
 
 
 def smoothing_of_run(
@@ -27,8 +30,12 @@ def smoothing_of_run(
     sites: Sequence[str] = DEFAULT_SITES,
     device: str = "auto",
     progress: bool = True,
+    write: bool = True,
 ) -> pd.DataFrame:
-    """Over-smoothing of a run's last checkpoint on its validation images, written to smoothing.csv.
+    """Over-smoothing of a run's last checkpoint on its validation images; what is new is written to smoothing.csv.
+
+    Numbers of the same weights that the file holds over more images stay there, and what this call measured over fewer
+    is only returned. Who measures a run to compare it with another passes `write=False`.
 
     Images are resized to `eval_cam_size` squared, as in the evaluation of CAMs, so that runs share one N; they keep
     their native size if that is 0. Labels of pairs come from the true masks.
@@ -40,9 +47,10 @@ def smoothing_of_run(
         sites: Among `SITES`.
         device: As in `Config.device`.
         progress: Show a progress bar.
+        write: Whether smoothing.csv may change; without it the folder of the run stays as it is.
 
     Returns:
-        The table of `smoothing_per_layer`.
+        The table of `smoothing_per_layer`, of what this call measured.
     """
     model, cfg = load_run_model(run, resolve_device(device))
     checkpoint = run.checkpoints()[-1]
@@ -50,8 +58,38 @@ def smoothing_of_run(
     frame = smoothing_of_model(
         model, cfg, num_images, name=run.name, weights=weights, metrics=metrics, sites=sites, progress=progress
     )
-    run.write_table("smoothing", frame)
+    if write:
+        kept = run.read_table("smoothing", text=("image", "weights")) if run.is_measured else frame.iloc[:0]
+        run.write_table("smoothing", merged(kept, frame))
     return frame
+
+
+def merged(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:
+    """Two tables of `smoothing_per_layer` of one run: of each metric at each site the one over more images.
+
+    Rows of `old` of other weights, or with other columns (of an older version of this package), are dropped. Equally
+    many images: the new ones.
+    """
+    if list(old.columns) != list(new.columns) or old.empty or new.empty:
+        return new
+    old = old[old["weights"] == new["weights"].iloc[0]]
+    before, now = num_images_of(old), num_images_of(new)
+    stay = [before[key] > now.get(key, 0) for key in zip(*(old[name] for name in _MEASURED), strict=True)]
+    go = [before.get(key, 0) > now[key] for key in zip(*(new[name] for name in _MEASURED), strict=True)]
+    both = pd.concat([old[stay], new[[not gone for gone in go]]], ignore_index=True)
+    return both.astype(new.dtypes.to_dict())
+
+
+def num_images_of(frame: pd.DataFrame) -> dict[tuple[str, str, str], int]:
+    """Over how many images each metric was measured: (site, metric, variant) -> images.
+
+    A metric that needs two classes has no value for an image that shows one. A metric of the tokens of all images
+    together has one row; it counts as many images as most metrics of its table.
+    """
+    found = frame.groupby(list(_MEASURED))["image"].nunique().to_dict()
+    pooled = set(frame.loc[frame["image"] == ALL_IMAGES, list(_MEASURED)].itertuples(index=False, name=None))
+    usual = mode([count for key, count in found.items() if key not in pooled] or [1])
+    return {key: usual if key in pooled else count for key, count in found.items()}
 
 
 def smoothing_of_model(

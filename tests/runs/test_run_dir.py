@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from filelock import FileLock
 
+from toco_lab.commands.app import main
 from toco_lab.config import Config
 from toco_lab.files import atomic_write
 from toco_lab.runs.environment import environment
@@ -454,3 +455,76 @@ def test_what_is_no_run_is_not_deleted(run, cfg, tmp_path):
     with pytest.raises(ValueError, match=r"holds another run, .*inner"):
         run.delete()
     assert (run.path / "inner").is_dir()
+
+
+# --- two processes --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def worker_at(tmp_path):
+    """Starts a process that is the only worker of a folder."""
+    started = []
+
+    def start(path):
+        code = (
+            "import sys, time; from pathlib import Path; from toco_lab.runs.locks import only_worker\n"
+            "with only_worker(Path(sys.argv[1])):\n    print('open', flush=True); time.sleep(120)"
+        )
+        process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "open\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_a_second_worker_is_refused_and_a_dead_one_holds_nothing(smoke_run, tmp_path, worker_at, capsys):
+    copy = RunDir(shutil.copytree(smoke_run.path, tmp_path / "copy"))
+    unfinished = RunDir.create(Config.preset("smoke"), tmp_path, name="unfinished")
+    workers = [worker_at(run.path) for run in (copy, unfinished)]
+    for path, command in (
+        (copy.path, ["evaluate", str(copy.path)]),
+        (copy.path, ["pseudo-labels", str(copy.path)]),
+        (copy.path, ["runs", "delete", str(copy.path), "--yes"]),
+        (unfinished.path, ["train", "smoke", "--root", str(tmp_path), "--name", "unfinished"]),
+    ):
+        assert main(command) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+        assert f"{path} is in use: another process trains, evaluates or labels" in line
+    assert copy.path.is_dir() and not unfinished.checkpoints()
+    for worker in workers:
+        worker.kill()
+        worker.wait()
+    assert main(["evaluate", str(copy.path), "--targets", "cam"]) == 0
+    copy.delete()
+    assert not copy.path.exists()
+
+
+def test_a_killed_run_is_not_shown_as_running(run, tmp_path):
+    run.set_status("running", step=1)
+    assert list_runs(tmp_path)["state"].tolist() == ["running"]  # this process holds it
+    content, run._lock = (run.path / "status.json").read_bytes(), None
+    assert list_runs(tmp_path)["state"].tolist() == ["stopped"]
+    assert (run.path / "status.json").read_bytes() == content
+
+
+def test_a_link_or_dots_lead_no_deletion_out_of_the_root(cfg, tmp_path, capsys):
+    outside = RunDir.create(cfg, tmp_path / "elsewhere", name="mine")
+    outside._lock = None
+    root = tmp_path / "results"
+    root.mkdir()
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    for name in ("linked/mine", "../elsewhere/mine"):
+        assert main(["runs", "delete", name, "--root", str(root), "--yes"]) == 2
+        assert f"{name} leads out of {root}, to {outside.path}" in capsys.readouterr().err
+    assert outside.path.is_dir()
+
+
+def test_a_run_with_the_longest_name_can_be_deleted(cfg, tmp_path):
+    for name in ("n" * 255, "\u00fc" * 127):
+        RunDir.create(cfg, tmp_path, name=name).delete()
+    assert list(tmp_path.iterdir()) == []

@@ -171,7 +171,7 @@ def delete(runs: tyro.conf.Positional[tuple[str, ...]], root: Path = Path("resul
     if not doomed:
         raise ValueError("give the runs to delete, `runs list` shows them")
     for found in doomed.values():
-        found.check_deletable()
+        found.check_deletable(root)
         print(run_table.deletion_notice(found))
     if not yes:
         if not sys.stdin.isatty():

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from toco_lab.evaluation.prediction import BATCH, FUSIONS, grouped_by_size, pred
 from toco_lab.evaluation.samples import image_label_of, mask_of
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores, label_f1
 from toco_lab.method.model import ToCo
+from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.training.processes import everywhere, is_first, resolve_device, share, total, wait
@@ -186,7 +188,18 @@ def evaluate_run(
     Several processes share the images out, and the first one writes. Scores of other targets that the same checkpoint
     already has are kept. A split other than `val_split` has files of its own, evaluation_<split>.csv and
     protocol_<split>.json, and no gallery.
+
+    Raises:
+        ValueError: If another process is at work in the folder of the run.
     """
+    with only_worker(run.path) if is_first() else nullcontext():
+        return _evaluate_run(run, targets, split, device, progress=progress)
+
+
+def _evaluate_run(
+    run: RunDir, targets: Sequence[str] | None, split: str | None, device: str, *, progress: bool
+) -> Evaluation:
+    """`evaluate_run`, by the only process (or group of processes) at this run."""
     model, cfg = load_run_model(run, resolve_device(device))
     checkpoint = weights_hash(run.checkpoints()[-1])
     suffix = "" if split in (None, cfg.val_split) else f"_{split}"

@@ -51,7 +51,7 @@ def read_runs(paths: Mapping[str, Path | str], *, everything: bool = False) -> p
             run = RunDir(path)
             cfg, status = run.config(), run.status()
             lead = {
-                "run": name, "state": status["state"], "step": status.get("step", 0),
+                "run": name, "state": run.state(), "step": status.get("step", 0),
                 "seconds": status.get("total_seconds", status.get("seconds")), "made": _made(run), "seed": cfg.seed,
             }  # fmt: skip
             found = final_scores(run) | (_last_metrics(run) if everything else {})

@@ -4,11 +4,12 @@ The files are empty and hidden, and they stay: to remove one would let two proce
 """
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-RUN_LOCK, SWEEP_LOCK = ".run.lock", ".sweep.lock"
+RUN_LOCK, WORK_LOCK, SWEEP_LOCK = ".run.lock", ".work.lock", ".sweep.lock"
 
 
 def lock_of(path: Path) -> FileLock:
@@ -38,3 +39,28 @@ def held_by_another(path: Path) -> bool | None:
         return None
     lock.release()
     return False
+
+
+@contextlib.contextmanager
+def only_worker(folder: Path) -> Iterator[None]:
+    """Inside, this is the only process that trains, evaluates or labels the run in a folder.
+
+    A notebook that merely holds a run open is no worker. A lock file that may not be opened stops nobody.
+
+    Raises:
+        ValueError: If another living process is at it.
+    """
+    lock = lock_of(folder / WORK_LOCK)
+    try:
+        lock.acquire(timeout=0.2)  # longer than `held_by_another` holds it in order to look
+    except Timeout:
+        raise ValueError(
+            f"{folder} is in use: another process trains, evaluates or labels this run; wait for it, or stop it"
+        ) from None
+    except OSError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()

@@ -286,9 +286,12 @@ class RunDir:
     def busy(self) -> str:
         """Which other living process may be at work here, in words; empty if none is.
 
-        A run that is done or failed is left alone. Where the lock is not certain (the run was last started on another
-        machine or by another user, or nobody knows where), it counts as busy if it was written to within the last hour.
+        A run that is done or failed is left alone, unless somebody evaluates it. Where the lock is not certain (the run
+        was last started on another machine or by another user, or nobody knows where), it counts as busy if it was
+        written to within the last hour.
         """
+        if locks.held_by_another(self.path / locks.WORK_LOCK):
+            return "another process trains, evaluates or labels it"
         last: dict[str, Any] = {}  # the process that was started last
         try:
             if self.status()["state"] in ("done", "failed"):
@@ -307,12 +310,28 @@ class RunDir:
         where = f" on {last['host']}" if last else ""
         return f"it was written to {minutes:.0f} minutes ago, perhaps by a process{where} that still lives"
 
+    def state(self) -> str:
+        """The state for a listing: as in `status`, but `stopped` where it says `running` and no process is at it."""
+        state = str(self.status()["state"])
+        if state != "running" or locks.lock_of(self.path / locks.RUN_LOCK).is_locked or self.busy():
+            return state
+        return "stopped"
+
     def _minutes_since_written(self) -> float:
         files = (self.path / name for name in ("status.json", "metrics.csv", "log.txt"))
         return (time.time() - max((file.stat().st_mtime for file in files if file.is_file()), default=0)) / 60
 
-    def check_deletable(self) -> None:
-        """Raises ValueError if the folder should not be deleted: busy, a link, of others, or with runs inside."""
+    def check_deletable(self, root: Path | str | None = None) -> None:
+        """Raises ValueError if the folder should not be deleted: busy, a link, of others, or with runs inside.
+
+        Args:
+            root: Folder that holds the runs; a path below it that leads out of it, by a link or `..`, is refused.
+        """
+        if root is not None and self.path.is_relative_to(root):
+            if not self.path.resolve().is_relative_to(Path(root).resolve()):
+                raise ValueError(
+                    f"{self.path} leads out of {root}, to {self.path.resolve()}; give that path if it is to be deleted"
+                )
         if self.path.is_symlink():
             raise ValueError(f"{self.path} is a link; delete the folder it leads to, {self.path.resolve()}")
         if not any((self.path / name).is_file() for name in ("env.json", "status.json")):
@@ -332,7 +351,7 @@ class RunDir:
         self.check_deletable()
         path = self.path.resolve()
         locks.lock_of(path / locks.RUN_LOCK).release(force=True)  # a lock of this very process
-        hidden = path.parent / f".{path.name}.{secrets.token_hex(4)}.deleted"
+        hidden = path.parent / f".{secrets.token_hex(4)}.deleted"  # without its name, which may be as long as can be
         try:
             path.rename(hidden)  # from here on it is no run
             for left in path.parent.glob(".*.deleted"):

@@ -281,7 +281,7 @@ def size_text(size: float) -> str:
 def deletion_notice(run: RunDir) -> str:
     """What would go with a run, in one line."""
     try:
-        state = f"{run.status()['state']}, step {run.status().get('step', 0)}"
+        state = f"{run.state()}, step {run.status().get('step', 0)}"
     except (ValueError, KeyError, TypeError, AttributeError):
         state = "unreadable"
     return f"{run.path}: {state}, {size_text(run.size())}, {count_text(len(run.checkpoints()), 'checkpoint')}"

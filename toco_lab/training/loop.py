@@ -15,6 +15,7 @@ from toco_lab.backbones.weights import CheckpointError, find_weights, weights_ha
 from toco_lab.config import Config
 from toco_lab.data.loader import train_loader
 from toco_lab.method.model import ToCo
+from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import initial_model, load_checkpoint, save_checkpoint
 from toco_lab.training.finite import check_weights, mean_terms
@@ -56,8 +57,16 @@ def fit(
     Raises:
         TrainingError: At a NaN or infinite loss or weight: the step, the term and the last good checkpoint are named.
         CheckpointError: If the last checkpoint is damaged; the one before is named.
-        ValueError: If the micro-batches do not divide among the processes, or the run began from other weights.
+        ValueError: If the micro-batches do not divide among the processes, the run began from other weights, or another
+            process is at work in its folder.
     """
+    finished = run.checkpoint_path(cfg.steps).is_file()  # then it is only read
+    with only_worker(run.path) if is_first() and not finished else nullcontext():
+        return _fit(cfg, run, validate, snapshot, progress=progress)
+
+
+def _fit(cfg: Config, run: RunDir, validate: Validate | None, snapshot: Snapshot | None, *, progress: bool) -> ToCo:
+    """`fit`, by the only process (or group of processes) at this run."""
     torch.manual_seed(cfg.seed)
     checkpoints = run.checkpoints()
     learner, start = _learner(cfg, checkpoints)

@@ -21,6 +21,7 @@ from toco_lab.runs.environment import environment
 from toco_lab.runs.listing import RUN_COLUMNS, final_scores, find_runs, list_runs, read_runs
 from toco_lab.runs.locks import RUN_LOCK, SWEEP_LOCK
 from toco_lab.runs.run_dir import RunDir
+from toco_lab.runs.scores import run_scores
 
 
 @pytest.fixture
@@ -528,3 +529,39 @@ def test_a_run_with_the_longest_name_can_be_deleted(cfg, tmp_path):
     for name in ("n" * 255, "\u00fc" * 127):
         RunDir.create(cfg, tmp_path, name=name).delete()
     assert list(tmp_path.iterdir()) == []
+
+
+# --- damaged small files --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "3", '{"state": "odd"}', "\0\1", '{"state": ["running"]}', "[" * 9999]
+)
+@pytest.mark.parametrize("file", ["status.json", "env.json"])
+def test_a_damaged_file_is_named_and_written_anew_by_the_next_start(run, cfg, tmp_path, file, content):
+    with atomic_write(run.checkpoint_path(2)) as checkpoint:
+        checkpoint.write(b"x")
+    (run.path / file).write_text(content)
+    if file == "status.json":
+        (row,) = list_runs(tmp_path).to_dict("records")
+        assert row["state"] == "unreadable" and f"{file} is damaged" in row["error"]
+    again = RunDir.create(cfg, tmp_path)
+    assert again.status()["step"] in (0, 2) and again.read_json("env")[-1]["packages"]
+    if (file, content) != ("env.json", "[]"):
+        assert f"{file} is written anew: " in (run.path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("evaluation.csv", "a,b\n1,2\n", "a table with the columns target, class and iou"),
+        ("evaluation.csv", "target,class,iou\ncam,mIoU,much\n", "could not convert"),
+        ("smoothing.csv", "a,b\n1,2\n", "no column site, metric"),
+        ("smoothing.csv", "", "a table with a line of column names"),
+    ],
+)
+def test_a_damaged_table_is_named(run, file, content, expected):
+    (run.path / file).write_text(content)
+    with pytest.raises(ValueError, match=f"{file} is damaged.*Delete it to have it made anew") as error:
+        run_scores(run)
+    assert expected in str(error.value)

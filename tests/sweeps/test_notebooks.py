@@ -241,3 +241,9 @@ def test_lint_finds_ids_tags_and_missing_prose(tmp_path: Path) -> None:
         "0 cells tagged",
     ):
         assert words in problems
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\0"])
+def test_a_damaged_record_counts_as_not_executed(tmp_path, content):
+    (tmp_path / "a.json").write_text(content)
+    assert read_record(tmp_path / "a.ipynb") == {}

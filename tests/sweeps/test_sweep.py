@@ -22,7 +22,7 @@ from toco_lab.runs.run_dir import RunDir
 from toco_lab.sweeps import executors, sweep
 from toco_lab.sweeps.grid import Grid
 from toco_lab.sweeps.progress import seconds_left
-from toco_lab.sweeps.sweep import outlook, plan, run_sweep
+from toco_lab.sweeps.sweep import outlook, plan, run_sweep, sweep_table
 from toco_lab.sweeps.worker import state_on_disk
 from toco_lab.training.loop import fit
 
@@ -339,3 +339,17 @@ def test_a_sweep_on_ray(tmp_path: Path) -> None:
     assert table["state"].tolist() == ["failed"] and "TrainingError" in table["error"][0]
     command = RunDir(tmp_path / "test" / table["run"][0]).read_json("env")[-1]["command"]
     assert command[0].endswith("worker.py") and json.loads(command[1])["preset"] == "smoke"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", "\0"])
+@pytest.mark.parametrize("file", ["status.json", "failure.json", "evaluation.csv", "smoothing.csv"])
+def test_a_damaged_file_stops_neither_the_table_nor_the_plan(tmp_path: Path, file: str, content: str) -> None:
+    two = grid(rows={"a": {}, "b": {"w_ctc": 0.0}})
+    good, bad = two.runs(tmp_path)
+    for run in (good, bad):
+        RunDir.create(run.config, run.folder.parent, name=run.folder.name)
+    (bad.folder / file).write_text(content)
+    table = sweep_table(tmp_path, two)
+    assert table["error"][0] == "" and table["state"][0] == "begun"
+    assert f"{file} is damaged" in table["error"][1]
+    assert len(plan(two, root=tmp_path, data=False)) == 2

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from toco_lab.config import config_differences
-from toco_lab.runs.run_dir import CONFIG_FIELDS, RunDir, complete_lines
+from toco_lab.runs.run_dir import CONFIG_FIELDS, RunDir, complete_lines, damaged
 from toco_lab.vocabulary import MEAN_SCORES
 
 RUN_COLUMNS = ("run", "state", "step", "seconds", "made", "seed")  # of `list_runs`, before config fields and scores
@@ -69,13 +69,23 @@ def read_runs(paths: Mapping[str, Path | str], *, everything: bool = False) -> p
 
 
 def final_scores(run: RunDir) -> dict[str, float]:
-    """Mean scores of evaluation.csv as {"cam_mIoU": ..., "labels_F1": ...}; empty without an evaluation."""
+    """Mean scores of evaluation.csv as {"cam_mIoU": ..., "labels_F1": ...}; empty without an evaluation.
+
+    Raises:
+        ValueError: Naming the file, if it is damaged.
+    """
     path = run.path / "evaluation.csv"
     if not path.is_file():
         return {}
-    with path.open(encoding="utf-8", newline="") as file:  # hundreds of runs are listed: pandas takes far longer
-        rows = [row for row in csv.DictReader(file) if row["class"] in MEAN_SCORES]
-    return {f"{row['target']}_{row['class']}": float(row["iou"] or "nan") for row in rows}
+    try:
+        with path.open(encoding="utf-8", newline="") as file:  # hundreds of runs are listed: pandas takes far longer
+            reader = csv.DictReader(file)
+            if lacking := {"target", "class", "iou"} - set(reader.fieldnames or ()):
+                raise ValueError(f"no column {', '.join(sorted(lacking))}")
+            rows = [row for row in reader if row["class"] in MEAN_SCORES]
+        return {f"{row['target']}_{row['class']}": float(row["iou"] or "nan") for row in rows}
+    except (ValueError, csv.Error) as error:
+        raise damaged(path, "a table with the columns target, class and iou", error) from error
 
 
 def _last_metrics(run: RunDir) -> dict[str, float]:

@@ -86,11 +86,28 @@ class RunDir:
             file.write(cfg.to_json())
         run = cls(path)
         run._lock = locks.take(path / locks.RUN_LOCK)
-        records = run.read_json("env") if (path / "env.json").is_file() else []
-        run.write_json("env", [*records, environment(cfg.device)])
-        if not (path / "status.json").is_file():
-            run.set_status("new", step=0, steps=cfg.steps, seconds=0.0)
+        run._begin(cfg)
         return run
+
+    def _begin(self, cfg: Config) -> None:
+        """Record this start in env.json, and a state where there is none; damaged ones are written anew."""
+        records, status = [], None
+        try:
+            records = read_json_file(self.path / "env.json", list)
+        except FileNotFoundError:
+            pass
+        except ValueError as error:
+            self.log(f"env.json is written anew: {error}")
+        self.write_json("env", [*records, environment(cfg.device)])
+        try:
+            status = self.status() if (self.path / "status.json").is_file() else None
+        except ValueError as error:
+            self.log(f"status.json is written anew: {error}")
+            (self.path / "status.json").unlink()
+        if status is None:
+            saved = self.checkpoints()
+            step = int(saved[-1].stem.removeprefix("step_")) if saved else 0
+            self.set_status("running" if saved else "new", step=step, steps=cfg.steps, seconds=0.0)
 
     def __repr__(self) -> str:
         return f"RunDir({str(self.path)!r})"
@@ -118,10 +135,18 @@ class RunDir:
     # --- state ------------------------------------------------------------------------------------
 
     def status(self) -> dict[str, Any]:
-        """State of the run: state (one of `STATES`), step, steps, seconds, and error if it failed."""
+        """State of the run: state (one of `STATES`), step, steps, seconds, and error if it failed.
+
+        Raises:
+            ValueError: Naming status.json, if it is damaged.
+        """
         if not (self.path / "status.json").is_file():
             return {"state": "new", "step": 0}
-        return self.read_json("status")
+        path = self.path / "status.json"
+        status = read_json_file(path, dict)
+        if status.get("state") not in STATES:
+            raise damaged(path, f"a state among {', '.join(STATES)}", f"it is {status.get('state')!r}")
+        return status
 
     def set_status(self, state: str, **fields: Any) -> None:
         """Write a new state. Fields not given keep their value, except `error`: it belongs to one state."""
@@ -203,7 +228,7 @@ class RunDir:
         try:
             return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=kinds)
         except (ValueError, pd.errors.ParserError) as error:
-            raise _damaged(path, "a table with a line of column names", error) from error
+            raise damaged(path, "a table with a line of column names", error) from error
 
     def write_json(self, name: str, obj: Any) -> None:
         """Write `<name>.json`; NumPy and torch values become numbers and lists, paths become text."""
@@ -374,13 +399,14 @@ def read_json_file(path: Path, kind: type = object) -> Any:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, nested without end
-        raise _damaged(path, "JSON", error) from error
+        raise damaged(path, "JSON", error) from error
     if not isinstance(found, kind):
-        raise _damaged(path, f"a JSON {_KINDS[kind]}", f"a {type(found).__name__} is there")
+        raise damaged(path, f"a JSON {_KINDS[kind]}", f"a {type(found).__name__} is there")
     return found
 
 
-def _damaged(path: Path, expected: str, error: object) -> ValueError:
+def damaged(path: Path, expected: str, error: object) -> ValueError:
+    """The error about a small file of a run: which, what was expected, what is wrong, and what to do."""
     return ValueError(
         f"{path} is damaged: {expected} was expected ({' '.join(str(error).split())}). Delete it to have it made anew, "
         f"or bring back a copy"

@@ -7,7 +7,7 @@ import pandas as pd
 
 from toco_lab.config import Config, config_differences
 from toco_lab.runs.listing import final_scores
-from toco_lab.runs.run_dir import RunDir
+from toco_lab.runs.run_dir import RunDir, damaged
 from toco_lab.vocabulary import (
     AFTER_BLOCK,
     CAM,
@@ -73,6 +73,8 @@ def run_scores(run: RunDir) -> dict[str, float]:
     if not run.is_measured:
         return found
     frame = run.read_table("smoothing")
+    if lacking := [name for name in ("site", "metric", "variant", "layer", "value") if name not in frame]:
+        raise damaged(run.path / "smoothing.csv", "a table of over-smoothing", f"no column {', '.join(lacking)}")
     frame = frame[frame["site"] == AFTER_BLOCK]
     means = frame.groupby(["metric", "variant", "layer"])["value"].mean()
     first, last = frame["layer"].min(), frame["layer"].max()

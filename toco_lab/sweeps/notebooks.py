@@ -5,6 +5,7 @@ timed out as if every cell had completed. So names, types and Config overrides a
 success is the absence of an exception, kept in a record of our own beside the executed notebook.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -20,6 +21,7 @@ import papermill
 from nbformat import NotebookNode
 
 from toco_lab.files import atomic_write
+from toco_lab.runs.run_dir import read_json_file
 from toco_lab.sweeps.parameters import check_parameters
 
 CELL_TIMEOUT = 3600  # seconds one cell may take unless told otherwise
@@ -118,10 +120,12 @@ def run_notebooks(jobs: Iterable[NotebookJob], *, timeout: float = CELL_TIMEOUT,
 def read_record(output: Path | str) -> dict[str, Any]:
     """Record of an executed notebook: notebook, digest, parameters, state (running, done, failed), seconds, error.
 
-    Empty if there is none. A record that still says `running` was left by a process that was killed.
+    Empty if there is none, or it is damaged. A record that still says `running` was left by a process that was killed.
     """
     path = Path(output).with_suffix(".json")
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    with contextlib.suppress(ValueError):  # damaged: as if it had not been executed
+        return read_json_file(path, dict) if path.is_file() else {}
+    return {}
 
 
 def is_done(job: NotebookJob) -> bool:

@@ -29,8 +29,8 @@ def seconds_left(runs: Sequence[PlannedRun], root: Path | str = ROOT) -> dict[Pa
     found |= set(Path("results").glob("*/*/config.json"))
     times: dict[Any, list[float]] = {}
     for path in {path.resolve() for path in found}:
-        made = RunDir(path.parent)
-        with contextlib.suppress(ValueError):  # of another version: no help here
+        with contextlib.suppress(ValueError, TypeError, OSError):  # damaged or of another version: no help here
+            made = RunDir(path.parent)
             cfg, status = made.config(), made.status()
             seconds = status.get("total_seconds", status.get("seconds", 0.0))
             if status["state"] == "done" and seconds > 0:

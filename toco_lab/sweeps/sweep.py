@@ -152,19 +152,22 @@ def sweep_table(root: Path | str, grid: Grid) -> pd.DataFrame:
     Returns:
         One row per run of the grid: row, the row it is compared with (`reference`, empty for none), seed, the fields of
         the axes, state (see `state_on_disk`), seconds, scores in [0, 1] and cosines as in `runs.run_scores`, run (its
-        folder), and the error of a failed one.
+        folder), and the error of a failed one, or which of its files is damaged.
     """
     rows, references = [], grid.references()
     for run in grid.runs(root):
         row = {"row": run.row, "reference": references.get(run.row, ""), "seed": run.seed}
         row |= {name: getattr(run.config, name) for name in grid.axes}
         row |= {"state": state_on_disk(grid, run), "seconds": float("nan")}
+        error = recorded_error(run.folder)
         if (run.folder / "config.json").is_file():
-            made = RunDir(run.folder)
-            status = made.status()
-            row["seconds"] = status.get("total_seconds", status.get("seconds"))
-            row |= run_scores(made)
-        rows.append(row | {"run": run.folder.name, "error": recorded_error(run.folder)})
+            try:
+                status = (made := RunDir(run.folder)).status()
+                row["seconds"] = status.get("total_seconds", status.get("seconds"))
+                row |= run_scores(made)
+            except (ValueError, OSError) as problem:  # a damaged run hides none of the others
+                error = error or str(problem)
+        rows.append(row | {"run": run.folder.name, "error": error})
     frame = pd.DataFrame(rows)
     return frame[[name for name in frame if name not in ("run", "error")] + ["run", "error"]]
 

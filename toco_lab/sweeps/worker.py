@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from toco_lab.config import Config, config_differences
 from toco_lab.files import atomic_write
-from toco_lab.runs.run_dir import RunDir
+from toco_lab.runs.run_dir import RunDir, read_json_file
 from toco_lab.sweeps.grid import Grid, PlannedRun
 
 if TYPE_CHECKING:
@@ -85,7 +85,10 @@ def state_on_disk(grid: Grid, run: PlannedRun) -> Literal["new", "begun", "done"
 
         return "done" if is_done(job) else "begun"
     made = RunDir(run.folder)
-    finished = made.is_evaluated and made.is_measured and made.status()["state"] == "done"
+    try:
+        finished = made.is_evaluated and made.is_measured and made.status()["state"] == "done"
+    except ValueError:  # status.json is damaged: whoever continues the run writes it anew
+        finished = False
     return "done" if finished else "begun"
 
 
@@ -123,9 +126,14 @@ def record_failure(folder: Path, error: str, trace: str) -> None:
 
 
 def recorded_error(folder: Path) -> str:
-    """The error of a failed run as `record_failure` wrote it, else nothing."""
+    """The error of a failed run as `record_failure` wrote it, else nothing; of a damaged record, that it is damaged."""
     path = folder / _FAILURE
-    return json.loads(path.read_text(encoding="utf-8"))["error"] if path.is_file() else ""
+    if not path.is_file():
+        return ""
+    try:
+        return str(read_json_file(path, dict).get("error", ""))
+    except ValueError as error:
+        return str(error)
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
-"""What every room may use: files written whole, the project's folder, and the nearest name to a misspelt one."""
+"""What every room may use: files written whole, text read, the project's folder, the nearest name to a misspelt one."""
 
+import codecs
 import difflib
 import os
 import secrets
@@ -29,6 +30,35 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_text(path: Path | str, *, error: type[ValueError] = ValueError) -> str:
+    r"""The text of a small file that a person wrote: a list, a table, a grid.
+
+    UTF-8 with or without a byte order mark and UTF-16 with one are read; every line end becomes "\n".
+
+    Args:
+        path: The file.
+        error: Raised for bytes that are neither; the message names the file and the line.
+    """
+    data = Path(path).read_bytes()
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = data.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError as bad:
+        before = data[: bad.start]
+        line = (before.decode("utf-16", "replace") if wide else before.decode("latin-1")).count("\n") + 1
+        raise error(_not_unicode(path, line, f"byte 0x{data[bad.start]:02x}")) from bad
+    if "\0" in text:
+        raise error(_not_unicode(path, text.partition("\0")[0].count("\n") + 1, "a zero byte"))
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _not_unicode(path: Path | str, line: int, found: str) -> str:
+    return (
+        f"{path}, line {line}: {found} is not UTF-8. Expected is text in UTF-8, or in UTF-16 with its byte order mark. "
+        "Save the file again as UTF-8 (in an editor: Save as, encoding UTF-8; in Excel: CSV UTF-8)"
+    )
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -99,8 +99,8 @@ def test_workers_do_not_change_a_bit(voc):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_errors_reach_the_training_loop(voc, workers):
-    save_mask(Path(voc.data_root), "two", [0])
-    with pytest.raises(DataError, match="training image 'two'"):
+    save_mask(Path(voc.data_root), "two", [77])
+    with pytest.raises(DataError, match=r"two.png holds \[77\]"):
         list(itertools.islice(train_loader(voc.replace(num_workers=workers), MEAN, STD), 2))
 
 

@@ -215,7 +215,7 @@ def test_labels_from_masks(tmp_path, capsys):
     assert main(["data", "labels", "voc_vit_b", "--data-root", cfg.data_root, "--out", str(out)]) == 0
     assert json.loads(out.read_text()) == {"one": ["bird"], "three": [], "two": ["cat"]}
     printed = capsys.readouterr().out
-    assert "3 images, 2 classes" in printed and "without a class, so not for training: 1 (three)" in printed
+    assert "3 images, 2 classes" in printed and "without a class, all background for training: 1 (three)" in printed
     assert main(["data", "labels", "voc_vit_b", "--data-root", cfg.data_root, "--out", str(out)]) == 2
     assert "exists. Remove it, or choose another --out" in capsys.readouterr().err
 

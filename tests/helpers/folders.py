@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from toco_lab.config import Config
-from toco_lab.data import classes, readers
+from toco_lab.data import classes
 from toco_lab.data.readers import open_dataset
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -58,7 +58,7 @@ def toy(**changes) -> Config:
 def read_everything(cfg: Config, split="train") -> None:
     reader = open_dataset(cfg, split)
     for index in range(len(reader)):
-        reader.image(index), reader.mask(index), readers.training_label(reader, index)
+        reader.image(index), reader.mask(index), reader.image_label(index)
 
 
 def classes_of(label: np.ndarray) -> list[int]:
@@ -86,3 +86,11 @@ def write_xml(root: Path, name: str, *objects: str) -> None:
 
 
 TABLE = {"one": ["cat"], "two": ["dog", "ant"], "three": ["cat"], "four": ["ant"], "five": ["dog"], "six": []}
+
+# options of a run of two small steps
+SMALL = (
+    "--backbone deit_tiny_patch16_224 --depth 4 --embed-dim 24 --num-heads 2 --no-pretrained --crop-size 64 "
+    "--local-crop-size 32 --num-local-crops 2 --view2-size 32 --decoder-width 16 --head-hidden 32 --head-bottleneck 16 "
+    "--head-out 32 --steps 2 --batch-size 2 --warmup-steps 1 --seg-start-step 1 --par-iterations 2 --num-workers 0 "
+    "--eval-cam-size 64 --eval-seg-scales 1.0 --val-images 2 --device cpu"
+).split()

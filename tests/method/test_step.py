@@ -103,6 +103,21 @@ def test_one_encoder_pass_per_view():
     assert sum(images) == cfg.batch_size * pixels
 
 
+@pytest.mark.parametrize("images", [1, 2])
+def test_an_image_without_a_class_is_all_background_and_has_no_positive_crop(images):
+    cfg = CFG.replace(seg_start_step=0, batch_size=2)
+    batch = first_batch(cfg)
+    label = batch.image_label.clone()
+    label[:images] = 0
+    batch = replace(batch, image_label=label, max_present=None)
+    output = compute_losses(fresh(cfg), batch, cfg, 1, generator=torch.Generator().manual_seed(0))
+    for found in (output.pseudo_label, output.token_label):
+        assert set(found[:images].unique().tolist()) <= {0, 255} and (found[:images] == 0).any()
+    assert not output.region[:images].any() and not output.views.flags[:images, 2:].any()
+    assert output.terms.total.isfinite() and output.terms.ctc < 100
+    output.terms.total.backward()
+
+
 @pytest.mark.parametrize("refine", [True, False])
 def test_a_known_number_of_classes_is_not_counted(refine, monkeypatch):
     """Counting would make the host wait for a GPU; with a bound or without it the step is the same."""

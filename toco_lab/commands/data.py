@@ -15,13 +15,25 @@ prepare = SubcommandApp()
 
 
 def _data_config(what: str, **changes: Any) -> Config:
-    """The config of a preset, or of any folder, with what that folder says of itself; changes of None are left out."""
+    """`_given_config` with what a folder says of itself."""
     from toco_lab.data.own_folder import complete_config
+
+    return complete_config(_given_config(what, **changes))
+
+
+def _given_config(what: str, **changes: Any) -> Config:
+    """The config of a preset, or of any folder; changes of None are left out, those without effect refused."""
+    from toco_lab.data.unused import refuse_unused
 
     if what not in PRESETS and not Path(what).is_dir():
         raise ValueError(f"{what!r} is neither a folder nor a preset; presets are: {', '.join(PRESETS)}")
     cfg = Config.preset(what) if what in PRESETS else Config.preset("folder").replace(data_root=what)
-    return complete_config(cfg.replace(**{name: value for name, value in changes.items() if value is not None}))
+    given = {name: value for name, value in changes.items() if value is not None}
+    if what not in PRESETS and "data_root" in given:
+        raise ValueError(f"two folders given: {what} and --data-root {given['data_root']}. Leave one out")
+    cfg = cfg.replace(**given)
+    refuse_unused(cfg, given)
+    return cfg
 
 
 @data.command
@@ -118,15 +130,14 @@ def labels(
     """
     from toco_lab.data.label_tables import label_table, write_labels
 
-    cfg = Config.preset(what) if what in PRESETS else Config.preset("folder").replace(data_root=what)
-    cfg = cfg.replace(data_root=data_root) if data_root else cfg
+    cfg = _given_config(what, data_root=data_root)
     out = out or Path(cfg.data_root, "labels.csv")
     table = label_table(cfg, source)
     write_labels(out, table)
     empty = [name for name, found in table.items() if not found]
     print(f"{out}: {len(table)} images, {len(set().union(*table.values()))} classes")
     if empty:
-        print(f"without a class, so not for training: {len(empty)} ({', '.join(empty[:5])})")
+        print(f"without a class, all background for training: {len(empty)} ({', '.join(empty[:5])})")
 
 
 @prepare.command

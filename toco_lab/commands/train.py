@@ -38,11 +38,15 @@ class TrainOptions:
     """say what would be done, and do nothing"""
 
     def config(self) -> Config:
-        """The Config that the options stand for."""
+        """The Config that the options stand for; DataError if one of them has no effect."""
+        from toco_lab.data.unused import refuse_unused
+
         base = Config.preset(self.preset)
         values = {field.name: getattr(self, field.name) for field in CONFIG_FIELDS}
         changed = {name: value for name, value in values.items() if value != getattr(base, name)}
-        return (base.released() if self.released else base).replace(**changed)
+        cfg = (base.released() if self.released else base).replace(**changed)
+        refuse_unused(cfg, changed)
+        return cfg
 
 
 def options_of_preset(preset: str) -> type[TrainOptions]:
@@ -107,10 +111,12 @@ def _open_run(options: TrainOptions) -> "RunDir | None":
     _warn_of_batch_size(cfg, Config.preset(options.preset))
     if options.dry_run:
         print(*_outlook(cfg, options), sep="\n")
+        _print_usage(cfg)
         return None
     if options.evaluate or cfg.val_every:
         _print_missing_truth(cfg)  # masks that cannot be scored are refused before there is a folder
     run = open_run(cfg, options.root, name=options.name)
+    _print_usage(cfg)
     print(f"run folder: {run.path}")
     return run
 
@@ -146,6 +152,13 @@ def _print_missing_truth(cfg: Config) -> None:
 
     if reason := missing_truth(cfg):
         print(f"no mIoU: {reason}")
+
+
+def _print_usage(cfg: Config) -> None:
+    from toco_lab.data.usage import folder_usage
+
+    if usage := folder_usage(cfg):
+        print(*usage.lines(), sep="\n")
 
 
 # --- a dry run --------------------------------------------------------------------------------------------------------

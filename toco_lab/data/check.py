@@ -14,7 +14,8 @@ from toco_lab.data.classes import DataError
 from toco_lab.data.doubts import Doubts, counted
 from toco_lab.data.images import load
 from toco_lab.data.masks import no_class_shown
-from toco_lab.data.readers import FolderReader, Reader, make_reader, training_label
+from toco_lab.data.readers import FolderReader, Reader, make_reader
+from toco_lab.data.usage import NO_INFORMATION, folder_usage
 
 SHOWN_PROBLEMS = 20  # in the printed summary
 
@@ -102,14 +103,15 @@ def check_dataset(cfg: Config, split: str, *, progress: bool = True) -> CheckRep
 
     is_training = split == cfg.train_split
     labels, pixels = np.zeros(len(reader.classes), int), np.zeros(256, int)
+    empty: list[str] = []
     doubts = Doubts(reader, report.doubtful)
     for index in tqdm(range(len(reader)), desc=f"check {split}", disable=not progress):
         image, mask = attempt("image", reader.image, index), attempt("mask", reader.mask, index)
         label = None
         if is_training or mask is not None or cfg.label_source != "masks":  # evaluation may do without labels
-            read = training_label if is_training else type(reader).image_label
-            label = attempt("label", read, reader, index)
+            label = attempt("label", reader.image_label, index)
         labels += 0 if label is None else label.astype(int)
+        empty += [reader.names[index]] if label is not None and not label.any() else []
         if image is not None:
             report.sizes[image.shape[1], image.shape[0]] += 1
             digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
@@ -125,6 +127,14 @@ def check_dataset(cfg: Config, split: str, *, progress: bool = True) -> CheckRep
         where = f"of {split!r} in {reader.root}"
         problems[no_class_shown(where, bool(pixels[IGNORE_INDEX]))] = None
     report.problems = list(problems) + doubts.problems()
+    report.notes += counted(empty, "images have no class: all background") if is_training else []
+    if is_training and len(reader) > 1:
+        everywhere = [name for name, count in report.class_images.items() if count == len(reader)]
+        report.notes += [f"warning: {NO_INFORMATION.format(name)}" for name in everywhere]
+    if is_training and (usage := folder_usage(cfg)):
+        report.problems += usage.problems()
+    if is_training and len(empty) == len(reader) > 0:
+        report.problems.append(f"no image of {split} in {reader.root} has a class: nothing can be learned. Label some")
     same = [" = ".join(names) for names in report.pictures.values() if len(set(names)) > 1]
     if cfg.dataset == "folder" and isinstance(reader, FolderReader) and reader.list_file == reader.root:
         report.notes.append("the folder has no lists: these images were drawn, and a run writes the lists down")

@@ -1,6 +1,7 @@
 """Readers of image labels: which classes an image shows, from masks, XML, CSV, JSON or npy files."""
 
 import csv
+import io
 import json
 import pickle
 from collections import Counter
@@ -12,7 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from toco_lab.data.classes import DataError
-from toco_lab.files import did_you_mean
+from toco_lab.files import did_you_mean, read_text
 
 _LABEL_LAYOUTS = (
     "CSV: header `name,labels`, class names separated by `;`; JSON: {name: [class names]}; npy: a dict {name: one-hot "
@@ -53,14 +54,15 @@ def read_label_names(path: Path) -> dict[str, list[str]]:
     """
     if path.suffix not in (".csv", ".json"):
         raise DataError(f"label file {path} must end in .csv, .json or .npy")
+    text = read_text(path, error=DataError)
     try:
         if path.suffix == ".json":
-            rows = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=list)  # keeps repeated names
+            rows = json.loads(text, object_pairs_hook=list)  # keeps repeated names
             rows = [(name, [str(label) for label in _as_list(labels)]) for name, labels in rows]
         else:
-            with path.open(newline="", encoding="utf-8-sig") as file:  # Excel puts a mark before the header
-                rows = [(row["name"], row["labels"].split(";")) for row in csv.DictReader(file)]
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
+            table_rows = csv.DictReader(io.StringIO(text), strict=True)
+            rows = [(row["name"].strip(), row["labels"].split(";")) for row in table_rows]
+    except (KeyError, AttributeError, TypeError, ValueError, RecursionError, csv.Error) as error:
         raise DataError(f"label file {path} has the wrong layout ({error!r}). {_LABEL_LAYOUTS}") from error
     table = {name: [label.strip() for label in labels if label.strip()] for name, labels in rows}
     if len(table) < len(rows):

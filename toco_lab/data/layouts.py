@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toco_lab.data.classes import DataError
-from toco_lab.files import atomic_write
+from toco_lab.files import atomic_write, read_text
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Layout:
         lists: Folders of lists, one name a line.
         objects: Folder of XML files that name the objects of an image; "" where there are none.
         suffixes: Of image files, in lower case.
+        nested: Whether images and masks may lie in subfolders, each name once.
     """
 
     roots: tuple[str, ...]
@@ -28,6 +29,7 @@ class Layout:
     lists: tuple[str, ...]
     objects: str = ""
     suffixes: tuple[str, ...] = (".jpg", ".jpeg", ".png")
+    nested: bool = False
 
 
 LAYOUTS = {
@@ -51,6 +53,7 @@ LAYOUTS = {
         lists=(".", "lists", "ImageSets", "ImageSets/Segmentation"),
         objects="Annotations",
         suffixes=(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"),
+        nested=True,
     ),
 }
 
@@ -78,30 +81,55 @@ def read_list(root: Path, layout: Layout, split: str) -> tuple[Path, list[str]]:
         raise DataError(
             f"no list {wanted}; lists in that folder: {there or 'none'}. Add it (data/README.md) or correct the split"
         )
-    names = path.read_text(encoding="utf-8-sig").split()
+    names = [line.strip() for line in read_text(path, error=DataError).split("\n") if line.strip()]
     if not names:
         raise DataError(f"list {path} is empty. It needs one file name a line, without folder and extension")
     return path, names
 
 
 def write_list(path: Path, names: Sequence[str]) -> None:
-    """Write a list file: one name a line."""
+    """Write a list file, one name a line; DataError for a name that does not fit into one line."""
+    broken = next((name for name in names if "\n" in name or "\r" in name or name != name.strip()), None)
+    if broken is not None:
+        raise DataError(
+            f"{path} cannot list the image {broken!r}: its name begins or ends with a space, or has a line break. "
+            "Rename the file"
+        )
     with atomic_write(path, "w") as file:
         file.write("".join(f"{name}\n" for name in names))
 
 
-def locate(root: Path, folders: Sequence[str], suffixes: Sequence[str]) -> dict[str, Path]:
+def locate(root: Path, folders: Sequence[str], suffixes: Sequence[str], *, nested: bool = False) -> dict[str, Path]:
     """The path of each file name without its suffix; of several folders below `root` the first one wins.
 
     Folders are listed: asking for 80,000 files one by one is far slower on a network disk.
+
+    Args:
+        root: Folder of the data set.
+        folders: Below it.
+        suffixes: Of the files that count, in lower case; hidden files never do.
+        nested: Take files in subfolders too, where no other file has their name.
     """
     paths: dict[str, Path] = {}
     for folder in reversed(folders):  # so that the first folder wins
-        if (root / folder).is_dir():
-            # sorted: of two files of one stem the same one is taken on every machine
-            files = sorted((root / folder).iterdir(), reverse=True)
-            paths |= {path.stem: path for path in files if path.suffix.lower() in suffixes}
+        found = [path for path in files_below(root / folder, nested=nested) if path.suffix.lower() in suffixes]
+        direct = {path.stem: path for path in reversed(found) if path.parent == root / folder}
+        deeper = [path for path in found if path.parent != root / folder]
+        count = Counter(path.stem for path in deeper)
+        paths |= {path.stem: path for path in deeper if count[path.stem] == 1} | direct
     return paths
+
+
+def files_below(folder: Path, *, nested: bool) -> list[Path]:
+    """Files of a folder, and of its subfolders if `nested`, sorted; none if there is no folder, and no hidden ones."""
+    if not folder.is_dir():
+        return []
+    # sorted: of two files of one stem the same one is taken on every machine
+    files = sorted(folder.rglob("*") if nested else folder.iterdir())
+    if not nested:  # a name that begins with a dot is hidden; macOS leaves such copies of every image in archives
+        return [path for path in files if not path.name.startswith(".")]
+    shown = (path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    return [path for path in shown if path.is_file()]
 
 
 def clashes(root: Path, folders: Sequence[str], suffixes: Sequence[str]) -> list[str]:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from toco_lab.backbones.pixels import normalise
 from toco_lab.config import Config
-from toco_lab.data.readers import open_dataset, training_label
+from toco_lab.data.readers import open_dataset
 from toco_lab.data.views import TrainViews, Views
 from toco_lab.method.batch import Batch
 
@@ -35,10 +35,10 @@ class TrainSamples(Dataset[TrainSample]):
         self.seed, self.reader, self.views = cfg.seed, open_dataset(cfg, cfg.train_split), TrainViews(cfg, mean, std)
 
     def __getitem__(self, position: int) -> TrainSample:
-        """Sample `position`, 0-based; DataError if its image has no class."""
+        """Sample `position`, 0-based; an image without a class is all background."""
         epoch, place = divmod(position, len(self.reader))
         index = int(_permutation(self.seed, epoch, len(self.reader))[place])
-        label = training_label(self.reader, index)
+        label = self.reader.image_label(index)
         seed = int(np.random.SeedSequence([self.seed, 1, position]).generate_state(1)[0])
         views = self.views(self.reader.image(index), seed)
         return TrainSample(self.reader.names[index], views, torch.from_numpy(label))
@@ -60,7 +60,7 @@ def train_loader(
         places: Which samples of each batch to give, this process's share; None takes all.
 
     Raises:
-        DataError: See `open_dataset`; while iterating, for a file that cannot be read or an image without a class.
+        DataError: See `open_dataset`; while iterating, for a file that cannot be read.
     """
     mine = range(cfg.batch_size) if places is None else places
     return DataLoader(

@@ -4,7 +4,7 @@
 its classes later. data/README.md gives the layout and every rule.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ from toco_lab.config import Config
 from toco_lab.data.classes import DataError
 from toco_lab.data.image_labels import find_label_file, read_label_names, read_xml_names
 from toco_lab.data.layouts import LAYOUTS, find_list, find_root, locate, write_list
+from toco_lab.data.names import match_names
+from toco_lab.files import read_text
 
 LABEL_FILES = ("labels.csv", "labels.json")
 VAL_SHARE = 0.2  # of the images, where the folder has no lists
@@ -50,7 +52,8 @@ def folder_names(cfg: Config, split: str) -> list[str] | None:
     root, splits = _root(cfg), (cfg.train_split, cfg.val_split)
     if split not in splits or any(find_list(root, _LAYOUT, name) for name in splits):
         return None
-    names, masks = _labelled(root, cfg.label_source), locate(root, _LAYOUT.masks, (".png",))
+    names = _labelled(root, cfg.label_source)
+    masks = set(match_names(mask_files(root), names, _LAYOUT.suffixes))
     if len(names) < 2:
         raise DataError(f"{root} has {len(names)} images with labels: too few to split. Add images, or {splits} lists")
     shuffled = [names[place] for place in np.random.default_rng(0).permutation(len(names))]
@@ -90,7 +93,7 @@ def _label_source(root: Path) -> str:
     for name in LABEL_FILES:
         if (root / name).is_file():
             return name
-    if locate(root, _LAYOUT.masks, (".png",)):
+    if mask_files(root):
         return "masks"
     if any((root / _LAYOUT.objects).glob("*.xml")):
         return "xml"
@@ -110,7 +113,7 @@ def _classes(root: Path, source: str) -> tuple[str, ...]:
         named = {name for file in (root / _LAYOUT.objects).glob("*.xml") for name in read_xml_names(file)}
     elif source != "masks" and not source.endswith(".npy"):
         named = set().union(*read_label_names(find_label_file(source, root)).values())
-    if locate(root, _LAYOUT.masks, (".png",)) or not named:
+    if mask_files(root) or not named:
         known = (
             f" The labels name, in the order of the alphabet and not of the numbers: {', '.join(sorted(named))}."
             if named
@@ -125,7 +128,7 @@ def _classes(root: Path, source: str) -> tuple[str, ...]:
 
 
 def _read_classes(path: Path) -> tuple[str, ...]:
-    names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    names = [line.strip() for line in read_text(path, error=DataError).split("\n") if line.strip()]
     if not names or len(set(names)) < len(names):
         raise DataError(f"{path} needs one class a line, each once; it has {len(names)}, {len(set(names))} different")
     if names[0].lower() == "background":
@@ -134,14 +137,28 @@ def _read_classes(path: Path) -> tuple[str, ...]:
 
 
 def _labelled(root: Path, source: str) -> Sequence[str]:
-    """Names of the images that have a label, in alphabetical order: a class in a label file, a mask, or an XML file."""
-    images = locate(root, _LAYOUT.images, _LAYOUT.suffixes)
+    """Names of the images that have a label, in alphabetical order: a row in a label file, a mask, or an XML file.
+
+    A label may name no class: such an image is all background.
+    """
+    images = image_files(root)
+    return sorted(images.keys() & set(match_names(label_entries(root, source, images), images, _LAYOUT.suffixes)))
+
+
+def image_files(root: Path) -> dict[str, Path]:
+    """The image of each name of a folder."""
+    return locate(root, _LAYOUT.images, _LAYOUT.suffixes, nested=True)
+
+
+def mask_files(root: Path) -> dict[str, Path]:
+    """The mask of each name of a folder."""
+    return locate(root, _LAYOUT.masks, (".png",), nested=True)
+
+
+def label_entries(root: Path, source: str, images: Iterable[str]) -> list[str]:
+    """Names as the source of the labels has them: of rows, masks or XML files; of an .npy those of the images."""
     if source == "masks":
-        known = set(locate(root, _LAYOUT.masks, (".png",)))
-    elif source == "xml":
-        known = {path.stem for path in (root / _LAYOUT.objects).glob("*.xml")}
-    elif source.endswith(".npy"):
-        known = set(images)
-    else:
-        known = {name for name, labels in read_label_names(find_label_file(source, root)).items() if labels}
-    return sorted(images.keys() & known)
+        return list(mask_files(root))
+    if source == "xml":
+        return list(locate(root, (_LAYOUT.objects,), (".xml",)))
+    return list(images) if source.endswith(".npy") else list(read_label_names(find_label_file(source, root)))

@@ -20,6 +20,7 @@ from toco_lab.data.image_labels import find_label_file, label_of_mask, read_labe
 from toco_lab.data.images import read_rgb
 from toco_lab.data.layouts import LAYOUTS, clashes, find_root, locate, read_list
 from toco_lab.data.masks import check_classes_shown, read_mask
+from toco_lab.data.names import by_image, match_names
 from toco_lab.data.own_folder import folder_names
 
 CHECK_HINT = "`python -m toco_lab data check` lists every problem"
@@ -48,14 +49,16 @@ class FolderReader:
         self.root = find_root(cfg.data_root, layout)
         # SBD's masks make up train_aug; for the official lists VOC's own files come first
         masks = layout.masks if split != "train_aug" else layout.masks[::-1]
-        self._images = locate(self.root, layout.images, layout.suffixes)
-        self._masks = locate(self.root, masks, (".png",))
+        self._images = locate(self.root, layout.images, layout.suffixes, nested=layout.nested)
+        found = locate(self.root, masks, (".png",), nested=layout.nested)
+        self._masks = by_image(found, self._images, layout.suffixes, " or ".join(masks))
         self._layout = layout
         self._source = cfg.label_source
         self._painted = self._open_annotations(cfg, split)
         self.list_file, self.names = self._read_names(cfg, split)
         self.names = self.names[: _limit(cfg, split) if split else None]
         self._table: dict[str, np.ndarray] = {}
+        self._xml: dict[str, Path] = {}
         if self._source == "xml" and not layout.objects:
             raise DataError(f"label_source 'xml' is not known for {cfg.dataset}; use `masks` or a label file")
         if self._source == "masks":
@@ -63,8 +66,12 @@ class FolderReader:
                 painted.prepare(painted.classes.keys() & set(self.names))
         elif self._source == "annotations":
             self._table = {name: part.image_label(name) for part in self._painted for name in part.classes}
-        elif self._source != "xml":
-            self._table = read_labels(find_label_file(self._source, self.root), self.classes)
+        elif self._source == "xml":
+            objects = locate(self.root, (layout.objects,), (".xml",))
+            self._xml = by_image(objects, self._images, layout.suffixes, layout.objects)
+        else:
+            path = find_label_file(self._source, self.root)
+            self._table = by_image(read_labels(path, self.classes), self._images, layout.suffixes, f"label file {path}")
 
     def _open_annotations(self, cfg: Config, split: str | None) -> list[CocoMasks]:
         """COCO's jsons, where masks or labels come from them: ready-made masks win."""
@@ -84,7 +91,8 @@ class FolderReader:
         if cfg.dataset == "folder" and (drawn := folder_names(cfg, split)):
             return self.root, drawn
         try:
-            return read_list(self.root, self._layout, split)
+            path, names = read_list(self.root, self._layout, split)
+            return path, match_names(names, self._images, self._layout.suffixes)
         except DataError:
             own = [part for part in self._painted if part.path.stem.startswith(f"instances_{split}")]
             if not own:
@@ -99,7 +107,7 @@ class FolderReader:
         return len(self.names)
 
     def problems(self) -> list[str]:
-        """What is wrong with the list, without decoding a file: names given twice, missing images, missing masks.
+        """What is wrong with the list, without decoding a file: names given twice, missing images, masks, labels.
 
         Missing masks are fine beside a label file, and in a list without any mask (VOC's test).
         """
@@ -113,6 +121,8 @@ class FolderReader:
         without = [name for name, has_mask in zip(self.names, self.has_masks(), strict=True) if not has_mask]
         if self._source == "masks" and len(without) < len(self):
             problems += [self._missing_mask(name) for name in without]
+        if self._source not in ("masks", "xml"):
+            problems += [self._missing_entry(name) for name in self.names if name not in self._table]
         return problems
 
     def has_masks(self) -> list[bool]:
@@ -146,11 +156,10 @@ class FolderReader:
                 raise DataError(self._missing_mask(name))
             return label_of_mask(mask, len(self.classes))
         if self._source == "xml":
-            return read_xml_label(self.root / self._layout.objects / f"{name}.xml", self.classes)
+            path = self._xml.get(name, self.root / self._layout.objects / f"{name}.xml")
+            return read_xml_label(path, self.classes)
         if name not in self._table:
-            near = next((key for key in self._table if Path(key).stem == name), None)
-            hint = f"It has {near!r}: names go without folder and extension" if near else "Add it"
-            raise DataError(f"no entry for {name!r} in label file {self._source}. {hint}, or shorten {self.list_file}")
+            raise DataError(self._missing_entry(name))
         return self._table[name]
 
     def image_path(self, index: int) -> Path:
@@ -162,10 +171,19 @@ class FolderReader:
 
     def _missing_image(self, name: str) -> str:
         folders = " or ".join(self._layout.images)
+        first, _, second = name.rpartition(" ")
+        if second in ("-1", "0", "1") and first.strip() in self._images:
+            return (
+                f"line {name!r} of {self.list_file} has a second column, as VOC's lists of one class have. Keep the "
+                "names alone, one a line"
+            )
         return (
             f"no image for {name!r} of {self.list_file} in {folders} below {self.root}. Add the file, or take the line "
             "out (a line is a file name without folder and extension)"
         )
+
+    def _missing_entry(self, name: str) -> str:
+        return f"no entry for {name!r} in label file {self._source}. Add it, or shorten {self.list_file}"
 
     def _missing_mask(self, name: str) -> str:
         folders = " or ".join(self._layout.masks)
@@ -257,17 +275,6 @@ def open_dataset(cfg: Config, split: str) -> Reader:
 
 def _limit(cfg: Config, split: str) -> int | None:
     return (cfg.train_images if split == cfg.train_split else cfg.val_images) or None
-
-
-def training_label(reader: Reader, index: int) -> np.ndarray:
-    """`reader.image_label(index)`, which must name a class: an image without one teaches the classifier nothing."""
-    label = reader.image_label(index)
-    if not label.any():
-        raise DataError(
-            f"training image {reader.names[index]!r} of {reader.root} has no class. Take it off the list or label it; "
-            f"{CHECK_HINT}"
-        )
-    return label
 
 
 def missing_truth(cfg: Config) -> str:

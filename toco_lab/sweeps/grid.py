@@ -17,7 +17,8 @@ from typing import Any, Self
 
 from toco_lab.config import Config
 from toco_lab.data.own_folder import complete_config
-from toco_lab.files import did_you_mean
+from toco_lab.data.unused import refuse_unused
+from toco_lab.files import did_you_mean, read_text
 from toco_lab.sweeps.parameters import plain
 
 ROOT = Path("results/sweeps")
@@ -109,13 +110,9 @@ class Grid:
         """
         import yaml
 
+        text = read_text(path)
         try:
-            given = yaml.load(Path(path).read_text(encoding="utf-8-sig"), _yaml_loader())
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{path} is not UTF-8 text: {error.reason} at byte {error.start}. Save it as UTF-8 in your editor, or "
-                "convert it: iconv -f latin1 -t utf-8"
-            ) from error
+            given = yaml.load(text, _yaml_loader())
         except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date like 2024-99-99
             raise ValueError(f"{path} cannot be read: {error}") from error
         if not isinstance(given, dict):
@@ -168,7 +165,9 @@ class Grid:
         """The preset with some fields changed, as `train` has it: `released` comes first, the fields win over it."""
         base = Config.preset(self.preset)
         base = base.released() if changes.pop("released", False) else base
-        return complete_config(base.replace(**changes))
+        cfg = base.replace(**changes)
+        refuse_unused(cfg, changes)
+        return complete_config(cfg)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

@@ -1,0 +1,132 @@
+"""What a folder's run uses and leaves out; images without a class; a class on every image; options without effect."""
+
+import re
+
+import pytest
+from helpers.folders import SMALL, TABLE, make_folder, save_mask
+from PIL import Image
+
+from toco_lab.commands.app import main
+from toco_lab.config import Config
+from toco_lab.data.check import check_dataset
+from toco_lab.data.own_folder import complete_config
+from toco_lab.data.readers import open_dataset
+from toco_lab.data.unused import refuse_unused
+from toco_lab.data.usage import folder_usage
+from toco_lab.runs.run_dir import RunDir
+from toco_lab.sweeps.grid import Grid
+
+
+@pytest.fixture
+def gaps(tmp_path) -> Config:
+    """A folder with one file of each kind that no run reads."""
+    cfg = make_folder(tmp_path, {**TABLE, "ghost": ["cat"], "deep": ["dog"]})
+    images = tmp_path / "images"
+    for name in ("sub/deep.jpg", "sub/one.jpg", "a/twin.jpg", "b/twin.jpg", "bare.jpg", "._one.jpg"):
+        (images / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (50, 40)).save(images / name)
+    (images / "phone.heic").write_bytes(b"")
+    (tmp_path / "classes.txt").write_text("ant\ncat\ndog\n")
+    (tmp_path / "masks").mkdir()
+    save_mask(tmp_path, "lost", [1], folder="masks", size=(40, 50))
+    (tmp_path / "masks/one.bmp").write_bytes(b"")
+    return complete_config(cfg)
+
+
+LEFT_OUT = {
+    "images/phone.heic": "has an extension that is not read. Images end in .jpg",
+    "images/sub/one.jpg": "has the name of another image",
+    "images/a/twin.jpg": "has the name of another image",
+    "images/b/twin.jpg": "has the name of another image",
+    "images/bare.jpg": "has no label",
+    "ghost": "is a row of labels.csv without an image",
+    "masks/lost.png": "is a mask without an image",
+    "masks/one.bmp": "has an extension that is not read. Masks are PNGs",
+}
+
+
+def test_what_is_left_out_is_listed_with_the_reason(gaps, tmp_path):
+    problems = check_dataset(gaps, "train", progress=False).problems
+    for what, reason in LEFT_OUT.items():
+        assert sum(problem.startswith(f"not used: {what} {reason}") for problem in problems) == 1, (what, problems)
+    assert len(problems) == len(LEFT_OUT)
+    names = [name for split in ("train", "val") for name in open_dataset(gaps, split).names]
+    assert sorted(names) == sorted([*TABLE, "deep"])  # of the subfolder, the image that no other shares its name with
+
+
+def test_lists_leave_images_out(tmp_path):
+    cfg = complete_config(make_folder(tmp_path, TABLE))
+    for split, text in (("train", "one\ntwo\n"), ("val", "three\n"), ("test", "four\n")):
+        (tmp_path / f"{split}.txt").write_text(text)
+    usage = folder_usage(cfg)
+    assert usage.used == {"train": 2, "val": 1}
+    assert usage.problems() == [f"not used: images/{name}.jpg stands in no list. Add its name to one" for name in
+                                ("five", "six")]  # fmt: skip
+    assert folder_usage(Config.preset("smoke")) is None
+
+
+def test_no_problem_means_that_every_file_is_used(tmp_path):
+    cfg = complete_config(make_folder(tmp_path, TABLE))
+    assert check_dataset(cfg, "train", progress=False).problems == []
+    assert folder_usage(cfg).lines()[0] == "images used: 5 train, 1 val; left out: none"
+
+
+def test_a_class_on_every_image_carries_no_information(tmp_path):
+    cfg = complete_config(make_folder(tmp_path, {name: ["cat", *TABLE[name]] for name in TABLE}))
+    words = "warning: every image shows 'cat'"
+    assert any(note.startswith(words) for note in check_dataset(cfg, "train", progress=False).notes)
+    assert folder_usage(cfg).lines()[-1].startswith(words)
+    cfg = complete_config(make_folder(tmp_path / "other", TABLE))
+    assert "every image" not in str(check_dataset(cfg, "train", progress=False))
+
+
+def test_a_folder_in_which_no_image_shows_anything(tmp_path):
+    cfg = make_folder(tmp_path, {name: [] for name in TABLE})
+    (tmp_path / "classes.txt").write_text("cat\n")
+    problems = check_dataset(complete_config(cfg), "train", progress=False).problems
+    assert len(problems) == 1 and "no image of train" in problems[0] and "has a class" in problems[0]
+
+
+def test_images_without_a_class_train_as_background(tmp_path, capsys):
+    make_folder(tmp_path / "pets", {**{name: [] for name in TABLE}, "one": ["cat"], "two": ["dog"]})
+    command = ["train", "folder", "--data-root", str(tmp_path / "pets"), "--root", str(tmp_path), "--name", "run"]
+    assert main([*command, *SMALL, "--no-evaluate", "--steps", "4"]) == 0
+    printed = capsys.readouterr().out
+    assert "images used: 5 train, 1 val; left out: none" in printed
+    assert "training images without any class, all background: " in printed
+    rows = RunDir(tmp_path / "run").read_table("metrics")
+    losses = rows.filter(like="loss")
+    assert RunDir(tmp_path / "run").status()["state"] == "done"
+    assert losses.size and losses.notna().all().all() and (losses.abs() < 100).all().all()
+
+
+# --- options without effect -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train smoke --data-root MY", "data_root='MY' has no effect.*'toy'.*train folder --data-root MY"),
+        ("train smoke --label-source a.csv", "label_source='a.csv' has no effect.*'toy'"),
+        ("train smoke --crowds ignore", "crowds='ignore' has no effect.*'toy'.*another data set"),
+        ("train voc_vit_b --crowds ignore", "crowds='ignore' has no effect.*'voc'.*coco"),
+        ("data check smoke --data-root MY", "data_root='MY' has no effect"),
+        ("data labels smoke --data-root MY", "data_root='MY' has no effect"),
+    ],
+)
+def test_an_option_that_the_run_does_not_use_is_an_error(command, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(command.split()) == 2
+    assert re.search(words, capsys.readouterr().err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_and_a_data_root_are_one_too_many(tmp_path, capsys):
+    assert main(["data", "check", str(tmp_path), "--data-root", "other"]) == 2
+    assert "two folders given" in capsys.readouterr().err
+
+
+def test_grids_and_other_data_sets():
+    with pytest.raises(ValueError, match="data_root='MY' has no effect"):
+        Grid(name="g", preset="smoke", axes={"data_root": ["MY"]}).runs()
+    refuse_unused(Config.preset("smoke").replace(dataset="folder", data_root="MY"), ["dataset", "data_root"])

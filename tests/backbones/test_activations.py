@@ -136,7 +136,7 @@ def test_images_that_do_not_fit_are_named(vit):
 
 
 def test_what_is_no_vit_is_named(vit):
-    with pytest.raises(ValueError, match="Linear is no plain ViT"):
+    with pytest.raises(ValueError, match="Linear cannot be read: it is no plain ViT"):
         encoder_of(torch.nn.Linear(2, 2))
     wrapper = torch.nn.Module()
     wrapper.encoder = vit

@@ -279,3 +279,18 @@ def test_what_can_not_be_explained_is_refused(function):
         function(model, picture(), 0)
     with pytest.raises(ValueError, match="no plain ViT"):
         function(nn.Flatten(), picture(), 0)
+
+
+def test_grad_cam_that_is_zero_everywhere_is_said():
+    model, image = tiny("toco"), picture()
+    model.classifier.weight.data[2] = 0
+    with pytest.warns(UserWarning, match=r"zero everywhere for image 0 \(class 2\), 1 \(class 2\)"):
+        assert not grad_cam(model, image, 2).any()
+
+
+@pytest.mark.parametrize("name", ATTRIBUTIONS)
+def test_an_image_of_no_floats_or_with_nan_is_refused(name):
+    with pytest.raises(ValueError, match=r"image is of torch.uint8, not normalised"):
+        ATTRIBUTIONS[name](tiny(), picture().byte(), 1)
+    with pytest.raises(ValueError, match="image holds 1 numbers that are NaN"):
+        ATTRIBUTIONS[name](tiny(), picture().index_put((torch.tensor(0),) * 4, torch.tensor(torch.nan)), 1)

@@ -188,3 +188,28 @@ def test_smoothing_of_run_reads_the_checkpoint_and_writes_the_table(tmp_path, ev
         expected = smoothing_per_layer(model, [sample.image], [sample.mask], name="x", metrics=PAIR_COSINES)["value"]
         np.testing.assert_allclose(frame.loc[frame["image"] == sample.name, "value"], expected, rtol=1e-5)
     assert run.read_table("smoothing")["value"].tolist() == frame["value"].tolist()
+
+
+def test_an_image_that_would_be_read_as_noise_is_named(vit):
+    good = torch.randn(3, 32, 32)
+    bad = good.clone()
+    bad[0, 3, 4] = torch.nan
+    with pytest.raises(ValueError, match="image 'b' holds 1 numbers that are NaN or infinite"):
+        smoothing_per_layer(vit, [good, bad], name="t", image_names=["a", "b"])
+    with pytest.raises(ValueError, match=r"image '0' is of torch.uint8, not normalised: give floats"):
+        smoothing_per_layer(vit, [(good * 9).byte()], name="t")
+    with pytest.raises(ValueError, match="image 0 holds 1 numbers"):
+        layers.layer_similarity(vit, [bad])
+    with pytest.warns(UserWarning, match="image '0' has numbers up to 255: is it normalised"):
+        smoothing_per_layer(vit, [torch.full((3, 32, 32), 255.0)], name="t", metrics=["pairwise cosine"])
+
+
+def test_a_table_without_rows_is_said(vit):
+    with pytest.raises(ValueError, match="no images to measure"):
+        smoothing_per_layer(vit, [], name="t")
+    with pytest.warns(UserWarning, match="no row: negative cosine has no value for any image"):
+        assert smoothing_per_layer(vit, torch.randn(1, 3, 32, 32), name="t", metrics=["negative cosine"]).empty
+    broken = copy.deepcopy(vit)
+    broken.blocks[1].norm1.weight.data[0] = torch.nan
+    with pytest.raises(ValueError, match="VisionTransformer gives NaN or infinite tokens for image '0', after block 2"):
+        smoothing_per_layer(broken, torch.randn(1, 3, 32, 32), name="t")

@@ -125,7 +125,14 @@ def _capture_vit(
 
 def _capture_stages(encoder: Encoder, image: Tensor, grid: tuple[int, int]) -> Activations:
     with evaluating(encoder):
-        final, maps = stage_maps(encoder, image, range(len(blocks_of(encoder))))
+        try:
+            final, maps = stage_maps(encoder, image, range(len(blocks_of(encoder))))
+        except (AssertionError, TypeError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            size = f"{image.shape[-2]} x {image.shape[-1]} pixels, which fill whole tokens"
+            raise ValueError(f"{type(encoder).__name__} cannot be read with an image of {size}: {reason}") from error
     norm = final_norm(encoder)
     return Activations(
         grid=grid,

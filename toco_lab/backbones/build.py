@@ -14,15 +14,9 @@ from torch import Tensor
 from toco_lab.backbones.anti_smoothing import add_attn_scale, add_feat_scale
 from toco_lab.backbones.interfaces import Encoder, PlainViT
 from toco_lab.backbones.kinds import is_plain_vit
+from toco_lab.backbones.stages import TRAINED_STAGED
 from toco_lab.config import VIT_SIZES, Config, backbone_kind
 from toco_lab.files import did_you_mean
-
-STAGED = (
-    "SwinTransformer",
-    "SwinTransformerV2",
-    "ResNet",
-    "ConvNeXt",
-)  # timm's classes of models in stages that `kinds` can read
 
 
 def build_encoder(cfg: Config) -> Encoder:
@@ -39,7 +33,7 @@ def build_encoder(cfg: Config) -> Encoder:
         raise ValueError(f"backbone_args cannot set {', '.join(taken)}: other fields of the config, or the method, do")
     encoder = _create(name, given | further)
     if kind != "vit":
-        if type(encoder).__name__ not in STAGED:
+        if type(encoder).__name__ not in TRAINED_STAGED:
             raise ValueError(_no_backbone(name, f"timm makes it a {type(encoder).__name__}, which is not read here"))
         return encoder
     if not is_plain_vit(encoder):
@@ -102,7 +96,8 @@ def _no_backbone(name: str, reason: str) -> str:
     hint = "" if timm.is_model(name) else did_you_mean(name.partition(".")[0], timm.list_models())
     return (
         f"backbone {name!r} cannot be built: {reason}{hint}. Backbones are "
-        "timm's plain ViTs (vit, deit, beit, eva), Swin and Swin v2, ResNet and ConvNeXt"
+        "timm's plain ViTs (vit, deit, eva), Swin and Swin v2, ResNet and ConvNeXt; BEiT and other families are read "
+        "for analysis only (smoothing_per_layer)"
     )
 
 

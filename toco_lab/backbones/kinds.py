@@ -22,14 +22,22 @@ stages is one position of a feature map. Code that calls `ToCo.encode` does not 
 | rollout, gradient x attention | yes | second | no | no |
 | AttnScale, FeatScale | yes | yes | refused | refused |
 
+Other families of timm are read for analysis only (`smoothing_per_layer`, `layer_similarity`, Grad-CAM): BEiT and ViTs
+with relative positions as plain ViTs, and as models in stages those whose blocks all lie in stages that timm announces
+and give one map of the announced channels and stride, channels first or last. Such are EfficientNet, MobileNetV3,
+the nets of `byobnet`, Swin v2 CR, TinyViT, MaxViT, DaViT, FastViT, MetaFormer, MambaOut and more. Refused with the
+reason are CaiT, XCiT, ConViT, LeViT, PiT, PVT v2, VOLO, CrossViT, CoaT, Twins, MViT v2, Hiera, GhostNet, DenseNet and more;
+the lists in `tests/backbones/test_families.py` name every family of timm.
+
 The mean over positions stands for the class token because the heads of these models read it in pretraining. (That is
 exact for Swin and ResNet. ConvNeXt pools before its norm; here the mean is taken after it, so that CTC and PTC move the
 same tokens.) Batch norms keep the statistics of the pretrained weights: `ToCo.train` leaves them in evaluation mode.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TypeGuard, cast
 
 import torch
@@ -40,20 +48,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from toco_lab.backbones.interfaces import Encoder, PlainViT, SelfAttention, ViTBlock
-
-
-@dataclass(frozen=True)
-class Stage:
-    """The blocks of one grid, their number of channels, and the side of one position in pixels."""
-
-    blocks: list[nn.Module]
-    width: int
-    stride: int
+from toco_lab.backbones.stages import channels_last, declared_last, read_map, refusal, stages_of
 
 
 def is_plain_vit(encoder: nn.Module) -> TypeGuard[PlainViT]:
     """Whether the encoder has one patch embedding, blocks, a number of prefix tokens (it may be 0), and a norm."""
-    return not _absent_parts(encoder) and hasattr(encoder, "forward_intermediates")
+    return not _absent_parts(encoder)
 
 
 def encoder_of(model: nn.Module) -> PlainViT:
@@ -64,7 +64,7 @@ def encoder_of(model: nn.Module) -> PlainViT:
     """
     encoder = any_encoder_of(model)
     if not is_plain_vit(encoder):
-        absent = ", ".join(_absent_parts(encoder)) or "forward_intermediates"
+        absent = ", ".join(_absent_parts(encoder))
         raise ValueError(
             f"{type(encoder).__name__} is no plain ViT (it has no {absent}): this needs attention between all tokens"
         )
@@ -75,11 +75,12 @@ def any_encoder_of(model: nn.Module) -> Encoder:
     """The encoder of a model, of either kind: `model.encoder` if there is one, else the model itself.
 
     Raises:
-        ValueError: If it is neither a plain ViT nor a timm model with stages.
+        ValueError: If it is neither a plain ViT nor a timm model whose stages hold all its blocks (`stages.stages_of`).
     """
     encoder = getattr(model, "encoder", model)
     if not is_plain_vit(encoder) and not stages_of(encoder):
-        raise ValueError(f"{type(encoder).__name__} is no plain ViT, and no model of timm with stages of blocks either")
+        absent = ", ".join(_absent_parts(encoder))
+        raise refusal(encoder, f"it is no plain ViT (no {absent}) and announces no stages that are sequences of blocks")
     return cast(Encoder, encoder)
 
 
@@ -87,18 +88,6 @@ def is_timm_attention(part: nn.Module | None) -> TypeGuard[SelfAttention]:
     """Whether a part of a block is timm's attention: fused or not, with a dropout that sees the attention matrix."""
     dropout = getattr(part, "attn_drop", None)
     return isinstance(dropout, nn.Module) and all(hasattr(part, name) for name in ("fused_attn", "num_heads", "proj"))
-
-
-def stages_of(encoder: nn.Module) -> list[Stage]:
-    """The stages of a Swin, ResNet or ConvNeXt, first one first; a plain ViT has none."""
-    stages = []
-    for info in getattr(encoder, "feature_info", None) or ():
-        part = encoder.get_submodule(info["module"])
-        blocks = getattr(part, "blocks", part)
-        # the other entries of `feature_info` are the stem of a ResNet and the single blocks of a ViT
-        if isinstance(blocks, nn.Sequential | nn.ModuleList):
-            stages.append(Stage(list(blocks), info["num_chs"], info["reduction"]))
-    return stages
 
 
 def blocks_of(encoder: nn.Module) -> list[nn.Module]:
@@ -187,6 +176,9 @@ def stage_maps(encoder: Encoder, image: Tensor, blocks: Sequence[int]) -> tuple[
     Returns:
         The final features, (B, D, h, w), after the final norm where there is one; and the output of each of `blocks`,
         (B, D', h', w').
+
+    Raises:
+        ValueError: If the output of a block is no map of the channels and stride that timm announces.
     """
     parts, outputs = blocks_of(encoder), dict[int, Tensor]()
     with ExitStack() as stack:
@@ -195,9 +187,44 @@ def stage_maps(encoder: Encoder, image: Tensor, blocks: Sequence[int]) -> tuple[
                 lambda _, __, output, index=index: outputs.update({index: output})
             )
             stack.callback(hook.remove)
-        final = as_map(encoder, encoder.forward_features(image))
+        final = encoder.forward_features(image)
+    stages, size = stages_of(encoder), image.shape[-2:]
+    stage_of_block = [stage for stage in stages for _ in stage.blocks]
+    layouts: dict[type, bool] = {}
+    for index in blocks:
+        if index not in outputs:
+            raise refusal(encoder, f"block {index + 1} of {len(parts)} took no part in the pass")
+        last = channels_last(encoder, outputs[index], stage_of_block[index], size)
+        if last is not None:
+            layouts[type(parts[index])] = last
+    maps = [
+        read_map(encoder, outputs[index], stage_of_block[index], size, like=layouts.get(type(parts[index])))
+        for index in blocks
+    ]
+    final = read_map(encoder, final, replace(stages[-1], width=0), size)
     head_norm = _head_norm(encoder)
-    return final if head_norm is None else head_norm(final), [as_map(encoder, outputs[index]) for index in blocks]
+    return final if head_norm is None else head_norm(final), maps
+
+
+def map_of_layer(encoder: nn.Module, layer: nn.Module, output: Tensor, size: Sequence[int]) -> Tensor:
+    """The output of a block of a model in stages as (B, D, h, w), whichever layout it has.
+
+    Args:
+        encoder: A model in stages.
+        layer: The block; of a Swin, ResNet or ConvNeXt any layer that gives a map.
+        output: What it gave for an image of `size`.
+        size: Height and width of that image.
+
+    Raises:
+        ValueError: If it is no block and its layout is not known, or no map.
+    """
+    for stage in stages_of(encoder):
+        if any(layer is block for block in stage.blocks):
+            return read_map(encoder, output, stage, size)
+    last = declared_last(encoder)
+    if last is None or output.ndim != 4:
+        raise refusal(encoder, f"a {type(layer).__name__} that is no block of it has no known layout")
+    return output.permute(0, 3, 1, 2) if last else output
 
 
 def class_token_pass(encoder: PlainViT, image: Tensor) -> Tensor:
@@ -222,12 +249,6 @@ def class_token_pass(encoder: PlainViT, image: Tensor) -> Tensor:
     if encoder.grad_checkpointing and torch.is_grad_enabled():
         return encoder.norm(checkpoint(_first_token_after, last, tokens, use_reentrant=False))[:, 0]
     return encoder.norm(_first_token_after(last, tokens))[:, 0]
-
-
-def as_map(encoder: nn.Module, features: Tensor) -> Tensor:
-    """Features of a model in stages as (B, D, h, w): Swin keeps its channels last."""
-    channels_last = getattr(encoder, "output_fmt", "NCHW") == "NHWC"
-    return features.permute(0, 3, 1, 2) if channels_last else features
 
 
 def _head_norm(encoder: nn.Module) -> nn.Module | None:
@@ -264,4 +285,10 @@ def _first_token_after(block: ViTBlock, tokens: Tensor) -> Tensor:
 
 
 def _absent_parts(encoder: nn.Module) -> list[str]:
-    return [name for name in ("blocks", "patch_embed", "num_prefix_tokens", "norm") if not hasattr(encoder, name)]
+    parts = ("blocks", "patch_embed", "num_prefix_tokens", "norm", "forward_intermediates")
+    absent = [name for name in parts if not hasattr(encoder, name)]
+    # CaiT and XCiT have all of these, but their class token joins after the blocks
+    method = cast(Callable, getattr(encoder, "forward_intermediates", None))
+    if not absent and "return_prefix_tokens" not in inspect.signature(method).parameters:
+        absent.append("prefix tokens among the tokens of its blocks")
+    return absent

@@ -1,5 +1,6 @@
 """From grey levels to the input of an encoder: normalisation, and how many images an encoder should see at once."""
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -30,6 +31,7 @@ def _per_channel(values: Sequence[float], image: Tensor) -> Tensor:
     return (255 * torch.tensor(values, dtype=torch.float32).reshape(3, 1, 1)).to(image.device, non_blocking=True)
 
 
+LARGEST_NORMALISED = 20.0  # white is below 3 by ImageNet's numbers; pixels of 0 to 255 lie far above
 PIECE_TOKENS = 2048  # tokens of a pass without gradient on a CPU: larger passes are up to a tenth slower
 
 
@@ -50,3 +52,26 @@ def pieces_of(image: Tensor, token_side: int) -> tuple[Tensor, ...]:
         return (image,)
     tokens = image.shape[-2] * image.shape[-1] // token_side**2
     return image.split(max(1, PIECE_TOKENS // max(1, tokens)))
+
+
+def check_normalised(image: Tensor, name: str = "image") -> None:
+    """Refuse an image that a model would read as noise: pixels that are no floats, or NaN among them.
+
+    Args:
+        image: (..., 3, H, W), as a model is to see it.
+        name: How messages name it.
+
+    Warns:
+        UserWarning: If its numbers are larger than normalisation leaves them: pixels of 0 to 255 as floats.
+
+    Raises:
+        ValueError: If it is of integers, or a number is NaN or infinite.
+    """
+    if not image.is_floating_point():
+        raise ValueError(f"{name} is of {image.dtype}, not normalised: give floats, (pixels / 255 - mean) / std")
+    if bad := int((~image.isfinite()).sum()):
+        raise ValueError(f"{name} holds {bad} numbers that are NaN or infinite")
+    if image.numel() and (largest := image.abs().max().item()) > LARGEST_NORMALISED:
+        warnings.warn(
+            f"{name} has numbers up to {largest:.0f}: is it normalised, (pixels / 255 - mean) / std?", stacklevel=3
+        )

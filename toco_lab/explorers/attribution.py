@@ -6,6 +6,7 @@ work on a plain timm classifier and on ToCo, in evaluation mode, also inside `to
 gradient, and no mode and no `requires_grad` is changed. The two that follow attention need a plain ViT.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toco_lab.backbones.activations import attention_maps, capture, evaluating
-from toco_lab.backbones.kinds import any_encoder_of, as_map, blocks_of, encoder_of, fill_patches, is_plain_vit
+from toco_lab.backbones.kinds import any_encoder_of, blocks_of, encoder_of, fill_patches, is_plain_vit, map_of_layer
+from toco_lab.backbones.pixels import check_normalised
 from toco_lab.method.cam import min_max
 from toco_lab.method.model import ToCo
 
@@ -69,10 +71,14 @@ def grad_cam(model: nn.Module, image: Tensor, class_index: int | Tensor, *, laye
     Returns:
         (B, h, w), >= 0; zero throughout where every patch speaks against the class.
 
+    Warns:
+        UserWarning: If a map is zero everywhere.
+
     Raises:
-        ValueError: If the model has no classifier, or not this class.
+        ValueError: If the model has no classifier, or not this class, or the image is no float or holds NaN.
     """
     encoder = any_encoder_of(model)
+    check_normalised(image)
     image, grid = fill_patches(encoder, image)
     plain = is_plain_vit(encoder)
     if layer is None:
@@ -82,10 +88,24 @@ def grad_cam(model: nn.Module, image: Tensor, class_index: int | Tensor, *, laye
         logit = _class_logit(model, image, class_index)
         (gradient,) = torch.autograd.grad(logit, outputs)
     if not plain:
-        maps, gradient = (as_map(encoder, x.detach().float()) for x in (outputs[0], gradient))
-        return (maps * gradient.mean((2, 3), keepdim=True)).sum(1).relu()
+        size = image.shape[-2:]
+        maps, gradient = (map_of_layer(encoder, layer, x.detach().float(), size) for x in (outputs[0], gradient))
+        return _said_if_zero((maps * gradient.mean((2, 3), keepdim=True)).sum(1).relu(), class_index)
     tokens, gradient = (x.detach().float()[:, encoder.num_prefix_tokens :] for x in (outputs[0], gradient))
-    return (tokens * gradient.mean(1, keepdim=True)).sum(2).relu().unflatten(1, grid)
+    return _said_if_zero((tokens * gradient.mean(1, keepdim=True)).sum(2).relu().unflatten(1, grid), class_index)
+
+
+def _said_if_zero(maps: Tensor, class_index: int | Tensor) -> Tensor:
+    """The maps of Grad-CAM, with a warning that names those that are zero everywhere."""
+    classes = torch.as_tensor(class_index).expand(len(maps)).tolist()
+    empty = [f"{i} (class {classes[i]})" for i, one in enumerate(maps) if not one.any()]
+    if empty:
+        warnings.warn(
+            f"Grad-CAM is zero everywhere for image {', '.join(empty)}: every patch speaks against the class, or no "
+            "gradient reaches the layer",
+            stacklevel=3,
+        )
+    return maps
 
 
 def gradient_attention(model: nn.Module, image: Tensor, class_index: int | Tensor) -> Tensor:
@@ -113,6 +133,7 @@ def gradient_attention(model: nn.Module, image: Tensor, class_index: int | Tenso
         ValueError: If the model has no classifier, or not this class, or its attention cannot be read.
     """
     encoder = encoder_of(model)
+    check_normalised(image)
     image, grid = fill_patches(encoder, image)
     with (
         evaluating(model),
@@ -158,6 +179,7 @@ def _output_of(layer: nn.Module) -> Iterator[list[Tensor]]:
 def _rollout(model: nn.Module, image: Tensor, _: int | Tensor) -> Tensor:
     if getattr(encoder_of(model), "cls_token", None) is None:
         raise ValueError("attention rollout follows attention to the class token, and this model has none")
+    check_normalised(image)
     seen = capture(model, image, attention=True)
     return attention_rollout(seen.attention, num_prefix=seen.num_prefix, grid=seen.grid)
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from toco_lab.backbones.activations import Activations, capture
 from toco_lab.backbones.kinds import any_encoder_of, fill_patches
+from toco_lab.backbones.pixels import check_normalised
 from toco_lab.smoothing.formulas import layer_cka
 from toco_lab.smoothing.grid import majority_label
 from toco_lab.smoothing.token_view import TokenView
@@ -138,11 +139,12 @@ def layer_similarity(model: nn.Module, images: Iterable[Tensor], *, progress: bo
         of blocks that change little (Kornblith et al. 2019; Raghu et al. 2021 for ViTs).
 
     Raises:
-        ValueError: If there are no images.
+        ValueError: If there are no images, or one is not of floats or holds NaN.
     """
     encoder = any_encoder_of(model)
     device, matrices = next(encoder.parameters()).device, []
-    for image in tqdm(images, "similarity of layers", disable=not progress):
+    for number, image in enumerate(tqdm(images, "similarity of layers", disable=not progress)):
+        check_normalised(image, f"image {number}")
         tokens = _on_final_grid(capture(encoder, image[None].to(device)))
         matrices.append(layer_cka(tokens)[0].cpu())
     if not matrices:

@@ -5,6 +5,7 @@ Curves can only be compared if these are known. Whether depth raises similarity 
 weights with initial and random ones, and keep the input size fixed across the runs of one figure.
 """
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from toco_lab.backbones.kinds import any_encoder_of, final_norm, is_plain_vit
+from toco_lab.backbones.pixels import check_normalised
 from toco_lab.smoothing.catalogue import METRICS, MetricKey
 from toco_lab.smoothing.formulas import RankMe
 from toco_lab.smoothing.layers import DEFAULT_SITES, Layer, layers_of
@@ -63,8 +65,8 @@ def smoothing_per_layer(
     """Over-smoothing metrics at every layer, from one encoder pass per image; one image is held at a time.
 
     Args:
-        model: A timm ViT or DeiT, with or without register or distillation tokens, a Swin, ResNet or ConvNeXt, or
-            anything that carries one as `.encoder` (ToCo). A ViT takes images of other than its native size only if it
+        model: A timm ViT or DeiT, with or without register or distillation tokens, a Swin, ResNet, ConvNeXt or another
+            model in stages that `backbones.kinds` can read, or anything that carries one as `.encoder` (ToCo). A ViT takes images of other than its native size only if it
             was made with `dynamic_img_size=True`. In a model in stages each block has its own grid, and most metrics
             depend on the number of tokens: compare blocks of one stage, or models layer by layer.
         images: Normalised images, (3, H, W) each; a (B, 3, H, W) tensor will do. Sizes may differ.
@@ -84,8 +86,12 @@ def smoothing_per_layer(
         blocks; the final norm has that of the last block), image, metric, variant, value. A value that is not defined
         has no row: the cosine of negative pairs in an image of one class, for example.
 
+    Warns:
+        UserWarning: If an image looks as if it were not normalised, or the table has no row.
+
     Raises:
-        ValueError: For an unknown site or metric; a metric that the sites or the model cannot provide; a model that
+        ValueError: For no images; for an image that is not of floats or holds NaN; for a model that gives NaN;
+            for an unknown site or metric; a metric that the sites or the model cannot provide; a model that
             `backbones.kinds` cannot read; an image smaller than one patch; labels or names that differ in number from
             the images, or labels that differ in size.
     """
@@ -169,22 +175,42 @@ def measured_table(model: nn.Module, samples: Iterable[Sample], wanted: Asked, n
     device = next(encoder.parameters()).device
     rows: list[tuple] = []
     pools: dict[tuple[str, str, int], RankMe] = {}
+    count = 0
     for sample in samples:
         label = None if sample.label is None else sample.label[None].to(device)
+        check_normalised(sample.image, f"image {sample.name!r}")
         image = sample.image[None].to(device)
         layers = list(layers_of(encoder, image, label, sites=wanted.sites, attention=wanted.attention))
+        _check_tokens(layers, sample.name, encoder)
         measured = measure_layers(layers, wanted.keys, with_moment=wanted.rank_me)
         for layer, result in zip(layers, measured, strict=True):
             rows += _rows(layer, result, sample.name)
             if result.moment is not None:
                 pool = pools.setdefault((layer.site, layer.norm, layer.number), RankMe())
                 pool.add(result.moment, layer.view.tokens.shape[1])
+        count += 1
+    if not count:
+        raise ValueError("no images to measure")
     rows += [
         (site, norm, PATCH_TOKENS, pool.count, number, ALL_IMAGES, *RANK_ME, pool.compute())
         for (site, norm, number), pool in pools.items()
     ]
     frame = pd.DataFrame([(name, weights, *row) for row in rows], columns=COLUMNS)
-    return frame.dropna(subset="value", ignore_index=True)
+    frame = frame.dropna(subset="value", ignore_index=True)
+    if frame.empty:
+        metrics = ", ".join(dict.fromkeys(metric for metric, _ in wanted.keys))
+        warnings.warn(f"no row: {metrics} has no value for any image; metrics of pairs need labels", stacklevel=2)
+    return frame
+
+
+def _check_tokens(layers: Sequence[Layer], image: str, encoder: nn.Module) -> None:
+    """ValueError if a layer gives NaN or infinite tokens: its metrics would have no row."""
+    for layer in layers:
+        if not layer.view.tokens.isfinite().all():
+            raise ValueError(
+                f"{type(encoder).__name__} gives NaN or infinite tokens for image {image!r}, {layer.site} "
+                f"{layer.number}: look at its weights"
+            )
 
 
 def _rows(layer: Layer, result: LayerValues, image: str) -> Iterator[tuple]:

@@ -26,8 +26,8 @@ Other families of timm are read for analysis only (`smoothing_per_layer`, `layer
 with relative positions as plain ViTs, and as models in stages those whose blocks all lie in stages that timm announces
 and give one map of the announced channels and stride, channels first or last. Such are EfficientNet, MobileNetV3,
 the nets of `byobnet`, Swin v2 CR, TinyViT, MaxViT, DaViT, FastViT, MetaFormer, MambaOut and more. Refused with the
-reason are CaiT, XCiT, ConViT, LeViT, PiT, PVT v2, VOLO, CrossViT, CoaT, Twins, MViT v2, Hiera, GhostNet, DenseNet and more;
-the lists in `tests/backbones/test_families.py` name every family of timm.
+reason are CaiT, XCiT, ConViT, LeViT, PiT, PVT v2, VOLO, CrossViT, CoaT, Twins, MViT v2, Hiera, GhostNet and more; the
+lists in `tests/backbones/test_families.py` name every family of timm.
 
 The mean over positions stands for the class token because the heads of these models read it in pretraining. (That is
 exact for Swin and ResNet. ConvNeXt pools before its norm; here the mean is taken after it, so that CTC and PTC move the

@@ -66,9 +66,10 @@ def smoothing_per_layer(
 
     Args:
         model: A timm ViT or DeiT, with or without register or distillation tokens, a Swin, ResNet, ConvNeXt or another
-            model in stages that `backbones.kinds` can read, or anything that carries one as `.encoder` (ToCo). A ViT takes images of other than its native size only if it
-            was made with `dynamic_img_size=True`. In a model in stages each block has its own grid, and most metrics
-            depend on the number of tokens: compare blocks of one stage, or models layer by layer.
+            model in stages that `backbones.kinds` can read, or anything that carries one as `.encoder` (ToCo). A ViT
+            takes images of other than its native size only if it was made with `dynamic_img_size=True`. In a model in
+            stages each block has its own grid, and most metrics depend on the number of tokens: compare blocks of one
+            stage, or models layer by layer.
         images: Normalised images, (3, H, W) each; a (B, 3, H, W) tensor will do. Sizes may differ.
         labels: Pixel labels of each image, (H, W) integers with `IGNORE_INDEX`, or None; without labels, metrics that
             need them are left out.

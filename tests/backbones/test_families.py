@@ -210,3 +210,12 @@ def test_beit_is_read_and_the_error_of_training_says_so():
     cfg = tl.Config.preset("smoke").replace(backbone="beit_base_patch16_224", **own)
     with pytest.raises(ValueError, match="BEiT and other families are read for analysis only"):
         tl.ToCo(cfg)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["samvit_base_patch16", "naflexvit_base_patch16_gap"])
+def test_models_too_large_for_a_pass_are_refused_before_one(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    with pytest.raises(ValueError, match=rf"{type(model).__name__} cannot be read: it is no plain ViT"):
+        any_encoder_of(model)

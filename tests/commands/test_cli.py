@@ -98,7 +98,7 @@ def test_a_misspelt_option_is_refused_with_a_suggestion(capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "smoke", "--high-threshold", "0.1"], "low_threshold < high_threshold"),
+        (["train", "smoke", "--high-threshold", "0.1"], "low_threshold must be below high_threshold"),
         (["evaluate", "no/such/run"], "no config.json"),
         (["report", "no/such/run"], "no config.json"),
         (["report", "no/such/run", "--out", "report.pdf"], "a file .html or .md, got report.pdf"),

@@ -105,14 +105,15 @@ def test_what_a_grid_refuses(changes: dict, message: str) -> None:
         grid(**changes)
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "cp1252"])
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
 def test_a_grid_in_another_encoding_is_named_with_the_remedy(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "grid.yaml"
     path.write_text("name: a\npreset: smoke\nabout: café\n", encoding=encoding)
-    with pytest.raises(ValueError, match=r"grid.yaml is not UTF-8 text: .*Save it as UTF-8"):
+    with pytest.raises(ValueError, match=r"grid.yaml, line 3: byte 0xe9 is not UTF-8.*Save the file again as UTF-8"):
         Grid.from_yaml(path)
-    path.write_text("name: a\npreset: smoke\nabout: café\n", encoding="utf-8-sig")
-    assert Grid.from_yaml(path).about == "café"
+    for readable in ("utf-8-sig", "utf-16"):  # a byte order mark says which
+        path.write_text("name: a\npreset: smoke\nabout: café\n", encoding=readable)
+        assert Grid.from_yaml(path).about == "café"
 
 
 def test_yaml_and_keywords_give_one_grid(tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def test_pretrained_weights_that_do_not_fit_are_counted_and_bad_numbers_named(tm
     state = ToCo(CFG).encoder.state_dict()
     torch.save({name: value for name, value in state.items() if "attn" not in name}, path)
     with pytest.raises(
-        CheckpointError, match=r"vit\.pth does not .* 16 names are missing: blocks.0.* and 13 more; 0 are"
+        CheckpointError, match=r"vit\.pth does not .* missing \(16\): blocks.0.* and 13 more; unexpected \(0\)"
     ):
         initial_model(cfg)
     torch.save(state | {"norm.weight": torch.full((24,), math.nan)}, path)

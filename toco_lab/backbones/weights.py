@@ -133,8 +133,8 @@ def load_encoder(encoder: nn.Module, state: Mapping[str, Tensor], source: str) -
     missing = [name for name in result.missing_keys if not name.endswith(ANTI_SMOOTHING_PARAMETERS)]
     if missing or result.unexpected_keys:
         raise CheckpointError(
-            f"{source} does not fit this backbone; {len(missing)} names are missing: {some(missing) or 'none'}; "
-            f"{len(result.unexpected_keys)} are not of it: {some(result.unexpected_keys) or 'none'}"
+            f"{source} does not fit this backbone; missing ({len(missing)}): {some(missing) or 'none'}; unexpected "
+            f"({len(result.unexpected_keys)}): {some(result.unexpected_keys) or 'none'}"
         )
 
 

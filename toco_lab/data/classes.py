@@ -55,18 +55,12 @@ def class_names(cfg: Config) -> tuple[str, ...]:
     """Names of the `cfg.num_classes` foreground classes; name k belongs to label k + 1 of a mask.
 
     Raises:
-        DataError: If the classes of a folder have not been read, or their number is not `num_classes` or above 254.
+        DataError: If the classes of a folder have not been read, or their number is not `num_classes`.
     """
     if cfg.dataset == "folder" and cfg.classes is None:
         raise DataError(
             f"the classes of folder {cfg.data_root or '(none given)'} have not been read: use "
             "`cfg = toco_lab.complete_config(cfg)`, as the commands do, or give the config's `classes`"
-        )
-    if cfg.classes is not None and len(cfg.classes) > MAX_CLASSES:
-        raise DataError(
-            f"{cfg.data_root or 'the config'} has {len(cfg.classes)} classes (classes.txt, or those that its labels "
-            f"name); a mask of 8 bits holds {MAX_CLASSES} beside background and {IGNORE_INDEX}. Merge classes, or "
-            "leave some out"
         )
     known = {"toy": toy.TOY_CLASSES, "voc": VOC_CLASSES, "coco": COCO_CLASSES, "folder": cfg.classes or ()}
     names = tuple(known[cfg.dataset])

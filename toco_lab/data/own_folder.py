@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from toco_lab.config import Config
-from toco_lab.data.classes import DataError
+from toco_lab.config import IGNORE_INDEX, Config
+from toco_lab.data.classes import MAX_CLASSES, DataError
 from toco_lab.data.image_labels import find_label_file, read_label_names, read_xml_names
 from toco_lab.data.layouts import LAYOUTS, find_list, find_root, locate, write_list
 from toco_lab.data.names import match_names
@@ -27,13 +27,18 @@ def complete_config(cfg: Config) -> Config:
     A config of another data set, or one that has all three, is returned as it is.
 
     Raises:
-        DataError: If the folder does not say what its labels or classes are.
+        DataError: If the folder does not say what its labels or classes are, or has more classes than a mask holds.
     """
     if cfg.dataset != "folder" or (cfg.label_source != "auto" and cfg.classes and cfg.num_classes):
         return cfg
     root = _root(cfg)
     source = _label_source(root) if cfg.label_source == "auto" else cfg.label_source
     classes = cfg.classes or _classes(root, source)
+    if len(classes) > MAX_CLASSES:
+        raise DataError(
+            f"{root} has {len(classes)} classes (classes.txt, or those that its labels name); a mask of 8 bits holds "
+            f"{MAX_CLASSES} beside background and {IGNORE_INDEX}. Merge classes, or leave some out"
+        )
     return cfg.replace(label_source=source, classes=classes, num_classes=cfg.num_classes or len(classes))
 
 

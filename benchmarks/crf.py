@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.measure import growth_exponent, rounds, timed
+from benchmarks.measure import CPU, clock_of, growth_exponent, rounds, timed
 from benchmarks.run import Case, markdown_table
 from toco_lab.method.crf import dense_crf
 from toco_lab.method.lattice import Lattice, bilateral_features
@@ -67,11 +67,11 @@ def photo(height: int, width: int, *, seed: int = 0) -> Tensor:
     return torch.from_numpy(image.clip(0, 255).round()).permute(2, 0, 1).float()
 
 
-def make_calls(height: int, width: int, num_classes: int) -> dict[str, Callable[[], Any]]:
+def make_calls(height: int, width: int, num_classes: int, device: torch.device = CPU) -> dict[str, Callable[[], Any]]:
     """Build, filter and the whole, on one picture."""
     generator = torch.Generator().manual_seed(0)
-    image = photo(height, width)
-    probability = torch.rand(1, num_classes, height, width, generator=generator).softmax(1)
+    image = photo(height, width).to(device)
+    probability = torch.rand(1, num_classes, height, width, generator=generator).softmax(1).to(device)
     features = bilateral_features(image[None], SIGMA_XY, SIGMA_RGB)
     lattice = Lattice(features)
     rows = probability.flatten(2)[0].T.contiguous()
@@ -91,10 +91,10 @@ def measure(setting: Setting, repeats: int) -> pd.DataFrame:
     return pd.concat([part.assign(kind=kind) for kind, part in kinds.items()], ignore_index=True)
 
 
-def measure_points(points: Sequence[tuple[int, int, int]], repeats: int) -> pd.DataFrame:
+def measure_points(points: Sequence[tuple[int, int, int]], repeats: int, device: torch.device = CPU) -> pd.DataFrame:
     """A row per (height, width, classes): seconds of each part."""
-    calls = {(*point, name): call for point in points for name, call in make_calls(*point).items()}
-    median, rows = rounds(calls, repeats).median(), []
+    calls = {(*point, name): call for point in points for name, call in make_calls(*point, device).items()}
+    median, rows = rounds(calls, repeats, clock_of(device)).median(), []
     for height, width, classes in points:
         row = {"height": height, "width": width, "pixels": height * width, "classes": classes}
         row |= {name: median[height, width, classes, name] for name in (BUILD, FILTER, CRF)}

@@ -1,22 +1,24 @@
-"""What a training step costs on a GPU: plain and ours, fp32 and bf16, compiled; memory, waiting, how busy the GPU is.
+"""What a training step costs on a GPU: plain and ours, fp32, TF32, bf16, compiled; memory, waiting, how busy it is.
 
 Ours is `train_step`; plain is `textbook.py`; the floor is timm's encoder passes in bf16. All take turns; the clock's
 seconds around each step with the device finished before and after, medians, ratios within a round. Memory is the peak
 of torch's allocator. One step of ours runs with torch's check that raises where the host would wait for the device.
-Busy is the share of the clock that kernels ran while `train_loader` fed the steps, from the profiler. Random weights.
+Busy is the share of the clock that kernels ran while `train_loader` fed the steps with JPEG files of VOC's size, from
+the profiler. The largest batch is the last that fits, doubling from the setting's. Random weights.
 """
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import textbook, training_step
-from benchmarks.measure import ratio
+from benchmarks import loader, textbook, training_step
+from benchmarks.measure import clock_of, ratio, rounds
 from benchmarks.run import Case, markdown_table
 from benchmarks.training_step import describe, make_batch
 from toco_lab.backbones.kinds import blocks_of
@@ -25,10 +27,12 @@ from toco_lab.data.loader import train_loader
 from toco_lab.method.model import ToCo
 from toco_lab.training.learner import Learner, train_step
 
-PLAIN, FP32, BF16, COMPILED, FLOOR = "textbook, fp32", "ours, fp32", "ours, bf16", "ours, bf16, compiled", "floor, bf16"
-KINDS = (PLAIN, FP32, BF16, COMPILED, FLOOR)
+PLAIN, FP32, TF32 = "textbook, fp32", "ours, fp32", "ours, TF32"
+BF16, COMPILED, FLOOR = "ours, bf16", "ours, bf16, compiled", "floor, bf16"
+KINDS = (PLAIN, FP32, TF32, BF16, COMPILED, FLOOR)
 FED_STEPS = 10  # with the loader, after as many that do not count
-SETTINGS = training_step.SETTINGS | {"vit_b": training_step.SETTINGS["vit_b"].replace(batch_size=4)}
+VIT_B = training_step.SETTINGS["vit_b"].replace(batch_size=4, view2_size=448)  # the paper's second view
+SETTINGS = training_step.SETTINGS | {"vit_b": VIT_B, "vit_s": VIT_B.replace(backbone="vit_small_patch16_224")}
 
 
 def make_step(case: str, cfg: Config, device: torch.device) -> Callable[[], Any]:
@@ -52,10 +56,16 @@ def make_step(case: str, cfg: Config, device: torch.device) -> Callable[[], Any]
 
         return floor
     learner = Learner.of(model, cfg)
-
     if case == COMPILED:
         compile_blocks(model)
-    return lambda: train_step(learner, batch, cfg, last)
+
+    def ours() -> None:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if case == TF32 else "highest")
+        train_step(learner, batch, cfg, last)
+        torch.set_float32_matmul_precision(before)
+
+    return ours
 
 
 def compile_blocks(model: ToCo) -> None:
@@ -64,27 +74,17 @@ def compile_blocks(model: ToCo) -> None:
         block.compile()
 
 
-@contextmanager
-def seconds_of(device: torch.device, into: list[float]) -> Iterator[None]:
-    """The clock's seconds of what is done inside, on the device too."""
-    finish = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    finish()
-    began = time.perf_counter()
-    yield
-    finish()
-    into.append(time.perf_counter() - began)
-
-
 def measure(cfg: Config, repeats: int) -> pd.DataFrame:
-    """The steps on this machine's GPU, where they wait, and how busy it is."""
+    """The steps on this machine's GPU, where they wait, how busy it is, how many images fit."""
     device = torch.device("cuda")
     table = measure_steps(cfg, device, repeats).assign(device=torch.cuda.get_device_name(), sizes=describe(cfg))
-    return table.assign(waits=waits(cfg, device), busy=busy_share(cfg, device))
+    workers = min(16, os.cpu_count() or 1)
+    busy = busy_share(cfg.replace(num_workers=workers), device)
+    return table.assign(waits=waits(cfg, device), busy=busy, workers=workers, largest=largest_batch(cfg, device))
 
 
 def measure_steps(cfg: Config, device: torch.device, repeats: int) -> pd.DataFrame:
     """A row per case: seconds, images a second, ratio to the plain step and to the floor, peak memory."""
-    spent: dict[str, list[float]] = {case: [] for case in KINDS}
     peaks, steps = {}, {}
     for case in KINDS:
         steps[case] = make_step(case, cfg, device)
@@ -94,11 +94,7 @@ def measure_steps(cfg: Config, device: torch.device, repeats: int) -> pd.DataFra
             before = torch.cuda.memory_allocated(device)
             steps[case]()
             peaks[case] = (torch.cuda.max_memory_allocated(device) - before) / 1e6
-    for _ in range(repeats):
-        for case, step in steps.items():
-            with seconds_of(device, spent[case]):
-                step()
-    frame = pd.DataFrame(spent)
+    frame = rounds(steps, repeats, clock_of(device))
     return pd.DataFrame(
         [
             {"case": case, "seconds": frame[case].median(), "images_per_second": cfg.batch_size / frame[case].median(),
@@ -126,18 +122,39 @@ def waits(cfg: Config, device: torch.device) -> str:
 def busy_share(cfg: Config, device: torch.device) -> float:
     """Share of the clock in which a kernel ran, over steps fed by the loader as in `fit`."""
     torch.manual_seed(0)
-    cfg = cfg.replace(precision="bf16", dataset="toy", num_classes=6)  # toy scenes of this size need no data set
-    model = ToCo(cfg).to(device)
-    learner, last, spent = Learner.of(model, cfg), cfg.steps - 1, []
-    batches = iter(train_loader(cfg, model.mean, model.std))
-    for _ in range(FED_STEPS):
-        train_step(learner, next(batches).to(device), cfg, last)
-    activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
-    with profile(activities=[activity]) as seen, seconds_of(device, spent):
-        for _ in range(FED_STEPS):
-            train_step(learner, next(batches).to(device), cfg, last)
+    clock = clock_of(device)
+    with tempfile.TemporaryDirectory() as folder:
+        loader.make_data(Path(folder), 12 * cfg.batch_size)
+        cfg = cfg.replace(precision="bf16", dataset="voc", data_root=folder, train_split="train_aug", num_classes=20)
+        model = ToCo(cfg).to(device)
+        learner, last = Learner.of(model, cfg), cfg.steps - 1
+        batches = iter(train_loader(cfg, model.mean, model.std))
+
+        def fed() -> None:
+            for _ in range(FED_STEPS):
+                train_step(learner, next(batches).to(device), cfg, last)
+
+        fed()
+        activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
+        began = clock()
+        with profile(activities=[activity]) as seen:
+            fed()
+            spent = clock() - began
     kernels = sum(event.self_device_time_total for event in seen.key_averages()) / 1e6
-    return kernels / spent[0]
+    return kernels / spent
+
+
+def largest_batch(cfg: Config, device: torch.device) -> int:
+    """Images of the last bf16 step that fits into the device's memory, their number doubled from that of `cfg`."""
+    fits = 0
+    while True:
+        try:
+            make_step(BF16, cfg, device)()
+        except torch.cuda.OutOfMemoryError:
+            return fits
+        finally:
+            torch.cuda.empty_cache()
+        fits, cfg = cfg.batch_size, cfg.replace(batch_size=2 * cfg.batch_size)
 
 
 def section(rows: pd.DataFrame) -> list[str]:
@@ -151,7 +168,8 @@ def section(rows: pd.DataFrame) -> list[str]:
     heading = ["", "seconds", "images a second", "times as fast as plain", "x floor", "step MB"]
     return [
         f"{about['device']}; {about['sizes']}.", "", *markdown_table(heading, cells), "",
-        f"Where the host waits in a step: {about['waits']}. GPU busy with the loader: {about['busy']:.0%}.",
+        f"Where the host waits in a step: {about['waits']}. GPU busy with {about['workers']} loader processes: "
+        f"{about['busy']:.0%}. Largest batch that fits, doubling: {about['largest']}.",
     ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from benchmarks.measure import in_a_fresh_process, peak_megabytes_of, ratio, rounds
+from benchmarks.measure import CPU, clock_of, in_a_fresh_process, peak_megabytes_of, ratio, rounds
 from benchmarks.run import Case, markdown_table
 from toco_lab.backbones.kinds import encoder_of
 from toco_lab.config import Config
@@ -74,15 +74,15 @@ def passes_of(setting: Setting, name: str) -> list[Size]:
     return list(dict.fromkeys(cams + (segmentation_passes(setting) if name in ("seg", EVERYTHING) else [])))
 
 
-def make_calls(setting: Setting) -> dict[str, Callable[[], Any]]:
+def make_calls(setting: Setting, device: torch.device = CPU) -> dict[str, Callable[[], Any]]:
     """Everything that takes turns: each measured thing, and each floor under the name of its passes."""
     torch.manual_seed(0)
-    cfg, model = setting.cfg, ToCo(setting.cfg).eval()
+    cfg, model = setting.cfg, ToCo(setting.cfg).to(device).eval()
     encoder = encoder_of(model)
-    image = torch.randn(setting.batch, 3, *setting.native)
+    image = torch.randn(setting.batch, 3, *setting.native, device=device)
     edge = cfg.eval_cam_size
-    for_cams = torch.randn(setting.batch, 3, edge, edge) if edge else image
-    label = torch.zeros(setting.batch, cfg.num_classes)
+    for_cams = torch.randn(setting.batch, 3, edge, edge, device=device) if edge else image
+    label = torch.zeros(setting.batch, cfg.num_classes, device=device)
     label[:, :2] = 1  # few photographs show more
 
     @torch.no_grad()
@@ -104,7 +104,7 @@ def make_calls(setting: Setting) -> dict[str, Callable[[], Any]]:
     calls |= {target: lambda target=target: evaluation(target) for target in TARGETS}
     calls[EVERYTHING] = lambda: evaluation(*TARGETS)
     for sizes in dict.fromkeys(tuple(passes_of(setting, name)) for name in calls):
-        pairs = [torch.randn(2 * setting.batch, 3, *size) for size in sizes]
+        pairs = [torch.randn(2 * setting.batch, 3, *size, device=device) for size in sizes]
         calls[floor_name(sizes)] = lambda pairs=pairs: floor(pairs)
     return calls
 
@@ -119,9 +119,9 @@ def measure(setting: Setting | int, repeats: int) -> pd.DataFrame:
     return measure_time(setting, repeats) if isinstance(setting, Setting) else measure_memory(setting)
 
 
-def measure_time(setting: Setting, repeats: int) -> pd.DataFrame:
+def measure_time(setting: Setting, repeats: int, device: torch.device = CPU) -> pd.DataFrame:
     """A row per measured thing: seconds of a batch, images a second, the ratio to its floor."""
-    seconds = rounds(make_calls(setting), repeats)
+    seconds = rounds(make_calls(setting, device), repeats, clock_of(device))
     rows = []
     for name in (MULTI_SCALE_CAM, ALL_CLASSES, *TARGETS, EVERYTHING):
         floor = floor_name(passes_of(setting, name))

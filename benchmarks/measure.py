@@ -15,22 +15,42 @@ from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm import trange
 
 Places = Mapping[str, Sequence[tuple[Any, str]]]  # part -> functions, as (owner, name)
 
+CPU = torch.device("cpu")
+
 # --- time -------------------------------------------------------------------------------------------------------------
 
 
-def rounds(calls: Mapping[Any, Callable[[], Any]], repeats: int) -> pd.DataFrame:
-    """Processor seconds of calls that take turns: a row per round, a column per call; one more round is not counted."""
+def processor_seconds() -> float:
+    """Time that this process has spent on processors."""
+    return time.process_time()
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """What tells time for work on a device: processor time, or on a GPU the clock after all it was asked to do."""
+
+    def after_the_gpu() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return after_the_gpu if device.type == "cuda" else processor_seconds
+
+
+def rounds(
+    calls: Mapping[Any, Callable[[], Any]], repeats: int, clock: Callable[[], float] = processor_seconds
+) -> pd.DataFrame:
+    """Seconds of calls that take turns: a row per round, a column per call; one more round is not counted."""
     rows = []
     for _ in trange(repeats + 1, unit="round", leave=False):
         row = {}
         for name, call in calls.items():
-            began = time.process_time()
+            began = clock()
             call()
-            row[name] = time.process_time() - began
+            row[name] = clock() - began
         rows.append(row)
     return pd.DataFrame(rows[1:])
 

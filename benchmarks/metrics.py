@@ -18,7 +18,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import ratio, rounds
+from benchmarks.measure import CPU, ratio, rounds
 from benchmarks.run import Case, markdown_table
 from toco_lab.config import Config
 from toco_lab.data.toy import make_scene
@@ -53,7 +53,7 @@ SETTINGS = {
 FORWARD, WHOLE, READING = "forward pass", "all metrics", "reading the layers"
 
 
-def make_subject(setting: Setting) -> tuple[nn.Module, list[Tensor], list[Tensor]]:
+def make_subject(setting: Setting, device: torch.device = CPU) -> tuple[nn.Module, list[Tensor], list[Tensor]]:
     """A ViT with random weights, scenes (3, H, W), normalised, and their labels (H, W)."""
     torch.manual_seed(0)
     if setting.name.endswith("_224"):
@@ -61,8 +61,8 @@ def make_subject(setting: Setting) -> tuple[nn.Module, list[Tensor], list[Tensor
     else:
         encoder = ToCo(Config.preset(setting.name)).encoder
     scenes = [make_scene(0, index, size=setting.side) for index in range(setting.images)]
-    images = [torch.from_numpy(scene.image).permute(2, 0, 1).float() / 127.5 - 1 for scene in scenes]
-    return encoder.eval(), images, [torch.from_numpy(scene.mask).long() for scene in scenes]
+    images = [torch.from_numpy(scene.image).permute(2, 0, 1).float().to(device) / 127.5 - 1 for scene in scenes]
+    return encoder.to(device).eval(), images, [torch.from_numpy(scene.mask).long().to(device) for scene in scenes]
 
 
 def make_calls(encoder: nn.Module, images: list[Tensor], labels: list[Tensor]) -> dict[str, Callable[[], Any]]:

@@ -16,6 +16,7 @@ import torch
 from benchmarks import (
     cam_explorer,
     crf,
+    gpu_inference,
     gpu_step,
     growth,
     inference,
@@ -281,9 +282,34 @@ def test_steps_of_every_kind_on_a_device(device, monkeypatch):
     plain, ours = (table["seconds"][case] for case in (gpu_step.PLAIN, gpu_step.BF16))
     assert table.loc[gpu_step.BF16, "plain_to"] == pytest.approx(plain / ours)
     assert 0 <= gpu_step.busy_share(cfg, torch.device(device)) <= 1.2
-    about = {"device": "a card", "sizes": "small", "waits": "none", "busy": 0.934}
+    about = {"device": "a card", "sizes": "small", "waits": "none", "busy": 0.934, "workers": 3, "largest": 64}
     text = "\n".join(gpu_step.section(table.reset_index().assign(**about)))
-    assert "GPU busy with the loader: 93%" in text and f"| {gpu_step.BF16} | " in text
+    assert "GPU busy with 3 loader processes: 93%. Largest batch that fits, doubling: 64" in text
+    assert f"| {gpu_step.BF16} | " in text
+
+
+def test_largest_batch_is_the_last_that_fits(monkeypatch):
+    def make_step(case, cfg, device):
+        def step():
+            if cfg.batch_size > 20:
+                raise torch.cuda.OutOfMemoryError
+
+        return step
+
+    monkeypatch.setattr(gpu_step, "make_step", make_step)
+    assert gpu_step.largest_batch(SMOKE.replace(batch_size=4), torch.device("cpu")) == 16
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=GPU)])
+def test_inference_on_a_device(device):
+    setting = gpu_inference.Setting(
+        inference.Setting(SMOKE, (32, 48), 2), (24, 32, 3), metrics.Setting("smoke", 96, images=1)
+    )
+    table = gpu_inference.measure_on(torch.device(device), setting, 1)
+    assert (table["seconds"] > 0).all() and (1 / table["images_per_second"]).gt(0).all()
+    assert table["to_floor"].isna().sum() == 3  # the CRF's
+    text = "\n".join(gpu_inference.section(table.assign(device="a card")))
+    assert text.startswith("a card.") and "| dense CRF | 24 x 32, 3 classes | " in text
 
 
 @pytest.mark.gpu

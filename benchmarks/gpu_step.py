@@ -10,6 +10,7 @@ the profiler. The largest batch is the last that fits, doubling from the setting
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,14 @@ from benchmarks.training_step import describe, make_batch
 from toco_lab.backbones.kinds import blocks_of
 from toco_lab.config import Config
 from toco_lab.data.loader import train_loader
+from toco_lab.method.batch import TENSORS, Batch
 from toco_lab.method.model import ToCo
 from toco_lab.training.learner import Learner, train_step
 
 PLAIN, FP32, TF32 = "textbook, fp32", "ours, fp32", "ours, TF32"
 BF16, COMPILED, FLOOR = "ours, bf16", "ours, bf16, compiled", "floor, bf16"
 KINDS = (PLAIN, FP32, TF32, BF16, COMPILED, FLOOR)
+DRAWN = 8  # images that are drawn for a batch; a larger one repeats them
 FED_STEPS = 10  # with the loader, after as many that do not count
 VIT_B = training_step.SETTINGS["vit_b"].replace(batch_size=4, view2_size=448)  # the paper's second view
 SETTINGS = training_step.SETTINGS | {"vit_b": VIT_B, "vit_s": VIT_B.replace(backbone="vit_small_patch16_224")}
@@ -40,9 +43,8 @@ def make_step(case: str, cfg: Config, device: torch.device) -> Callable[[], Any]
     torch.manual_seed(0)
     cfg = cfg.replace(precision="bf16" if "bf16" in case else "fp32")
     model = ToCo(cfg).to(device)
-    batch, last = make_batch(cfg, model), cfg.steps - 1
-    most = int(batch.image_label.sum(1).max())
-    batch = type(batch)(**{**vars(batch), "max_present": most}).to(device)
+    made, last = make_batch(cfg.replace(batch_size=min(cfg.batch_size, DRAWN)), model), cfg.steps - 1
+    batch = replace(repeated(made, cfg.batch_size), max_present=int(made.image_label.sum(1).max())).to(device)
     if case == PLAIN:
         optimizer = textbook.textbook_optimizer(model, cfg)
         return lambda: textbook.textbook_step(model, optimizer, batch, cfg, last)
@@ -66,6 +68,13 @@ def make_step(case: str, cfg: Config, device: torch.device) -> Callable[[], Any]
         torch.set_float32_matmul_precision(before)
 
     return ours
+
+
+def repeated(batch: Batch, size: int) -> Batch:
+    """A batch of so many images, those of a smaller one again and again."""
+    rows = torch.arange(size) % len(batch.names)
+    tensors = {name: getattr(batch, name)[rows] for name in TENSORS}
+    return replace(batch, names=[batch.names[row] for row in rows], **tensors)
 
 
 def compile_blocks(model: ToCo) -> None:

@@ -288,6 +288,13 @@ def test_steps_of_every_kind_on_a_device(device, monkeypatch):
     assert f"| {gpu_step.BF16} | " in text
 
 
+def test_a_batch_is_repeated():
+    batch = gpu_step.make_batch(SMOKE, gpu_step.ToCo(SMOKE))
+    more = gpu_step.repeated(batch, 5)
+    assert more.names == [batch.names[row] for row in (0, 1, 0, 1, 0)]
+    assert torch.equal(more.view2, batch.view2[[0, 1, 0, 1, 0]])
+
+
 def test_largest_batch_is_the_last_that_fits(monkeypatch):
     def make_step(case, cfg, device):
         def step():

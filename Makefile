@@ -4,7 +4,7 @@ SYSTEM_PYTHON ?= python3
 PYTHON := $(VENV)/bin/python
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: demo test lint check lab notebooks strip studies bench docs clean
+.PHONY: demo test gpu lint check lab notebooks strip studies bench docs clean
 
 demo: $(VENV)/.installed  ## train a baseline and ToCo on toy scenes, execute their notebooks, write one report
 	$(PYTHON) -m toco_lab demo
@@ -14,6 +14,10 @@ PYTEST := $(PYTHON) -m pytest --numprocesses=logical --maxprocesses=4 --dist=loa
 
 test: $(VENV)/.installed-test  ## the whole suite, notebooks included
 	$(PYTEST) --durations=10
+
+gpu: $(VENV)/.installed-test  ## on a machine with a GPU: the tests that need one, then what steps and inference cost
+	TOCO_TEST_GPU=1 $(PYTHON) -m pytest -m gpu
+	$(PYTHON) -m benchmarks gpu_step/vit_b gpu_step/vit_s gpu_inference
 
 lint: $(VENV)/.installed-test  ## formatting, lint, types
 	$(PYTHON) -m ruff format --check .

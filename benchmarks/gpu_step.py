@@ -145,8 +145,8 @@ def busy_share(cfg: Config, device: torch.device) -> float:
 
         fed()
         activity = ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU
-        began = clock()
         with profile(activities=[activity]) as seen:
+            began = clock()  # the profiler has started
             fed()
             spent = clock() - began
     kernels = sum(event.self_device_time_total for event in seen.key_averages()) / 1e6
@@ -178,7 +178,7 @@ def section(rows: pd.DataFrame) -> list[str]:
     return [
         f"{about['device']}; {about['sizes']}.", "", *markdown_table(heading, cells), "",
         f"Where the host waits in a step: {about['waits']}. GPU busy with {about['workers']} loader processes: "
-        f"{about['busy']:.0%}. Largest batch that fits, doubling: {about['largest']}.",
+        f"{'not measured' if pd.isna(about['busy']) else format(about['busy'], '.0%')}. Largest batch that fits, doubling: {about['largest']}.",
     ]  # fmt: skip
 
 

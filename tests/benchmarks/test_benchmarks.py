@@ -35,7 +35,7 @@ from toco_lab.smoothing.catalogue import METRICS
 
 ROOT = Path(__file__).resolve().parents[2]
 SMOKE = Config.preset("smoke")
-GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: make gpu")]
 
 
 @pytest.fixture(autouse=True)
@@ -320,7 +320,7 @@ def test_inference_on_a_device(device):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: make gpu")
 def test_no_step_waits_for_the_gpu():
     assert gpu_step.waits(SMOKE.replace(seg_start_step=0), torch.device("cuda")) == "none"
 

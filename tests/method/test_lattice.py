@@ -132,7 +132,7 @@ def test_wrong_input_is_named():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: make gpu")
 def test_gpu_equals_cpu_and_does_not_wait():
     position, values = features(2, 5, 500), torch.rand(2, 4, 500)
     on_gpu = position.cuda(), values.cuda()

@@ -289,7 +289,7 @@ def test_reg_names_wrong_input():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: make gpu")
 def test_losses_do_not_wait_for_the_gpu():
     logits, image, label, box = (t.cuda() for t in energy_case())
     tokens, flags = randn(2, 4, 3, 3).cuda(), torch.tensor(FLAGS["mixed"]).cuda()

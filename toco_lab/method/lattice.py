@@ -196,8 +196,8 @@ def _simplices(features: Tensor, *, check_range: bool) -> tuple[Tensor, Tensor, 
             f"features {tuple(features.shape)} span {extent.tolist()} lattice steps: too many for a "
             "64-bit key; use larger sigmas"
         )
-    strides = F.pad(extent.cumprod(0), (1, 0))  # (d+1,): of the coordinates, then of the image index
-    strides[0] = 1
+    # (d+1,): of the coordinates, then of the image index; writing the 1 by `strides[0] = 1` would wait for a GPU
+    strides = F.pad(extent.cumprod(0), (1, 0), value=1)
     images = torch.arange(batch * pixels, device=device) // pixels
     offset = coordinates - (coordinates.amin(1) - margin)[:, None]
     first = (offset * strides[:d, None]).sum(0) + images * strides[d]

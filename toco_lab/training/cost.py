@@ -11,12 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from toco_lab.backbones.kinds import blocks_of
 from toco_lab.config import Config
 from toco_lab.method.model import ToCo
 
+ATTENTION = {  # of shapes; torch 2.11 does not count attention on the CPU
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda *shapes, **_: sdpa_backward_flop_count(*shapes[:4])
+    ),
+}
 OPTIMIZER_COPIES = 3  # a gradient and AdamW's two moments beside each trained weight
 
 
@@ -60,13 +66,13 @@ def step_cost(cfg: Config, *, processes: int = 1) -> StepCost:
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         _make_fake(model, fake)
         trained = [p for p in model.parameters() if p.requires_grad]
-        with FlopCounterMode(display=False) as one_pass, torch.no_grad():
+        with _operations() as one_pass, torch.no_grad():
             model.encode(_view(1, cfg.crop_size))
         kept = _Kept(model)
-        with FlopCounterMode(display=False) as with_gradient, kept:
+        with _operations() as with_gradient, kept:
             loss = _stand_in_loss(model, cfg, images, segment)
             torch.autograd.grad(loss, trained, allow_unused=True)
-        with FlopCounterMode(display=False) as without_gradient, torch.no_grad():
+        with _operations() as without_gradient, torch.no_grad():
             if contrast or segment:
                 model.encode(_view(images, cfg.crop_size))  # the mirror image: the pass at scale 1 is shared
                 for scale in cfg.cam_scales[1:]:
@@ -84,6 +90,10 @@ def step_cost(cfg: Config, *, processes: int = 1) -> StepCost:
         activation_bytes=kept.bytes + pairs + maps,
         pass_flops=one_pass.get_total_flops(),
     )
+
+
+def _operations() -> FlopCounterMode:
+    return FlopCounterMode(display=False, custom_mapping=ATTENTION)
 
 
 def _make_fake(model: ToCo, fake: FakeTensorMode) -> None:

@@ -175,10 +175,11 @@ def section(rows: pd.DataFrame) -> list[str]:
         for row in rows.itertuples()
     ]  # fmt: skip
     heading = ["", "seconds", "images a second", "times as fast as plain", "x floor", "step MB"]
+    busy = "not measured" if pd.isna(about["busy"]) else f"{about['busy']:.0%}"
     return [
         f"{about['device']}; {about['sizes']}.", "", *markdown_table(heading, cells), "",
-        f"Where the host waits in a step: {about['waits']}. GPU busy with {about['workers']} loader processes: "
-        f"{'not measured' if pd.isna(about['busy']) else format(about['busy'], '.0%')}. Largest batch that fits, doubling: {about['largest']}.",
+        f"Where the host waits in a step: {about['waits']}. GPU busy with {about['workers']} loader processes: {busy}. "
+        f"Largest batch that fits, doubling: {about['largest']}.",
     ]  # fmt: skip
 
 

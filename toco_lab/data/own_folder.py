@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from toco_lab.config import IGNORE_INDEX, Config
+from toco_lab.data.class_lists import named_classes, read_classes
 from toco_lab.data.classes import MAX_CLASSES, DataError
 from toco_lab.data.image_labels import find_label_file, read_label_names, read_xml_names
 from toco_lab.data.layouts import LAYOUTS, find_list, find_root, locate, write_list
 from toco_lab.data.names import match_names
-from toco_lab.files import read_text
 
 LABEL_FILES = ("labels.csv", "labels.json")
 VAL_SHARE = 0.2  # of the images, where the folder has no lists
@@ -112,7 +112,7 @@ def _classes(root: Path, source: str) -> tuple[str, ...]:
     """Class names from classes.txt, else those that the labels name, in alphabetical order."""
     path = root / "classes.txt"
     if path.is_file():
-        return _read_classes(path)
+        return read_classes(path)
     named: set[str] = set()
     if source == "xml":
         named = {name for file in (root / _LAYOUT.objects).glob("*.xml") for name in read_xml_names(file)}
@@ -129,16 +129,8 @@ def _classes(root: Path, source: str) -> tuple[str, ...]:
             f"line: line k is number k of the masks, background is not listed.{known} (Official VOC or COCO: use a "
             "preset, as in `data check voc_vit_b --data-root ...`)"
         )
-    return tuple(sorted(named))
-
-
-def _read_classes(path: Path) -> tuple[str, ...]:
-    names = [line.strip() for line in read_text(path, error=DataError).split("\n") if line.strip()]
-    if not names or len(set(names)) < len(names):
-        raise DataError(f"{path} needs one class a line, each once; it has {len(names)}, {len(set(names))} different")
-    if names[0].lower() == "background":
-        raise DataError(f"{path} begins with background, which is number 0 and not listed. Take the line out")
-    return tuple(names)
+    where = f"the XML files in {root / _LAYOUT.objects}" if source == "xml" else f"the labels of {source} in {root}"
+    return named_classes(named, where)
 
 
 def _labelled(root: Path, source: str) -> Sequence[str]:

@@ -115,8 +115,8 @@ def _open_run(options: TrainOptions) -> "RunDir | None":
         return None
     if options.evaluate or cfg.val_every:
         _print_missing_truth(cfg)  # masks that cannot be scored are refused before there is a folder
+    _print_usage(cfg)  # so are labels that cannot be read
     run = open_run(cfg, options.root, name=options.name)
-    _print_usage(cfg)
     print(f"run folder: {run.path}")
     return run
 

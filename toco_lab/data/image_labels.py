@@ -30,7 +30,7 @@ def read_labels(path: Path, classes: Sequence[str]) -> dict[str, np.ndarray]:
     Raises:
         DataError: For another extension, an unknown class name, or a wrong layout.
     """
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         arrays = _read_pickled_arrays(path)
         return {name: _checked_onehot(path, name, values, len(classes)) for name, values in arrays.items()}
     named = read_label_names(path)
@@ -53,7 +53,7 @@ def read_label_names(path: Path) -> dict[str, list[str]]:
 
 def labelled_names(path: Path) -> list[str]:
     """Names of the images of which a label file says something, whatever its kind."""
-    return list(_read_pickled_arrays(path) if path.suffix == ".npy" else read_label_names(path))
+    return list(_read_pickled_arrays(path) if path.suffix.lower() == ".npy" else read_label_names(path))
 
 
 def find_label_file(source: str, root: Path) -> Path:

@@ -31,11 +31,11 @@ def label_rows(path: Path) -> Rows:
     Raises:
         DataError: For another extension or a wrong layout; the message names the line or the image.
     """
-    if path.suffix not in (".csv", ".json"):
+    if path.suffix.lower() not in (".csv", ".json"):
         raise DataError(f"label file {path} must end in .csv, .json or .npy")
     text = read_text(path, error=DataError)
     try:
-        return _json_rows(text) if path.suffix == ".json" else _csv_rows(text)
+        return _json_rows(text) if path.suffix.lower() == ".json" else _csv_rows(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"label file {path} has the wrong layout ({error}). {LABEL_LAYOUTS}") from error
 

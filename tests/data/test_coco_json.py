@@ -132,7 +132,7 @@ def test_a_truncated_json(tmp_path, share, capsys):
     path = tmp_path / "annotations" / FILE
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    assert main(["train", "coco_vit_b", "--data-root", str(tmp_path), "--dry-run"]) == 2
+    assert main(["data", "prepare", "coco", str(tmp_path), "--subset"]) == 2
     error = capsys.readouterr().err
     assert f"{FILE} is no instances json (" in error and "it may be cut off" in error and error.count("\n") == 1
 

@@ -11,7 +11,7 @@ from PIL import Image
 from toco_lab.commands.app import main
 from toco_lab.config import Config
 from toco_lab.data.check import check_dataset
-from toco_lab.data.own_folder import complete_config
+from toco_lab.data.own_folder import complete_config, folder_names
 from toco_lab.data.readers import open_dataset
 from toco_lab.data.unused import refuse_unused
 from toco_lab.data.usage import folder_usage
@@ -130,6 +130,20 @@ def test_two_masks_that_mean_one_image(tmp_path):
     save_mask(tmp_path, "one_mask", [1], folder="masks", size=(40, 50))
     with pytest.raises(ValueError, match=r"masks .*has 'one_mask' and 'one', which mean the same image. Keep one"):
         open_dataset(complete_config(cfg), "train")
+
+
+def test_masks_whose_names_fit_no_image_are_named(tmp_path):
+    cfg = with_masks(tmp_path)
+    for path in (tmp_path / "masks").iterdir():
+        path.rename(path.with_name(f"mask_{path.name}"))
+    words = r"0 images with labels: too few to split \(6 labels, like 'mask_\w+', have the name of no image\)"
+    with pytest.raises(ValueError, match=words):
+        folder_names(complete_config(cfg), "train")
+
+
+def test_a_dry_run_without_data_says_so_once(tmp_path, capsys):
+    assert main(["train", "voc_vit_b", "--data-root", str(tmp_path), "--dry-run"]) == 0
+    assert "NOT READY: no images below data_root" in capsys.readouterr().out
 
 
 def test_capitals_in_lists_and_tables(tmp_path):

@@ -60,7 +60,12 @@ def folder_names(cfg: Config, split: str) -> list[str] | None:
     names = _labelled(root, cfg.label_source)
     masks = set(match_names(mask_files(root), names, _LAYOUT.suffixes, MASK_ENDINGS))
     if len(names) < 2:
-        raise DataError(f"{root} has {len(names)} images with labels: too few to split. Add images, or {splits} lists")
+        entries = matched_entries(root, cfg.label_source, image_files(root))
+        lost = [name for name, image in entries.items() if image not in names]
+        hint = f" ({len(lost)} labels, like {lost[0]!r}, have the name of no image)" if lost else ""
+        raise DataError(
+            f"{root} has {len(names)} images with labels: too few to split{hint}. Add images, or {splits} lists"
+        )
     shuffled = [names[place] for place in np.random.default_rng(0).permutation(len(names))]
     candidates = [name for name in shuffled if name in masks] or shuffled
     val = set(candidates[: max(1, round(VAL_SHARE * len(names)))])

@@ -15,6 +15,7 @@ from toco_lab.data.layouts import LAYOUTS, locate, read_list, write_list
 from toco_lab.data.masks import read_mask
 
 LAYOUT = LAYOUTS["coco"]
+YEAR = "2014"
 COCO_LISTS = {"train": 82081, "val": 40137}  # images of 2014 with an annotation
 
 COCO_ARCHIVES = tuple(
@@ -60,6 +61,12 @@ def prepare_coco(folder: Path, *, crowds: str = "class", subset: bool = False, p
 def _prepare_json(root: Path, path: Path, *, crowds: str, subset: bool, progress: bool) -> str:
     """Paint the masks of one json and write the list of its images, unless there is one; the result in words."""
     split = path.stem.removeprefix("instances_").rstrip("0123456789")
+    year = path.stem.removeprefix(f"instances_{split}")
+    if year not in ("", YEAR):
+        raise DataError(
+            f"{path} is of {year}, whose images have other names and another split. Put "
+            f"instances_{split}{YEAR}.json of {COCO_ARCHIVES[0].name} in its place, and take it out of {path.parent}"
+        )
     masks = CocoMasks(path, crowds=crowds)
     annotated = len(CocoMasks(path).classes)
     if annotated != COCO_LISTS.get(split) and not subset:

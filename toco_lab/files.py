@@ -67,7 +67,9 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     >>> did_you_mean("smok", ["smoke", "toy"])
     ", did you mean 'smoke'?"
     """
-    near = difflib.get_close_matches(str(name), list(known), n=1)
+    known = list(known)
+    near = [other for other in known if other.casefold() == str(name).casefold()]
+    near = near or difflib.get_close_matches(str(name), known, n=1)
     return f", did you mean {near[0]!r}?" if near else ""
 
 

@@ -47,7 +47,7 @@ def test_check_of_a_sound_set(voc):
 
 def test_check_of_a_missing_folder_reports_it(voc, tmp_path):
     report = check_dataset(voc.replace(data_root=str(tmp_path / "nowhere")), "train", progress=False)
-    assert len(report.problems) == 1 and "1 problems" in str(report)
+    assert len(report.problems) == 1 and "\n1 problem\n" in str(report)
 
 
 def test_a_sound_set_has_no_notes(voc):

@@ -10,7 +10,8 @@ from PIL import Image
 
 from toco_lab.config import Config
 from toco_lab.data.classes import COCO_CLASSES, DataError
-from toco_lab.data.coco_masks import CACHE, CocoMasks, class_numbers, paint_mask
+from toco_lab.data.coco_json import class_numbers
+from toco_lab.data.coco_masks import CACHE, CocoMasks, paint_mask
 from toco_lab.data.image_labels import label_of_mask
 from toco_lab.data.readers import open_dataset
 
@@ -25,10 +26,11 @@ def test_the_80_classes_are_the_sorted_ids():
     numbers = class_numbers(reversed(CATEGORIES))
     assert (numbers[1], numbers[11], numbers[13], numbers[44], numbers[90]) == (1, 11, 12, 40, 80)
     assert COCO_CLASSES[numbers[90] - 1] == "toothbrush" and COCO_CLASSES[numbers[18] - 1] == "dog"
-    with pytest.raises(DataError, match=r"category 1 is 'cat', class 1 of COCO is 'person'"):
-        class_numbers([{"id": 1, "name": "cat"}])
-    with pytest.raises(DataError, match="79 categories, COCO has 80"):
-        class_numbers(CATEGORIES[:-1])
+    assert class_numbers([{"id": 7, "name": "cat"}]) == {7: 16}, "names say which class it is, and some may be missing"
+    with pytest.raises(DataError, match=r"category 1 is 'Person', which is no class of COCO, did you mean 'person'\?"):
+        class_numbers([{"id": 1, "name": "Person"}])
+    with pytest.raises(DataError, match=r"category 2, 'cat', stands twice"):
+        class_numbers([{"id": 1, "name": "cat"}, {"id": 2, "name": "cat"}])
 
 
 @pytest.mark.parametrize("crowds", ["class", "ignore"])
@@ -121,8 +123,8 @@ def test_errors(tmp_path):
     cfg = make_coco(tmp_path, [box(1, 90, 0, 0, 20, 10) | {"segmentation": []}])
     with pytest.raises(DataError, match=r"annotation 1 of .*instances_train2014.json has no readable outline"):
         open_dataset(cfg, "train").mask(0)
-    make_coco(tmp_path, [], categories=CATEGORIES[:3])
-    with pytest.raises(DataError, match=r"is not COCO: 3 categories, .*read them as a folder"):
+    make_coco(tmp_path, [], categories=[{"id": 1, "name": "crack"}])
+    with pytest.raises(DataError, match=r"is not COCO: category 1 is 'crack', .*read them as a folder"):
         open_dataset(cfg, "train")
     (tmp_path / "annotations/instances_train2014.json").write_text("[]")
     with pytest.raises(DataError, match=r"is no instances json .*annotations_trainval2014.zip"):

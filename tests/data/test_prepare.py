@@ -1,7 +1,10 @@
 """VOC with SBD and COCO made ready from tiny stand-ins of the official archives, and tables of labels. No network."""
 
+import errno
 import hashlib
+import io
 import json
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -16,7 +19,7 @@ from scipy.io import savemat
 from toco_lab.commands.app import main
 from toco_lab.config import Config
 from toco_lab.data import prepare_voc as module_of_voc
-from toco_lab.data.archives import Archive
+from toco_lab.data.archives import Archive, fetch
 from toco_lab.data.classes import DataError
 from toco_lab.data.image_labels import read_label_names
 from toco_lab.data.label_tables import label_table, write_labels
@@ -146,6 +149,87 @@ def test_a_damaged_archive(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"voc.tar is incomplete or damaged: its MD5 is not .*Remove it;"):
         prepare_voc(tmp_path, subset=True)
     assert not (tmp_path / "VOCdevkit").exists()
+
+
+def pack(folder: Path, members: dict[str, bytes], name: str) -> None:
+    """A tar or zip with these members, as they are named."""
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(folder / name, "w") as zipped:
+            for member, content in members.items():
+                zipped.writestr(member, content)
+        return
+    with tarfile.open(folder / name, "w") as packed:
+        for member, content in members.items():
+            info = tarfile.TarInfo(member)
+            info.size = len(content)
+            packed.addfile(info, io.BytesIO(content))
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.zip"])
+@pytest.mark.parametrize(
+    ("member", "words"),
+    [
+        ("../outside.txt", "cannot unpack .*a.(tar|zip): .*outside.*Remove it and fetch it again"),
+        ("top/../../outside.txt", "cannot unpack .*a.(tar|zip): .*outside"),
+        ("other/file.txt", "a.(tar|zip) holds no top; beside it there is: other. It is another archive"),
+        ("top/VOC2007/file.txt", "a.(tar|zip) holds no top/VOC2012; beside it there is: VOC2007. .*another year"),
+    ],
+)
+def test_archives_with_other_members(tmp_path, name, member, words):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    pack(folder, {member: b"x"}, name)
+    with pytest.raises(DataError, match=words):
+        fetch(folder, [Archive(name, "https://nowhere.invalid", "top", holds=("VOC2012",))], download=False)
+    assert [path.name for path in tmp_path.rglob("*")] == ["data", name], "nothing is left, and nothing outside"
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.zip"])
+@pytest.mark.parametrize("share", [0, 0.5, 0.9])
+def test_truncated_archives_without_a_checksum(tmp_path, name, share):
+    pack(tmp_path, {f"top/{number}": bytes(3000) for number in range(9)}, name)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: int(share * 27000)])
+    with pytest.raises(DataError, match=rf"cannot unpack .*{name}: .*Remove it and fetch it again"):
+        fetch(tmp_path, [Archive(name, "https://nowhere.invalid", "top")], download=False)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_full_disk_is_no_reason_to_fetch_again(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    pack(tmp_path, {"top/a": b"x"}, "a.tar")
+    monkeypatch.setattr("toco_lab.data.archives._extract", full)
+    with pytest.raises(DataError, match=r"cannot unpack .*a.tar: .*No space left.*Make room in"):
+        fetch(tmp_path, [Archive("a.tar", "https://nowhere.invalid", "top")], download=False)
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (np.zeros((20, 31), np.uint8), r"two.mat has a mask of the shape \(20, 31\), its image .*two.jpg is 30x20"),
+        (
+            np.full((20, 30), 300, np.uint16),
+            "two.mat has a mask of uint16 from 300 to 300; SBD's are whole numbers 0..20",
+        ),
+        (np.full((20, 30), 0.5), "two.mat has a mask of float64"),
+    ],
+)
+def test_masks_of_sbd_are_checked(unpacked, mask, words):
+    path = unpacked / "benchmark_RELEASE/dataset/cls/two.mat"
+    savemat(path, {"GTcls": {"Segmentation": mask, "Boundaries": np.zeros(2)}})
+    with pytest.raises(DataError, match=words):
+        prepare_voc(unpacked, subset=True, progress=False)
+    assert not list(unpacked.rglob("two.png"))
+
+
+def test_coco_of_another_year(tmp_path):
+    make_coco(tmp_path, [box(1, 90, 0, 0, 20, 10)])
+    path = tmp_path / "annotations/instances_train2014.json"
+    path.rename(path.with_stem("instances_train2017"))
+    with pytest.raises(DataError, match=r"instances_train2017.json is of 2017.*Put instances_train2014.json"):
+        prepare_coco(tmp_path, subset=True, progress=False)
 
 
 def test_a_download_that_fails_says_what_to_fetch_by_hand(tmp_path, monkeypatch):

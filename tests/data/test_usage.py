@@ -1,15 +1,17 @@
 """What a folder's run uses and leaves out; images without a class; a class on every image; options without effect."""
 
 import re
+from pathlib import Path
 
+import numpy as np
 import pytest
-from helpers.folders import SMALL, TABLE, make_folder, save_mask
+from helpers.folders import SMALL, TABLE, make_folder, save_mask, write_xml
 from PIL import Image
 
 from toco_lab.commands.app import main
 from toco_lab.config import Config
 from toco_lab.data.check import check_dataset
-from toco_lab.data.own_folder import complete_config
+from toco_lab.data.own_folder import complete_config, folder_names
 from toco_lab.data.readers import open_dataset
 from toco_lab.data.unused import refuse_unused
 from toco_lab.data.usage import folder_usage
@@ -98,6 +100,149 @@ def test_images_without_a_class_train_as_background(tmp_path, capsys):
     losses = rows.filter(like="loss")
     assert RunDir(tmp_path / "run").status()["state"] == "done"
     assert losses.size and losses.notna().all().all() and (losses.abs() < 100).all().all()
+
+
+# --- every kind of label, every layout --------------------------------------------------------------------------------
+
+
+def with_masks(root, endings=("",) * 6, numbers=(1, 1, 1, 1, 1, 1)) -> Config:
+    """A folder whose labels are masks, one for each image, of the given classes and with the given ends of names."""
+    cfg = make_folder(root)
+    (root / "classes.txt").write_text("ant\ncat\ndog\n")
+    (root / "masks").mkdir()
+    for name, ending, number in zip(TABLE, endings, numbers, strict=True):
+        save_mask(root, f"{name}{ending}", [number] if number else [], folder="masks", size=(40, 50))
+    return cfg
+
+
+def test_masks_with_an_end_of_their_own_and_other_capitals_are_matched(tmp_path):
+    cfg = complete_config(with_masks(tmp_path, ("_mask", "_labels", "_Seg", "", "_gt", "_label")))
+    (tmp_path / "masks/four.png").rename(tmp_path / "masks/FOUR.PNG")
+    assert check_dataset(cfg, "train", progress=False).problems == []
+    assert folder_usage(cfg).lines()[0] == "images used: 5 train, 1 val; left out: none"
+    reader = open_dataset(cfg, "train")
+    assert {reader.mask_path(index).name for index in range(len(reader))} < {
+        "one_mask.png", "two_labels.png", "three_Seg.png", "FOUR.PNG", "five_gt.png", "six_label.png"}  # fmt: skip
+
+
+def test_two_masks_that_mean_one_image(tmp_path):
+    cfg = with_masks(tmp_path)
+    save_mask(tmp_path, "one_mask", [1], folder="masks", size=(40, 50))
+    with pytest.raises(ValueError, match=r"masks .*has 'one_mask' and 'one', which mean the same image. Keep one"):
+        open_dataset(complete_config(cfg), "train")
+
+
+def test_masks_whose_names_fit_no_image_are_named(tmp_path):
+    cfg = with_masks(tmp_path)
+    for path in (tmp_path / "masks").iterdir():
+        path.rename(path.with_name(f"mask_{path.name}"))
+    words = r"0 images with labels: too few to split \(6 labels, like 'mask_\w+', have the name of no image\)"
+    with pytest.raises(ValueError, match=words):
+        folder_names(complete_config(cfg), "train")
+
+
+def test_a_dry_run_without_data_says_so_once(tmp_path, capsys):
+    assert main(["train", "voc_vit_b", "--data-root", str(tmp_path), "--dry-run"]) == 0
+    assert "NOT READY: no images below data_root" in capsys.readouterr().out
+
+
+def test_capitals_in_lists_and_tables(tmp_path):
+    cfg = make_folder(tmp_path, {name.upper(): labels for name, labels in TABLE.items()})
+    (tmp_path / "train.txt").write_text("One\nTWO.JPG\n")
+    (tmp_path / "val.txt").write_text("three\nfour\nfive\nsix\n")
+    cfg = complete_config(cfg)
+    assert open_dataset(cfg, "train").names == ["one", "two"] and folder_usage(cfg).problems() == []
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("masks/two.bmp", r"no mask for 'two' of .* \(masks/two.bmp is there, but masks end in .png\)"),
+        ("masks/two_mask.gif", r"no mask for 'two' of .* \(masks/two_mask.gif is there, but masks end in .png\)"),
+        ("images/seven.heic", r"no image for 'seven' of .* \(images/seven.heic is there, but images end in .jpg"),
+    ],
+)
+def test_a_file_that_nearly_fits_is_named(tmp_path, file, words):
+    cfg = complete_config(with_masks(tmp_path))
+    (tmp_path / "masks/two.png").unlink()
+    (tmp_path / file).write_bytes(b"")
+    (tmp_path / "train.txt").write_text("one\ntwo\nseven\n" if "seven" in file else "one\ntwo\n")
+    problems = check_dataset(cfg, "train", progress=False).problems
+    assert any(re.search(words, problem) for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("masks/one.bmp", "files like masks/one.bmp do not: masks are PNGs, not .bmp"),
+        ("Annotations/one.json", "files like Annotations/one.json do not: annotations are .xml files, not .json"),
+        ("tags.csv", "tags.csv is read if it is given as label_source"),
+    ],
+)
+def test_labels_that_cannot_be_found_name_what_is_there(tmp_path, file, words):
+    cfg = make_folder(tmp_path)
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_bytes(b"")
+    with pytest.raises(ValueError, match=f"does not say what is in its images .{words}"):
+        complete_config(cfg)
+
+
+def test_rows_of_an_npy_and_images_without_one(tmp_path):
+    cfg = make_folder(tmp_path)
+    (tmp_path / "classes.txt").write_text("ant\ncat\ndog\n")
+    rows = {name: np.eye(3, dtype=np.float32)[index % 3] for index, name in enumerate(TABLE) if name != "six"}
+    np.save(tmp_path / "labels.npy", {**rows, "ghost": np.ones(3)}, allow_pickle=True)
+    cfg = complete_config(cfg.replace(label_source="labels.npy"))
+    assert check_dataset(cfg, "train", progress=False).problems == [
+        "not used: images/six.jpg has no label. Add one, or take it away",
+        "not used: ghost is a row of labels.npy without an image. Add the image, or take it away",
+    ]
+
+
+@pytest.mark.parametrize("source", ["xml", "masks", "labels.npy"])
+def test_the_start_of_training_knows_labels_of_every_kind(tmp_path, source):
+    """All images but one show class 1, and that one shows nothing; then all show it."""
+    cfg = with_masks(tmp_path, numbers=(1, 0, 1, 1, 1, 1))
+    for name in TABLE:
+        write_xml(tmp_path, name, *(["ant"] if name != "two" else []))
+    vectors = {name: np.array([name != "two", 0, 0], np.float32) for name in TABLE}
+    np.save(tmp_path / "labels.npy", vectors, allow_pickle=True)
+    (tmp_path / "train.txt").write_text("one\ntwo\nthree\n")
+    (tmp_path / "val.txt").write_text("four\nfive\nsix\n")
+    cfg = complete_config(cfg.replace(label_source=source))
+    usage = folder_usage(cfg)
+    assert (usage.looked_at, usage.without_class, usage.everywhere) == (3, 1, [])
+    assert "  training images without any class, all background: 1" in usage.lines()
+    (tmp_path / "train.txt").write_text("one\nthree\n")
+    (tmp_path / "val.txt").write_text("two\nfour\nfive\nsix\n")
+    assert (
+        folder_usage(cfg).everywhere == ["ant"] and "warning: every image shows 'ant'" in folder_usage(cfg).lines()[-1]
+    )
+
+
+def test_a_label_that_cannot_be_read_leaves_no_run(tmp_path, capsys):
+    with_masks(tmp_path / "pets", numbers=(9, 9, 9, 9, 9, 9))
+    command = ["train", "folder", "--data-root", str(tmp_path / "pets"), "--root", str(tmp_path / "runs"), *SMALL]
+    assert main([*command, "--no-evaluate"]) == 2
+    assert re.search(r"mask .*png holds \[9\]; allowed are 0..3", capsys.readouterr().err)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_official_layouts_say_what_they_leave_out(voc):
+    root = Path(voc.data_root)
+    (root / "JPEGImages/deep").mkdir()
+    for name in ("JPEGImages/spare.jpg", "JPEGImages/deep/far.jpg", "JPEGImages/phone.heic"):
+        Image.new("RGB", (30, 20)).save(root / name, format="JPEG")
+    save_mask(root, "lost", [1])
+    report = check_dataset(voc, "train", progress=False)
+    assert [problem.partition(". ")[0] for problem in report.problems] == [
+        "not used: JPEGImages/deep/far.jpg lies in a subfolder, which is not looked into",
+        "not used: JPEGImages/phone.heic has an extension that is not read",
+        "not used: lost is a mask without an image",
+    ]
+    assert any(note.startswith("1 not used (JPEGImages/spare.jpg): stands in no list") for note in report.notes)
+    assert "3 problems; 1 files or names are not used, see the notes" in str(report)
+    assert "left out: 4" in folder_usage(voc).lines()[0]
 
 
 # --- options without effect -------------------------------------------------------------------------------------------

@@ -72,7 +72,9 @@ def check(
             file.write("\n\n".join(report.text() for report in found) + "\n")
         print(out.with_suffix(".txt"))
     if problems := sum(len(report.problems) for report in found):
-        raise ValueError(f"{problems} problems in {cfg.dataset} {', '.join(report.split for report in found)}")
+        raise ValueError(
+            f"{problems} problem{'s' * (problems != 1)} in {cfg.dataset} {', '.join(report.split for report in found)}"
+        )
 
 
 @data.command

@@ -1,5 +1,6 @@
 """The command `train`. Its options are made from the fields of Config, so that each field is written down once."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from datetime import timedelta
@@ -104,6 +105,7 @@ def train(options: tyro.conf.OmitArgPrefixes[OptionsOfAnyPreset]) -> None:
 
 def _open_run(options: TrainOptions) -> "RunDir | None":
     """Make the folder of the run that the options ask for, and say what is worth knowing; None after a dry run."""
+    from toco_lab.data.classes import DataError
     from toco_lab.data.own_folder import complete_config
     from toco_lab.experiment import open_run
 
@@ -111,12 +113,13 @@ def _open_run(options: TrainOptions) -> "RunDir | None":
     _warn_of_batch_size(cfg, Config.preset(options.preset))
     if options.dry_run:
         print(*_outlook(cfg, options), sep="\n")
-        _print_usage(cfg)
+        with contextlib.suppress(DataError):  # said already: the data are not ready
+            _print_usage(cfg)
         return None
     if options.evaluate or cfg.val_every:
         _print_missing_truth(cfg)  # masks that cannot be scored are refused before there is a folder
+    _print_usage(cfg)  # so are labels that cannot be read
     run = open_run(cfg, options.root, name=options.name)
-    _print_usage(cfg)
     print(f"run folder: {run.path}")
     return run
 

@@ -3,10 +3,9 @@
 import shutil
 import tarfile
 import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from toco_lab.data.classes import DataError
 
@@ -20,12 +19,14 @@ class Archive:
         url: Its address.
         folder: The folder in it.
         md5: Checksum in hex; without one the file is not checked and never downloaded.
+        holds: What must be in that folder.
     """
 
     name: str
     url: str
     folder: str
     md5: str | None = None
+    holds: tuple[str, ...] = ()
 
 
 def fetch(folder: Path, archives: Sequence[Archive], *, download: bool) -> None:
@@ -63,17 +64,46 @@ def _to_fetch(folder: Path, archives: Sequence[Archive]) -> str:
 
 def _unpack(folder: Path, archive: Archive) -> None:
     """Unpack beside the final place, then rename: a killed unpacking leaves no half of a data set behind."""
-    from torchvision.datasets.utils import extract_archive
-
-    target, half = folder / archive.folder, folder / f".{archive.folder}.unpacking"
+    path, target, half = folder / archive.name, folder / archive.folder, folder / f".{archive.folder}.unpacking"
     if target.exists():
         raise DataError(f"{target} is there but incomplete. Remove it; {archive.name} is unpacked again")
     shutil.rmtree(half, ignore_errors=True)
-    print(f"unpacking {folder / archive.name}", flush=True)
+    print(f"unpacking {path}", flush=True)
     try:
-        extract_archive(str(folder / archive.name), str(half))
+        _extract(path, half)
+        _check_members(path, half, archive)
         (half / archive.folder).replace(target)
-    except (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise DataError(f"cannot unpack {folder / archive.name}: {error}. Remove it and fetch it again") from error
+    except DataError:
+        raise
+    except Exception as error:  # each kind of damage has an exception of its own
+        is_system = isinstance(error, OSError) and error.errno is not None
+        remedy = f"Make room in {folder}, or make it writable" if is_system else "Remove it and fetch it again"
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"cannot unpack {path}: {cause}. {remedy}") from error
     finally:
         shutil.rmtree(half, ignore_errors=True)
+
+
+def _extract(path: Path, target: Path) -> None:
+    """Unpack a tar or zip; a member that would land outside `target` is refused, and so is a device or a link there."""
+    if not zipfile.is_zipfile(path):
+        with tarfile.open(path) as packed:
+            packed.extractall(target, filter="data")
+        return
+    with zipfile.ZipFile(path) as zipped:
+        for name in zipped.namelist():
+            inside = PurePosixPath(name.replace("\\", "/"))
+            if inside.is_absolute() or ".." in inside.parts:
+                raise ValueError(f"its member {name!r} would land outside the folder")
+        zipped.extractall(target)
+
+
+def _check_members(path: Path, half: Path, archive: Archive) -> None:
+    for member in (archive.folder, *(f"{archive.folder}/{inside}" for inside in archive.holds)):
+        if not (half / member).exists():
+            above = (half / member).parent
+            there = ", ".join(sorted(file.name for file in above.iterdir())[:5]) if above.is_dir() else ""
+            raise DataError(
+                f"{path} holds no {member}; beside it there is: {there or 'nothing'}. It is another archive, or of "
+                f"another year. Fetch {archive.name} from {archive.url}"
+            )

@@ -15,7 +15,7 @@ from toco_lab.data.doubts import Doubts, counted
 from toco_lab.data.images import load
 from toco_lab.data.masks import no_class_shown
 from toco_lab.data.readers import FolderReader, Reader, make_reader
-from toco_lab.data.usage import NO_INFORMATION, folder_usage
+from toco_lab.data.usage import NO_INFORMATION, Usage, folder_usage
 
 SHOWN_PROBLEMS = 20  # in the printed summary
 
@@ -36,6 +36,8 @@ class CheckReport:
         sizes: Number of images of each (width, height), in pixels.
         ignored: Share of mask pixels that are 255, in [0, 1].
         doubtful: Of each image with something wrong, what it is, in a few words.
+        unused: How many files are left out although nothing is wrong with them: official data sets hold images that no
+            list names.
         pictures: The images that show the same picture, by a digest of its pixels.
     """
 
@@ -50,6 +52,7 @@ class CheckReport:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     ignored: float = 0.0
     doubtful: dict[str, list[str]] = field(default_factory=dict)
+    unused: int = 0
     pictures: dict[bytes, list[str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -72,9 +75,9 @@ class CheckReport:
         lines += [f"in no image: {', '.join(absent)}"] if absent else []
         lines += [f"note: {note}" for note in self.notes]
         more = len(self.problems) - len(self.problems[:most])
-        return "\n".join(
-            [*lines, f"{len(self.problems)} problems", *self.problems[:most], *([f"... and {more} more"] * bool(more))]
-        )
+        count = f"{len(self.problems)} problem{'s' * (len(self.problems) != 1)}"
+        count += f"; {self.unused} files or names are not used, see the notes" if self.unused else ""
+        return "\n".join([*lines, count, *self.problems[:most], *([f"... and {more} more"] * bool(more))])
 
 
 def check_dataset(cfg: Config, split: str, *, progress: bool = True) -> CheckReport:
@@ -131,8 +134,10 @@ def check_dataset(cfg: Config, split: str, *, progress: bool = True) -> CheckRep
     if is_training and len(reader) > 1:
         everywhere = [name for name, count in report.class_images.items() if count == len(reader)]
         report.notes += [f"warning: {NO_INFORMATION.format(name)}" for name in everywhere]
-    if is_training and (usage := folder_usage(cfg)):
+    if is_training and (usage := _usage(cfg, report)):
         report.problems += usage.problems()
+        report.notes += usage.notes()
+        report.unused = usage.num_spare()
     if is_training and len(empty) == len(reader) > 0:
         report.problems.append(f"no image of {split} in {reader.root} has a class: nothing can be learned. Label some")
     same = [" = ".join(names) for names in report.pictures.values() if len(set(names)) > 1]
@@ -140,6 +145,14 @@ def check_dataset(cfg: Config, split: str, *, progress: bool = True) -> CheckRep
         report.notes.append("the folder has no lists: these images were drawn, and a run writes the lists down")
     report.notes += doubts.notes() + counted(same, "pictures lie there under several names")
     return report
+
+
+def _usage(cfg: Config, report: CheckReport) -> Usage | None:
+    try:
+        return folder_usage(cfg, labels=False)  # the check has read them
+    except DataError as error:  # of the other split's list, or of a list that no split is
+        report.problems.append(str(error))
+        return None
 
 
 def shared_pictures(first: CheckReport, second: CheckReport) -> list[str]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from toco_lab.config import IGNORE_INDEX
 from toco_lab.data.classes import COCO_CLASSES, DataError, save_mask
+from toco_lab.data.coco_json import check_outline, read_instances
 from toco_lab.data.image_labels import onehot
 from toco_lab.files import atomic_write
 
@@ -29,21 +30,6 @@ def find_annotations(root: Path, split: str | None = None) -> list[Path]:
     """The files annotations/instances_*.json: those of a split (instances_train2014), or all if it has none."""
     paths = sorted((root / "annotations").glob("instances_*.json"))
     return [path for path in paths if split and path.stem.startswith(f"instances_{split}")] or paths
-
-
-def class_numbers(categories: Iterable[Mapping[str, Any]]) -> dict[int, int]:
-    """Category id -> class number: the ids 1..90 have gaps, class k is the k-th of the 80 in order.
-
-    Raises:
-        DataError: If the names in that order are not `COCO_CLASSES`.
-    """
-    ordered = sorted(categories, key=lambda category: category["id"])
-    for number, (category, name) in enumerate(zip(ordered, COCO_CLASSES, strict=False), start=1):
-        if category["name"] != name:
-            raise DataError(f"category {category['id']} is {category['name']!r}, class {number} of COCO is {name!r}")
-    if len(ordered) != len(COCO_CLASSES):
-        raise DataError(f"{len(ordered)} categories, COCO has {len(COCO_CLASSES)}")
-    return {category["id"]: number for number, category in enumerate(ordered, start=1)}
 
 
 def paint_mask(
@@ -60,14 +46,19 @@ def paint_mask(
     only if they come from masks made alike.
 
     Args:
-        annotations: Annotations of one image, in any order.
+        annotations: Annotations of one image, in any order; the area of one without `area` is that of its outline.
         numbers: Class number of each category id.
         outline: (H, W) of an annotation, above 0 where its object is (`COCO.annToMask`).
         size: (H, W).
         crowds: `class` paints crowd regions as their class, `ignore` as 255.
     """
+
+    def order(item: Mapping[str, Any]) -> tuple[bool, float, int]:
+        area = item["area"] if "area" in item else np.count_nonzero(outline(item))
+        return not item["iscrowd"], -float(area), item["id"]
+
     mask = np.zeros(size, np.uint8)
-    for item in sorted(annotations, key=lambda item: (not item["iscrowd"], -item["area"], item["id"])):
+    for item in sorted(annotations, key=order):
         number = IGNORE_INDEX if item["iscrowd"] and crowds == "ignore" else numbers[item["category_id"]]
         mask[outline(item) > 0] = number
     return mask
@@ -93,10 +84,12 @@ class CocoMasks:
         key = _key(path, status.st_size, status.st_mtime_ns)
         self.folder = _cache_folder(path.parent.parent) / f"{path.stem}-{crowds}-{key}"
         index = self.folder / "index.json"
-        if not index.is_file():
+        known = _read_index(index)
+        if known is None:
+            known = self._classes()
             with atomic_write(index, "w") as file:
-                json.dump(self._read_index(), file)
-        self.classes: dict[str, list[int]] = json.loads(index.read_text())
+                json.dump(known, file)
+        self.classes: dict[str, list[int]] = known
 
     def image_label(self, name: str) -> np.ndarray:
         """float32 (80,) in {0, 1}: the classes annotated in an image, hidden objects included, ignored crowds not."""
@@ -110,38 +103,37 @@ class CocoMasks:
         return path
 
     def prepare(self, names: Iterable[str]) -> None:
-        """Read the json now if one of these masks is not painted yet: loader processes, which are forked, share it."""
+        """Read the json now if one of these masks is not painted yet: loader processes, which are forked, share it.
+
+        Raises:
+            DataError: If one of those masks cannot be painted.
+        """
         there = {path.stem for path in self.folder.glob("*.png")}
-        if not there.issuperset(names):
-            _ = self._coco
+        for name in sorted(set(names) - there):
+            for item in self._annotations(name):
+                self._check_outline(item)
 
     @functools.cached_property
-    def _coco(self) -> Any:
+    def _opened(self) -> tuple[Any, dict[int, int]]:
         from pycocotools.coco import COCO
 
+        content, numbers = read_instances(self.path)
+        coco = COCO()
+        coco.dataset = content
         with contextlib.redirect_stdout(io.StringIO()):  # it reports every stage
-            try:
-                return COCO(str(self.path))
-            except (ValueError, KeyError, TypeError, AssertionError) as error:
-                raise DataError(
-                    f"{self.path} is no instances json ({error!r}). Take it from annotations_trainval2014.zip"
-                ) from error
+            coco.createIndex()
+        return coco, numbers
 
-    @functools.cached_property
-    def _numbers(self) -> dict[int, int]:
-        try:
-            return class_numbers(self._coco.dataset["categories"])
-        except (DataError, KeyError) as error:
-            raise DataError(
-                f"{self.path} is not COCO: {error}. Data of your own: make masks and read them as a folder"
-            ) from error
+    @property
+    def _coco(self) -> Any:
+        return self._opened[0]
 
     @functools.cached_property
     def _image_ids(self) -> dict[str, int]:
         return {Path(info["file_name"]).stem: number for number, info in self._coco.imgs.items()}
 
-    def _read_index(self) -> dict[str, list[int]]:
-        index, numbers = {}, self._numbers
+    def _classes(self) -> dict[str, list[int]]:
+        index, numbers = {}, self._opened[1]
         for name in sorted(self._image_ids):
             counted = [item for item in self._annotations(name) if not (item["iscrowd"] and self.crowds == "ignore")]
             if counted:  # nothing to learn from an image without a class, nothing to score
@@ -154,16 +146,33 @@ class CocoMasks:
     def _paint(self, name: str) -> np.ndarray:
         info = self._coco.imgs[self._image_ids[name]]
         size = info["height"], info["width"]
-        return paint_mask(self._annotations(name), self._numbers, self._outline, size, crowds=self.crowds)
+        return paint_mask(self._annotations(name), self._opened[1], self._outline, size, crowds=self.crowds)
+
+    def _check_outline(self, item: Mapping[str, Any]) -> None:
+        info = self._coco.imgs[item["image_id"]]
+        try:
+            check_outline(item, info["height"], info["width"])
+        except ValueError as error:
+            raise DataError(
+                f"annotation {item['id']} of {self.path} has no readable outline: {error}. Take the file from "
+                "annotations_trainval2014.zip again, take the annotation out, or (labels alone) use label_source "
+                "`annotations`"
+            ) from error
 
     def _outline(self, item: Mapping[str, Any]) -> np.ndarray:
-        try:
-            return self._coco.annToMask(item)
-        except Exception as error:  # pycocotools raises whatever its C code met
-            raise DataError(
-                f"annotation {item['id']} of {self.path} has no readable outline ({error!r}). Take the file from "
-                "annotations_trainval2014.zip again, or take the annotation out"
-            ) from error
+        self._check_outline(item)
+        return self._coco.annToMask(item)
+
+
+def _read_index(path: Path) -> dict[str, list[int]] | None:
+    """What the cache says of the classes; None where it has nothing, or something damaged: it is made again."""
+    try:
+        known = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    allowed = set(range(1, len(COCO_CLASSES) + 1))
+    is_sound = isinstance(known, dict) and all(isinstance(c, list) and allowed.issuperset(c) for c in known.values())
+    return known if is_sound else None
 
 
 @functools.lru_cache(maxsize=8)  # half a GB is not hashed again for every reader; size and time only guard this memory

@@ -1,8 +1,6 @@
 """Readers of image labels: which classes an image shows, from masks, XML, CSV, JSON or npy files."""
 
-import csv
-import io
-import json
+import functools
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -13,12 +11,8 @@ from xml.etree import ElementTree
 import numpy as np
 
 from toco_lab.data.classes import DataError
-from toco_lab.files import did_you_mean, read_text
-
-_LABEL_LAYOUTS = (
-    "CSV: header `name,labels`, class names separated by `;`; JSON: {name: [class names]}; npy: a dict {name: one-hot "
-    "array}"
-)
+from toco_lab.data.label_rows import label_rows, tidy
+from toco_lab.files import did_you_mean
 
 
 def label_of_mask(mask: np.ndarray, num_classes: int) -> np.ndarray:
@@ -29,19 +23,16 @@ def label_of_mask(mask: np.ndarray, num_classes: int) -> np.ndarray:
 def read_labels(path: Path, classes: Sequence[str]) -> dict[str, np.ndarray]:
     """Image labels by image name, each float32 (C,) in {0, 1}.
 
-    * `.csv`: header `name,labels`; class names separated by `;`
+    * `.csv`: header `name,labels`; class names separated by `;`. See `label_rows` for what else is understood
     * `.json`: {image name: [class name, ...]}
     * `.npy`: a pickled dict {image name: one-hot (C,)}, as the authors provide it; read without running code from it
 
     Raises:
         DataError: For another extension, an unknown class name, or a wrong layout.
     """
-    try:
-        if path.suffix == ".npy":
-            arrays = _read_pickled_arrays(path)
-            return {str(name): _checked_onehot(path, name, values, len(classes)) for name, values in arrays.items()}
-    except (AttributeError, TypeError) as error:
-        raise DataError(f"label file {path} has the wrong layout ({error!r}). {_LABEL_LAYOUTS}") from error
+    if path.suffix.lower() == ".npy":
+        arrays = _read_pickled_arrays(path)
+        return {name: _checked_onehot(path, name, values, len(classes)) for name, values in arrays.items()}
     named = read_label_names(path)
     return {name: onehot(labels, classes, f"label file {path}, image {name!r}") for name, labels in named.items()}
 
@@ -52,29 +43,17 @@ def read_label_names(path: Path) -> dict[str, list[str]]:
     Raises:
         DataError: For another extension, a wrong layout, or an image that is listed twice.
     """
-    if path.suffix not in (".csv", ".json"):
-        raise DataError(f"label file {path} must end in .csv, .json or .npy")
-    text = read_text(path, error=DataError)
-    try:
-        if path.suffix == ".json":
-            rows = json.loads(text, object_pairs_hook=list)  # keeps repeated names
-            rows = [(name, [str(label) for label in _as_list(labels)]) for name, labels in rows]
-        else:
-            table_rows = csv.DictReader(io.StringIO(text), strict=True)
-            rows = [(row["name"].strip(), row["labels"].split(";")) for row in table_rows]
-    except (KeyError, AttributeError, TypeError, ValueError, RecursionError, csv.Error) as error:
-        raise DataError(f"label file {path} has the wrong layout ({error!r}). {_LABEL_LAYOUTS}") from error
-    table = {name: [label.strip() for label in labels if label.strip()] for name, labels in rows}
+    rows = label_rows(path)
+    table = {name: [label for label in map(tidy, labels) if label] for name, labels in rows}
     if len(table) < len(rows):
         twice = next(name for name, count in Counter(name for name, _ in rows).items() if count > 1)
         raise DataError(f"label file {path} has {twice!r} more than once. Keep one row with all its classes")
     return table
 
 
-def _as_list(labels: object) -> list:
-    if not isinstance(labels, list):
-        raise TypeError(f"class names must be a list, got {labels!r}")
-    return labels
+def labelled_names(path: Path) -> list[str]:
+    """Names of the images of which a label file says something, whatever its kind."""
+    return list(_read_pickled_arrays(path) if path.suffix.lower() == ".npy" else read_label_names(path))
 
 
 def find_label_file(source: str, root: Path) -> Path:
@@ -91,23 +70,37 @@ def onehot(labels: Iterable[str], classes: Sequence[str], where: str) -> np.ndar
     Raises:
         DataError: For an unknown class; the message says that it stands in `where`.
     """
-    label = np.zeros(len(classes), np.float32)
-    for name in labels:
-        if name not in classes:
+    label, places = np.zeros(len(classes), np.float32), _places(tuple(classes))
+    for name in map(tidy, labels):
+        if name not in places:
             hint = did_you_mean(name, classes) or f"; there are: {', '.join(classes)}"
             raise DataError(f"unknown class {name!r} in {where}. Correct the name there{hint}")
-        label[classes.index(name)] = 1
+        label[places[name]] = 1
     return label
 
 
+@functools.lru_cache(maxsize=8)
+def _places(classes: tuple[str, ...]) -> dict[str, int]:
+    return {tidy(name): place for place, name in enumerate(classes)}
+
+
 def _checked_onehot(path: Path, name: str, values: np.ndarray, num_classes: int) -> np.ndarray:
-    vector = np.asarray(values)
-    if vector.shape != (num_classes,) or not np.isin(vector, (0, 1)).all():
+    try:
+        vector = np.asarray(values)
+    except ValueError:  # rows of several lengths
+        vector = np.empty(0)
+    if vector.shape != (num_classes,) or vector.dtype.kind not in "biuf" or not np.isin(vector, (0, 1)).all():
         raise DataError(
-            f"label file {path}, image {name!r}: need {num_classes} values of 0 or 1, got an array {vector.shape}. Use "
-            "the file of this data set, or correct num_classes"
+            f"label file {path}, image {name!r}: need {num_classes} values of 0 or 1, got an array {vector.shape}"
+            f"{_range(vector)}. Use the file of this data set, or correct num_classes"
         )
     return vector.astype(np.float32)
+
+
+def _range(vector: np.ndarray) -> str:
+    if vector.dtype.kind not in "biuf":
+        return f" of {vector.dtype}"
+    return f" of {vector.dtype} from {vector.min():g} to {vector.max():g}" if vector.size else ""
 
 
 def read_xml_label(path: Path, classes: Sequence[str]) -> np.ndarray:
@@ -116,17 +109,34 @@ def read_xml_label(path: Path, classes: Sequence[str]) -> np.ndarray:
 
 
 def read_xml_names(path: Path) -> list[str]:
-    """Class name of each object of a VOC or labelme annotation; DataError if it is missing or damaged."""
+    """Class name of each object of a VOC or LabelMe annotation; objects that LabelMe marks as deleted do not count.
+
+    Raises:
+        DataError: If the file is missing, damaged or no such annotation. A document type is refused, since only it can
+            declare entities: none is ever expanded.
+    """
     try:
-        objects = ElementTree.parse(path).getroot().findall("object")
+        parser = ElementTree.XMLParser(target=_WithoutDoctype())
+        root = ElementTree.fromstring(path.read_bytes(), parser)
     except FileNotFoundError as error:
         raise DataError(f"no annotation {path}. Add it, or use label_source `masks` or a label file") from error
-    except ElementTree.ParseError as error:
-        raise DataError(f"cannot parse {path}: {error}. Copy the file again") from error
-    names = [(item.findtext("name") or "").strip() for item in objects]
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # damaged; an unknown encoding; a document type
+        raise DataError(f"cannot parse {path}: {error}. Copy the file again, or save it anew as plain XML") from error
+    if root.tag != "annotation":
+        raise DataError(
+            f"{path} is no annotation of VOC or LabelMe: it begins with <{root.tag}>, not <annotation>. Export one "
+            "such file for each image, or take it away"
+        )
+    objects = [item for item in root.findall("object") if (item.findtext("deleted") or "").strip() != "1"]
+    names = [tidy(item.findtext("name") or "") for item in objects]
     if not all(names):
         raise DataError(f"{path} has an object without a name. Name it, or take it out")
     return names
+
+
+class _WithoutDoctype(ElementTree.TreeBuilder):
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise ValueError(f"it declares a document type, <!DOCTYPE {name} ...>, which may hold entities")
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -147,6 +157,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _read_pickled_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The dict of a label file, its keys checked and its values not."""
     with path.open("rb") as file:
         try:
             version = np.lib.format.read_magic(file)
@@ -154,6 +165,14 @@ def _read_pickled_arrays(path: Path) -> dict[str, np.ndarray]:
             shape, _, dtype = headers[version](file)
             if shape != () or dtype.kind != "O":
                 raise ValueError(f"it holds an array {shape} of {dtype}, not a dict")
-            return _ArrayUnpickler(file).load().item()
-        except (pickle.UnpicklingError, LookupError, ValueError, EOFError, AttributeError, TypeError) as error:
+            arrays = _ArrayUnpickler(file).load().item()
+            if not isinstance(arrays, dict):
+                raise TypeError(f"it holds one {type(arrays).__name__}, not a dict {{name: one-hot array}}")
+        except Exception as error:  # damaged pickles raise whatever they like
             raise DataError(f"refused to read {path}: {error}. Use a CSV or JSON label file instead") from error
+    if wrong := [key for key in arrays if not isinstance(key, str)]:
+        raise DataError(
+            f"label file {path} has the key {wrong[0]!r}, which is no name of an image. Keys are file names as text, "
+            "without extension"
+        )
+    return arrays

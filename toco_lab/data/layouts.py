@@ -1,7 +1,7 @@
 """Where the files of a data set lie: folders, lists of names, and the path of each name."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,6 +130,12 @@ def files_below(folder: Path, *, nested: bool) -> list[Path]:
         return [path for path in files if not path.name.startswith(".")]
     shown = (path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
     return [path for path in shown if path.is_file()]
+
+
+def unread(root: Path, folders: Sequence[str], used: Iterable[Path]) -> list[Path]:
+    """Files in these folders and their subfolders that are not among those `used`."""
+    known = set(used)
+    return [path for folder in folders for path in files_below(root / folder, nested=True) if path not in known]
 
 
 def clashes(root: Path, folders: Sequence[str], suffixes: Sequence[str]) -> list[str]:

@@ -9,41 +9,58 @@ from typing import TypeVar
 from toco_lab.data.classes import DataError
 
 Value = TypeVar("Value")
+MASK_ENDINGS = ("_mask", "_masks", "_label", "_labels", "_seg", "_segmentation", "_gt")  # of a mask's name
 
 
-def match_names(written: Iterable[str], known: Collection[str], suffixes: Collection[str]) -> list[str]:
+def match_names(
+    written: Iterable[str], known: Collection[str], suffixes: Collection[str], endings: Collection[str] = ()
+) -> list[str]:
     """The known name that each written one means; one that means none, or several, stays as it is.
 
-    A name that is known is taken as it is. Else it may have a folder and an extension, and its letters may be composed
-    otherwise: macOS writes "u" and two dots where others write "ü".
+    A name that is known is taken as it is. Else it may have a folder and an extension, its letters may be composed
+    otherwise (macOS writes "u" and two dots where others write "ü"), and capitals do not matter where only one known
+    name differs in them.
 
     Args:
         written: Names as a list or a table has them.
         known: Names of files, without folder and extension.
         suffixes: Extensions that may be taken off, in lower case.
+        endings: Ends of names that may be taken off, in lower case.
     """
-    alike = defaultdict(list)
+    alike, folded = defaultdict(list), defaultdict(list)
     for name in known:
-        alike[unicodedata.normalize("NFC", name)].append(name)
+        plain = unicodedata.normalize("NFC", name)
+        alike[plain].append(name)
+        folded[plain.casefold()].append(name)
 
     def meant(name: str) -> str:
         if name in known:
             return name
-        plain = unicodedata.normalize("NFC", name).replace("\\", "/")
-        for candidate in (plain, plain.rpartition("/")[2]):
-            path = PurePosixPath(candidate)
-            bare = candidate[: -len(path.suffix)] if path.suffix.lower() in suffixes else candidate
-            for form in (candidate, bare):
-                if form in alike:
-                    return alike[form][0] if len(alike[form]) == 1 else name
+        forms = _forms(unicodedata.normalize("NFC", name).replace("\\", "/"), suffixes, endings)
+        for found in (*(alike.get(form) for form in forms), *(folded.get(form.casefold()) for form in forms)):
+            if found:
+                return found[0] if len(found) == 1 else name
         return name
 
     known = known if isinstance(known, (set, dict)) else set(known)
     return [meant(name) for name in written]
 
 
+def _forms(name: str, suffixes: Collection[str], endings: Collection[str]) -> list[str]:
+    """What a name may mean, the most literal first."""
+    forms = []
+    for candidate in (name, name.rpartition("/")[2]):
+        suffix = PurePosixPath(candidate).suffix
+        forms += [candidate, candidate.removesuffix(suffix) if suffix.lower() in suffixes else candidate]
+    return forms + [form[: -len(end)] for form in forms for end in endings if form.lower().endswith(end)]
+
+
 def by_image(
-    table: Mapping[str, Value], known: Collection[str], suffixes: Collection[str], where: str
+    table: Mapping[str, Value],
+    known: Collection[str],
+    suffixes: Collection[str],
+    where: str,
+    endings: Collection[str] = (),
 ) -> dict[str, Value]:
     """A table with the names of the images as keys, see `match_names`.
 
@@ -52,7 +69,7 @@ def by_image(
     """
     matched: dict[str, Value] = {}
     origin: dict[str, str] = {}
-    for name, image in zip(table, match_names(table, known, suffixes), strict=True):
+    for name, image in zip(table, match_names(table, known, suffixes, endings), strict=True):
         if image in matched:
             raise DataError(f"{where} has {origin[image]!r} and {name!r}, which mean the same image. Keep one of them")
         matched[image], origin[image] = table[name], name

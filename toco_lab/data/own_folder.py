@@ -4,17 +4,17 @@
 its classes later. data/README.md gives the layout and every rule.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from toco_lab.config import IGNORE_INDEX, Config
+from toco_lab.data.class_lists import named_classes, read_classes
 from toco_lab.data.classes import MAX_CLASSES, DataError
-from toco_lab.data.image_labels import find_label_file, read_label_names, read_xml_names
-from toco_lab.data.layouts import LAYOUTS, find_list, find_root, locate, write_list
-from toco_lab.data.names import match_names
-from toco_lab.files import read_text
+from toco_lab.data.image_labels import find_label_file, labelled_names, read_label_names, read_xml_names
+from toco_lab.data.layouts import LAYOUTS, Layout, files_below, find_list, find_root, locate, write_list
+from toco_lab.data.names import MASK_ENDINGS, match_names
 
 LABEL_FILES = ("labels.csv", "labels.json")
 VAL_SHARE = 0.2  # of the images, where the folder has no lists
@@ -58,9 +58,14 @@ def folder_names(cfg: Config, split: str) -> list[str] | None:
     if split not in splits or any(find_list(root, _LAYOUT, name) for name in splits):
         return None
     names = _labelled(root, cfg.label_source)
-    masks = set(match_names(mask_files(root), names, _LAYOUT.suffixes))
+    masks = set(match_names(mask_files(root), names, _LAYOUT.suffixes, MASK_ENDINGS))
     if len(names) < 2:
-        raise DataError(f"{root} has {len(names)} images with labels: too few to split. Add images, or {splits} lists")
+        entries = matched_entries(root, cfg.label_source, image_files(root))
+        lost = [name for name, image in entries.items() if image not in names]
+        hint = f" ({len(lost)} labels, like {lost[0]!r}, have the name of no image)" if lost else ""
+        raise DataError(
+            f"{root} has {len(names)} images with labels: too few to split{hint}. Add images, or {splits} lists"
+        )
     shuffled = [names[place] for place in np.random.default_rng(0).permutation(len(names))]
     candidates = [name for name in shuffled if name in masks] or shuffled
     val = set(candidates[: max(1, round(VAL_SHARE * len(names)))])
@@ -100,23 +105,34 @@ def _label_source(root: Path) -> str:
             return name
     if mask_files(root):
         return "masks"
-    if any((root / _LAYOUT.objects).glob("*.xml")):
+    if xml_files(root):
         return "xml"
     raise DataError(
-        f"{root} does not say what is in its images: put labels.csv there (header `name,labels`, class names separated "
-        f"by `;`) or labels.json, or masks into masks/, or XML files into {_LAYOUT.objects}/"
+        f"{root} does not say what is in its images{_unread_labels(root)}: put labels.csv there (header `name,labels`, "
+        f"class names separated by `;`) or labels.json, or masks into masks/, or XML files into {_LAYOUT.objects}/"
     )
+
+
+def _unread_labels(root: Path) -> str:
+    """What lies where labels are looked for and is none."""
+    places = ((_LAYOUT.masks, "masks are PNGs"), ((_LAYOUT.objects,), "annotations are .xml files"))
+    for folders, rule in places:
+        other = [path for folder in folders for path in files_below(root / folder, nested=True)]
+        if other:
+            return f" (files like {other[0].relative_to(root)} do not: {rule}, not {other[0].suffix})"
+    tables = sorted(path.name for path in root.iterdir() if path.suffix.lower() in (".csv", ".json", ".npy"))
+    return f" ({tables[0]} is read if it is given as label_source)" if tables else ""
 
 
 def _classes(root: Path, source: str) -> tuple[str, ...]:
     """Class names from classes.txt, else those that the labels name, in alphabetical order."""
     path = root / "classes.txt"
     if path.is_file():
-        return _read_classes(path)
+        return read_classes(path)
     named: set[str] = set()
     if source == "xml":
-        named = {name for file in (root / _LAYOUT.objects).glob("*.xml") for name in read_xml_names(file)}
-    elif source != "masks" and not source.endswith(".npy"):
+        named = {name for file in xml_files(root).values() for name in read_xml_names(file)}
+    elif source != "masks" and not source.lower().endswith(".npy"):
         named = set().union(*read_label_names(find_label_file(source, root)).values())
     if mask_files(root) or not named:
         known = (
@@ -129,16 +145,8 @@ def _classes(root: Path, source: str) -> tuple[str, ...]:
             f"line: line k is number k of the masks, background is not listed.{known} (Official VOC or COCO: use a "
             "preset, as in `data check voc_vit_b --data-root ...`)"
         )
-    return tuple(sorted(named))
-
-
-def _read_classes(path: Path) -> tuple[str, ...]:
-    names = [line.strip() for line in read_text(path, error=DataError).split("\n") if line.strip()]
-    if not names or len(set(names)) < len(names):
-        raise DataError(f"{path} needs one class a line, each once; it has {len(names)}, {len(set(names))} different")
-    if names[0].lower() == "background":
-        raise DataError(f"{path} begins with background, which is number 0 and not listed. Take the line out")
-    return tuple(names)
+    where = f"the XML files in {root / _LAYOUT.objects}" if source == "xml" else f"the labels of {source} in {root}"
+    return named_classes(named, where)
 
 
 def _labelled(root: Path, source: str) -> Sequence[str]:
@@ -147,7 +155,7 @@ def _labelled(root: Path, source: str) -> Sequence[str]:
     A label may name no class: such an image is all background.
     """
     images = image_files(root)
-    return sorted(images.keys() & set(match_names(label_entries(root, source, images), images, _LAYOUT.suffixes)))
+    return sorted(images.keys() & set(matched_entries(root, source, images).values()))
 
 
 def image_files(root: Path) -> dict[str, Path]:
@@ -160,10 +168,18 @@ def mask_files(root: Path) -> dict[str, Path]:
     return locate(root, _LAYOUT.masks, (".png",), nested=True)
 
 
-def label_entries(root: Path, source: str, images: Iterable[str]) -> list[str]:
-    """Names as the source of the labels has them: of rows, masks or XML files; of an .npy those of the images."""
+def xml_files(root: Path, layout: Layout = _LAYOUT) -> dict[str, Path]:
+    """The XML file of each name of a folder."""
+    return locate(root, (layout.objects,), (".xml",), nested=layout.nested)
+
+
+def matched_entries(root: Path, source: str, images: Collection[str], layout: Layout = _LAYOUT) -> dict[str, str]:
+    """Each name as the source of the labels has it, of a row, a mask or an XML file, and the image that it means."""
     if source == "masks":
-        return list(mask_files(root))
-    if source == "xml":
-        return list(locate(root, (_LAYOUT.objects,), (".xml",)))
-    return list(images) if source.endswith(".npy") else list(read_label_names(find_label_file(source, root)))
+        entries = list(locate(root, layout.masks, (".png",), nested=layout.nested))
+    elif source == "xml":
+        entries = list(xml_files(root, layout))
+    else:
+        entries = labelled_names(find_label_file(source, root))
+    endings = MASK_ENDINGS if source == "masks" else ()
+    return dict(zip(entries, match_names(entries, images, layout.suffixes, endings), strict=True))

@@ -5,17 +5,17 @@ What is there already is not made again, and files are written whole, so a kille
 
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from toco_lab.data.archives import Archive, fetch
 from toco_lab.data.classes import COCO_CLASSES, DataError
 from toco_lab.data.coco_masks import CocoMasks, find_annotations
 from toco_lab.data.image_labels import label_of_mask
-from toco_lab.data.layouts import LAYOUTS, write_list
+from toco_lab.data.layouts import LAYOUTS, locate, read_list, write_list
+from toco_lab.data.masks import read_mask
 
 LAYOUT = LAYOUTS["coco"]
+YEAR = "2014"
 COCO_LISTS = {"train": 82081, "val": 40137}  # images of 2014 with an annotation
 
 COCO_ARCHIVES = tuple(
@@ -61,6 +61,12 @@ def prepare_coco(folder: Path, *, crowds: str = "class", subset: bool = False, p
 def _prepare_json(root: Path, path: Path, *, crowds: str, subset: bool, progress: bool) -> str:
     """Paint the masks of one json and write the list of its images, unless there is one; the result in words."""
     split = path.stem.removeprefix("instances_").rstrip("0123456789")
+    year = path.stem.removeprefix(f"instances_{split}")
+    if year not in ("", YEAR):
+        raise DataError(
+            f"{path} is of {year}, whose images have other names and another split. Put "
+            f"instances_{split}{YEAR}.json of {COCO_ARCHIVES[0].name} in its place, and take it out of {path.parent}"
+        )
     masks = CocoMasks(path, crowds=crowds)
     annotated = len(CocoMasks(path).classes)
     if annotated != COCO_LISTS.get(split) and not subset:
@@ -68,18 +74,29 @@ def _prepare_json(root: Path, path: Path, *, crowds: str, subset: bool, progress
             f"{path} annotates {annotated} images, the official one of {split}2014 {COCO_LISTS.get(split)}. Take it "
             "from annotations_trainval2014.zip, or allow a part of COCO by --subset"
         )
+    images = locate(root, LAYOUT.images, LAYOUT.suffixes)
+    absent = [name for name in masks.classes if name not in images]
+    if absent:
+        are = "is" if len(absent) == 1 else "are"
+        raise DataError(
+            f"{len(absent)} image{'s' * (len(absent) != 1)} of {path}, like {absent[0]}.jpg, {are} not in "
+            f"{' or '.join(LAYOUT.images)} below {root}. Add what is missing, or take it out of the json"
+        )
     masks.prepare(masks.classes)
     empty = []
     for name in tqdm(masks.classes, desc=path.stem, unit="mask", disable=not progress):
-        with Image.open(masks.mask_path(name)) as file:
-            if not label_of_mask(np.array(file), len(COCO_CLASSES)).any():
-                empty.append(name)
+        try:
+            mask = read_mask(masks.mask_path(name), images[name], len(COCO_CLASSES))
+        except DataError as error:
+            raise DataError(f"{error}; or remove {masks.mask_path(name)}, which is then painted again") from error
+        if not label_of_mask(mask, len(COCO_CLASSES)).any():
+            empty.append(name)
     names = sorted(masks.classes.keys() - set(empty))
     note = f"{len(names)} masks in {masks.folder}"
     if empty:
         note += f"; left off the list, since no object covers a pixel: {', '.join(empty)}"
     target = root / LAYOUT.lists[0] / f"{split}.txt"
     if target.is_file():
-        return f"{note}; kept {target}, {len(target.read_text().split())} images"
+        return f"{note}; kept {target}, {len(read_list(root, LAYOUT, split)[1])} images"
     write_list(target, names)
     return f"{note}; wrote {target}"

@@ -9,8 +9,10 @@ import numpy as np
 from tqdm import tqdm
 
 from toco_lab.data.archives import Archive, fetch
-from toco_lab.data.classes import DataError, save_mask
+from toco_lab.data.classes import VOC_CLASSES, DataError, save_mask
+from toco_lab.data.images import header, sizes
 from toco_lab.data.layouts import LAYOUTS, find_root, locate, write_list
+from toco_lab.files import read_text
 
 LAYOUT = LAYOUTS["voc"]
 TRAIN_AUG = 10582  # images
@@ -24,8 +26,8 @@ def voc_archives() -> tuple[Archive, Archive]:
 
     known = voc.DATASET_YEAR_DICT["2012"]
     return (
-        Archive(known["filename"], known["url"], "VOCdevkit", known["md5"]),
-        Archive(SBDataset.filename, SBDataset.url, "benchmark_RELEASE", SBDataset.md5),
+        Archive(known["filename"], known["url"], "VOCdevkit", known["md5"], ("VOC2012", "VOC2012/JPEGImages")),
+        Archive(SBDataset.filename, SBDataset.url, "benchmark_RELEASE", SBDataset.md5, ("dataset", "dataset/cls")),
     )
 
 
@@ -58,7 +60,7 @@ def prepare_voc(folder: Path, *, download: bool = False, subset: bool = False, p
     masks, out = locate(root, LAYOUT.masks, (".png",)), root / LAYOUT.masks[1]
     todo = [name for name in names if name not in masks]
     for name in tqdm(todo, desc="SBD masks", unit="mask", disable=not progress):
-        save_mask(out / f"{name}.png", _read_sbd(sbd / "cls" / f"{name}.mat"))
+        save_mask(out / f"{name}.png", _checked_sbd(sbd / "cls" / f"{name}.mat", images[name]))
     write_list(lists / "train_aug.txt", names)
     return f"{lists}/train_aug.txt: {len(names)} images; {len(todo)} masks written to {out}"
 
@@ -93,7 +95,7 @@ def _train_aug(sbd: Path, lists: Path, *, subset: bool) -> list[str]:
     for path in files.values():
         if not path.is_file():
             raise DataError(f"no list {path}. Unpack the archive again")
-    listed = {title: set(path.read_text().split()) for title, path in files.items()}
+    listed = {title: set(read_text(path, error=DataError).split()) for title, path in files.items()}
     names = (listed["SBD train"] | listed["SBD val"] | listed["VOC train"]) - listed["VOC val"]
     if len(names) != TRAIN_AUG and not subset:
         counts = "; ".join(
@@ -106,11 +108,29 @@ def _train_aug(sbd: Path, lists: Path, *, subset: bool) -> list[str]:
     return sorted(names)
 
 
+def _checked_sbd(path: Path, image: Path) -> np.ndarray:
+    """uint8 (H, W): SBD's class mask, 0..20, as large as its image."""
+    mask = _read_sbd(path)
+    width, height = sizes(header(image))[0]
+    if mask.shape != (height, width):
+        raise DataError(
+            f"{path} has a mask of the shape {mask.shape}, its image {image} is {width}x{height}. Unpack SBD and "
+            "VOC again"
+        )
+    numbers = np.unique(mask)
+    if mask.dtype.kind not in "biu" or numbers[0] < 0 or numbers[-1] > len(VOC_CLASSES):
+        raise DataError(
+            f"{path} has a mask of {mask.dtype} from {numbers[0]} to {numbers[-1]}; SBD's are whole numbers 0..20. "
+            "Unpack SBD again"
+        )
+    return mask.astype(np.uint8)
+
+
 def _read_sbd(path: Path) -> np.ndarray:
-    """uint8 (H, W): SBD's class mask; it has no 255."""
+    """SBD's class mask as its file has it."""
     from scipy.io import loadmat
 
     try:
-        return np.asarray(loadmat(path)["GTcls"][0, 0]["Segmentation"]).astype(np.uint8)
+        return np.asarray(loadmat(path)["GTcls"][0, 0]["Segmentation"])
     except Exception as error:  # scipy raises whatever a damaged file leads to
         raise DataError(f"cannot read {path}: {error!r}. Unpack SBD again") from error

@@ -18,9 +18,9 @@ from toco_lab.data.classes import DataError, class_names
 from toco_lab.data.coco_masks import CocoMasks, find_annotations
 from toco_lab.data.image_labels import find_label_file, label_of_mask, read_labels, read_xml_label
 from toco_lab.data.images import read_rgb
-from toco_lab.data.layouts import LAYOUTS, clashes, find_root, locate, read_list
+from toco_lab.data.layouts import LAYOUTS, clashes, find_root, locate, read_list, unread
 from toco_lab.data.masks import check_classes_shown, read_mask
-from toco_lab.data.names import by_image, match_names
+from toco_lab.data.names import MASK_ENDINGS, by_image, match_names
 from toco_lab.data.own_folder import folder_names
 
 CHECK_HINT = "`python -m toco_lab data check` lists every problem"
@@ -51,7 +51,7 @@ class FolderReader:
         masks = layout.masks if split != "train_aug" else layout.masks[::-1]
         self._images = locate(self.root, layout.images, layout.suffixes, nested=layout.nested)
         found = locate(self.root, masks, (".png",), nested=layout.nested)
-        self._masks = by_image(found, self._images, layout.suffixes, " or ".join(masks))
+        self._masks = by_image(found, self._images, layout.suffixes, " or ".join(masks), MASK_ENDINGS)
         self._layout = layout
         self._source = cfg.label_source
         self._painted = self._open_annotations(cfg, split)
@@ -67,7 +67,7 @@ class FolderReader:
         elif self._source == "annotations":
             self._table = {name: part.image_label(name) for part in self._painted for name in part.classes}
         elif self._source == "xml":
-            objects = locate(self.root, (layout.objects,), (".xml",))
+            objects = locate(self.root, (layout.objects,), (".xml",), nested=layout.nested)
             self._xml = by_image(objects, self._images, layout.suffixes, layout.objects)
         else:
             path = find_label_file(self._source, self.root)
@@ -178,9 +178,31 @@ class FolderReader:
                 "names alone, one a line"
             )
         return (
-            f"no image for {name!r} of {self.list_file} in {folders} below {self.root}. Add the file, or take the line "
-            "out (a line is a file name without folder and extension)"
+            f"no image for {name!r} of {self.list_file} in {folders} below {self.root}{self._there(name)}. Add "
+            "the file, or take the line out (a line is a file name without folder and extension)"
         )
+
+    def _there(self, name: str) -> str:
+        """Why a file that seems to be meant is not the missing one."""
+        of_masks = name in self._images
+        path = self._unread[of_masks].get(name)
+        if path is None:
+            return ""
+        suffixes = (".png",) if of_masks else self._layout.suffixes
+        rule = f"{'masks' if of_masks else 'images'} end in {', '.join(suffixes)}"
+        if path.suffix.lower() in suffixes:
+            rule = "two files have this name" if self._layout.nested else "subfolders are not looked into"
+        return f" ({path.relative_to(self.root)} is there, but {rule})"
+
+    @functools.cached_property
+    def _unread(self) -> tuple[dict[str, Path], dict[str, Path]]:
+        """Files in the folders of images, and in those of masks, that no name has, by the name on the list they fit."""
+        images = unread(self.root, self._layout.images, self._images.values())
+        masks = unread(self.root, self._layout.masks, self._masks.values())
+        return self._by_name(images, ()), self._by_name(masks, MASK_ENDINGS)
+
+    def _by_name(self, paths: list[Path], endings: tuple[str, ...]) -> dict[str, Path]:
+        return dict(zip(match_names([path.stem for path in paths], self.names, (), endings), paths, strict=True))
 
     def _missing_entry(self, name: str) -> str:
         return f"no entry for {name!r} in label file {self._source}. Add it, or shorten {self.list_file}"
@@ -188,8 +210,8 @@ class FolderReader:
     def _missing_mask(self, name: str) -> str:
         folders = " or ".join(self._layout.masks)
         return (
-            f"no mask for {name!r} of {self.list_file} in {folders} below {self.root}. Add the file, take the line "
-            "out, or give a label file as label_source"
+            f"no mask for {name!r} of {self.list_file} in {folders} below {self.root}{self._there(name)}. Add "
+            "the file, take the line out, or give a label file as label_source"
         )
 
 

@@ -1,4 +1,4 @@
-"""Which files of a folder a run uses, which it leaves out, and why."""
+"""Which files of a data set a run uses, which it leaves out, and why."""
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -6,13 +6,14 @@ from pathlib import Path
 
 from toco_lab.config import Config
 from toco_lab.data.classes import DataError
-from toco_lab.data.image_labels import find_label_file, read_label_names
-from toco_lab.data.layouts import LAYOUTS, files_below, find_list, find_root, read_list
-from toco_lab.data.names import match_names
-from toco_lab.data.own_folder import folder_names, image_files, label_entries, mask_files
+from toco_lab.data.coco_masks import CocoMasks, find_annotations
+from toco_lab.data.layouts import LAYOUTS, Layout, files_below, find_list, find_root, locate, read_list
+from toco_lab.data.names import MASK_ENDINGS, match_names
+from toco_lab.data.own_folder import folder_names, matched_entries, xml_files
+from toco_lab.data.readers import open_dataset
 
-_LAYOUT = LAYOUTS["folder"]
 _SHOWN = 3  # names of each reason in the line at the start of training
+_LOOKED_AT = 2000  # images whose labels are read at the start of training: a mask has to be decoded for that
 NO_INFORMATION = (
     "every image shows {0!r}: labels that are the same for all say nothing of where it is. Add images without it, with "
     "a label that names other classes or none"
@@ -21,133 +22,179 @@ NO_INFORMATION = (
 
 @dataclass
 class Usage:
-    """What a run makes of the files of a folder.
+    """What a run makes of the files of a data set.
 
     Attributes:
         folder: Of the data set.
         used: Number of images of each split.
-        without_class: Training images whose label names no class; they train as background. 0 where masks or XML files
-            would have to be read to know.
-        everywhere: Classes that every training image shows, likewise.
+        looked_at: Training images whose labels were read; 0 if none were.
+        without_class: How many of these show no class; they train as background.
+        everywhere: Classes that each of these shows.
         left_out: Of each reason, what is not used for it: paths of files below the folder, or names in a table.
+        spare: The same, where it is no fault: official data sets hold images that no list names.
     """
 
     folder: Path
     used: dict[str, int] = field(default_factory=dict)
+    looked_at: int = 0
     without_class: int = 0
     everywhere: list[str] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
+    spare: dict[str, list[str]] = field(default_factory=dict)
 
-    def leave_out(self, reason: str, what: Iterable[str]) -> None:
+    def leave_out(self, reason: str, what: Iterable[str], *, spare: bool = False) -> None:
         """Note what is not used, if there is anything."""
         if found := sorted(what):
-            self.left_out.setdefault(reason, []).extend(found)
+            (self.spare if spare else self.left_out).setdefault(reason, []).extend(found)
 
     def problems(self) -> list[str]:
-        """One sentence for each thing that is left out."""
+        """One sentence for each thing that is left out by a fault."""
         return [f"not used: {what} {reason}" for reason, found in self.left_out.items() for what in found]
+
+    def num_spare(self) -> int:
+        """How many things are left out without a fault."""
+        return sum(map(len, self.spare.values()))
+
+    def notes(self) -> list[str]:
+        """One sentence for each kind of thing that is left out without a fault."""
+        return [f"{_some(found, 'not used')}: {reason}" for reason, found in self.spare.items()]
 
     def lines(self) -> list[str]:
         """What a person should know when a run starts, in a few lines."""
         counts = ", ".join(f"{count} {split}" for split, count in self.used.items())
-        total = sum(map(len, self.left_out.values()))
+        total = sum(map(len, self.left_out.values())) + self.num_spare()
         lines = [f"images used: {counts}; left out: {total or 'none'}"]
-        for reason, found in self.left_out.items():
-            names = ", ".join(found[:_SHOWN]) + (", ..." if len(found) > _SHOWN else "")
-            lines.append(f"  {len(found)} left out ({names}): {reason}")
-        if total:
+        reasons = (*self.left_out.items(), *self.spare.items())
+        lines += [f"  {_some(found, 'left out')}: {reason}" for reason, found in reasons]
+        if self.left_out:
             lines.append(f"  `python -m toco_lab data check {self.folder}` lists each")
+        among = f" (of the first {_LOOKED_AT:,})" if self.looked_at == _LOOKED_AT else ""
         if self.without_class:
-            lines.append(f"  training images without any class, all background: {self.without_class}")
-        return lines + [f"warning: {NO_INFORMATION.format(name)}" for name in self.everywhere]
+            lines.append(f"  training images without any class, all background: {self.without_class}{among}")
+        return lines + [f"warning: {NO_INFORMATION.format(name)}{among}" for name in self.everywhere]
 
 
-def folder_usage(cfg: Config) -> Usage | None:
-    """What a run of a folder uses; None for another data set. No image and no mask is decoded.
+def _some(found: list[str], words: str) -> str:
+    return f"{len(found)} {words} ({', '.join(found[:_SHOWN])}{', ...' * (len(found) > _SHOWN)})"
+
+
+def folder_usage(cfg: Config, *, labels: bool = True) -> Usage | None:
+    """What a run uses of the files of its data set; None for toy scenes. No image is decoded.
 
     Images of a list that is neither split of the config (`test.txt`, say) count as known, and are not left out.
 
+    Args:
+        cfg: Names the data set.
+        labels: Read the labels of training images, of the first 2,000 at most; from masks, these are decoded. Labels
+            from masks of COCO and VOC are not read.
+
     Raises:
-        DataError: If a list or a label file cannot be read.
+        DataError: If a list, a label file or a label cannot be read.
     """
-    if cfg.dataset != "folder":
+    if cfg.dataset == "toy":
         return None
-    root = find_root(cfg.data_root, _LAYOUT)
-    usage, images = Usage(root), image_files(root)
+    layout = LAYOUTS[cfg.dataset]
+    root = find_root(cfg.data_root, layout)
+    usage, images = Usage(root), locate(root, layout.images, layout.suffixes, nested=layout.nested)
     splits = {split: _names(cfg, root, split, images) for split in dict.fromkeys((cfg.train_split, cfg.val_split))}
     usage.used = {split: len(images.keys() & set(names)) for split, names in splits.items()}
-    known = {name for names in splits.values() for name in names} | _other_lists(root, images)
-    _compare_images(usage, images, known, has_lists=any(find_list(root, _LAYOUT, split) for split in splits))
-    _compare_labels(usage, cfg.label_source, images)
-    if Path(cfg.label_source).suffix in (".csv", ".json"):
-        _look_at_labels(usage, cfg.label_source, images, splits[cfg.train_split])
+    known = {name for names in splits.values() for name in names} | _other_lists(root, layout, images)
+    _compare_images(usage, layout, images)
+    listed = any(find_list(root, layout, split) for split in splits)
+    unknown = (str(path.relative_to(root)) for name, path in images.items() if name not in known)
+    reason = "stands in no list. Add its name to one" if listed else "has no label. Add one, or take it away"
+    usage.leave_out(reason, unknown, spare=cfg.dataset != "folder")
+    _compare_labels(usage, cfg, layout, images)
+    _compare_masks(usage, layout, images, are_labels=cfg.label_source == "masks")
+    if labels and splits[cfg.train_split] and (cfg.dataset == "folder" or cfg.label_source != "masks"):
+        _look_at_labels(usage, cfg)
     return usage
 
 
 def _names(cfg: Config, root: Path, split: str, images: Collection[str]) -> list[str]:
-    drawn = folder_names(cfg, split)
-    if drawn is None and not find_list(root, _LAYOUT, split):
-        return []  # whoever opens this split says so
-    return drawn or match_names(read_list(root, _LAYOUT, split)[1], images, _LAYOUT.suffixes)
+    layout = LAYOUTS[cfg.dataset]
+    drawn = folder_names(cfg, split) if cfg.dataset == "folder" else None
+    if drawn is None and not find_list(root, layout, split):
+        jsons = find_annotations(root, split) if cfg.dataset == "coco" else []
+        own = [path for path in jsons if path.stem.startswith(f"instances_{split}")]
+        return [name for path in own for name in CocoMasks(path, crowds=cfg.crowds).classes]  # else its reader says so
+    return drawn or match_names(read_list(root, layout, split)[1], images, layout.suffixes)
 
 
-def _other_lists(root: Path, images: Collection[str]) -> set[str]:
+def _other_lists(root: Path, layout: Layout, images: Collection[str]) -> set[str]:
     """Images that any list of the folder names."""
     named: set[str] = set()
-    for path in (path for below in _LAYOUT.lists for path in (root / below).glob("*.txt")):
+    for path in (path for below in layout.lists for path in (root / below).glob("*.txt")):
         try:
-            names = read_list(root, _LAYOUT, path.stem)[1]
+            names = read_list(root, layout, path.stem)[1]
         except DataError:  # some other text, and no list of this run
             continue
-        named |= set(match_names(names, images, _LAYOUT.suffixes)) & set(images)
+        named |= set(match_names(names, images, layout.suffixes)) & set(images)
     return named
 
 
-def _compare_images(usage: Usage, images: dict[str, Path], known: set[str], *, has_lists: bool) -> None:
-    root = usage.folder
-    files = [path for folder in _LAYOUT.images for path in files_below(root / folder, nested=True)]
-    read = {path for path in files if path.suffix.lower() in _LAYOUT.suffixes}
-    kinds = ", ".join(_LAYOUT.suffixes)
-    usage.leave_out(
+def _compare_images(usage: Usage, layout: Layout, images: dict[str, Path]) -> None:
+    files = [path for folder in layout.images for path in files_below(usage.folder / folder, nested=True)]
+    kinds = ", ".join(layout.suffixes)
+    _sort_out(
+        usage, layout, files, layout.suffixes, set(images.values()),
         f"has an extension that is not read. Images end in {kinds}: convert it, or take it away",
-        (str(path.relative_to(root)) for path in files if path not in read),
-    )
-    usage.leave_out(
         "has the name of another image. Rename one, with its mask and its row",
-        (str(path.relative_to(root)) for path in read - set(images.values())),
-    )
-    reason = "stands in no list. Add its name to one" if has_lists else "has no label. Add one, or take it away"
-    usage.leave_out(reason, (str(path.relative_to(root)) for name, path in images.items() if name not in known))
+    )  # fmt: skip
 
 
-def _compare_labels(usage: Usage, source: str, images: dict[str, Path]) -> None:
-    root, remedy = usage.folder, "Add the image, or take it away"
-    if not source.endswith(".npy"):
-        entries = label_entries(root, source, images)
-        where = {"masks": "is a mask", "xml": "is an XML file"}.get(source, f"is a row of {source}")
-        pairs = zip(entries, match_names(entries, images, _LAYOUT.suffixes), strict=True)
-        usage.leave_out(f"{where} without an image. {remedy}", (name for name, image in pairs if image not in images))
-    masks = mask_files(root)
-    if source != "masks":
-        pairs = zip(masks, match_names(masks, images, _LAYOUT.suffixes), strict=True)
-        lost = (str(masks[name].relative_to(root)) for name, image in pairs if image not in images)
-        usage.leave_out(f"is a mask without an image. {remedy}", lost)
-    files = {path for folder in _LAYOUT.masks for path in files_below(root / folder, nested=True)}
-    pngs = {path for path in files if path.suffix.lower() == ".png"}
-    usage.leave_out(
-        "has an extension that is not read. Masks are PNGs: save it as one",
-        (str(path.relative_to(root)) for path in files - pngs),
-    )
-    usage.leave_out(
+def _compare_masks(usage: Usage, layout: Layout, images: dict[str, Path], *, are_labels: bool) -> None:
+    root = usage.folder
+    masks = [locate(root, folders, (".png",), nested=layout.nested) for folders in (layout.masks, layout.masks[::-1])]
+    if not are_labels:
+        pairs = zip(masks[0], match_names(masks[0], images, layout.suffixes, MASK_ENDINGS), strict=True)
+        lost = (str(masks[0][name].relative_to(root)) for name, image in pairs if image not in images)
+        usage.leave_out("is a mask without an image. Add the image, or take it away", lost)
+    used = {path for found in (masks if not layout.nested else masks[:1]) for path in found.values()}
+    files = [path for folder in layout.masks for path in files_below(root / folder, nested=True)]
+    _sort_out(
+        usage, layout, files, (".png",), used,
+        "has an extension that is not read. Masks are PNGs: save it as one (a JPEG or GIF has changed its numbers)",
         "has the name of another mask. Rename or remove one",
-        (str(path.relative_to(root)) for path in pngs - set(masks.values())),
-    )
+    )  # fmt: skip
 
 
-def _look_at_labels(usage: Usage, source: str, images: Collection[str], train: list[str]) -> None:
-    table = read_label_names(find_label_file(source, usage.folder))
-    labels = dict(zip(match_names(table, images, _LAYOUT.suffixes), map(set, table.values()), strict=True))
-    shown = [labels[name] for name in train if name in labels]
-    usage.without_class = sum(not label for label in shown)
-    if len(shown) > 1:
-        usage.everywhere = sorted(set.intersection(*shown))
+def _sort_out(
+    usage: Usage, layout: Layout, files: list[Path], suffixes: Collection[str], used: set[Path], other: str, twice: str
+) -> None:
+    """Leave out the files that are not used: of another extension, in a subfolder, or with the name of one before."""
+    inner = twice if layout.nested else "lies in a subfolder, which is not looked into. Move it up"
+    for path in files:
+        if path.suffix.lower() not in suffixes:
+            usage.leave_out(other, [str(path.relative_to(usage.folder))])
+        elif path not in used:
+            is_direct = any(path.parent == usage.folder / folder for folder in (*layout.images, *layout.masks))
+            usage.leave_out(twice if is_direct else inner, [str(path.relative_to(usage.folder))])
+
+
+def _compare_labels(usage: Usage, cfg: Config, layout: Layout, images: dict[str, Path]) -> None:
+    """Rows, masks or XML files without an image, and what lies beside the XML files."""
+    source, root = cfg.label_source, usage.folder
+    if source == "annotations":
+        return
+    where = {"masks": "is a mask", "xml": "is an XML file"}.get(source, f"is a row of {source}")
+    lost = (name for name, image in matched_entries(root, source, images, layout).items() if image not in images)
+    official = cfg.dataset != "folder" and source != "masks"  # label files and XML files of all VOC, say, beside a part
+    usage.leave_out(f"{where} without an image. Add the image, or take it away", lost, spare=official)
+    if source == "xml":
+        files = files_below(root / layout.objects, nested=True)
+        used = set(xml_files(root, layout).values())
+        _sort_out(
+            usage, layout, files, (".xml",), used,
+            "is no .xml file. Export the annotation as one, or take it away",
+            "has the name of another XML file. Rename or remove one",
+        )  # fmt: skip
+
+
+def _look_at_labels(usage: Usage, cfg: Config) -> None:
+    reader = open_dataset(cfg, cfg.train_split)
+    labels = [reader.image_label(index) > 0 for index in range(min(len(reader), _LOOKED_AT))]
+    usage.looked_at = len(labels)
+    usage.without_class = sum(not label.any() for label in labels)
+    if len(labels) > 1:
+        usage.everywhere = [name for place, name in enumerate(reader.classes) if all(label[place] for label in labels)]

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import pickle
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -92,11 +93,13 @@ def onehot(labels: Iterable[str], classes: Sequence[str], where: str) -> np.ndar
         DataError: For an unknown class; the message says that it stands in `where`.
     """
     label = np.zeros(len(classes), np.float32)
+    places = {unicodedata.normalize("NFC", name): place for place, name in enumerate(classes)}
     for name in labels:
-        if name not in classes:
+        place = places.get(unicodedata.normalize("NFC", name))  # "ü" may be one letter, or "u" and two dots
+        if place is None:
             hint = did_you_mean(name, classes) or f"; there are: {', '.join(classes)}"
             raise DataError(f"unknown class {name!r} in {where}. Correct the name there{hint}")
-        label[classes.index(name)] = 1
+        label[place] = 1
     return label
 
 

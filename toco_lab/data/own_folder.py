@@ -4,6 +4,7 @@
 its classes later. data/README.md gives the layout and every rule.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -57,14 +58,32 @@ def folder_names(cfg: Config, split: str) -> list[str] | None:
     root, splits = _root(cfg), (cfg.train_split, cfg.val_split)
     if split not in splits or any(find_list(root, _LAYOUT, name) for name in splits):
         return None
+    if cfg.train_split == cfg.val_split:
+        raise DataError(
+            f"{root} has no lists, and train_split and val_split are both {split!r}: it would be scored on the images "
+            "it is trained on. Give two names"
+        )
     names = _labelled(root, cfg.label_source)
     masks = set(match_names(mask_files(root), names, _LAYOUT.suffixes))
     if len(names) < 2:
-        raise DataError(f"{root} has {len(names)} images with labels: too few to split. Add images, or {splits} lists")
+        raise DataError(_too_few(cfg, root, len(names)))
     shuffled = [names[place] for place in np.random.default_rng(0).permutation(len(names))]
     candidates = [name for name in shuffled if name in masks] or shuffled
     val = set(candidates[: max(1, round(VAL_SHARE * len(names)))])
     return [name for name in names if (name in val) == (split == cfg.val_split)]
+
+
+def _too_few(cfg: Config, root: Path, count: int) -> str:
+    """The error for a folder of which fewer than two images have a label; it shows names that do not fit."""
+    images = image_files(root)
+    entries = label_entries(root, cfg.label_source, images)
+    matched = set(match_names(entries, images, _LAYOUT.suffixes))
+    lost, bare = sorted(set(entries) - images.keys()), sorted(images.keys() - matched)
+    apart = f". {cfg.label_source} names {lost[0]!r}, an image is called {bare[0]!r}: do the names fit?"
+    return (
+        f"{root} has {len(images)} images, {count} of them with a label: too few to split. Add images and labels, or "
+        f"lists {cfg.train_split}.txt and {cfg.val_split}.txt{apart if lost and bare else ''}"
+    )
 
 
 def write_split(cfg: Config) -> str:
@@ -134,10 +153,12 @@ def _classes(root: Path, source: str) -> tuple[str, ...]:
 
 def _read_classes(path: Path) -> tuple[str, ...]:
     names = [line.strip() for line in read_text(path, error=DataError).split("\n") if line.strip()]
-    if not names or len(set(names)) < len(names):
-        raise DataError(f"{path} needs one class a line, each once; it has {len(names)}, {len(set(names))} different")
-    if names[0].lower() == "background":
-        raise DataError(f"{path} begins with background, which is number 0 and not listed. Take the line out")
+    if not names:
+        raise DataError(f"{path} is empty. It needs one class a line, each once")
+    if twice := next((name for name, count in Counter(names).items() if count > 1), ""):
+        raise DataError(f"{path} has {twice!r} more than once. It needs one class a line, each once")
+    if named := next((name for name in names if name.lower() == "background"), ""):
+        raise DataError(f"{path} names {named}, which is number 0 and not listed. Take the line out")
     return tuple(names)
 
 

@@ -29,6 +29,7 @@ class Usage:
         without_class: Training images whose label names no class; they train as background. 0 where masks or XML files
             would have to be read to know.
         everywhere: Classes that every training image shows, likewise.
+        shared: Images that are in both splits.
         left_out: Of each reason, what is not used for it: paths of files below the folder, or names in a table.
     """
 
@@ -36,6 +37,7 @@ class Usage:
     used: dict[str, int] = field(default_factory=dict)
     without_class: int = 0
     everywhere: list[str] = field(default_factory=list)
+    shared: list[str] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
     def leave_out(self, reason: str, what: Iterable[str]) -> None:
@@ -59,6 +61,11 @@ class Usage:
             lines.append(f"  `python -m toco_lab data check {self.folder}` lists each")
         if self.without_class:
             lines.append(f"  training images without any class, all background: {self.without_class}")
+        if self.without_class == next(iter(self.used.values()), 0) > 0:
+            lines.append(f"warning: no training image of {self.folder} has a class: nothing can be learned. Label some")
+        if self.shared:
+            lines.append(f"warning: images of both splits: {', '.join(self.shared[:_SHOWN])}"
+                         f"{', ...' if len(self.shared) > _SHOWN else ''}; scores on them say little")  # fmt: skip
         return lines + [f"warning: {NO_INFORMATION.format(name)}" for name in self.everywhere]
 
 
@@ -76,6 +83,7 @@ def folder_usage(cfg: Config) -> Usage | None:
     usage, images = Usage(root), image_files(root)
     splits = {split: _names(cfg, root, split, images) for split in dict.fromkeys((cfg.train_split, cfg.val_split))}
     usage.used = {split: len(images.keys() & set(names)) for split, names in splits.items()}
+    usage.shared = sorted(set.intersection(*(images.keys() & set(names) for names in splits.values())))
     known = {name for names in splits.values() for name in names} | _other_lists(root, images)
     _compare_images(usage, images, known, has_lists=any(find_list(root, _LAYOUT, split) for split in splits))
     _compare_labels(usage, cfg.label_source, images)

@@ -19,7 +19,8 @@ from toco_lab.backbones.anti_smoothing import ANTI_SMOOTHING_PARAMETERS
 from toco_lab.backbones.kinds import is_plain_vit
 from toco_lab.files import project_root
 
-PREFIXES = ("module.", "model.", "teacher.backbone.", "backbone.")  # in this order: of DataParallel, Lightning, DINO
+# taken off in this order: of DataParallel, Lightning, DINO, and of checkpoints of this package
+PREFIXES = ("module.", "model.", "teacher.backbone.", "backbone.", "encoder.")
 
 
 class CheckpointError(ValueError):
@@ -59,20 +60,32 @@ def read_weights(path: Path | str) -> dict[str, Any]:
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is damaged, or holds more than plain values (it could run code) and is refused: {error}"
-        ) from error
+        raise CheckpointError(f"{path} {_no_pickle_of_values(path, str(error))}") from error
     except PermissionError as error:
         raise CheckpointError(f"{path} may not be read ({error.strerror}); check its permissions") from error
     except Exception as error:  # a damaged pickle can fail in every way
         raise CheckpointError(
-            f"{path} is truncated or not a weights file ({error or type(error).__name__}); copy or download it again"
+            f"{path} is truncated or not a weights file ({_first_line(error)}); copy or download it again"
         ) from error
     if not isinstance(state, Mapping):
         raise CheckpointError(
             f"{path} holds no dict of tensors by name but an object of type {type(state).__name__}; save a state_dict()"
         )
     return dict(state)
+
+
+def _no_pickle_of_values(path: Path, message: str) -> str:
+    """Why a file is refused that is no pickle of plain values, in words after its name."""
+    if path.read_bytes()[:40].startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS in place of the file; fetch it with `git lfs pull`"
+    if named := re.search(r"GLOBAL ([\w.]+)", message):
+        return f"holds more than tensors and plain values ({named[1]}), which could run code; save a state_dict()"
+    return "is damaged or not a weights file; copy or download it again"
+
+
+def _first_line(error: Exception) -> str:
+    """The first sentence of an error, without what it advises."""
+    return str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
 
 
 def _verify_checksums(path: Path) -> None:
@@ -126,7 +139,9 @@ def load_encoder(encoder: nn.Module, state: Mapping[str, Tensor], source: str) -
     """
     check_tensors(state, source)
     try:
-        result = encoder.load_state_dict(_translated(encoder, _without_prefixes(encoder, state)), strict=False)
+        fitting = _translated(encoder, _without_prefixes(encoder, state))
+        _check_types(fitting, encoder.state_dict(), source)
+        result = encoder.load_state_dict(fitting, strict=False)
     except (RuntimeError, KeyError) as error:
         first, _, more = str(error).partition("\n\t")
         raise CheckpointError(f"{source} does not fit this backbone: {more.partition(chr(10))[0] or first}") from error
@@ -146,11 +161,29 @@ def check_tensors(state: Mapping[str, Any], source: str) -> None:
     """
     if not state:
         raise CheckpointError(f"{source} holds no weights")
-    if other := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
-        raise CheckpointError(f"{source} is no dict of tensors by name: {some(other)} is of another type")
+    if other := [name for name in state if not isinstance(name, str)]:
+        raise CheckpointError(f"{source} is no dict of tensors by name: {other[0]!r} is no name")
+    if other := [f"{name} ({type(value).__name__})" for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(f"{source} is no dict of tensors by name: {some(other)}")
+    if other := [f"{name} ({kind})" for name, value in state.items() if (kind := _special_kind(value))]:
+        raise CheckpointError(f"{source} holds tensors that are no plain numbers: {some(other)}. Save dense floats")
     bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise CheckpointError(f"{source} holds numbers that are NaN or infinite, in {some(bad)}")
+
+
+def _special_kind(value: Tensor) -> str:
+    """sparse, quantised, ...; "" for numbers as a parameter holds them."""
+    kinds = {"meta": value.is_meta, "quantised": value.is_quantized, "complex": value.is_complex()}
+    sparse = "" if value.layout == torch.strided else "sparse"
+    return sparse or next((kind for kind, applies in kinds.items() if applies), "")
+
+
+def _check_types(state: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
+    """CheckpointError if integers stand where the encoder has floats: weights that were rounded or are quantised."""
+    shared = [name for name in state if name in own and own[name].is_floating_point()]
+    if other := [f"{name} ({state[name].dtype})" for name in shared if not state[name].is_floating_point()]:
+        raise CheckpointError(f"{source} holds integers in place of weights: {some(other)}")
 
 
 def _without_prefixes(encoder: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

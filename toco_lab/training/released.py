@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from toco_lab.backbones.weights import CheckpointError, check_tensors, read_weights, weights_hash
+from toco_lab.backbones.weights import CheckpointError, check_tensors, read_weights, some, weights_hash
 from toco_lab.config import Config
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
@@ -69,13 +69,34 @@ def import_released(model: ToCo, source: Path | str | Mapping[str, Tensor]) -> I
     if not known:
         raise CheckpointError(f"no parameter of the checkpoint is known; it begins with {', '.join(list(state)[:3])}")
     check_tensors(known, "the checkpoint" if isinstance(source, Mapping) else str(source))
-    try:
-        missing = model.load_state_dict(known, strict=False).missing_keys
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"the checkpoint is of a model of other sizes; set them in the config: {error}"
-        ) from error
+    _check_sizes(known, model, "the checkpoint" if isinstance(source, Mapping) else str(source))
+    missing = model.load_state_dict(known, strict=False).missing_keys
     return ImportReport([released_name(name) for name in missing], list(unused), unused)
+
+
+def _check_sizes(known: Mapping[str, Tensor], model: ToCo, source: str) -> None:
+    """CheckpointError if a parameter has another shape than the model's; the number of classes is named."""
+    own = model.state_dict()
+    faults = [
+        f"{released_name(name)} ({_size(value)}, expected {_size(own[name])})"
+        for name, value in known.items()
+        if value.shape != own[name].shape
+    ]
+    classes = known.get("classifier.weight", own["classifier.weight"])
+    if len(classes) != len(own["classifier.weight"]):
+        raise CheckpointError(
+            f"{source} is of a model of {len(classes)} classes, the config has num_classes="
+            f"{len(own['classifier.weight'])}. Take the preset of its data set"
+        )
+    if faults:
+        raise CheckpointError(
+            f"{source} is of a model of other sizes, {len(faults)} shapes differ: {some(faults)}. Set them in the "
+            "config"
+        )
+
+
+def _size(value: Tensor) -> str:
+    return " x ".join(map(str, value.shape)) or "one number"
 
 
 def export_released(model: ToCo, unused: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -48,11 +48,11 @@ REFUSED = {
     "NaN": (lambda state: changed(state, NORM, state[NORM] * torch.nan), "NaN or infinite, in norm.weight"),
     "sparse": (
         lambda state: changed(state, NORM, state[NORM].to_sparse()),
-        r"norm.weight \(sparse\)",
+        "norm.weight is sparse",
     ),
-    "complex": (lambda state: changed(state, NORM, state[NORM] + 0j), r"no plain numbers: norm.weight \(complex\)"),
-    "meta": (lambda state: changed(state, NORM, state[NORM].to("meta")), r"no plain numbers: norm.weight \(meta\)"),
-    "integers": (lambda state: changed(state, NORM, state[NORM].int()), r"integers .*: norm.weight \(torch.int32\)"),
+    "complex": (lambda state: changed(state, NORM, state[NORM] + 0j), "norm.weight is complex"),
+    "meta": (lambda state: changed(state, NORM, state[NORM].to("meta")), "norm.weight is without values"),
+    "integers": (lambda state: changed(state, NORM, state[NORM].int()), r"whole numbers .*, in norm.weight \(int32\)"),
     "shape": (lambda state: changed(state, NORM, torch.ones(7)), "size mismatch for norm.weight"),
     "missing": (
         lambda state: dict(list(state.items())[5:]),
@@ -110,16 +110,8 @@ def test_prefixes_of_training_code_are_taken_off(encoder, tmp_path, prefix):
 
 def test_weights_that_do_not_fit_leave_no_run_behind(tmp_path, capsys):
     torch.save({"norm.weight": torch.ones(3)}, tmp_path / "mine.pt")
-    command = [
-        "train",
-        "smoke",
-        "--pretrained",
-        "--weights",
-        str(tmp_path / "mine.pt"),
-        "--root",
-        str(tmp_path / "runs"),
-    ]
-    assert main(command) == 2
+    command = ["train", "smoke", "--pretrained", "--root", str(tmp_path / "runs")]
+    assert main([*command, "--weights", str(tmp_path / "mine.pt")]) == 2
     assert "mine.pt does not fit this backbone" in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 

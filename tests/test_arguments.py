@@ -117,3 +117,38 @@ def test_what_a_session_refuses(model, rng):
     for label, words in ((torch.zeros(3, 3).int(), "does not fit truth"), (torch.zeros(96, 96), "whole numbers")):
         with pytest.raises(ValueError, match=words):
             session.iou(label)
+
+
+@pytest.mark.parametrize("call", [tl.train, tl.make, tl.evaluate_run, tl.load_run_model, tl.smoothing_of_run,
+                                  tl.maps_of_run, tl.write_pseudo_labels])  # fmt: skip
+@pytest.mark.parametrize("run", ["results/run", None, CFG])
+def test_what_is_no_run_is_named(call, run):
+    with pytest.raises(ValueError, match=r"^run must be a RunDir, got \w+ .*open one with RunDir\(folder\)"):
+        call(run)
+
+
+@pytest.mark.parametrize(
+    "call", [tl.ToCo, tl.initial_model, tl.complete_config, tl.open_run, lambda cfg: tl.open_dataset(cfg, "train")]
+)
+@pytest.mark.parametrize("cfg", ["smoke", None, {"steps": 3}])
+def test_what_is_no_config_is_named(call, cfg):
+    with pytest.raises(ValueError, match=r"^cfg must be a Config, got \w+ .*make one with Config.preset\(name\)"):
+        call(cfg)
+
+
+def test_scenes_token_maps_and_classes_of_attributions(model):
+    for wrong, words in (
+        ((-1, 0), "seed must be"),
+        ((0, "a"), "index must be"),
+        ((0, 0, 5), "size must be .* 48, got 5"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            tl.make_scene(*wrong[:2], **({"size": wrong[2]} if len(wrong) > 2 else {}))
+    with pytest.raises(ValueError, match="an item of maps must be a TokenMaps, got str 'a'"):
+        tl.TokenExplorer(["a"])
+    for index in ("cat", 1.5, torch.tensor([1, 2]), torch.tensor(0.5)):
+        with pytest.raises(ValueError, match=r"^class_index must be a whole number"):
+            tl.explorers.attribution.grad_cam(model, IMAGE, index)
+    for image, words in ((np.zeros((3, 64, 64)), "ndarray"), (torch.zeros(64, 64), r"shape \(64, 64\)")):
+        with pytest.raises(ValueError, match=rf"image '0' must be a tensor of floats, .* got {words}"):
+            tl.smoothing_per_layer(model, [image], name="mine", weights="random", progress=False)

@@ -16,7 +16,7 @@ from toco_lab.data.masks import check_classes_shown
 from toco_lab.data.own_folder import complete_config, write_split
 from toco_lab.data.readers import missing_truth, open_dataset
 from toco_lab.evaluation.evaluate import Evaluation, evaluate_run, validator
-from toco_lab.files import enter_project
+from toco_lab.files import enter_project, require
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.of_runs import smoothing_of_run
@@ -65,6 +65,7 @@ def train(run: RunDir, *, progress: bool = True) -> ToCo:
     Returns:
         The trained model, in evaluation mode.
     """
+    require(run, RunDir, "run", ": open one with RunDir(folder)")
     cfg = run.config()
     scored = cfg.val_every > 0 and not missing_truth(cfg)
     return fit(cfg, run, validate=validator(cfg) if scored else None, snapshot=Snapshots(run), progress=progress)
@@ -78,6 +79,7 @@ def make(run: RunDir, *, progress: bool = True) -> Evaluation:
     Returns:
         The evaluation, read from the run's folder where it was there already.
     """
+    require(run, RunDir, "run", ": open one with RunDir(folder)")
     cfg = run.config()
     train(run, progress=progress)
     device = str(resolve_device(cfg.device))

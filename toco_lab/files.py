@@ -62,6 +62,12 @@ def _not_unicode(path: Path | str, line: int, found: str) -> str:
     )
 
 
+def require(value: object, kind: type, name: str, remedy: str = "") -> None:
+    """ValueError naming the argument `name` if `value` is not of a class."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be a {kind.__name__}, got {type(value).__name__} {str(value)[:60]!r}{remedy}")
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of an error message about an unknown name: the nearest known one, or nothing.
 

@@ -83,8 +83,11 @@ def check_normalised(image: Tensor, name: str = "image") -> None:
         UserWarning: If its numbers are larger than normalisation leaves them: pixels of 0 to 255 as floats.
 
     Raises:
-        ValueError: If it is of integers, or a number is NaN or infinite.
+        ValueError: If it is no tensor of floats with three axes at least, or a number is NaN or infinite.
     """
+    if not isinstance(image, Tensor) or image.ndim < 3:
+        found = f"shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        raise ValueError(f"{name} must be a tensor of floats, (..., 3, H, W), got {found}")
     if not image.is_floating_point():
         raise ValueError(f"{name} is of {image.dtype}, not normalised: give floats, (pixels / 255 - mean) / std")
     if bad := int((~image.isfinite()).sum()):

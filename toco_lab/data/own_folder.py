@@ -15,7 +15,7 @@ from toco_lab.data.classes import MAX_CLASSES, DataError
 from toco_lab.data.image_labels import find_label_file, read_label_names, read_xml_names
 from toco_lab.data.layouts import LAYOUTS, find_list, find_root, locate, write_list
 from toco_lab.data.names import match_names
-from toco_lab.files import read_text
+from toco_lab.files import read_text, require
 
 LABEL_FILES = ("labels.csv", "labels.json")
 VAL_SHARE = 0.2  # of the images, where the folder has no lists
@@ -30,6 +30,7 @@ def complete_config(cfg: Config) -> Config:
     Raises:
         DataError: If the folder does not say what its labels or classes are, or has more classes than a mask holds.
     """
+    require(cfg, Config, "cfg", ": make one with Config.preset(name)")
     if cfg.dataset != "folder" or (cfg.label_source != "auto" and cfg.classes and cfg.num_classes):
         return cfg
     root = _root(cfg)

@@ -14,7 +14,6 @@ from toco_lab.backbones.build import build_encoder, image_statistics
 from toco_lab.backbones.kinds import block_widths, class_token_pass, fill_patches, is_plain_vit, stage_maps, token_side
 from toco_lab.backbones.pixels import check_images
 from toco_lab.config import Config
-from toco_lab.files import require
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -108,7 +107,6 @@ class ToCo(nn.Module):
 
     def __init__(self, cfg: Config) -> None:
         super().__init__()
-        require(cfg, Config, "cfg", ": make one with Config.preset(name)")
         self.encoder = build_encoder(cfg)
         widths = block_widths(self.encoder)
         blocks = len(widths)

@@ -115,6 +115,12 @@ def test_documents_name_commands_that_exist(path: Path) -> None:
         assert (ROOT / file).is_file(), f"{path.name} names {file}"
 
 
+def test_the_table_of_wrong_input_names_tests_that_exist() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", (ROOT / "docs/bad_input.md").read_text())
+    absent = [f"{file}::{test}" for file, test in named if f"def {test}(" not in (ROOT / file).read_text()]
+    assert len(named) > 40 and not absent
+
+
 def test_there_is_something_to_check() -> None:
     """The patterns above find what they look for."""
     text = "\n".join(path.read_text(encoding="utf-8") for path in NAMED)

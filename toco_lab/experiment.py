@@ -9,16 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from toco_lab.config import Config
 from toco_lab.data.masks import check_classes_shown
 from toco_lab.data.own_folder import complete_config, write_split
 from toco_lab.data.readers import missing_truth, open_dataset
 from toco_lab.evaluation.evaluate import Evaluation, evaluate_run, validator
-from toco_lab.files import enter_project
+from toco_lab.files import enter_project, require
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.of_runs import smoothing_of_run
 from toco_lab.tokens.snapshots import Snapshots
+from toco_lab.training.checkpoints import initial_model
 from toco_lab.training.loop import fit
 from toco_lab.training.processes import everywhere, is_first, resolve_device
 from toco_lab.vocabulary import LABELS
@@ -40,6 +43,10 @@ def open_run(cfg: Config, root: Path | str = "results", *, name: str | None = No
     train_set = open_dataset(cfg, cfg.train_split)  # what is not there is said before there is a folder
     if cfg.label_source == "masks":
         check_classes_shown(train_set, cfg.train_split)
+    path = Path(root) / (name or cfg.run_name())
+    if cfg.pretrained and cfg.weights and not (path / "config.json").is_file():
+        with torch.random.fork_rng(devices=[]):
+            initial_model(cfg)  # a weights file that does not fit leaves no run behind
     if drawn := write_split(cfg):
         print(drawn)
     return RunDir.create(cfg, root, name=name)
@@ -58,6 +65,7 @@ def train(run: RunDir, *, progress: bool = True) -> ToCo:
     Returns:
         The trained model, in evaluation mode.
     """
+    require(run, RunDir, "run", ": open one with RunDir(folder)")
     cfg = run.config()
     scored = cfg.val_every > 0 and not missing_truth(cfg)
     return fit(cfg, run, validate=validator(cfg) if scored else None, snapshot=Snapshots(run), progress=progress)
@@ -71,6 +79,7 @@ def make(run: RunDir, *, progress: bool = True) -> Evaluation:
     Returns:
         The evaluation, read from the run's folder where it was there already.
     """
+    require(run, RunDir, "run", ": open one with RunDir(folder)")
     cfg = run.config()
     train(run, progress=progress)
     device = str(resolve_device(cfg.device))

@@ -35,7 +35,8 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
 def read_text(path: Path | str, *, error: type[ValueError] = ValueError) -> str:
     r"""The text of a small file that a person wrote: a list, a table, a grid.
 
-    UTF-8 with or without a byte order mark and UTF-16 with one are read; every line end becomes "\n".
+    UTF-8 with or without a byte order mark and UTF-16 with one are read; every line end becomes "\n". Marks further on,
+    which joined files have, are left out.
 
     Args:
         path: The file.
@@ -51,7 +52,7 @@ def read_text(path: Path | str, *, error: type[ValueError] = ValueError) -> str:
         raise error(_not_unicode(path, line, f"byte 0x{data[bad.start]:02x}")) from bad
     if "\0" in text:
         raise error(_not_unicode(path, text.partition("\0")[0].count("\n") + 1, "a zero byte"))
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", "")
 
 
 def _not_unicode(path: Path | str, line: int, found: str) -> str:
@@ -59,6 +60,12 @@ def _not_unicode(path: Path | str, line: int, found: str) -> str:
         f"{path}, line {line}: {found} is not UTF-8. Expected is text in UTF-8, or in UTF-16 with its byte order mark. "
         "Save the file again as UTF-8 (in an editor: Save as, encoding UTF-8; in Excel: CSV UTF-8)"
     )
+
+
+def require(value: object, kind: type, name: str, remedy: str = "") -> None:
+    """ValueError naming the argument `name` if `value` is not of a class."""
+    if not isinstance(value, kind):
+        raise ValueError(f"{name} must be a {kind.__name__}, got {type(value).__name__} {str(value)[:60]!r}{remedy}")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

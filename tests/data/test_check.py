@@ -120,6 +120,19 @@ def test_a_palette_that_is_sorted_anew_for_each_mask_is_a_problem(voc):
     assert check_dataset(voc, "train", progress=False).problems == []
 
 
+def test_a_number_of_two_colours_is_a_problem(voc):
+    """Colour pictures that were quantised one by one: number 1 is red in one mask and green in the next."""
+    mask = np.zeros((20, 30), np.uint8)
+    mask[2, 5:9] = 1
+    for name, colour in (("one", (128, 0, 0)), ("two", (0, 128, 0)), ("three", (128, 0, 0))):
+        picture = Image.fromarray(mask)
+        picture.putpalette([0, 0, 0, *colour])
+        picture.save(Path(voc.data_root) / f"SegmentationClass/{name}.png")
+    report = check_dataset(voc, "train", progress=False)
+    assert len(report.problems) == 1 and "a number another colour" in report.problems[0]
+    assert "(two)" in report.problems[0]
+
+
 def test_masks_of_0_and_255_are_a_problem(voc):
     """They train from labels, and would score 100 % without a single class in them."""
     root = Path(voc.data_root)
@@ -140,7 +153,7 @@ def test_what_reading_changes_is_noted(voc):
     root = Path(voc.data_root) / "JPEGImages"
     exif = Image.Exif()
     exif[0x0112] = 3
-    Image.new("RGB", (30, 20)).save(root / "one.jpg", exif=exif)
+    Image.new("RGB", (30, 20), "grey").save(root / "one.jpg", exif=exif)
     Image.new("RGBA", (30, 20)).save(root / "two.jpg", "png")
     frames = [Image.new("RGB", (30, 20), colour) for colour in ("red", "blue")]
     frames[0].save(root / "three.jpg", "tiff", save_all=True, append_images=frames[1:])
@@ -149,6 +162,15 @@ def test_what_reading_changes_is_noted(voc):
         "1 images have an alpha channel or a transparent colour: what is transparent becomes white (two)",
         "1 images hold several pictures, of which the first is read (three)",
     ]
+
+
+def test_nearly_black_images_are_noted(voc):
+    """A microscope's 12 bits in a file of 16 bits: 4095 of 65535 becomes 16 of 255."""
+    root = Path(voc.data_root)
+    (root / "JPEGImages/two.jpg").unlink()
+    Image.fromarray(np.linspace(0, 4095, 600).reshape(20, 30).astype(np.uint16)).save(root / "JPEGImages/two.png")
+    notes = check_dataset(voc, "train", progress=False).notes
+    assert any("1 images are nearly black" in note and "(two, " not in note and "two" in note for note in notes), notes
 
 
 def test_notes_on_equal_pictures(voc):

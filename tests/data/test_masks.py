@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers.folders import NAMES, SAMPLES, make_folder, read_everything, save_mask
+from helpers.folders import NAMES, SAMPLES, SMALL, make_folder, read_everything, save_mask
 from PIL import Image
 
 from toco_lab.commands.app import main
@@ -161,6 +161,26 @@ def test_masks_of_0_and_255_stop_training_and_evaluation(tmp_path, capsys):
     cfg = Config.preset("smoke").replace(classes=("crack",), num_classes=1, **changes)
     with pytest.raises(DataError, match="hold no class: their only number above 0 is 255"):
         evaluate_model(ToCo(cfg), cfg, progress=False)
+
+
+def test_masks_that_show_other_classes_than_the_labels_are_said_beside_the_scores(tmp_path, capsys):
+    """classes.txt in another order than the masks' numbers: training runs, and its scores mean nothing."""
+    table = {"one": ["ant"], "two": ["cat"], "three": ["ant"], "four": ["cat"], "five": ["ant"], "six": ["cat"]}
+    make_folder(tmp_path / "mine", table)
+    (tmp_path / "mine/classes.txt").write_text("ant\ncat\n")
+    (tmp_path / "mine/masks").mkdir()
+    for name, labels in table.items():
+        save_mask(tmp_path / "mine", name, [2 if labels == ["ant"] else 1], folder="masks", size=(40, 50))
+    run, folder = str(tmp_path / "runs/one"), str(tmp_path / "mine")
+    words = f"warning: scores on 'val' in {folder}: 1 of 1 masks do not show the classes that the labels name"
+    assert (
+        main(["train", "folder", "--data-root", folder, "--root", str(tmp_path / "runs"), "--name", "one", *SMALL]) == 0
+    )
+    said = capsys.readouterr().out
+    assert said.count(words) == 2 and said.index(words) < said.index("run folder:") < said.rindex(words)
+    assert main(["evaluate", run]) == 0 and words in capsys.readouterr().out
+    assert main(["evaluate", run, "--split", "train"]) == 0
+    assert "scores on 'train'" in (said := capsys.readouterr().out) and "5 of 5 masks" in said
 
 
 def test_more_classes_than_a_mask_can_hold_are_refused_with_their_number(tmp_path):

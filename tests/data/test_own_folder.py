@@ -83,7 +83,7 @@ def test_errors(tmp_path):
     with pytest.raises(DataError, match=r"have not been read: use `cfg = toco_lab.complete_config\(cfg\)`"):
         open_dataset(cfg, "train")
     (tmp_path / "labels.csv").write_text("name,labels\nuno.jpg,cat\ntwo,cat\n")
-    with pytest.raises(DataError, match=r"1 images with labels: too few to split"):
+    with pytest.raises(DataError, match=r"1 of them with a label: too few to split"):
         open_dataset(complete_config(cfg), "train")
     (tmp_path / "train.txt").write_text("three\n")
     with pytest.raises(DataError, match=r"no entry for 'three' in label file labels.csv. Add it, or shorten"):
@@ -93,7 +93,10 @@ def test_errors(tmp_path):
     (tmp_path / "labels.csv").write_text("name,labels\none,cat\none,dog\n")
     with pytest.raises(DataError, match=r"labels.csv has 'one' more than once"):
         complete_config(cfg)
-    for text, words in (("background\ncat\n", "begins with background"), ("cat\ncat\n", "it has 2, 1 different")):
+    for text, words in (
+        ("cat\nBackground\n", "names Background, which is number 0"),
+        ("cat\ncat\n", "'cat' stands there more than once"),
+    ):
         (tmp_path / "classes.txt").write_text(text)
         with pytest.raises(DataError, match=words):
             complete_config(cfg)

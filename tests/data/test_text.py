@@ -1,6 +1,7 @@
 """Text that people write: encodings, names with spaces, composed letters, folders and extensions in names."""
 
 import codecs
+import os
 import unicodedata
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import pytest
 from helpers.folders import TABLE, make_folder
 from PIL import Image
 
+from toco_lab.commands.app import main
 from toco_lab.data.classes import DataError
-from toco_lab.data.image_labels import read_label_names
+from toco_lab.data.image_labels import onehot, read_label_names
 from toco_lab.data.layouts import LAYOUTS, read_list, write_list
 from toco_lab.data.names import by_image, match_names
 from toco_lab.data.own_folder import complete_config, write_split
@@ -60,6 +62,24 @@ def test_every_reader_of_text_refuses_latin_1(tmp_path):
         complete_config(cfg)
 
 
+def test_marks_within_joined_files_are_left_out(tmp_path):
+    (tmp_path / "train.txt").write_bytes("\ufeffone\n\ufefftwo\n\ufeff".encode())
+    assert read_list(tmp_path, LAYOUT, "train")[1] == ["one", "two"]
+
+
+def test_class_names_are_the_same_with_composed_and_decomposed_letters():
+    composed, decomposed = (unicodedata.normalize(form, "Kätzchen") for form in ("NFC", "NFD"))
+    for classes, name in (([composed, "dog"], decomposed), ([decomposed, "dog"], composed)):
+        assert onehot([name], classes, "labels.csv").tolist() == [1, 0]
+
+
+def test_names_of_which_none_fits_are_shown_side_by_side(tmp_path):
+    cfg = make_folder(tmp_path, TABLE)
+    rename(tmp_path, {name: f"{name} .jpg" for name in TABLE})  # a space before the dot
+    with pytest.raises(DataError, match=r"6 images, 0 of them with a label.* labels.csv names 'five', .* 'five '"):
+        open_dataset(complete_config(cfg), "train")
+
+
 def test_a_list_has_one_name_a_line(tmp_path):
     names = ["WhatsApp Image at 10.00.00", "two  spaces", "plain", "tab\tinside"]
     write_list(tmp_path / "train.txt", names)
@@ -83,6 +103,19 @@ def test_a_folder_of_names_with_spaces_is_read_as_the_same_images_before_and_aft
     assert write_split(cfg)
     assert [open_dataset(cfg, split).names for split in ("train", "val")] == before
     assert sorted(before[0] + before[1]) == sorted(f"my {name}" for name in TABLE)
+
+
+def test_a_file_name_that_is_not_utf_8_is_refused_by_name(tmp_path, capsys):
+    make_folder(tmp_path, TABLE)
+    (tmp_path / "classes.txt").write_text("ant\ncat\ndog\n")
+    try:
+        (tmp_path / "images/one.jpg").rename(tmp_path / "images" / os.fsdecode(b"caf\xe9.jpg"))
+    except OSError:
+        pytest.skip("this file system has no names that are not UTF-8")
+    for command in ("check", "show", "labels"):
+        assert main(["data", command, str(tmp_path), "--out", str(tmp_path / "out.png")]) == 2
+        said = capsys.readouterr()
+        assert r"images has a file whose name is not UTF-8: 'caf\udce9.jpg'. Rename it" in said.out + said.err, command
 
 
 def test_names_are_matched_where_one_image_is_meant():

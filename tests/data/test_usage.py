@@ -1,5 +1,6 @@
 """What a folder's run uses and leaves out; images without a class; a class on every image; options without effect."""
 
+import os
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 from toco_lab.commands.app import main
 from toco_lab.config import Config
 from toco_lab.data.check import check_dataset
+from toco_lab.data.classes import DataError
 from toco_lab.data.own_folder import complete_config, folder_names
 from toco_lab.data.readers import open_dataset
 from toco_lab.data.unused import refuse_unused
@@ -56,6 +58,26 @@ def test_what_is_left_out_is_listed_with_the_reason(gaps, tmp_path):
     assert sorted(names) == sorted([*TABLE, "deep"])  # of the subfolder, the image that no other shares its name with
 
 
+@pytest.mark.parametrize("below", ["images/one.jpg", "masks/one.png"])
+def test_pipes_and_broken_links_are_said_by_name(tmp_path, below):
+    """They have the name of an image or a mask: they are not passed over as if nothing lay there."""
+    cfg = make_folder(tmp_path, TABLE)
+    (tmp_path / "classes.txt").write_text("ant\ncat\ndog\n")
+    (tmp_path / "masks").mkdir()
+    for name in TABLE:
+        save_mask(tmp_path, name, [1, 2, 3], folder="masks", size=(40, 50))
+    for make, cause in (
+        (os.mkfifo, "no regular file, but a pipe"),
+        (lambda path: path.symlink_to(tmp_path / "nowhere"), "there is no file"),
+        (lambda path: path.symlink_to(path), "symbolic links"),
+    ):
+        (tmp_path / below).unlink()
+        make(tmp_path / below)
+        reports = [check_dataset(complete_config(cfg), split, progress=False) for split in ("train", "val")]
+        problems = [problem for report in reports for problem in report.problems]
+        assert any(below in problem and cause in problem for problem in problems), (cause, problems)
+
+
 def test_lists_leave_images_out(tmp_path):
     cfg = complete_config(make_folder(tmp_path, TABLE))
     for split, text in (("train", "one\ntwo\n"), ("val", "three\n"), ("test", "four\n")):
@@ -82,11 +104,26 @@ def test_a_class_on_every_image_carries_no_information(tmp_path):
     assert "every image" not in str(check_dataset(cfg, "train", progress=False))
 
 
+def test_images_of_both_splits_and_one_list_for_both(tmp_path):
+    cfg = complete_config(make_folder(tmp_path, TABLE))
+    with pytest.raises(DataError, match=r"no lists, and train_split and val_split are both 'train'"):
+        open_dataset(cfg.replace(val_split="train"), "train")
+    (tmp_path / "train.txt").write_text("one\ntwo\nthree\n")
+    (tmp_path / "val.txt").write_text("three\nfour\n")
+    for same, said in ((cfg, "three"), (cfg.replace(val_split="train"), "one, three, two")):
+        assert f"warning: images of both splits: {said}; scores on them say little" in folder_usage(same).lines()
+
+
 def test_a_folder_in_which_no_image_shows_anything(tmp_path):
     cfg = make_folder(tmp_path, {name: [] for name in TABLE})
     (tmp_path / "classes.txt").write_text("cat\n")
     problems = check_dataset(complete_config(cfg), "train", progress=False).problems
     assert len(problems) == 1 and "no image of train" in problems[0] and "has a class" in problems[0]
+
+
+def test_images_of_which_none_has_a_class_are_said_at_the_start(tmp_path):
+    cfg = complete_config(make_folder(tmp_path, {name: [] for name in TABLE}).replace(classes=("cat",), num_classes=1))
+    assert any("no training image" in line and "nothing can be learned" in line for line in folder_usage(cfg).lines())
 
 
 def test_images_without_a_class_train_as_background(tmp_path, capsys):
@@ -136,7 +173,7 @@ def test_masks_whose_names_fit_no_image_are_named(tmp_path):
     cfg = with_masks(tmp_path)
     for path in (tmp_path / "masks").iterdir():
         path.rename(path.with_name(f"mask_{path.name}"))
-    words = r"0 images with labels: too few to split \(6 labels, like 'mask_\w+', have the name of no image\)"
+    words = r"6 images, 0 of them with a label: too few to split\..* masks names 'mask_\w+', an image is called '\w+'"
     with pytest.raises(ValueError, match=words):
         folder_names(complete_config(cfg), "train")
 
@@ -264,6 +301,19 @@ def test_an_option_that_the_run_does_not_use_is_an_error(command, words, tmp_pat
     assert main(command.split()) == 2
     assert re.search(words, capsys.readouterr().err)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["labels", "smoke"], "'toy' makes its images itself: it has no files to read labels from"),
+        (["show", "smoke", "--count", "0"], "--count must be at least 1 image, got 0"),
+        (["check", "smoke", "--count", "-3"], "--count must be at least 1 image, got -3"),
+    ],
+)
+def test_commands_that_have_nothing_to_do_say_why(command, words, tmp_path, capsys):
+    assert main(["data", *command, "--out", str(tmp_path / "out.csv")]) == 2
+    assert words in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_folder_and_a_data_root_are_one_too_many(tmp_path, capsys):

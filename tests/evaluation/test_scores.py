@@ -28,7 +28,7 @@ def test_confusion_matrix_counts_pixels_and_leaves_255_out():
     prediction = rng.integers(0, 4, (7, 9))
     matrix = confusion_matrix(torch.from_numpy(prediction), torch.from_numpy(truth), 4)
     assert np.array_equal(matrix.numpy(), slow_matrix(prediction, truth, 4))
-    assert confusion_matrix(torch.zeros(2, 2), torch.full((2, 2), 255), 4).sum() == 0
+    assert confusion_matrix(torch.zeros(2, 2).int(), torch.full((2, 2), 255), 4).sum() == 0
 
 
 def test_an_ignored_pixel_in_a_prediction_is_an_error():

@@ -16,7 +16,7 @@ from toco_lab.backbones.interfaces import Encoder, PlainViT
 from toco_lab.backbones.kinds import is_plain_vit
 from toco_lab.backbones.stages import TRAINED_STAGED
 from toco_lab.config import VIT_SIZES, Config, backbone_kind
-from toco_lab.files import did_you_mean
+from toco_lab.files import did_you_mean, require
 
 
 def build_encoder(cfg: Config) -> Encoder:
@@ -27,6 +27,7 @@ def build_encoder(cfg: Config) -> Encoder:
     Raises:
         ValueError: For an unknown timm name or tag, a family that is not read here, or arguments it does not take.
     """
+    require(cfg, Config, "cfg", ": make one with Config.preset(name)")
     name, kind, given = full_backbone_name(cfg), backbone_kind(cfg.backbone), _arguments(cfg)
     further = json.loads(cfg.backbone_args or "{}")
     if taken := sorted(further.keys() & {*given, "pretrained", "in_chans", "features_only"}):

@@ -54,6 +54,24 @@ def pieces_of(image: Tensor, token_side: int) -> tuple[Tensor, ...]:
     return image.split(max(1, PIECE_TOKENS // max(1, tokens)))
 
 
+def check_images(image: Tensor, name: str = "image") -> None:
+    """Refuse what is no batch of images for an encoder, by type and shape; no number is read.
+
+    Args:
+        image: Should be floats, (B, 3, H, W).
+        name: How messages name it.
+
+    Raises:
+        ValueError: Naming it, with what it is.
+    """
+    if not isinstance(image, Tensor):
+        raise ValueError(f"{name} must be a tensor of floats, (B, 3, H, W), got {type(image).__name__}")
+    if image.ndim != 4 or image.shape[1] != 3 or not len(image):
+        raise ValueError(f"{name} must be of shape (B, 3, H, W), got {tuple(image.shape)}")
+    if not image.is_floating_point():
+        raise ValueError(f"{name} is of {image.dtype}, not normalised: give floats, (pixels / 255 - mean) / std")
+
+
 def check_normalised(image: Tensor, name: str = "image") -> None:
     """Refuse an image that a model would read as noise: pixels that are no floats, or NaN among them.
 
@@ -65,8 +83,11 @@ def check_normalised(image: Tensor, name: str = "image") -> None:
         UserWarning: If its numbers are larger than normalisation leaves them: pixels of 0 to 255 as floats.
 
     Raises:
-        ValueError: If it is of integers, or a number is NaN or infinite.
+        ValueError: If it is no tensor of floats with three axes at least, or a number is NaN or infinite.
     """
+    if not isinstance(image, Tensor) or image.ndim < 3:
+        found = f"shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        raise ValueError(f"{name} must be a tensor of floats, (..., 3, H, W), got {found}")
     if not image.is_floating_point():
         raise ValueError(f"{name} is of {image.dtype}, not normalised: give floats, (pixels / 255 - mean) / std")
     if bad := int((~image.isfinite()).sum()):

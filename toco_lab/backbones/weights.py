@@ -19,7 +19,8 @@ from toco_lab.backbones.anti_smoothing import ANTI_SMOOTHING_PARAMETERS
 from toco_lab.backbones.kinds import is_plain_vit
 from toco_lab.files import project_root
 
-PREFIXES = ("module.", "model.", "teacher.backbone.", "backbone.")  # in this order: of DataParallel, Lightning, DINO
+# taken off in this order: of DataParallel, Lightning, DINO, and of checkpoints of this package
+PREFIXES = ("module.", "model.", "teacher.backbone.", "backbone.", "encoder.")
 
 
 class CheckpointError(ValueError):
@@ -59,20 +60,32 @@ def read_weights(path: Path | str) -> dict[str, Any]:
     except CheckpointError:
         raise
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is damaged, or holds more than plain values (it could run code) and is refused: {error}"
-        ) from error
+        raise CheckpointError(f"{path} {_no_pickle_of_values(path, str(error))}") from error
     except PermissionError as error:
         raise CheckpointError(f"{path} may not be read ({error.strerror}); check its permissions") from error
     except Exception as error:  # a damaged pickle can fail in every way
         raise CheckpointError(
-            f"{path} is truncated or not a weights file ({error or type(error).__name__}); copy or download it again"
+            f"{path} is truncated or not a weights file ({_first_line(error)}); copy or download it again"
         ) from error
     if not isinstance(state, Mapping):
         raise CheckpointError(
             f"{path} holds no dict of tensors by name but an object of type {type(state).__name__}; save a state_dict()"
         )
     return dict(state)
+
+
+def _no_pickle_of_values(path: Path, message: str) -> str:
+    """Why a file is refused that is no pickle of plain values, in words after its name."""
+    if path.read_bytes()[:40].startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS in place of the file; fetch it with `git lfs pull`"
+    if named := re.search(r"GLOBAL ([\w.]+)", message):
+        return f"holds more than tensors and plain values ({named[1]}), which could run code; save a state_dict()"
+    return "is damaged or not a weights file; copy or download it again"
+
+
+def _first_line(error: Exception) -> str:
+    """The first sentence of an error, without what it advises."""
+    return str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
 
 
 def _verify_checksums(path: Path) -> None:
@@ -126,7 +139,9 @@ def load_encoder(encoder: nn.Module, state: Mapping[str, Tensor], source: str) -
     """
     check_tensors(state, source)
     try:
-        result = encoder.load_state_dict(_translated(encoder, _without_prefixes(encoder, state)), strict=False)
+        translated = _translated(encoder, _without_prefixes(encoder, state))
+        check_floating(translated, encoder, source)
+        result = encoder.load_state_dict(translated, strict=False)
     except (RuntimeError, KeyError) as error:
         first, _, more = str(error).partition("\n\t")
         raise CheckpointError(f"{source} does not fit this backbone: {more.partition(chr(10))[0] or first}") from error
@@ -146,11 +161,38 @@ def check_tensors(state: Mapping[str, Any], source: str) -> None:
     """
     if not state:
         raise CheckpointError(f"{source} holds no weights")
-    if other := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
-        raise CheckpointError(f"{source} is no dict of tensors by name: {some(other)} is of another type")
+    if other := [name for name in state if not isinstance(name, str)]:
+        raise CheckpointError(f"{source} is no dict of tensors by name: {other[0]!r} is no name")
+    if other := [f"{name} ({type(value).__name__})" for name, value in state.items() if not isinstance(value, Tensor)]:
+        raise CheckpointError(f"{source} is no dict of tensors by name: {some(other)}")
+    if odd := [f"{name} is {kind}" for name, value in state.items() if (kind := odd_kind(value))]:
+        raise CheckpointError(f"{source} holds tensors that are no weights: {some(odd)}; save them as dense numbers")
     bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise CheckpointError(f"{source} holds numbers that are NaN or infinite, in {some(bad)}")
+
+
+def odd_kind(value: Tensor) -> str:
+    """What makes a tensor no weight, in a word; "" for dense real numbers."""
+    kinds = {"complex": value.is_complex(), "quantised": value.is_quantized, "without values": value.is_meta}
+    kinds["sparse"] = value.layout != torch.strided
+    return next((kind for kind, holds in kinds.items() if holds), "")
+
+
+def check_floating(state: Mapping[str, Tensor], model: nn.Module, source: str) -> None:
+    """Whole numbers in place of floating point ones have lost their fractions.
+
+    Raises:
+        CheckpointError: Naming `source` and the first entries.
+    """
+    own = model.state_dict()
+    cut = [
+        f"{name} ({str(value.dtype).removeprefix('torch.')})"
+        for name, value in state.items()
+        if name in own and own[name].is_floating_point() and not value.is_floating_point()
+    ]
+    if cut:
+        raise CheckpointError(f"{source} holds whole numbers where the model has fractions, in {some(cut)}")
 
 
 def _without_prefixes(encoder: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -36,6 +36,11 @@ def _given_config(what: str, **changes: Any) -> Config:
     return cfg
 
 
+def _check_count(count: int) -> None:
+    if count < 1:
+        raise ValueError(f"--count must be at least 1 image, got {count}")
+
+
 @data.command
 def check(
     what: tyro.conf.Positional[str],
@@ -57,6 +62,7 @@ def check(
     """
     from toco_lab.data.check import SHOWN_PROBLEMS, check_dataset, contact_sheet, shared_pictures
 
+    _check_count(count)
     cfg = _data_config(what, data_root=data_root, label_source=label_source)
     found = [
         check_dataset(cfg, name) for name in ([split] if split else dict.fromkeys((cfg.train_split, cfg.val_split)))
@@ -96,6 +102,7 @@ def show(
     """
     from toco_lab.data.readers import open_dataset
 
+    _check_count(count)
     cfg = _data_config(what, data_root=data_root)
     reader = open_dataset(cfg, split or cfg.val_split)
     chosen = range(min(count, len(reader)))

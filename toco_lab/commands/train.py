@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Union, get_type_hint
 
 import tyro
 
-from toco_lab.commands.trained import print_scores
+from toco_lab.commands.trained import print_doubtful_truth, print_scores
 from toco_lab.config import Config, config_differences
 from toco_lab.presets import PRESETS
 
@@ -100,6 +100,7 @@ def train(options: tyro.conf.OmitArgPrefixes[OptionsOfAnyPreset]) -> None:
     if evaluation is not None:
         print_scores(evaluation)
         _print_missing_truth(run.config())
+        print_doubtful_truth(run.config())
     print(f"done: {run.path}")
 
 
@@ -118,7 +119,8 @@ def _open_run(options: TrainOptions) -> "RunDir | None":
         return None
     if options.evaluate or cfg.val_every:
         _print_missing_truth(cfg)  # masks that cannot be scored are refused before there is a folder
-    _print_usage(cfg)  # so are labels that cannot be read
+        print_doubtful_truth(cfg)
+    _print_usage(cfg)  # labels that cannot be read are refused before as well
     run = open_run(cfg, options.root, name=options.name)
     print(f"run folder: {run.path}")
     return run

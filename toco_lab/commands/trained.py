@@ -33,6 +33,15 @@ def evaluate(
         found = evaluate_run(RunDir(run), targets=targets or None, split=split, device=str(resolve_device(device)))
         if is_first():
             print_scores(found)
+            print_doubtful_truth(RunDir(run).config(), split)
+
+
+def print_doubtful_truth(cfg: Config, split: str | None = None) -> None:
+    """Print why scores on a split may be wrong, where the masks and the labels disagree."""
+    from toco_lab.data.doubts import truth_warnings
+
+    for line in truth_warnings(cfg, split):
+        print(line)
 
 
 def print_scores(evaluation: "Evaluation") -> None:

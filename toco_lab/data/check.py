@@ -119,7 +119,7 @@ def check_dataset(cfg: Config, split: str, *, progress: bool = True) -> CheckRep
             report.sizes[image.shape[1], image.shape[0]] += 1
             digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
             report.pictures.setdefault(digest, []).append(reader.names[index])
-            attempt("image", doubts.look_at_image, index)
+            attempt("image", doubts.look_at_image, index, image)
         if mask is not None:
             report.num_masks += 1
             pixels += np.bincount(mask.ravel(), minlength=256)

@@ -4,13 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from toco_lab.config import IGNORE_INDEX
+from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.data.classes import PALETTE
 from toco_lab.data.image_labels import label_of_mask
 from toco_lab.data.images import conversions, load
-from toco_lab.data.readers import Reader
+from toco_lab.data.readers import Reader, open_dataset
 
 Colour = tuple[int, int, int]
+DARK = 32  # of 255; photos have brighter pixels, numbers of 12 bits in a file of 16 have none
+LOOKED_AT = 200  # masks that are compared with labels before a run or an evaluation
 
 
 class Doubts:
@@ -24,15 +26,17 @@ class Doubts:
         self.unnamed: list[str] = []  # the mask shows a class that the label does not name
         self.swallowed: list[str] = []  # 255 is the only foreground
         self.recoloured: list[str] = []
-        self.moved: list[str] = []  # a colour has another number than in a mask before
+        self.moved: list[str] = []  # a colour has another number than in a mask before, or a number another colour
         self.converted: dict[str, list[str]] = {}  # names of the images of which something was changed, by what
         self.labelled, self.shown = np.zeros(len(reader.classes), int), np.zeros(len(reader.classes), int)
         self._numbers_of: dict[Colour, frozenset[int]] = {}
+        self._colour_of: dict[int, Colour] = {}
 
-    def look_at_image(self, index: int) -> None:
-        """Note what reading an image changed besides decoding it."""
+    def look_at_image(self, index: int, image: np.ndarray) -> None:
+        """Note what reading an image, uint8 (H, W, 3), changed besides decoding it, and whether it is nearly black."""
         path = self.reader.image_path(index)
-        for words in conversions(path) if path is not None else []:
+        dark = [f"are nearly black: no value reaches {DARK} of 255. Numbers of 12 bits in files of 16?"]
+        for words in (conversions(path) if path is not None else []) + dark * bool(image.max() < DARK):
             self.converted.setdefault(words, []).append(self.reader.names[index])
 
     def look(self, index: int, mask: np.ndarray, label: np.ndarray | None) -> None:
@@ -57,7 +61,7 @@ class Doubts:
                 self.doubtful.setdefault(name, []).append(words)
 
     def _look_at_palette(self, index: int, mask: np.ndarray) -> tuple[bool, bool]:
-        """Whether VOC's colours have other numbers than VOC's, and whether a colour has another number than before.
+        """Whether VOC's colours have other numbers than VOC's, and whether colours and numbers fit those seen before.
 
         Both happen where pictures are quantised, or saved as GIF: the palette is then sorted anew for each file.
         """
@@ -75,7 +79,9 @@ class Doubts:
             recoloured |= len(meant) > 0 and meant[0] != number
             same = frozenset(np.flatnonzero((colours == colours[number]).all(1)).tolist())
             red, green, blue = colours[number].tolist()
-            moved |= not same & self._numbers_of.setdefault((red, green, blue), same)
+            colour = red, green, blue
+            moved |= not same & self._numbers_of.setdefault(colour, same)
+            moved |= colour != self._colour_of.setdefault(number, colour)
         return bool(recoloured), bool(moved)
 
     def problems(self) -> list[str]:
@@ -90,18 +96,22 @@ class Doubts:
             "be the class that the masks hold as number k, which only their maker knows",
         ) + counted(
             self.moved,
-            "masks give a colour another number than the masks before them: a palette was sorted anew for each file "
-            "(GIF, quantised pictures). Number the classes alike in all masks",
+            "masks give a colour another number, or a number another colour, than the masks before them: a palette was "
+            "sorted anew for each file (GIF, quantised pictures). Number the classes alike in all masks",
         )
+
+    def absent_classes(self) -> list[str]:
+        """A line on the classes that have labels and no pixel; [] for none."""
+        absent = self.labelled.astype(bool) & ~self.shown.astype(bool)
+        names = [name for name, is_absent in zip(self.reader.classes, absent, strict=True) if is_absent]
+        return counted(names, "classes are named by labels and shown by no mask")
 
     def notes(self) -> list[str]:
         """What may be right and should be known."""
-        absent = self.labelled.astype(bool) & ~self.shown.astype(bool)
-        names = [name for name, is_absent in zip(self.reader.classes, absent, strict=True) if is_absent]
         return [
             *counted(self.unseen, "images have a label with a class that their mask does not show"),
             *counted(self.unnamed, "images have a mask with a class that their label does not name"),
-            *counted(names, "classes are named by labels and shown by no mask"),
+            *self.absent_classes(),
             *counted(self.swallowed, f"masks have {IGNORE_INDEX}, which is not counted, as their only foreground"),
             *counted(
                 self.recoloured,
@@ -110,6 +120,34 @@ class Doubts:
             ),
             *(note for words, images in self.converted.items() for note in counted(images, f"images {words}")),
         ]
+
+
+def truth_warnings(cfg: Config, split: str | None = None) -> list[str]:
+    """Why the scores on a split may be wrong although every mask can be read: the labels say something else.
+
+    Only the first `LOOKED_AT` images are read, and none where the labels come from the masks.
+
+    Args:
+        cfg: Names the data set.
+        split: None takes `cfg.val_split`.
+
+    Returns:
+        A sentence for each reason; [] if there is none.
+
+    Raises:
+        DataError: If the split cannot be opened, or one of the masks or labels is wrong.
+    """
+    split = split or cfg.val_split
+    if cfg.dataset == "toy" or cfg.label_source in ("masks", "annotations"):
+        return []
+    reader = open_dataset(cfg, split)
+    doubts = Doubts(reader, {})
+    for index, has_mask in enumerate(reader.has_masks()[:LOOKED_AT]):
+        mask = reader.mask(index) if has_mask else None
+        if mask is not None:
+            doubts.look(index, mask, reader.image_label(index))
+    found = doubts.problems() + (doubts.absent_classes() if doubts.compared else [])
+    return [f"warning: scores on {split!r} in {reader.root}: {reason}" for reason in found]
 
 
 def counted(cases: Sequence[str], words: str) -> list[str]:

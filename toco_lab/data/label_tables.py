@@ -27,8 +27,10 @@ def label_table(cfg: Config, source: str, *, progress: bool = True) -> dict[str,
         progress: Show a progress bar.
 
     Raises:
-        DataError: If there is no mask or XML file, or one is wrong.
+        DataError: If there is no mask or XML file, one is wrong, or the data set has no files.
     """
+    if cfg.dataset not in LAYOUTS:
+        raise DataError(f"the data set {cfg.dataset!r} makes its images itself: it has no files to read labels from")
     return _table_of_xml(cfg) if source == "xml" else _table_of_masks(cfg, progress=progress)
 
 

@@ -121,15 +121,26 @@ def locate(root: Path, folders: Sequence[str], suffixes: Sequence[str], *, neste
 
 
 def files_below(folder: Path, *, nested: bool) -> list[Path]:
-    """Files of a folder, and of its subfolders if `nested`, sorted; none if there is no folder, and no hidden ones."""
+    """Files of a folder, and of its subfolders if `nested`, sorted; none if there is no folder, and no hidden ones.
+
+    Pipes and broken links are among them: whoever opens one says so.
+
+    Raises:
+        DataError: For a name whose bytes are not UTF-8: no list and no table could name it.
+    """
     if not folder.is_dir():
         return []
     # sorted: of two files of one stem the same one is taken on every machine
     files = sorted(folder.rglob("*") if nested else folder.iterdir())
-    if not nested:  # a name that begins with a dot is hidden; macOS leaves such copies of every image in archives
-        return [path for path in files if not path.name.startswith(".")]
-    shown = (path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    return [path for path in shown if path.is_file()]
+    # a name that begins with a dot is hidden; macOS leaves such copies of every image in archives
+    shown = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    for path in shown:
+        if any("\ud800" <= letter <= "\udfff" for letter in path.name):  # how Python keeps bytes that are no letters
+            raise DataError(
+                f"{path.parent} has a file whose name is not UTF-8: {path.name!a}. Rename it (a copy made on an "
+                "older system: `convmv -f cp1252 -t utf8 --notest` renames them all)"
+            )
+    return [path for path in shown if not path.is_dir()] if nested else shown
 
 
 def unread(root: Path, folders: Sequence[str], used: Iterable[Path]) -> list[Path]:

@@ -15,6 +15,7 @@ from toco_lab.data.classes import MAX_CLASSES, DataError
 from toco_lab.data.image_labels import find_label_file, labelled_names, read_label_names, read_xml_names
 from toco_lab.data.layouts import LAYOUTS, Layout, files_below, find_list, find_root, locate, write_list
 from toco_lab.data.names import MASK_ENDINGS, match_names
+from toco_lab.files import require
 
 LABEL_FILES = ("labels.csv", "labels.json")
 VAL_SHARE = 0.2  # of the images, where the folder has no lists
@@ -29,6 +30,7 @@ def complete_config(cfg: Config) -> Config:
     Raises:
         DataError: If the folder does not say what its labels or classes are, or has more classes than a mask holds.
     """
+    require(cfg, Config, "cfg", ": make one with Config.preset(name)")
     if cfg.dataset != "folder" or (cfg.label_source != "auto" and cfg.classes and cfg.num_classes):
         return cfg
     root = _root(cfg)
@@ -57,19 +59,31 @@ def folder_names(cfg: Config, split: str) -> list[str] | None:
     root, splits = _root(cfg), (cfg.train_split, cfg.val_split)
     if split not in splits or any(find_list(root, _LAYOUT, name) for name in splits):
         return None
+    if cfg.train_split == cfg.val_split:
+        raise DataError(
+            f"{root} has no lists, and train_split and val_split are both {split!r}: it would be scored on the images "
+            "it is trained on. Give two names"
+        )
     names = _labelled(root, cfg.label_source)
     masks = set(match_names(mask_files(root), names, _LAYOUT.suffixes, MASK_ENDINGS))
     if len(names) < 2:
-        entries = matched_entries(root, cfg.label_source, image_files(root))
-        lost = [name for name, image in entries.items() if image not in names]
-        hint = f" ({len(lost)} labels, like {lost[0]!r}, have the name of no image)" if lost else ""
-        raise DataError(
-            f"{root} has {len(names)} images with labels: too few to split{hint}. Add images, or {splits} lists"
-        )
+        raise DataError(_too_few(cfg, root, len(names)))
     shuffled = [names[place] for place in np.random.default_rng(0).permutation(len(names))]
     candidates = [name for name in shuffled if name in masks] or shuffled
     val = set(candidates[: max(1, round(VAL_SHARE * len(names)))])
     return [name for name in names if (name in val) == (split == cfg.val_split)]
+
+
+def _too_few(cfg: Config, root: Path, count: int) -> str:
+    """The error for a folder of which fewer than two images have a label; it shows names that do not fit."""
+    images = image_files(root)
+    entries = matched_entries(root, cfg.label_source, images)
+    lost, bare = sorted(entries.keys() - images.keys()), sorted(images.keys() - set(entries.values()))
+    apart = f". {cfg.label_source} names {lost[0]!r}, an image is called {bare[0]!r}: do the names fit?"
+    return (
+        f"{root} has {len(images)} images, {count} of them with a label: too few to split. Add images and labels, or "
+        f"lists {cfg.train_split}.txt and {cfg.val_split}.txt{apart if lost and bare else ''}"
+    )
 
 
 def write_split(cfg: Config) -> str:

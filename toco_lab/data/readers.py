@@ -22,6 +22,7 @@ from toco_lab.data.layouts import LAYOUTS, clashes, find_root, locate, read_list
 from toco_lab.data.masks import check_classes_shown, read_mask
 from toco_lab.data.names import MASK_ENDINGS, by_image, match_names
 from toco_lab.data.own_folder import folder_names
+from toco_lab.files import require
 
 CHECK_HINT = "`python -m toco_lab data check` lists every problem"
 
@@ -288,6 +289,7 @@ def open_dataset(cfg: Config, split: str) -> Reader:
     Raises:
         DataError: If folder, list or label file cannot be read, or the list names an image or a mask that is missing.
     """
+    require(cfg, Config, "cfg", ": make one with Config.preset(name)")
     reader = make_reader(cfg, split)
     problems = reader.problems()
     if problems:

@@ -46,7 +46,13 @@ def make_scene(seed: int, index: int, *, size: int = 96, single_object: bool = F
         index: Non-negative number of the scene.
         size: Side H = W in pixels, at least 48. Objects keep their size, 30 to 52 pixels across.
         single_object: Exactly one object (pretraining).
+
+    Raises:
+        ValueError: If one of the numbers is too small.
     """
+    for name, value, lowest in (("seed", seed, 0), ("index", index, 0), ("size", size, 48)):
+        if not isinstance(value, int | np.integer) or value < lowest:
+            raise ValueError(f"{name} must be a whole number of at least {lowest}, got {value!r}")
     rng = np.random.default_rng((seed, index))
     image = _background(rng, size)
     mask = np.zeros((size, size), np.uint8)

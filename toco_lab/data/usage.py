@@ -30,6 +30,7 @@ class Usage:
         looked_at: Training images whose labels were read; 0 if none were.
         without_class: How many of these show no class; they train as background.
         everywhere: Classes that each of these shows.
+        shared: Images that are in both splits.
         left_out: Of each reason, what is not used for it: paths of files below the folder, or names in a table.
         spare: The same, where it is no fault: official data sets hold images that no list names.
     """
@@ -39,6 +40,7 @@ class Usage:
     looked_at: int = 0
     without_class: int = 0
     everywhere: list[str] = field(default_factory=list)
+    shared: list[str] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
     spare: dict[str, list[str]] = field(default_factory=dict)
 
@@ -71,6 +73,11 @@ class Usage:
         among = f" (of the first {_LOOKED_AT:,})" if self.looked_at == _LOOKED_AT else ""
         if self.without_class:
             lines.append(f"  training images without any class, all background: {self.without_class}{among}")
+        if self.without_class == self.looked_at > 0:
+            lines.append(f"warning: no training image of {self.folder} has a class: nothing can be learned. Label some")
+        if self.shared:
+            lines.append(f"warning: images of both splits: {', '.join(self.shared[:_SHOWN])}"
+                         f"{', ...' if len(self.shared) > _SHOWN else ''}; scores on them say little")  # fmt: skip
         return lines + [f"warning: {NO_INFORMATION.format(name)}{among}" for name in self.everywhere]
 
 
@@ -98,6 +105,7 @@ def folder_usage(cfg: Config, *, labels: bool = True) -> Usage | None:
     usage, images = Usage(root), locate(root, layout.images, layout.suffixes, nested=layout.nested)
     splits = {split: _names(cfg, root, split, images) for split in dict.fromkeys((cfg.train_split, cfg.val_split))}
     usage.used = {split: len(images.keys() & set(names)) for split, names in splits.items()}
+    usage.shared = sorted(set.intersection(*(images.keys() & set(names) for names in splits.values())))
     known = {name for names in splits.values() for name in names} | _other_lists(root, layout, images)
     _compare_images(usage, layout, images)
     listed = any(find_list(root, layout, split) for split in splits)

@@ -23,6 +23,7 @@ from toco_lab.evaluation.gallery import NUM_IMAGES, save_gallery
 from toco_lab.evaluation.prediction import BATCH, FUSIONS, grouped_by_size, predict
 from toco_lab.evaluation.samples import image_label_of, mask_of
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores, label_f1
+from toco_lab.files import require
 from toco_lab.method.model import ToCo
 from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
@@ -190,8 +191,9 @@ def evaluate_run(
     protocol_<split>.json, and no gallery.
 
     Raises:
-        ValueError: If another process is at work in the folder of the run.
+        ValueError: If another process is at work in the folder of the run, or `run` is none.
     """
+    require(run, RunDir, "run", ": open one with RunDir(folder)")
     with only_worker(run.path) if is_first() else nullcontext():
         return _evaluate_run(run, targets, split, device, progress=progress)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from toco_lab.backbones.pixels import denormalise
+from toco_lab.backbones.pixels import check_images, check_normalised, denormalise
 from toco_lab.config import Config
 from toco_lab.data.loader import EvalSample
 from toco_lab.method.cam import Cams, at_evaluation_size, multi_scale_cam, resize
@@ -73,7 +73,8 @@ def native_cams(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor) ->
         image_label: TRUE image labels, (B, C) in {0, 1}.
 
     Raises:
-        ValueError: If the model, or a part of it, is in training mode.
+        ValueError: If the model, or a part of it, is in training mode, `image` is no batch of images, or `image_label`
+            does not fit.
     """
     training = [name for name, part in model.named_modules() if part.training]
     if training:
@@ -81,6 +82,8 @@ def native_cams(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor) ->
             f"the model is in training mode ({training[0] or 'all of it'}): its CAMs would not be those that are "
             "evaluated. Call model.eval() first; load_run_model does"
         )
+    check_images(image)
+    check_image_label(image_label, len(image), model.classifier.out_channels)
     resized = at_evaluation_size(image, cfg.eval_cam_size)
     plain = model(resized, segment=False)
     cams = multi_scale_cam(
@@ -88,6 +91,15 @@ def native_cams(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor) ->
         size=image.shape[-2:],
     )  # fmt: skip
     return NativeCams(cams.cam, cams.cam_aux, cams.present, plain.logits)
+
+
+def check_image_label(label: Tensor, images: int, num_classes: int) -> None:
+    """ValueError if `label` is not (images, num_classes) of 0 and 1."""
+    if not isinstance(label, Tensor) or label.shape != (images, num_classes):
+        found = tuple(label.shape) if isinstance(label, Tensor) else type(label).__name__
+        raise ValueError(f"image_label must be a tensor of shape {(images, num_classes)}, got {found}")
+    if not ((label == 0) | (label == 1)).all():
+        raise ValueError("image_label must hold 0 and 1 alone, 1 where a class is present")
 
 
 def predict(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor, targets: Iterable[str]) -> dict[str, Tensor]:
@@ -101,9 +113,16 @@ def predict(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor, target
         cfg: The protocol: sizes, scales, thresholds.
         image: Normalised, native size, (B, 3, H, W).
         image_label: TRUE image labels, which mask the CAMs (not the segmentation).
-        targets: Names of `TARGETS` or `seg_crf`.
+        targets: Names of `TARGETS` or `seg_crf`, or `labels`.
+
+    Raises:
+        ValueError: If `image` is no batch of normalised images, `image_label` does not fit, or a target is unknown.
     """
-    targets = set(targets)
+    check_images(image)
+    check_normalised(image)
+    targets = {targets} if isinstance(targets, str) else set(targets)
+    if unknown := sorted(targets - CAM_TARGETS - {SEG, SEG_CRF}):
+        raise ValueError(f"unknown target {unknown[0]!r}; there are: {', '.join(sorted(CAM_TARGETS | {SEG, SEG_CRF}))}")
     predicted = _predict_cams(model, cfg, image, image_label, targets) if targets & CAM_TARGETS else {}
     if targets & {SEG, SEG_CRF}:
         logits = multi_scale_segmentation(

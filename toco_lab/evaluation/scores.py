@@ -30,8 +30,17 @@ def confusion_matrix(prediction: Tensor, truth: Tensor, num_classes: int) -> Ten
     """Pixel counts (K, K), truth in rows, over the pixels whose truth is one of the K classes.
 
     Raises:
-        ValueError: If a prediction that counts is not a class (an ignored pixel of a pseudo label, say).
+        ValueError: If a prediction that counts is not a class (an ignored pixel of a pseudo label, say), or the two
+            label maps are not of whole numbers and of one shape.
     """
+    for name, labels in (("prediction", prediction), ("truth", truth)):
+        if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+            found = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+            raise ValueError(f"{name} must be a tensor of whole numbers, got {found}")
+    if prediction.shape != truth.shape:
+        raise ValueError(f"prediction {tuple(prediction.shape)} does not fit truth {tuple(truth.shape)}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     counted = (truth >= 0) & (truth < num_classes)
     prediction, truth = prediction[counted], truth[counted].long()
     if prediction.numel() == 0:
@@ -50,7 +59,15 @@ def iou_scores(matrix: Tensor, *, over: str = "present") -> IouScores:
         matrix: (K, K) counts.
         over: mIoU over the classes `present` in the truth, or over `all` K, which is NaN if one is in neither truth nor
             prediction (what the reference's printed tables do).
+
+    Raises:
+        ValueError: For another shape, or another word than these two.
     """
+    if not isinstance(matrix, Tensor) or matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        found = tuple(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
+        raise ValueError(f"matrix must be a tensor of shape (K, K), got {found}")
+    if over not in ("present", "all"):
+        raise ValueError(f"over must be 'present' or 'all', got {over!r}")
     matrix = matrix.double()
     hits, in_truth, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
     iou = hits / (in_truth + predicted - hits)
@@ -65,6 +82,8 @@ def iou_scores(matrix: Tensor, *, over: str = "present") -> IouScores:
 
 def pseudo_label_matrix(label: Tensor, truth: Tensor, num_classes: int) -> Tensor:
     """Pixel counts (K, K + 1), truth in rows; the last column holds the pixels that the label leaves open (255)."""
+    if label.is_floating_point():
+        raise ValueError(f"label must be a tensor of whole numbers, got {label.dtype}")
     column = label.long().masked_fill(label == IGNORE_INDEX, num_classes)
     return confusion_matrix(column, truth, num_classes + 1)[:-1]
 

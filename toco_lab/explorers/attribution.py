@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -159,6 +160,14 @@ def _class_logit(model: nn.Module, image: Tensor, class_index: int | Tensor) -> 
         raise ValueError("the model has no classifier: make it with num_classes > 0, or use ToCo")
     image = image.detach().requires_grad_()  # so that every layer has a gradient, even if all parameters are frozen
     logits = model(image, segment=False).logits if isinstance(model, ToCo) else model(image)
+    if isinstance(class_index, Tensor):
+        fits = not class_index.is_floating_point() and class_index.shape in ((), (1,), (len(logits),))
+    else:
+        fits = isinstance(class_index, int | np.integer)
+    if not fits:
+        raise ValueError(
+            f"class_index must be a whole number, or one for each of {len(logits)} images: {class_index!r}"
+        )
     index = torch.as_tensor(class_index, device=logits.device).expand(len(logits))
     if index.min() < 0 or index.max() >= logits.shape[1]:
         raise ValueError(f"class_index {class_index} is not one of the model's {logits.shape[1]} classes, from 0")

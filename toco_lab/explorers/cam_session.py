@@ -5,6 +5,7 @@ slider moves. Nothing here draws, and nothing here knows a widget.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,7 +62,7 @@ class CamSession:
     def __init__(self, model: ToCo, cfg: Config, *, scales: Sequence[float] | None = None) -> None:
         """`model` is put into evaluation mode. `scales` run in `set_image`; None takes `cfg.cam_scales`."""
         self.model, self.cfg = model.eval(), cfg
-        self.scales = tuple(scales or cfg.cam_scales)
+        self.scales = self._scales(scales or None)
         self._image: SessionImage | None = None
 
     @property
@@ -115,6 +116,9 @@ class CamSession:
         `classes` are S class indices in the order wanted (every map is normalised by itself); None takes all C.
         """
         image = self.image
+        for number in classes or ():
+            if not isinstance(number, int | np.integer) or not 0 <= number < self.cfg.num_classes:
+                raise ValueError(f"class {number!r} is not one of the model's {self.cfg.num_classes} classes, from 0")
         index = torch.tensor([range(self.cfg.num_classes) if classes is None else classes], device=image.pixels.device)
         present = PresentClasses(index, torch.ones_like(index, dtype=torch.bool), self.cfg.num_classes)
         fused = []  # of each scale (2 heads, 1, S, h, w)
@@ -176,6 +180,8 @@ class CamSession:
         """(H, W) int64: `confident_label` with one threshold; None takes `cfg.background_threshold`."""
         score, winner = self._strongest(source, scales, flip)
         threshold = self.cfg.background_threshold if threshold is None else threshold
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be in [0, 1], got {threshold}")
         return _named(confident_label(*_one_class(score), low=threshold, high=threshold), winner)
 
     def pseudo_label(
@@ -234,6 +240,7 @@ class CamSession:
         truth = self.image.truth
         if truth is None:
             raise ValueError(f"image {self.image.name!r} has no mask: there is nothing to compare a label with")
+        label = torch.as_tensor(label, device=truth.device)
         matrix = pseudo_label_matrix(label, truth, self.cfg.num_classes + 1)
         iou = pseudo_label_iou(matrix)
         return ImageIou(iou, iou[matrix.sum(1) > 0].mean().item(), (matrix[:, -1].sum() / matrix.sum()).item())
@@ -294,7 +301,10 @@ class CamSession:
         return image.keep(("strongest", self._scales(scales), flip), make)[_checked(source)]
 
     def _scales(self, scales: Sequence[float] | None) -> tuple[float, ...]:
-        return tuple(self.cfg.cam_scales if scales is None else scales)
+        chosen = tuple(self.cfg.cam_scales if scales is None else scales)
+        if not chosen or not all(isinstance(scale, int | float) and 0 < scale < math.inf for scale in chosen):
+            raise ValueError(f"scales must be positive numbers, at least one, got {chosen}")
+        return chosen
 
     def _thresholds(self, low: float | None, high: float | None) -> tuple[float, float]:
         low = self.cfg.low_threshold if low is None else low

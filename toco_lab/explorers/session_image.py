@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from toco_lab.backbones.pixels import normalise
-from toco_lab.config import Config
+from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.method.cam import at_evaluation_size, raw_cams
 from toco_lab.method.model import ToCo, ToCoOutput
 
@@ -69,6 +69,14 @@ class SessionImage:
         return self.kept[key]
 
 
+def _check_mask(mask: Tensor, num_classes: int) -> None:
+    """ValueError for a number that is no label."""
+    is_label = ((mask >= 0) & (mask <= num_classes) & (mask % 1 == 0)) | (mask == IGNORE_INDEX)
+    if not is_label.all():
+        wrong = mask[~is_label][0].item()
+        raise ValueError(f"mask holds {wrong}; allowed are whole numbers 0..{num_classes} and {IGNORE_INDEX}")
+
+
 @torch.no_grad()
 def encode_image(
     model: ToCo,
@@ -87,19 +95,25 @@ def encode_image(
     raw = np.asarray(raw)
     if raw.dtype != np.uint8 or raw.ndim != 3 or raw.shape[2] != 3:
         raise ValueError(f"the image must be uint8 (H, W, 3), got {raw.dtype} {raw.shape}; see decode_image")
+    image_label = None if image_label is None else torch.as_tensor(image_label)
+    mask = None if mask is None else torch.as_tensor(mask)
     if mask is not None and tuple(mask.shape) != raw.shape[:2]:
         raise ValueError(f"mask {tuple(mask.shape)} does not fit the image {raw.shape[:2]}")
     if image_label is not None and tuple(image_label.shape) != (cfg.num_classes,):
         raise ValueError(f"image_label {tuple(image_label.shape)} must be ({cfg.num_classes},)")
+    if image_label is not None and not ((image_label == 0) | (image_label == 1)).all():
+        raise ValueError("image_label must hold 0 and 1 alone, 1 where a class is present")
+    if mask is not None:
+        _check_mask(mask, cfg.num_classes)
     device = next(model.parameters()).device
     pixels = normalise(torch.tensor(raw).permute(2, 0, 1).contiguous(), model.mean, model.std)
     pixels = at_evaluation_size(pixels[None].to(device), cfg.eval_cam_size)
     output = model(pixels)
-    label = predicted_label(output.logits[0]) if image_label is None else torch.as_tensor(image_label)
+    label = predicted_label(output.logits[0]) if image_label is None else image_label
     image = SessionImage(
         name=name,
         raw=raw,
-        truth=None if mask is None else torch.as_tensor(mask).long().to(device),
+        truth=None if mask is None else mask.long().to(device),
         image_label=label.float().to(device),
         label_source="predicted" if image_label is None else "true",
         pixels=pixels,

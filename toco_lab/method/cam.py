@@ -1,5 +1,6 @@
 """Class activation maps at several scales: step 1 of `toco_lab.method`."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toco_lab.backbones.pixels import pieces_of
+from toco_lab.backbones.pixels import check_images, pieces_of
 from toco_lab.method.model import ToCo, TokenFeatures
 from toco_lab.method.present import PresentClasses
 
@@ -61,8 +62,12 @@ def multi_scale_cam(
         Maps of the present classes, (B, S, H, W); `.dense()` has one for every class.
 
     Raises:
-        ValueError: If `present` does not fit the images and the classes of the model.
+        ValueError: If `image` is no batch of images, a scale is not positive, or `present` does not fit the images and
+            the classes of the model.
     """
+    check_images(image)
+    if not scales or not all(0 < scale < math.inf for scale in scales):
+        raise ValueError(f"scales must be positive numbers, at least one, got {tuple(scales)}")
     if present is None:
         num_classes = model.classifier.out_channels
         present = PresentClasses.of(image.new_ones(len(image), num_classes), num_classes)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from toco_lab.backbones.build import build_encoder, image_statistics
 from toco_lab.backbones.kinds import block_widths, class_token_pass, fill_patches, is_plain_vit, stage_maps, token_side
+from toco_lab.backbones.pixels import check_images
 from toco_lab.config import Config
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -146,6 +147,7 @@ class ToCo(nn.Module):
 
     def encode(self, image: Tensor) -> TokenFeatures:
         """One encoder pass over normalised images (B, 3, H, W); `fill_patches` first brings them to whole tokens."""
+        check_images(image)
         image, grid = fill_patches(self.encoder, image)
         with self._autocast(image.device):
             if is_plain_vit(self.encoder):

@@ -13,6 +13,7 @@ from toco_lab.backbones.kinds import fill_patches, final_norm
 from toco_lab.backbones.pixels import denormalise
 from toco_lab.config import Config
 from toco_lab.data.loader import EvalSample, eval_samples
+from toco_lab.files import require
 from toco_lab.method.cam import at_evaluation_size
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
@@ -99,6 +100,7 @@ def snapshot_of_run(run: RunDir, *, device: str | torch.device = "cpu") -> None:
 
 def maps_of_run(run: RunDir, *, device: str | torch.device = "cpu") -> list[TokenMaps]:
     """The tokens of every probe image of a run; a run that kept none keeps those of its last checkpoint now."""
+    require(run, RunDir, "run", ": open one with RunDir(folder)")
     if not run.token_maps():
         snapshot_of_run(run, device=device)
     return load_run_maps(run)

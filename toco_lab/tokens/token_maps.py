@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from toco_lab.files import atomic_write
+from toco_lab.files import atomic_write, require
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.tokens.quantise import QuantisedTokens
 
@@ -184,6 +184,8 @@ def maps_by_image(maps: Sequence[TokenMaps]) -> dict[str, dict[str, TokenMaps]]:
     """
     if not maps:
         raise ValueError("a token explorer needs the token maps of at least one image")
+    for record in maps:
+        require(record, TokenMaps, "an item of maps", ": tl.maps_of_run(run) gives them")
     models = list(dict.fromkeys(record.model for record in maps))
     table: dict[str, dict[str, TokenMaps]] = {record.image_name: {} for record in maps}
     for record in maps:

@@ -12,7 +12,7 @@ import torch
 from toco_lab.backbones.build import full_backbone_name
 from toco_lab.backbones.weights import CheckpointError, load_backbone_weights, load_encoder, read_weights
 from toco_lab.config import Config, backbone_kind
-from toco_lab.files import atomic_write
+from toco_lab.files import atomic_write, require
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoint_checks import check_config, check_content, check_model, check_moments
@@ -94,7 +94,9 @@ def load_run_model(run: RunDir, device: str | torch.device = "cpu") -> tuple[ToC
 
     Raises:
         CheckpointError: If the run has no checkpoint yet, or it is damaged or of another run.
+        ValueError: If `run` is no run.
     """
+    require(run, RunDir, "run", ": open one with RunDir(folder)")
     checkpoints = run.checkpoints()
     if not checkpoints:
         raise CheckpointError(f"{run.path} has no checkpoint yet; train it first (state: {run.status()['state']})")

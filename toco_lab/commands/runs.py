@@ -180,5 +180,5 @@ def delete(runs: tyro.conf.Positional[tuple[str, ...]], root: Path = Path("resul
             print("nothing deleted")
             return
     for found in doomed.values():
-        found.delete()
+        found.delete(root)
         print(f"deleted {found.path}")

@@ -170,8 +170,9 @@ def _outlook(cfg: Config, options: TrainOptions) -> Iterator[str]:
     from toco_lab.training.processes import resolve_device
 
     path = options.root / (options.name or cfg.run_name())
-    state: dict[str, Any] = RunDir(path).status() if (path / "config.json").is_file() else {"state": "new", "step": 0}
-    yield f"run folder: {path} ({state['state']}, step {state['step']})"
+    run = RunDir(path) if (path / "config.json").is_file() else None
+    state, step = (run.state(), run.status()["step"]) if run else ("new", 0)
+    yield f"run folder: {path} ({state}, step {step})"
     parts = f"in {cfg.accumulate} micro-batches" if cfg.accumulate > 1 else "at once"
     yield f"training:   {cfg.steps} steps of {cfg.batch_size} images {parts}"
     for split in dict.fromkeys((cfg.train_split, cfg.val_split)):
@@ -180,7 +181,7 @@ def _outlook(cfg: Config, options: TrainOptions) -> Iterator[str]:
     yield f"backbone:   {cfg.backbone}, " + (f"weights: {weights}" if cfg.pretrained else "random weights")
     device = resolve_device(cfg.device)
     yield from _device_lines(cfg, device)
-    yield from _cost_lines(cfg, device, cfg.steps - state["step"])
+    yield from _cost_lines(cfg, device, cfg.steps - step)
     yield "fields that differ from the defaults of Config:"
     for name, values in config_differences({"default": Config(), "here": cfg}).items():
         yield f"  {name} = {values['here']!r} (default {values['default']!r})"

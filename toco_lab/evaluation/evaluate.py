@@ -208,10 +208,8 @@ def _evaluate_run(
         gallery=0 if suffix else NUM_IMAGES,
     )  # fmt: skip
     table, protocol = new.table, new.protocol
-    if (run.path / f"protocol{suffix}.json").is_file():
-        old = run.read_json(f"protocol{suffix}")
-        kept = [name for name, record in old.items() if record["checkpoint"] == checkpoint and name not in protocol]
-        rows = run.read_table(f"evaluation{suffix}")
+    rows, old = _kept(run, suffix)
+    if kept := [name for name, record in old.items() if record["checkpoint"] == checkpoint and name not in protocol]:
         table = pd.concat([rows[rows["target"].isin(kept)], table], ignore_index=True)
         protocol = {name: old[name] for name in kept} | protocol
     wait()  # until every process has read what the first one is about to change
@@ -222,6 +220,17 @@ def _evaluate_run(
             save_gallery(run, new.gallery, checkpoint)
     wait()
     return Evaluation(table, protocol, new.gallery)
+
+
+def _kept(run: RunDir, suffix: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Rows and protocol of the evaluation before; both empty where there is none, or one of its files is damaged."""
+    if (run.path / f"protocol{suffix}.json").is_file():
+        try:
+            return run.read_table(f"evaluation{suffix}"), run.read_json(f"protocol{suffix}")
+        except (ValueError, FileNotFoundError) as error:
+            if is_first():
+                run.log(f"the evaluation is written anew: {error}")
+    return pd.DataFrame(), {}
 
 
 def protocol_record(cfg: Config, target: str, split: str, images: int, checkpoint: str) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from toco_lab.method.crf import crf_label, dense_crf
 from toco_lab.method.labels import confident_label
 from toco_lab.method.model import ToCo
 from toco_lab.method.refine import refine_cam
+from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.training.processes import resolve_device
@@ -131,11 +132,29 @@ def write_pseudo_labels(
 
     Raises:
         ValueError: If something asked for does not exist; if the output would be read as ground truth, or lies where
-            something else does; or if the labels of one kind are all constant: the model has learnt nothing.
+            something else does; if the labels of one kind are all constant: the model has learnt nothing; or if
+            another process is at work in the folder of the run.
         DataError: If images cannot be read, or have no image label.
     """
     kinds = tuple(dict.fromkeys(kinds))
     _check_request(kinds, scores, images)
+    with only_worker(run.path):
+        return _label_split(run, split, out, kinds, thresholds, device, scores=scores, images=images, progress=progress)
+
+
+def _label_split(
+    run: RunDir,
+    split: str | None,
+    out: Path | str | None,
+    kinds: tuple[str, ...],
+    thresholds: Thresholds | None,
+    device: str,
+    *,
+    scores: bool,
+    images: str | None,
+    progress: bool,
+) -> PseudoLabels:
+    """`write_pseudo_labels`, by the only process at this run."""
     model, cfg = load_run_model(run, resolve_device(device))
     split = split or cfg.train_split
     out = Path(out) if out else run.path / "pseudo_labels" / split

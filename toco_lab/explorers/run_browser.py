@@ -272,7 +272,7 @@ class RunBrowser(ControlBox):
                 raise ValueError("choose the runs in the list first")
             runs = list(map(self._run, chosen))
             for run in runs:
-                run.check_deletable()
+                run.check_deletable(self.root)
             lines = "".join(f"<li>{html.escape(deletion_notice(run))}</li>" for run in runs)
             self.notice.value = f"<p>This would be deleted for good:</p><ul>{lines}</ul>"
             self.confirm_button.description = f"Yes, delete {count_text(len(chosen), 'run')}"
@@ -286,8 +286,10 @@ class RunBrowser(ControlBox):
         doomed, gone = self._doomed, list[str]()  # choosing runs anew, as `_filter` does, forgets the doomed ones
         with self._working("deleting"):
             try:
+                for name in doomed:  # all or none
+                    self._run(name).check_deletable(self.root)
                 for name in doomed:
-                    self._run(name).delete()
+                    self._run(name).delete(self.root)
                     gone.append(name)
             finally:
                 self.table = list_runs(self.root, everything=True)

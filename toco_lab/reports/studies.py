@@ -25,6 +25,7 @@ from toco_lab.files import atomic_write
 from toco_lab.reports.ablation import protocol_text, summarise, wide_table
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.runs.scores import SCORES, TITLES
+from toco_lab.runs.small_files import Columns, read_table_file
 from toco_lab.sweeps.grid import ROOT, Grid
 from toco_lab.sweeps.sweep import run_sweep, sweep_table
 
@@ -59,10 +60,13 @@ class Study:
 
         Raises:
             FileNotFoundError: If no run of the study was made yet.
+            ValueError: Naming table.csv, and its column or row that is wrong, if it is damaged.
         """
         if not self._path.is_file():
             raise FileNotFoundError(f"{self.folder} has no table yet; make it with `{self.command}`")
-        return pd.read_csv(self._path)
+        remedy = f"Bring back a copy, or delete it and make it anew with `{self.command}`"
+        columns = Columns(text=("row",), numbers=("seed",), more_numbers=("seconds", *SCORES))
+        return read_table_file(self._path, columns, text=("run", "reference"), remedy=remedy)
 
     def runs_kept(self) -> int:
         """How many runs the kept table has; lines about models that are no runs of the grid do not count."""
@@ -173,9 +177,10 @@ def _markdown(study: Study, frame: pd.DataFrame, summary: pd.DataFrame, root: Pa
 
 def machine_of(run: RunDir) -> str:
     """Device, version of torch and commit of a run."""
-    made = run.read_json("env")[-1]
-    commit = made["git"]["commit"][:9] if made["git"] else "unknown"
-    return f"{made['device']}, torch {made['packages']['torch']}, commit {commit}"
+    made = run.environments()[-1]
+    commit = (made.get("git") or {}).get("commit", "unknown")[:9]
+    torch = (made.get("packages") or {}).get("torch", "unknown")
+    return f"{made.get('device', 'unknown device')}, torch {torch}, commit {commit}"
 
 
 def markdown_lines(heading: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:

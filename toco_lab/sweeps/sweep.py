@@ -165,6 +165,8 @@ def sweep_table(root: Path | str, grid: Grid) -> pd.DataFrame:
                 status = (made := RunDir(run.folder)).status()
                 row["seconds"] = status.get("total_seconds", status.get("seconds"))
                 row |= run_scores(made)
+                if made.is_evaluated:
+                    made.read_json("protocol")  # whether it can be read
             except (ValueError, OSError) as problem:  # a damaged run hides none of the others
                 error = error or str(problem)
         rows.append(row | {"run": run.folder.name, "error": error})

@@ -20,6 +20,7 @@ from toco_lab.config import IGNORE_INDEX
 from toco_lab.data.classes import COCO_CLASSES, DataError, save_mask
 from toco_lab.data.image_labels import onehot
 from toco_lab.files import atomic_write
+from toco_lab.words import counted
 
 CACHE = "masks_from_json"  # beside the folder `annotations`, or in the user's cache where that is read-only
 _VERSION = "1"  # of `paint_mask`: another order of painting needs another number
@@ -42,7 +43,7 @@ def class_numbers(categories: Iterable[Mapping[str, Any]]) -> dict[int, int]:
         if category["name"] != name:
             raise DataError(f"category {category['id']} is {category['name']!r}, class {number} of COCO is {name!r}")
     if len(ordered) != len(COCO_CLASSES):
-        raise DataError(f"{len(ordered)} categories, COCO has {len(COCO_CLASSES)}")
+        raise DataError(f"{counted(len(ordered), 'category')}, COCO has {len(COCO_CLASSES)}")
     return {category["id"]: number for number, category in enumerate(ordered, start=1)}
 
 

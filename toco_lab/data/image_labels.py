@@ -14,6 +14,7 @@ import numpy as np
 
 from toco_lab.data.classes import DataError
 from toco_lab.files import did_you_mean, read_text
+from toco_lab.words import counted
 
 _LABEL_LAYOUTS = (
     "CSV: header `name,labels`, class names separated by `;`; JSON: {name: [class names]}; npy: a dict {name: one-hot "
@@ -104,7 +105,8 @@ def _checked_onehot(path: Path, name: str, values: np.ndarray, num_classes: int)
     vector = np.asarray(values)
     if vector.shape != (num_classes,) or not np.isin(vector, (0, 1)).all():
         raise DataError(
-            f"label file {path}, image {name!r}: need {num_classes} values of 0 or 1, got an array {vector.shape}. Use "
+            f"label file {path}, image {name!r}: need {counted(num_classes, 'value')} of 0 or 1, got an array "
+            f"{vector.shape}. Use "
             "the file of this data set, or correct num_classes"
         )
     return vector.astype(np.float32)

@@ -15,6 +15,7 @@ from toco_lab.data.image_labels import find_label_file, read_label_names, read_x
 from toco_lab.data.layouts import LAYOUTS, find_list, find_root, locate, write_list
 from toco_lab.data.names import match_names
 from toco_lab.files import read_text
+from toco_lab.words import counted
 
 LABEL_FILES = ("labels.csv", "labels.json")
 VAL_SHARE = 0.2  # of the images, where the folder has no lists
@@ -36,7 +37,8 @@ def complete_config(cfg: Config) -> Config:
     classes = cfg.classes or _classes(root, source)
     if len(classes) > MAX_CLASSES:
         raise DataError(
-            f"{root} has {len(classes)} classes (classes.txt, or those that its labels name); a mask of 8 bits holds "
+            f"{root} has {counted(len(classes), 'class')} (classes.txt, or those that its labels name); a mask "
+            "of 8 bits holds "
             f"{MAX_CLASSES} beside background and {IGNORE_INDEX}. Merge classes, or leave some out"
         )
     return cfg.replace(label_source=source, classes=classes, num_classes=cfg.num_classes or len(classes))
@@ -60,7 +62,9 @@ def folder_names(cfg: Config, split: str) -> list[str] | None:
     names = _labelled(root, cfg.label_source)
     masks = set(match_names(mask_files(root), names, _LAYOUT.suffixes))
     if len(names) < 2:
-        raise DataError(f"{root} has {len(names)} images with labels: too few to split. Add images, or {splits} lists")
+        raise DataError(
+            f"{root} has {counted(len(names), 'image')} with labels: too few to split. Add images, or {splits} lists"
+        )
     shuffled = [names[place] for place in np.random.default_rng(0).permutation(len(names))]
     candidates = [name for name in shuffled if name in masks] or shuffled
     val = set(candidates[: max(1, round(VAL_SHARE * len(names)))])
@@ -84,7 +88,7 @@ def write_split(cfg: Config) -> str:
                 f"cannot write {split}.txt: {error}. Make {cfg.data_root} writable, or put {' and '.join(drawn)}.txt "
                 "there yourself, one file name a line without extension"
             ) from error
-    counts = " and ".join(f"{split}.txt with {len(names)} images" for split, names in drawn.items())
+    counts = " and ".join(f"{split}.txt with {counted(len(names), 'image')}" for split, names in drawn.items())
     return f"{cfg.data_root} had no lists: wrote {counts}, drawn at random" if drawn else ""
 
 

@@ -14,6 +14,7 @@ from toco_lab.data.classes import COCO_CLASSES, DataError
 from toco_lab.data.coco_masks import CocoMasks, find_annotations
 from toco_lab.data.image_labels import label_of_mask
 from toco_lab.data.layouts import LAYOUTS, write_list
+from toco_lab.words import counted
 
 LAYOUT = LAYOUTS["coco"]
 COCO_LISTS = {"train": 82081, "val": 40137}  # images of 2014 with an annotation
@@ -65,7 +66,8 @@ def _prepare_json(root: Path, path: Path, *, crowds: str, subset: bool, progress
     annotated = len(CocoMasks(path).classes)
     if annotated != COCO_LISTS.get(split) and not subset:
         raise DataError(
-            f"{path} annotates {annotated} images, the official one of {split}2014 {COCO_LISTS.get(split)}. Take it "
+            f"{path} annotates {counted(annotated, 'image')}, the official one of {split}2014 "
+            f"{COCO_LISTS.get(split)}. Take it "
             "from annotations_trainval2014.zip, or allow a part of COCO by --subset"
         )
     masks.prepare(masks.classes)
@@ -75,11 +77,11 @@ def _prepare_json(root: Path, path: Path, *, crowds: str, subset: bool, progress
             if not label_of_mask(np.array(file), len(COCO_CLASSES)).any():
                 empty.append(name)
     names = sorted(masks.classes.keys() - set(empty))
-    note = f"{len(names)} masks in {masks.folder}"
+    note = f"{counted(len(names), 'mask')} in {masks.folder}"
     if empty:
         note += f"; left off the list, since no object covers a pixel: {', '.join(empty)}"
     target = root / LAYOUT.lists[0] / f"{split}.txt"
     if target.is_file():
-        return f"{note}; kept {target}, {len(target.read_text().split())} images"
+        return f"{note}; kept {target}, {counted(len(target.read_text().split()), 'image')}"
     write_list(target, names)
     return f"{note}; wrote {target}"

@@ -29,6 +29,7 @@ from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.training.processes import everywhere, is_first, resolve_device, share, total, wait
 from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED, F1, LABELS, MEAN_SCORES, MIOU, SEG, SEG_CRF, VALIDATED
+from toco_lab.words import counted
 
 # what can be measured; `seg_crf` is measured as well where the config asks for it, and `labels` along with the CAMs
 TARGETS = (CAM, CAM_AUX, CAM_REFINED, SEG)
@@ -167,8 +168,9 @@ def _checked_targets(cfg: Config, targets: Sequence[str] | None, samples: EvalSa
     if not targets:
         targets = TARGETS + ((SEG_CRF,) if cfg.eval_crf else ()) if any(has_mask) else (LABELS,)
     if (set(targets) != {LABELS} or samples.label_from_mask) and not all(has_mask):
+        where = f"of {counted(len(has_mask), 'image')} of split {split!r}"
         raise ValueError(
-            f"{has_mask.count(False)} of {len(has_mask)} images of split {split!r} have no mask, the first is "
+            f"{counted(has_mask.count(False), f'{where} has', f'{where} have')} no mask, the first is "
             f"{samples.reader.names[has_mask.index(False)]}: there is nothing to measure {', '.join(targets)} against. "
             "Put masks there, make a list of the images that have one, or take the target `labels` alone"
         )

@@ -37,6 +37,7 @@ from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.training.processes import resolve_device
 from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED
+from toco_lab.words import counted
 
 # kind of label -> what the protocol calls it
 KINDS = {"seed": CAM, "refined": CAM_REFINED, "crf": "cam_crf", "aux": CAM_AUX}
@@ -223,8 +224,9 @@ def _check_request(kinds: Sequence[str], scores: bool, images: str | None) -> No
 def _check_image_labels(samples: EvalSamples, split: str) -> None:
     has_mask = samples.has_masks()
     if samples.label_from_mask and not all(has_mask):
+        where = f"of {counted(len(samples), 'image')} of {split!r} in {samples.reader.root}"
         raise DataError(
-            f"{has_mask.count(False)} of {len(samples)} images of {split!r} in {samples.reader.root} have no mask and "
+            f"{counted(has_mask.count(False), f'{where} has', f'{where} have')} no mask and "
             f"so no image label, the first is {samples.reader.names[has_mask.index(False)]}: nothing says which "
             "classes of the CAM count. Make a list of the others, or train with a label file (`label_source`)"
         )
@@ -322,7 +324,8 @@ def _refuse_constant(images: Iterator[_LabelledImage], kinds: Sequence[str]) -> 
             break
     values = sorted({int(image.labels[kind].flat[0]) for kind in constant for image in held})
     raise ValueError(
-        f"every {' and '.join(kind for kind in kinds if kind in constant)} label of the first {len(held)} images "
+        f"every {' and '.join(kind for kind in kinds if kind in constant)} label of the first "
+        f"{counted(len(held), 'image')} "
         f"({first_names([image.sample.name for image in held])}) is one value throughout "
         f"({', '.join(map(str, values))}): the CAMs are constant, the model has learnt nothing, or the thresholds do "
         "not fit it. Nothing new was written; train on, or change the thresholds"

@@ -27,7 +27,6 @@ from toco_lab.runs.run_dir import RunDir
 from toco_lab.runs.table import (
     cell_text,
     compare_runs,
-    count_text,
     deletion_notice,
     differing_fields,
     filter_runs,
@@ -38,6 +37,7 @@ from toco_lab.runs.table import (
     size_text,
     sort_runs,
 )
+from toco_lab.words import counted
 
 if TYPE_CHECKING:
     from toco_lab.figures.pictures import Figure
@@ -275,7 +275,7 @@ class RunBrowser(ControlBox):
                 run.check_deletable(self.root)
             lines = "".join(f"<li>{html.escape(deletion_notice(run))}</li>" for run in runs)
             self.notice.value = f"<p>This would be deleted for good:</p><ul>{lines}</ul>"
-            self.confirm_button.description = f"Yes, delete {count_text(len(chosen), 'run')}"
+            self.confirm_button.description = f"Yes, delete {counted(len(chosen), 'run')}"
             self._doomed, self.confirmation.layout.display = chosen, ""
 
     def _cancel_deletion(self) -> None:
@@ -295,7 +295,7 @@ class RunBrowser(ControlBox):
                 self.table = list_runs(self.root, everything=True)
                 self._filter()
             if gone:
-                self._say(f"deleted {count_text(len(gone), 'run')}: {', '.join(gone)}")
+                self._say(f"deleted {counted(len(gone), 'run')}: {', '.join(gone)}")
 
     # --- inside -------------------------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ from toco_lab.vocabulary import (
     POSITIVE_COSINE,
     TITLES,
 )
+from toco_lab.words import counted
 
 MANY = 6  # of more runs than this, seeds of one config are drawn as one curve
 PAIRS = (POSITIVE_COSINE, NEGATIVE_COSINE)
@@ -161,7 +162,7 @@ class Comparison:
         """What a report on these runs is called where nobody gave it a title."""
         if self.about:
             return f"Report on {self.about.partition(':')[0]}"
-        return "Report on " + (", ".join(self.names) if len(self.names) <= 3 else f"{len(self.names)} runs")
+        return "Report on " + (", ".join(self.names) if len(self.names) <= 3 else counted(len(self.names), "run"))
 
     @property
     def progress(self) -> str:
@@ -169,7 +170,7 @@ class Comparison:
         done, count = sum(run.state == "done" for run in self.runs), len(self.runs)
         rest = "" if done == count else f"; {count - done} unfinished or failed"
         left_out = f"; left out: {'; '.join(self.left_out)}" if self.left_out else ""
-        return f"{count} run{'s' * (count != 1)}, {done} finished{rest}{left_out}"
+        return f"{counted(count, 'run')}, {done} finished{rest}{left_out}"
 
     @cached_property
     def rows(self) -> dict[str, str]:

@@ -28,6 +28,7 @@ from toco_lab.runs.scores import SCORES, TITLES
 from toco_lab.runs.small_files import Columns, read_table_file
 from toco_lab.sweeps.grid import ROOT, Grid
 from toco_lab.sweeps.sweep import run_sweep, sweep_table
+from toco_lab.words import counted
 
 STUDIES = Path("results/studies")
 KEPT = ("row", "reference", "seed", "seconds", *SCORES, "run")  # columns of table.csv
@@ -75,7 +76,7 @@ class Study:
 
     def state(self) -> str:
         """How many runs of its grid the kept table has, or "planned" without a table."""
-        return f"{self.runs_kept()} of {len(self.grid.runs())} runs" if self._path.is_file() else "planned"
+        return f"{self.runs_kept()} of {counted(len(self.grid.runs()), 'run')}" if self._path.is_file() else "planned"
 
     def keep(self, frame: pd.DataFrame, text: str, figure: Figure | None = None, *, dpi: int = 80) -> None:
         """Write table, summary and figure into the folder.
@@ -85,7 +86,8 @@ class Study:
         """
         if self._path.is_file() and len(self.table()) > len(frame):
             raise ValueError(
-                f"{self._path} has {len(self.table())} lines and stays as it is: there are {len(frame)} so far"
+                f"{self._path} has {counted(len(self.table()), 'line')} and stays as it is: there are "
+                f"{len(frame)} so far"
             )
         with atomic_write(self._path, "w") as file:
             frame.to_csv(file, index=False, lineterminator="\n")
@@ -135,7 +137,9 @@ def make_study(study: Study, *, root: Path | str = ROOT, workers: int = 1, progr
         ValueError: As `run_sweep`, and if that makes fewer runs than the kept table has.
     """
     if (few := len(study.grid.runs())) < study.runs_kept():
-        raise ValueError(f"{study.name} has a table of {study.runs_kept()} runs, these would be {few}: give more seeds")
+        raise ValueError(
+            f"{study.name} has a table of {counted(study.runs_kept(), 'run')}, these would be {few}: give more seeds"
+        )
     run_sweep(study.grid, root=root, workers=workers, progress=progress)
     return write_study(study, root=root)
 

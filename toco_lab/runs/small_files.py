@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from toco_lab.files import read_text
+from toco_lab.words import counted
 
 REMEDY = "Delete it to have it made anew, or bring back a copy"
 
@@ -179,7 +180,7 @@ def read_rows(path: Path, text: str, columns: Columns, remedy: str = REMEDY) -> 
     rows = [row for row in rows if row]
     for number, row in enumerate(rows, 2):
         if len(row) != len(head):
-            raise damaged(path, f"{len(head)} cells in row {number}", f"there are {len(row)}", remedy)
+            raise damaged(path, f"{counted(len(head), 'cell')} in row {number}", f"there are {len(row)}", remedy)
     return [dict(zip(head, row, strict=True)) for row in rows]
 
 

@@ -144,8 +144,7 @@ def _warn_of_batch_size(cfg: Config, tuned: Config) -> None:
     hint = f". Too little memory? --accumulate {tuned.batch_size} keeps the batch, one image at a time"
     print(
         f"warning: a batch of {counted(cfg.batch_size, 'image')}, but the preset's learning rate "
-        f"{tuned.learning_rate} and "
-        f"its {counted(tuned.steps, 'step')} were chosen for {tuned.batch_size}"
+        f"{tuned.learning_rate} and its {counted(tuned.steps, 'step')} were chosen for {tuned.batch_size}"
         f"{hint if cfg.batch_size < tuned.batch_size else ''}"
     )
 
@@ -228,7 +227,6 @@ def _cost_lines(cfg: Config, device: "torch.device", steps_left: int) -> Iterato
     )
     yield (
         f"time:       {counted(steps_left, 'step')} of {cost.flops / 1e12:.2g} TFLOP at {rate / 1e12:.2g} "
-        "TFLOP/s, measured just "
-        f"now: about {timedelta(seconds=round(steps_left * cost.flops / rate))} for the encoder passes; the rest of a "
-        "step comes on top"
+        f"TFLOP/s, measured just now: about {timedelta(seconds=round(steps_left * cost.flops / rate))} for the "
+        "encoder passes; the rest of a step comes on top"
     )

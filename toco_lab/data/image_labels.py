@@ -106,8 +106,7 @@ def _checked_onehot(path: Path, name: str, values: np.ndarray, num_classes: int)
     if vector.shape != (num_classes,) or not np.isin(vector, (0, 1)).all():
         raise DataError(
             f"label file {path}, image {name!r}: need {counted(num_classes, 'value')} of 0 or 1, got an array "
-            f"{vector.shape}. Use "
-            "the file of this data set, or correct num_classes"
+            f"{vector.shape}. Use the file of this data set, or correct num_classes"
         )
     return vector.astype(np.float32)
 

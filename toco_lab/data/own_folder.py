@@ -38,8 +38,7 @@ def complete_config(cfg: Config) -> Config:
     if len(classes) > MAX_CLASSES:
         raise DataError(
             f"{root} has {counted(len(classes), 'class')} (classes.txt, or those that its labels name); a mask "
-            "of 8 bits holds "
-            f"{MAX_CLASSES} beside background and {IGNORE_INDEX}. Merge classes, or leave some out"
+            f"of 8 bits holds {MAX_CLASSES} beside background and {IGNORE_INDEX}. Merge classes, or leave some out"
         )
     return cfg.replace(label_source=source, classes=classes, num_classes=cfg.num_classes or len(classes))
 

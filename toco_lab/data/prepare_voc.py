@@ -104,8 +104,7 @@ def _train_aug(sbd: Path, lists: Path, *, subset: bool) -> list[str]:
         )
         raise DataError(
             f"train_aug has {counted(len(names), 'name')}, it must be {TRAIN_AUG}. Lists, with their official "
-            f"numbers: {counts}. "
-            "Bring back the official lists, or allow a part of VOC by --subset"
+            f"numbers: {counts}. Bring back the official lists, or allow a part of VOC by --subset"
         )
     return sorted(names)
 

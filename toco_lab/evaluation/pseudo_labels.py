@@ -325,8 +325,7 @@ def _refuse_constant(images: Iterator[_LabelledImage], kinds: Sequence[str]) -> 
     values = sorted({int(image.labels[kind].flat[0]) for kind in constant for image in held})
     raise ValueError(
         f"every {' and '.join(kind for kind in kinds if kind in constant)} label of the first "
-        f"{counted(len(held), 'image')} "
-        f"({first_names([image.sample.name for image in held])}) is one value throughout "
-        f"({', '.join(map(str, values))}): the CAMs are constant, the model has learnt nothing, or the thresholds do "
-        "not fit it. Nothing new was written; train on, or change the thresholds"
+        f"{counted(len(held), 'image')} ({first_names([image.sample.name for image in held])}) is one value "
+        f"throughout ({', '.join(map(str, values))}): the CAMs are constant, the model has learnt nothing, or the "
+        "thresholds do not fit it. Nothing new was written; train on, or change the thresholds"
     )

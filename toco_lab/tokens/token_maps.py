@@ -54,8 +54,7 @@ class TokenMaps:
         if self.tokens.widths.shape != (len(self.steps), len(self.layers)):
             raise ValueError(
                 f"{counted(len(self.steps), 'step')} and {counted(len(self.layers), 'layer')} do not fit tokens "
-                "of (steps, layers) "
-                f"{self.tokens.widths.shape}"
+                f"of (steps, layers) {self.tokens.widths.shape}"
             )
         if list(self.steps) != sorted(set(self.steps)):
             raise ValueError(f"steps must rise, got {self.steps}")

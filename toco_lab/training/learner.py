@@ -60,7 +60,8 @@ class Learner:
             needed = micro_batches(cfg.batch_size, cfg.accumulate, num_processes())
             raise ValueError(
                 f"accumulate {cfg.accumulate} does not divide among {counted(num_processes(), 'process')}; set "
-                f"it to {needed}. It is no default because PTC and the segmentation loss are means over a micro-batch"
+                f"it to {counted(needed, 'micro-batch')}. It is no default because "
+                "PTC and the segmentation loss are means over a micro-batch"
             )
         if num_processes() > 1:  # a term of weight 0 leaves its head without gradient: unused parameters
             ids = [device] if device.type == "cuda" else None

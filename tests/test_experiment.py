@@ -43,7 +43,7 @@ def refuse(*arguments: object, **options: object) -> None:
 def test_a_folder_of_images_gets_its_classes_and_its_lists(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     cfg = folder_config(tmp_path / "pets")
     run = open_run(cfg, tmp_path / "runs", name="pets")
-    assert "wrote train.txt with 5 images and val.txt with 1 images" in capsys.readouterr().out
+    assert "wrote train.txt with 5 images and val.txt with 1 image," in capsys.readouterr().out
     assert run.path == tmp_path / "runs" / "pets"
     assert run.config() == cfg.replace(classes=("ant", "cat", "dog"), num_classes=3, label_source="labels.csv")
     assert open_run(cfg, tmp_path / "runs", name="pets").path == run.path

@@ -72,7 +72,8 @@ def train(run: RunDir, *, progress: bool = True) -> ToCo:
 
 
 def make(run: RunDir, *, progress: bool = True) -> Evaluation:
-    """Train a run, evaluate it and measure its over-smoothing; what an earlier attempt has finished is not done again.
+    """Train a run, evaluate it and measure its over-smoothing; what an earlier attempt has finished is not done again,
+    unless its file is damaged.
 
     Inside `process_group` all processes call it: training and evaluation are shared out, the first one measures.
 
@@ -84,15 +85,29 @@ def make(run: RunDir, *, progress: bool = True) -> Evaluation:
     train(run, progress=progress)
     device = str(resolve_device(cfg.device))
     # the first process may have begun to write when another looks
-    evaluated, measured = everywhere((run.is_evaluated, run.is_measured))[0]
+    evaluated, measured = everywhere((_evaluation_there(run), _smoothing_there(run)))[0]
     if not evaluated:
         targets = (LABELS,) if missing_truth(cfg) else None
-        evaluation = evaluate_run(run, targets=targets, device=device, progress=progress)
-    else:
-        evaluation = Evaluation(run.read_table("evaluation"), run.read_json("protocol"))
+        evaluated = evaluate_run(run, targets=targets, device=device, progress=progress)
     if not measured and is_first():
         smoothing_of_run(run, device=device, progress=progress)
-    return evaluation
+    return evaluated
+
+
+def _evaluation_there(run: RunDir) -> Evaluation | None:
+    """The evaluation in the folder of a run; None if there is none, or it is damaged and has to be made anew."""
+    try:
+        return Evaluation(run.read_table("evaluation"), run.read_json("protocol"))
+    except (ValueError, FileNotFoundError):
+        return None
+
+
+def _smoothing_there(run: RunDir) -> bool:
+    """Whether the folder of a run holds its over-smoothing, undamaged."""
+    try:
+        return run.is_measured and len(run.read_table("smoothing")) > 0
+    except ValueError:
+        return False
 
 
 def start(preset: str, overrides: Mapping[str, Any], run_dir: Path | str) -> tuple[Config, RunDir]:

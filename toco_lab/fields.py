@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from toco_lab.words import counted
+
 LARGEST = 2**63 - 1  # whole numbers have 64 bits wherever they go: to torch, to NumPy, into files
 _SHOWN = 200  # characters of a value that a message repeats
 
@@ -68,7 +70,7 @@ class Limits:
 
     def _fault_of_tuple(self, items: Sequence[Any]) -> str:
         if self.length is not None and len(items) != self.length:
-            return f"needs {self.length} numbers"
+            return f"needs {counted(self.length, 'number')}"
         if self.increasing and any(first > second for first, second in itertools.pairwise(items)):
             return "must increase: the smaller number comes first"
         return "may not name anything twice" if self.distinct and len(set(items)) < len(items) else ""
@@ -213,7 +215,7 @@ class _Short(reprlib.Repr):
 
     def repr_int(self, x: int, level: int) -> str:
         """Python refuses to print thousands of digits."""
-        return repr(x) if x.bit_length() < 3 * _SHOWN else f"a whole number of {x.bit_length()} bits"
+        return repr(x) if x.bit_length() < 3 * _SHOWN else f"a whole number of {counted(x.bit_length(), 'bit')}"
 
 
 _SHORT = _Short()

@@ -61,9 +61,9 @@ def test_notes_on_labels_that_differ_from_masks(voc):
     report = check_dataset(voc.replace(label_source="labels.csv"), "train", progress=False)
     assert report.notes[0].startswith("warning: every image shows 'cat'")
     assert report.notes[1:] == [
-        "2 images have a label with a class that their mask does not show (one, three)",
-        "1 images have a mask with a class that their label does not name (one)",
-        "1 classes are named by labels and shown by no mask (dog)",
+        "2 images have a label with a class that the mask does not show (one, three)",
+        "1 image has a mask with a class that the label does not name (one)",
+        "1 class is named by labels and shown by no mask (dog)",
     ]
     assert len(report.problems) == 1 and report.problems[0].startswith(
         "2 of 3 masks do not show the classes that the labels name. Line k of classes.txt must be the class that"
@@ -115,7 +115,7 @@ def test_a_palette_that_is_sorted_anew_for_each_mask_is_a_problem(voc):
         picture.save(Path(voc.data_root) / f"SegmentationClass/{name}.png")
     report = check_dataset(voc, "train", progress=False)
     assert len(report.problems) == 1 and "palette was sorted anew for each file" in report.problems[0]
-    assert "1 masks" in report.problems[0] and "(two)" in report.problems[0]
+    assert "1 mask gives" in report.problems[0] and "(two)" in report.problems[0]
     write_list(Path(voc.data_root), ["one", "three"])
     assert check_dataset(voc, "train", progress=False).problems == []
 
@@ -145,8 +145,8 @@ def test_masks_of_0_and_255_are_a_problem(voc):
         and "Save the class as number 1" in problem
         for problem in report.problems
     )
-    assert "3 masks have 255, which is not counted, as their only foreground (one, two, three)" in report.notes
-    assert "1 classes are named by labels and shown by no mask (bird)" in report.notes
+    assert "3 masks have 255, which is not counted, as the only foreground (one, two, three)" in report.notes
+    assert "1 class is named by labels and shown by no mask (bird)" in report.notes
 
 
 def test_what_reading_changes_is_noted(voc):
@@ -158,9 +158,9 @@ def test_what_reading_changes_is_noted(voc):
     frames = [Image.new("RGB", (30, 20), colour) for colour in ("red", "blue")]
     frames[0].save(root / "three.jpg", "tiff", save_all=True, append_images=frames[1:])
     assert [note for note in check_dataset(voc, "train", progress=False).notes if "same" not in note] == [
-        "1 images are turned as their EXIF orientation says: their masks must be, too (one)",
-        "1 images have an alpha channel or a transparent colour: what is transparent becomes white (two)",
-        "1 images hold several pictures, of which the first is read (three)",
+        "1 image is turned as the EXIF orientation says: the masks must be, too (one)",
+        "1 image has an alpha channel or a transparent colour: what is transparent becomes white (two)",
+        "1 image holds several pictures, of which the first is read (three)",
     ]
 
 
@@ -170,7 +170,7 @@ def test_nearly_black_images_are_noted(voc):
     (root / "JPEGImages/two.jpg").unlink()
     Image.fromarray(np.linspace(0, 4095, 600).reshape(20, 30).astype(np.uint16)).save(root / "JPEGImages/two.png")
     notes = check_dataset(voc, "train", progress=False).notes
-    assert any("1 images are nearly black" in note and "(two, " not in note and "two" in note for note in notes), notes
+    assert any("1 image is nearly black" in note and "(two, " not in note and "two" in note for note in notes), notes
 
 
 def test_notes_on_equal_pictures(voc):
@@ -180,7 +180,7 @@ def test_notes_on_equal_pictures(voc):
     write_list(root, [*NAMES, "four"])
     write_list(root, ["one", "four"], "val")
     train, val = (check_dataset(voc, split, progress=False) for split in ("train", "val"))
-    assert train.notes == ["1 pictures lie there under several names (two = four)"] and val.notes == []
+    assert train.notes == ["1 picture lies there under several names (two = four)"] and val.notes == []
     assert shared_pictures(train, val) == [
         "2 pictures of val are in train too: scores on them say little (one, two = four)"
     ]

@@ -167,7 +167,7 @@ def test_painted_masks_are_checked_by_prepare(tmp_path, mask, words):
 def test_prepare_names_images_that_are_missing(tmp_path):
     make_coco(tmp_path, BOXES)
     (tmp_path / "train2014/COCO_train2014_000000000001.jpg").unlink()
-    with pytest.raises(DataError, match=rf"1 image of .*{FILE}, like COCO_train2014_000000000001.jpg, is not in"):
+    with pytest.raises(DataError, match=rf"1 image is not in .*, but in .*{FILE}: COCO_train2014_000000000001.jpg"):
         prepare_coco(tmp_path, subset=True, progress=False)
 
 

@@ -172,7 +172,7 @@ def test_masks_that_show_other_classes_than_the_labels_are_said_beside_the_score
     for name, labels in table.items():
         save_mask(tmp_path / "mine", name, [2 if labels == ["ant"] else 1], folder="masks", size=(40, 50))
     run, folder = str(tmp_path / "runs/one"), str(tmp_path / "mine")
-    words = f"warning: scores on 'val' in {folder}: 1 of 1 masks do not show the classes that the labels name"
+    words = f"warning: scores on 'val' in {folder}: 1 of 1 mask does not show the classes that the labels name"
     assert (
         main(["train", "folder", "--data-root", folder, "--root", str(tmp_path / "runs"), "--name", "one", *SMALL]) == 0
     )

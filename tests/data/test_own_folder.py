@@ -111,7 +111,7 @@ def test_lists_are_drawn_once_and_written_down(tmp_path):
     assert (len(train), len(val)) == (5, 1) and sorted(train + val) == sorted(TABLE)
     assert open_dataset(cfg, "train").names == train and not (tmp_path / "train.txt").exists()
     assert write_split(cfg) == (
-        f"{tmp_path} had no lists: wrote train.txt with 5 images and val.txt with 1 images, drawn at random"
+        f"{tmp_path} had no lists: wrote train.txt with 5 images and val.txt with 1 image, drawn at random"
     )
     assert (tmp_path / "train.txt").read_text().split() == train
     Image.new("RGB", (50, 40)).save(tmp_path / "images/zero.jpg")
@@ -145,7 +145,7 @@ def test_a_folder_without_masks_trains_and_says_what_it_cannot_measure(tmp_path,
     assert main([*command, *SMALL]) == 0
     printed = capsys.readouterr().out
     assert "wrote train.txt with 5 images" in printed
-    assert "no mIoU: 1 of 1 images of 'val'" in printed and "cannot be measured" in printed
+    assert "no mIoU: 1 of 1 image of 'val'" in printed and "cannot be measured" in printed
     run = RunDir(tmp_path / "run")
     assert run.status()["state"] == "done" and (run.path / "smoothing.csv").is_file()
     table = run.read_table("evaluation")
@@ -153,7 +153,7 @@ def test_a_folder_without_masks_trains_and_says_what_it_cannot_measure(tmp_path,
     assert run.read_json("protocol")["labels"]["images"] == 1
     assert main(["evaluate", str(run.path)]) == 0  # none asked for: what can be measured
     assert main(["evaluate", str(run.path), "--targets", "cam"]) == 2
-    assert "1 of 1 images of split 'val' have no mask, the first is" in capsys.readouterr().err
+    assert "1 of 1 image of split 'val' has no mask, the first is" in capsys.readouterr().err
     assert (run.config().classes, run.config().num_classes) == (("ant", "cat", "dog"), 3)
 
 

@@ -110,7 +110,7 @@ def test_damaged_and_missing_files(unpacked):
     with pytest.raises(DataError, match=r"cannot read .*two.mat.*Unpack SBD again"):
         prepare_voc(unpacked, subset=True, progress=False)
     (unpacked / "VOCdevkit/VOC2012/JPEGImages/two.jpg").unlink()
-    with pytest.raises(DataError, match=r"1 images of train_aug, like two.jpg, are not in"):
+    with pytest.raises(DataError, match=r"1 image of train_aug, like two.jpg, is not in"):
         prepare_voc(unpacked, subset=True, progress=False)
 
 
@@ -255,7 +255,7 @@ def test_coco_is_painted_and_listed(tmp_path, capsys):
     cfg = make_coco(tmp_path, items)
     assert main(["data", "prepare", "coco", str(tmp_path), "--subset"]) == 0
     printed = capsys.readouterr().out
-    assert "1 masks in" in printed and "no object covers a pixel: COCO_train2014_000000000002" in printed
+    assert "1 mask in" in printed and "no object covers a pixel: COCO_train2014_000000000002" in printed
     assert len(list(tmp_path.glob("masks_from_json/*/*.png"))) == 2
     assert open_dataset(cfg, "train").names == ["COCO_train2014_000000000001"]
     (tmp_path / "lists/train.txt").write_text("mine\n")
@@ -275,7 +275,7 @@ def test_coco_numbers_and_archives(tmp_path):
     for crowds in ("class", "ignore"):
         with pytest.raises(DataError, match=r"annotates 2 images, the official one of train2014 82081.*--subset"):
             prepare_coco(tmp_path, crowds=crowds)
-    assert prepare_coco(tmp_path, crowds="ignore", subset=True, progress=False)[0].startswith("1 masks in")
+    assert prepare_coco(tmp_path, crowds="ignore", subset=True, progress=False)[0].startswith("1 mask in")
 
 
 def test_coco_archives_are_unpacked(tmp_path):

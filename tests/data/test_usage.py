@@ -278,7 +278,7 @@ def test_official_layouts_say_what_they_leave_out(voc):
         "not used: lost is a mask without an image",
     ]
     assert any(note.startswith("1 not used (JPEGImages/spare.jpg): stands in no list") for note in report.notes)
-    assert "3 problems; 1 files or names are not used, see the notes" in str(report)
+    assert "3 problems; 1 file or name is not used, see the notes" in str(report)
     assert "left out: 4" in folder_usage(voc).lines()[0]
 
 

@@ -61,7 +61,7 @@ def test_a_folder_of_something_else_is_left_alone(toy_run, tmp_path):
     with pytest.raises(ValueError, match=r"seed holds files and no protocol.json.*another --out"):
         write_pseudo_labels(toy_run, split="val", out=tmp_path, progress=False)
     (tmp_path / "seed/protocol.json").write_text("{")
-    with pytest.raises(ValueError, match=r"protocol.json cannot be read.*another --out"):
+    with pytest.raises(ValueError, match=r"protocol.json is damaged: JSON was expected.*another --out"):
         write_pseudo_labels(toy_run, split="val", out=tmp_path, progress=False)
     assert (tmp_path / "seed/SegmentationClass/toy_val_000000.png").read_bytes() == b"drawn by hand"
 

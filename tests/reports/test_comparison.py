@@ -4,7 +4,7 @@ import pytest
 from helpers.finished_runs import make_run
 
 from toco_lab.reports.comparison import MANY, compare, compare_folders
-from toco_lab.reports.tables import ablation_table, differences_table, environment_table, results_tables
+from toco_lab.reports.tables import ablation_table, asked_table, differences_table, environment_table, results_tables
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.sweeps.grid import Grid
 
@@ -65,6 +65,35 @@ def test_a_damaged_run_keeps_its_place(sweep, tmp_path):
     assert found.groups["toy"] == [run for run in found.runs if run.name != "r2"]
     assert [run.name for run in found.groups["r2"]] == ["r2"]
     assert found.runs[2].status == {} and "of unknown state" in found.runs[2].absence("x", "y")
+
+
+def test_a_run_whose_config_is_damaged_is_left_out_by_name(tmp_path):
+    runs = [make_run(tmp_path, name=name) for name in "ab"]
+    (runs[0].path / "config.json").write_text("{")
+    found = compare(runs)
+    assert found.names == ["b"] and f"left out: {runs[0].path / 'config.json'} cannot be read" in found.progress
+    with pytest.raises(ValueError, match=r"a/config.json cannot be read"):
+        compare(runs[:1])
+
+
+def test_a_killed_run_is_stopped_in_every_table(tmp_path):
+    run = make_run(tmp_path, name="killed")
+    run.set_status("running", step=3)
+    run._lock = None  # its process is gone
+    found = compare([RunDir(run.path)])
+    assert found.frame["state"].tolist() == ["stopped"] and found.progress.startswith("1 run, 0 finished;")
+    assert asked_table(found).frame["state"].tolist() == ["stopped"]
+    assert "The run is stopped, at step 3" in found.runs[0].absence("x", "y")
+
+
+def test_what_is_wrong_with_a_table_is_said_in_its_place(tmp_path):
+    run = make_run(tmp_path, name="one")
+    (run.path / "evaluation.csv").write_text("target,class,iou\ncam,mIoU,much\n")
+    record = compare([run]).runs[0]
+    assert record.evaluation is None
+    assert "evaluation.csv is damaged: a number in row 2, column iou was expected" in record.absence(
+        "s", "evaluation.csv"
+    )
 
 
 def test_runs_of_one_environment_share_a_column(tmp_path):

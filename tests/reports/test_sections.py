@@ -166,9 +166,9 @@ def test_damaged_files_are_said_to_be_so(runs, tmp_path):
     (run.path / "figures" / "cam_gallery.png").write_text("no picture")
     (run.path / "figures" / "curve.json").write_text("[1")
     made = Report(compare([run]))
-    assert "smoothing.csv is empty or cannot be read" in words(made.similarity())
-    assert "gallery.npz is empty or cannot be read" in words(made.gallery())
-    assert "env.json is empty or cannot be read" in words(made.environment())
+    assert "smoothing.csv is damaged: a table with a line of column names" in words(made.similarity())
+    assert "damaged/gallery.n" in words(made.gallery()) and "writes it again" in words(made.gallery())
+    assert "env.json is damaged: JSON was expected" in words(made.environment())
     shown = words(made.pictures())
     assert "cam_gallery.png cannot be shown" in shown and "curve.json cannot be shown" in shown
     assert "60.0" in words(made.results()) and "unknown" in words(made.asked())

@@ -16,12 +16,16 @@ from filelock import FileLock
 
 from toco_lab.commands.app import main
 from toco_lab.config import Config
+from toco_lab.evaluation.evaluate import evaluate_run
+from toco_lab.evaluation.pseudo_labels import write_pseudo_labels
+from toco_lab.explorers.run_browser import RunBrowser
 from toco_lab.files import atomic_write
 from toco_lab.runs.environment import environment
 from toco_lab.runs.listing import RUN_COLUMNS, final_scores, find_runs, list_runs, read_runs
-from toco_lab.runs.locks import RUN_LOCK, SWEEP_LOCK
+from toco_lab.runs.locks import RUN_LOCK, SWEEP_LOCK, only_worker
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.runs.scores import run_scores
+from toco_lab.runs.scores import rows_of_runs, run_scores
+from toco_lab.smoothing.of_runs import smoothing_of_run
 
 
 @pytest.fixture
@@ -46,9 +50,9 @@ def test_kill_leaves_readable_files(run):
         "run = RunDir(sys.argv[1]); print('ready', flush=True); step = 0\n"
         "while True:\n"
         "    step += 1\n"
-        "    run.append_metrics({'step': step, 'note': 'x' * 5000, 'end': step})\n"
+        "    run.append_metrics({'step': step, 'note': '0' * 5000, 'end': step})\n"
         "    run.set_status('running', step=step)\n"
-        "    run.write_table('evaluation', pd.DataFrame({'target': ['cam'] * 2000, 'iou': 0.25}))\n"
+        "    run.write_table('evaluation', pd.DataFrame({'target': ['cam'] * 2000, 'class': 'x', 'iou': 0.25}))\n"
     )
     for _ in range(3):
         writer = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE)
@@ -187,8 +191,8 @@ def test_tables_keep_words_that_look_missing(run):
 
 
 def test_json_takes_numpy_and_paths(run, tmp_path):
-    run.write_json("protocol", {"count": np.int64(3), "scales": np.array([1.0, 0.5]), "root": tmp_path})
-    assert run.read_json("protocol") == {"count": 3, "scales": [1.0, 0.5], "root": str(tmp_path)}
+    run.write_json("numbers", {"count": np.int64(3), "scales": np.array([1.0, 0.5]), "root": tmp_path})
+    assert run.read_json("numbers") == {"count": 3, "scales": [1.0, 0.5], "root": str(tmp_path)}
 
 
 def test_save_figure_knows_both_kinds(run):
@@ -496,11 +500,26 @@ def test_a_second_worker_is_refused_and_a_dead_one_holds_nothing(smoke_run, tmp_
         assert main(command) == 2
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
         assert f"{path} is in use: another process trains, evaluates or labels" in line
+    browser = RunBrowser(tmp_path)
+    browser.picker.value = ("copy",)
+    browser.delete_button.click()
+    assert f"{copy.path} is in use: another process" in browser.message.value
+    for call in (
+        lambda: write_pseudo_labels(copy, progress=False),
+        lambda: smoothing_of_run(copy, 1, progress=False),
+        lambda: evaluate_run(copy, progress=False),
+        copy.delete,
+    ):
+        with pytest.raises(ValueError, match="copy is in use: another process trains, evaluates or labels"):
+            call()
+    assert len(smoothing_of_run(copy, 1, progress=False, write=False))  # who only reads is free to
     assert copy.path.is_dir() and not unfinished.checkpoints()
     for worker in workers:
         worker.kill()
         worker.wait()
     assert main(["evaluate", str(copy.path), "--targets", "cam"]) == 0
+    with only_worker(copy.path), pytest.raises(ValueError, match="in use: this process trains, evaluates or labels"):
+        copy.delete()
     copy.delete()
     assert not copy.path.exists()
 
@@ -510,10 +529,13 @@ def test_a_killed_run_is_not_shown_as_running(run, tmp_path):
     assert list_runs(tmp_path)["state"].tolist() == ["running"]  # this process holds it
     content, run._lock = (run.path / "status.json").read_bytes(), None
     assert list_runs(tmp_path)["state"].tolist() == ["stopped"]
+    assert rows_of_runs([run])["state"].tolist() == ["stopped"]
+    with FileLock(run.path.parent / SWEEP_LOCK):  # a sweep that has not come to it again
+        assert run.state() == "stopped"
     assert (run.path / "status.json").read_bytes() == content
 
 
-def test_a_link_or_dots_lead_no_deletion_out_of_the_root(cfg, tmp_path, capsys):
+def test_a_link_or_dots_lead_no_deletion_out_of_the_root(cfg, tmp_path, capsys, monkeypatch):
     outside = RunDir.create(cfg, tmp_path / "elsewhere", name="mine")
     outside._lock = None
     root = tmp_path / "results"
@@ -522,6 +544,10 @@ def test_a_link_or_dots_lead_no_deletion_out_of_the_root(cfg, tmp_path, capsys):
     for name in ("linked/mine", "../elsewhere/mine"):
         assert main(["runs", "delete", name, "--root", str(root), "--yes"]) == 2
         assert f"{name} leads out of {root}, to {outside.path}" in capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    for path in ("results/linked/mine", root / "linked" / "mine"):  # results is the root where none is given
+        with pytest.raises(ValueError, match=f"mine leads out of results, to {outside.path}"):
+            RunDir(path).delete()
     assert outside.path.is_dir()
 
 
@@ -554,14 +580,83 @@ def test_a_damaged_file_is_named_and_written_anew_by_the_next_start(run, cfg, tm
 @pytest.mark.parametrize(
     ("file", "content", "expected"),
     [
-        ("evaluation.csv", "a,b\n1,2\n", "a table with the columns target, class and iou"),
-        ("evaluation.csv", "target,class,iou\ncam,mIoU,much\n", "could not convert"),
+        ("evaluation.csv", "a,b\n1,2\n", "a table with the columns target, class, iou"),
+        (
+            "evaluation.csv",
+            "target,class,iou\ncam,mIoU,much\n",
+            "row 2, column iou was expected ('much' is there)",
+        ),
         ("smoothing.csv", "a,b\n1,2\n", "no column site, metric"),
         ("smoothing.csv", "", "a table with a line of column names"),
+        ("smoothing.csv", "site,site\n", "column site stands there twice"),
+        ("smoothing.csv", "site,metric,variant,layer,value\nx,y,z,1\n", "5 cells in row 2 was expected (there are 4)"),
+        ("smoothing.csv", "site,metric,variant,layer,value\nx,y,z,1,0", "the file is cut off"),
+        (
+            "smoothing.csv",
+            "site,metric,variant,layer,value\nx,y,z,last,0\n",
+            "column layer was expected ('last'",
+        ),
+        ("smoothing.csv", "site,metric\0\n", "line 1: a zero byte"),
+        ("evaluation.csv", "target,class,iou\ncam,\xff\n".encode("latin-1"), "line 2: byte 0xff is not UTF-8"),
+        ("evaluation.csv", "target,class,iou\n\ncam,mIoU\n", "3 cells in row"),
     ],
 )
 def test_a_damaged_table_is_named(run, file, content, expected):
-    (run.path / file).write_text(content)
+    (run.path / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=f"{file} is damaged.*Delete it to have it made anew") as error:
         run_scores(run)
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("status", {"state": "done", "step": "4"}, "number of 0 or more for `step` was expected ('4' is there)"),
+        ("status", {"state": "done", "step": True}, "for `step` was expected (True is there)"),
+        ("status", {"state": "done", "seconds": float("nan")}, "a number of 0 or more for `seconds`"),
+        ("status", {"state": "done", "error": ["x"]}, "text for `error` was expected (['x'] is there)"),
+        ("status", {"step": 1}, "a field `state` was expected (there are: step)"),
+        ("env", {"start": "now"}, "a JSON list was expected (a dict is there: {'start': 'now'})"),
+        ("env", [{}], "a field `[0].start` was expected (there are: none)"),
+        ("env", [{"start": 1}], "text for `[0].start`"),
+        ("env", [{"start": "now", "process": {"host": "here", "pid": "7"}}], "for `[0].process.pid`"),
+        ("env", [{"start": "now", "packages": ["torch"]}], "a JSON object for `[0].packages`"),
+        ("protocol", {"cam": []}, "a JSON object for `cam`"),
+        ("protocol_train", {"cam": {}}, "a field `cam.checkpoint`"),
+        ("protocol", {"cam": {"checkpoint": 5}}, "text for `cam.checkpoint` was expected (5 is there)"),
+        ("initial_weights", {"file": "x"}, "a field `hash`"),
+    ],
+)  # fmt: skip
+def test_a_field_of_a_wrong_kind_is_named(run, file, content, expected):
+    run.write_json(file, content)
+    with pytest.raises(ValueError, match=f"{file}.json is damaged") as error:
+        run.read_json(file)
+    assert expected in str(error.value)
+
+
+def test_a_field_that_stands_twice_is_named_and_an_unknown_one_is_no_fault(run):
+    (run.path / "status.json").write_text('{"state": "done", "step": 1, "step": 2}')
+    with pytest.raises(ValueError, match=r"status.json is damaged: JSON was expected .`step` stands there twice"):
+        run.status()
+    run.write_json("status", {"state": "done", "of_a_later_version": [1]})
+    assert run.status() == {"state": "done", "step": 0, "of_a_later_version": [1]}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("step,loss\n1,0.5\nlate,0.25\n", "a number in row 3, column step was expected ('late' is there)"),
+        ("step,loss\n1,word\n", "a number in row 2, column loss"),
+        ("loss\n1\n", "a table with the columns step"),
+        ("step,loss,loss\n1,2,3\n", "column loss stands there twice"),
+        ("step,loss\n1\n", "2 cells in row 2 was expected (there are 1)"),
+        ("step,loss\n1,\0\n", "a zero byte in line 2"),
+    ],
+)
+def test_damaged_metrics_are_named_by_every_reader(run, tmp_path, content, expected):
+    (run.path / "metrics.csv").write_text(content)
+    (row,) = list_runs(tmp_path, everything=True).to_dict("records")
+    assert row["state"] == "unreadable" and expected in row["error"]
+    with pytest.raises(ValueError, match=r"metrics.csv is damaged.*Bring back a copy") as error:
+        run.metrics()
     assert expected in str(error.value)

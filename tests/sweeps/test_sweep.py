@@ -1,6 +1,7 @@
 """Sweeps: what a grid refuses, which runs it makes, and what failures, kill -9, Ctrl-C and a second call leave."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from PIL import Image
 
 from toco_lab.commands.app import main
 from toco_lab.config import Config
+from toco_lab.experiment import make, open_run
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.sweeps import executors, sweep
 from toco_lab.sweeps.grid import Grid
@@ -353,3 +355,19 @@ def test_a_damaged_file_stops_neither_the_table_nor_the_plan(tmp_path: Path, fil
     assert table["error"][0] == "" and table["state"][0] == "begun"
     assert f"{file} is damaged" in table["error"][1]
     assert len(plan(two, root=tmp_path, data=False)) == 2
+
+
+@pytest.mark.parametrize("file", ["evaluation.csv", "protocol.json", "smoothing.csv", "status.json"])
+def test_a_finished_run_with_a_damaged_file_is_begun_and_mended(smoke_run: RunDir, tmp_path: Path, file: str) -> None:
+    one = grid(overrides={})
+    (planned,) = one.runs(tmp_path)
+    run = RunDir(shutil.copytree(smoke_run.path, planned.folder))
+    run.set_status("done")
+    assert state_on_disk(one, planned) == "done"
+    table = {name: (run.path / name).read_text() for name in ("evaluation.csv", "smoothing.csv")}
+    (run.path / file).write_text("damaged")
+    assert state_on_disk(one, planned) == "begun" and f"{file} is damaged" in sweep_table(tmp_path, one)["error"][0]
+    make(open_run(run.config(), tmp_path / "test", name=planned.folder.name), progress=False)
+    assert state_on_disk(one, planned) == "done" and sweep_table(tmp_path, one)["error"][0] == ""
+    for name, text in table.items():
+        assert (run.path / name).read_text().replace(run.name, "smoke") == text  # the name is that of the folder

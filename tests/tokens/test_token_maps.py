@@ -21,7 +21,7 @@ def test_maps_must_fit_together():
     for changes, words in (
         ({"grid": (3, 5)}, "grid of 3 x 5"),
         ({"image": maps.image.astype(float)}, "uint8"),
-        ({"steps": (0,)}, "1 steps and 3 layers"),
+        ({"steps": (0,)}, "1 step and 3 layers"),
         ({"steps": (10, 0)}, "steps must rise"),
     ):
         with pytest.raises(ValueError, match=words):

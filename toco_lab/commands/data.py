@@ -9,6 +9,7 @@ from tyro.extras import SubcommandApp
 from toco_lab.config import Config
 from toco_lab.files import atomic_write
 from toco_lab.presets import PRESETS
+from toco_lab.words import counted
 
 data = SubcommandApp()
 prepare = SubcommandApp()
@@ -79,7 +80,7 @@ def check(
         print(out.with_suffix(".txt"))
     if problems := sum(len(report.problems) for report in found):
         raise ValueError(
-            f"{problems} problem{'s' * (problems != 1)} in {cfg.dataset} {', '.join(report.split for report in found)}"
+            f"{counted(problems, 'problem')} in {cfg.dataset} {', '.join(report.split for report in found)}"
         )
 
 
@@ -144,7 +145,7 @@ def labels(
     table = label_table(cfg, source)
     write_labels(out, table)
     empty = [name for name, found in table.items() if not found]
-    print(f"{out}: {len(table)} images, {len(set().union(*table.values()))} classes")
+    print(f"{out}: {counted(len(table), 'image')}, {counted(len(set().union(*table.values())), 'class')}")
     if empty:
         print(f"without a class, all background for training: {len(empty)} ({', '.join(empty[:5])})")
 

@@ -9,6 +9,7 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from toco_lab.files import atomic_write
+from toco_lab.words import counted
 
 runs = SubcommandApp()
 
@@ -42,7 +43,7 @@ def list_(
         shown = table[[run_table.check_column(table.columns, name) for name in dict.fromkeys(("run", *columns))]]
     if len(shown):
         print(shown.map(run_table.cell_text).to_string(index=False))
-    print(f"{run_table.count_text(len(shown), 'run')} below {root}")
+    print(f"{counted(len(shown), 'run')} below {root}")
     if csv is not None:
         with atomic_write(csv, "w") as file:
             table.to_csv(file, index=False, lineterminator="\n")
@@ -94,7 +95,7 @@ def plot(
     table = run_table.filter_runs(list_runs(root, everything=True), where)
     found = run_table.relate(table, metric, parameter, colour=colour)
     if not len(found.points):
-        raise ValueError(f"none of {len(table)} runs below {root} has values of {metric} and {parameter}")
+        raise ValueError(f"none of {counted(len(table), 'run')} below {root} has values of {metric} and {parameter}")
     shared: dict[str, Any] = {"metric": metric, "parameter": parameter, "colour": colour, "note": found.note}
     if out.suffix == ".html":
         text = interactive.metric_by_parameter(found.points, found.means, **shared).to_html(include_plotlyjs=True)
@@ -180,5 +181,5 @@ def delete(runs: tyro.conf.Positional[tuple[str, ...]], root: Path = Path("resul
             print("nothing deleted")
             return
     for found in doomed.values():
-        found.delete()
+        found.delete(root)
         print(f"deleted {found.path}")

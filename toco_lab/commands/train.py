@@ -12,6 +12,7 @@ import tyro
 from toco_lab.commands.trained import print_doubtful_truth, print_scores
 from toco_lab.config import Config, config_differences
 from toco_lab.presets import PRESETS
+from toco_lab.words import counted
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +66,7 @@ def options_of_preset(preset: str) -> type[TrainOptions]:
 def _command_of_preset(preset: str) -> Any:
     """The options of a preset as a command of their own, with one line about it for `--help`."""
     cfg = Config.preset(preset)
-    about = f"{cfg.dataset}, {cfg.backbone}, {cfg.steps} steps of {cfg.batch_size} images"
+    about = f"{cfg.dataset}, {cfg.backbone}, {counted(cfg.steps, 'step')} of {counted(cfg.batch_size, 'image')}"
     return Annotated[options_of_preset(preset), tyro.conf.subcommand(preset, description=about, prefix_name=False)]
 
 
@@ -132,10 +133,11 @@ def _shared_out(cfg: Config) -> Config:
 
     parts = micro_batches(cfg.batch_size, cfg.accumulate, num_processes())
     if parts != cfg.accumulate:
+        shared = counted(num_processes(), "process shares", "processes share")
         print(
-            f"accumulate {cfg.accumulate} -> {parts}: {num_processes()} processes share a batch of {cfg.batch_size} "
-            f"images, and means of losses are over micro-batches. With --accumulate {parts} any number of processes "
-            "that divides it continues this run"
+            f"accumulate {cfg.accumulate} -> {parts}: {shared} a batch of {counted(cfg.batch_size, 'image')}, and "
+            f"means of losses are over micro-batches. With --accumulate {parts} any number of processes that divides "
+            "it continues this run"
         )
     return cfg.replace(accumulate=parts)
 
@@ -146,8 +148,8 @@ def _warn_of_batch_size(cfg: Config, tuned: Config) -> None:
         return
     hint = f". Too little memory? --accumulate {tuned.batch_size} keeps the batch, one image at a time"
     print(
-        f"warning: a batch of {cfg.batch_size} images, but the preset's learning rate {tuned.learning_rate} and "
-        f"its {tuned.steps} steps were chosen for {tuned.batch_size}"
+        f"warning: a batch of {counted(cfg.batch_size, 'image')}, but the preset's learning rate "
+        f"{tuned.learning_rate} and its {counted(tuned.steps, 'step')} were chosen for {tuned.batch_size}"
         f"{hint if cfg.batch_size < tuned.batch_size else ''}"
     )
 
@@ -175,17 +177,18 @@ def _outlook(cfg: Config, options: TrainOptions) -> Iterator[str]:
     from toco_lab.training.processes import resolve_device
 
     path = options.root / (options.name or cfg.run_name())
-    state: dict[str, Any] = RunDir(path).status() if (path / "config.json").is_file() else {"state": "new", "step": 0}
-    yield f"run folder: {path} ({state['state']}, step {state['step']})"
-    parts = f"in {cfg.accumulate} micro-batches" if cfg.accumulate > 1 else "at once"
-    yield f"training:   {cfg.steps} steps of {cfg.batch_size} images {parts}"
+    run = RunDir(path) if (path / "config.json").is_file() else None
+    state, step = (run.state(), run.status()["step"]) if run else ("new", 0)
+    yield f"run folder: {path} ({state}, step {step})"
+    parts = f"in {counted(cfg.accumulate, 'micro-batch')}" if cfg.accumulate > 1 else "at once"
+    yield f"training:   {counted(cfg.steps, 'step')} of {counted(cfg.batch_size, 'image')} {parts}"
     for split in dict.fromkeys((cfg.train_split, cfg.val_split)):
         yield f"data:       {cfg.dataset} {split}: {_data_there(cfg, split)}"
     weights = cfg.weights or "downloaded by timm where they are not on this machine yet"
     yield f"backbone:   {cfg.backbone}, " + (f"weights: {weights}" if cfg.pretrained else "random weights")
     device = resolve_device(cfg.device)
     yield from _device_lines(cfg, device)
-    yield from _cost_lines(cfg, device, cfg.steps - state["step"])
+    yield from _cost_lines(cfg, device, cfg.steps - step)
     yield "fields that differ from the defaults of Config:"
     for name, values in config_differences({"default": Config(), "here": cfg}).items():
         yield f"  {name} = {values['here']!r} (default {values['default']!r})"
@@ -197,7 +200,7 @@ def _data_there(cfg: Config, split: str) -> str:
     from toco_lab.data.readers import open_dataset
 
     try:
-        return f"{len(open_dataset(cfg, split))} images"
+        return counted(len(open_dataset(cfg, split)), "image")
     except DataError as error:
         return f"NOT READY: {error}"
 
@@ -208,7 +211,7 @@ def _device_lines(cfg: Config, device: "torch.device") -> Iterator[str]:
 
     from toco_lab.training.processes import num_processes
 
-    yield f"device:     {device}" + (f", {num_processes()} processes" if num_processes() > 1 else "")
+    yield f"device:     {device}" + (f", {counted(num_processes(), 'process')}" if num_processes() > 1 else "")
     gpus = torch.cuda.device_count()
     if gpus > 1 and num_processes() == 1 and cfg.device == "auto":
         yield f"            {gpus} GPUs are here: torchrun --nproc-per-node {gpus} -m toco_lab train ... uses them all"
@@ -228,7 +231,7 @@ def _cost_lines(cfg: Config, device: "torch.device", steps_left: int) -> Iterato
         "lower them)"
     )
     yield (
-        f"time:       {steps_left} steps of {cost.flops / 1e12:.2g} TFLOP at {rate / 1e12:.2g} TFLOP/s, measured just "
-        f"now: about {timedelta(seconds=round(steps_left * cost.flops / rate))} for the encoder passes; the rest of a "
-        "step comes on top"
+        f"time:       {counted(steps_left, 'step')} of {cost.flops / 1e12:.2g} TFLOP at {rate / 1e12:.2g} "
+        f"TFLOP/s, measured just now: about {timedelta(seconds=round(steps_left * cost.flops / rate))} for the "
+        "encoder passes; the rest of a step comes on top"
     )

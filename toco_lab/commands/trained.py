@@ -82,7 +82,6 @@ def pseudo_labels(
         device: auto, cpu, cuda ...
     """
     from toco_lab.evaluation.pseudo_labels import Thresholds, write_pseudo_labels
-    from toco_lab.runs.locks import only_worker
     from toco_lab.runs.run_dir import RunDir
 
     found = RunDir(run)
@@ -92,10 +91,9 @@ def pseudo_labels(
     if uncertain:
         thresholds = (cfg.low_threshold, cfg.high_threshold)
     chosen = Thresholds(thresholds[0], thresholds[-1]) if thresholds else None
-    with only_worker(found.path):
-        written = write_pseudo_labels(
-            found, split=split, out=out, kinds=kinds, thresholds=chosen, scores=scores, images=images, device=device
-        )
+    written = write_pseudo_labels(
+        found, split=split, out=out, kinds=kinds, thresholds=chosen, scores=scores, images=images, device=device
+    )
     print(written)
     write_pictures(cfg, written.shown, written.out / "contact_sheet.png")
 

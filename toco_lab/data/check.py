@@ -11,11 +11,12 @@ from tqdm import tqdm
 
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.data.classes import DataError
-from toco_lab.data.doubts import Doubts, counted
+from toco_lab.data.doubts import Doubts, listed
 from toco_lab.data.images import load
 from toco_lab.data.masks import no_class_shown
 from toco_lab.data.readers import FolderReader, Reader, make_reader
 from toco_lab.data.usage import NO_INFORMATION, Usage, folder_usage
+from toco_lab.words import counted
 
 SHOWN_PROBLEMS = 20  # in the printed summary
 
@@ -61,7 +62,10 @@ class CheckReport:
 
     def text(self, most: int | None = None) -> str:
         """The summary with at most `most` problems, each on a line of its own; None takes all."""
-        lines = [f"{self.dataset} {self.split}: {self.num_images} images, {self.num_masks} masks in {self.folder}"]
+        lines = [
+            f"{self.dataset} {self.split}: {counted(self.num_images, 'image')}, "
+            f"{counted(self.num_masks, 'mask')} in {self.folder}"
+        ]
         if self.sizes:
             widths, heights = (sorted(size[axis] for size in self.sizes.elements()) for axis in (0, 1))
             middle = len(widths) // 2
@@ -75,8 +79,9 @@ class CheckReport:
         lines += [f"in no image: {', '.join(absent)}"] if absent else []
         lines += [f"note: {note}" for note in self.notes]
         more = len(self.problems) - len(self.problems[:most])
-        count = f"{len(self.problems)} problem{'s' * (len(self.problems) != 1)}"
-        count += f"; {self.unused} files or names are not used, see the notes" if self.unused else ""
+        count = counted(len(self.problems), "problem")
+        spare = counted(self.unused, "file or name is", "files or names are")
+        count += f"; {spare} not used, see the notes" if self.unused else ""
         return "\n".join([*lines, count, *self.problems[:most], *([f"... and {more} more"] * bool(more))])
 
 
@@ -130,7 +135,8 @@ def check_dataset(cfg: Config, split: str, *, progress: bool = True) -> CheckRep
         where = f"of {split!r} in {reader.root}"
         problems[no_class_shown(where, bool(pixels[IGNORE_INDEX]))] = None
     report.problems = list(problems) + doubts.problems()
-    report.notes += counted(empty, "images have no class: all background") if is_training else []
+    if is_training:
+        report.notes += listed(empty, *(f"{has} no class: all background" for has in ("image has", "images have")))
     if is_training and len(reader) > 1:
         everywhere = [name for name, count in report.class_images.items() if count == len(reader)]
         report.notes += [f"warning: {NO_INFORMATION.format(name)}" for name in everywhere]
@@ -143,7 +149,8 @@ def check_dataset(cfg: Config, split: str, *, progress: bool = True) -> CheckRep
     same = [" = ".join(names) for names in report.pictures.values() if len(set(names)) > 1]
     if cfg.dataset == "folder" and isinstance(reader, FolderReader) and reader.list_file == reader.root:
         report.notes.append("the folder has no lists: these images were drawn, and a run writes the lists down")
-    report.notes += doubts.notes() + counted(same, "pictures lie there under several names")
+    report.notes += doubts.notes()
+    report.notes += listed(same, *(f"{lies} there under several names" for lies in ("picture lies", "pictures lie")))
     return report
 
 
@@ -159,7 +166,8 @@ def shared_pictures(first: CheckReport, second: CheckReport) -> list[str]:
     """A note if pictures of one split are in the other as well, by content and not by name; [] if none is."""
     both = [" = ".join(dict.fromkeys(names + second.pictures[digest]))
             for digest, names in first.pictures.items() if digest in second.pictures]  # fmt: skip
-    return counted(both, f"pictures of {second.split} are in {first.split} too: scores on them say little")
+    too = f"in {first.split} too: scores on them say little"
+    return listed(both, f"picture of {second.split} is {too}", f"pictures of {second.split} are {too}")
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from PIL import Image
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.data import toy
 from toco_lab.files import atomic_write
+from toco_lab.words import counted
 
 VOC_CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -65,7 +66,9 @@ def class_names(cfg: Config) -> tuple[str, ...]:
     known = {"toy": toy.TOY_CLASSES, "voc": VOC_CLASSES, "coco": COCO_CLASSES, "folder": cfg.classes or ()}
     names = tuple(known[cfg.dataset])
     if len(names) != cfg.num_classes:
-        raise DataError(f"{cfg.dataset} has {len(names)} classes, the config says num_classes={cfg.num_classes}")
+        raise DataError(
+            f"{cfg.dataset} has {counted(len(names), 'class')}, the config says num_classes={cfg.num_classes}"
+        )
     return names
 
 

@@ -9,7 +9,9 @@ from toco_lab.data.classes import PALETTE
 from toco_lab.data.image_labels import label_of_mask
 from toco_lab.data.images import conversions, load
 from toco_lab.data.readers import Reader, open_dataset
+from toco_lab.words import counted
 
+_OF_ONE = {"are": "is", "have": "has", "hold": "holds"}
 Colour = tuple[int, int, int]
 DARK = 32  # of 255; photos have brighter pixels, numbers of 12 bits in a file of 16 have none
 LOOKED_AT = 200  # masks that are compared with labels before a run or an evaluation
@@ -90,35 +92,37 @@ class Doubts:
         most = [name for name in self.compared if name in differ]
         if 2 * len(most) <= len(self.compared) or not self.shown.any():  # masks without a class have an error of theirs
             most = []
-        return counted(
-            most,
-            f"of {len(self.compared)} masks do not show the classes that the labels name. Line k of classes.txt must "
-            "be the class that the masks hold as number k, which only their maker knows",
-        ) + counted(
-            self.moved,
-            "masks give a colour another number, or a number another colour, than the masks before them: a palette was "
-            "sorted anew for each file (GIF, quantised pictures). Number the classes alike in all masks",
+        of, rule = f"of {counted(len(self.compared), 'mask')}", "Line k of classes.txt must be the class that the masks"
+        what = f"the classes that the labels name. {rule} hold as number k, which only their maker knows"
+        anew = (
+            "a colour another number, or a number another colour, than the masks before: a palette was sorted anew for "
+            "each file (GIF, quantised pictures). Number the classes alike in all masks"
         )
+        return [
+            *listed(most, f"{of} does not show {what}", f"{of} do not show {what}"),
+            *listed(self.moved, f"mask gives {anew}", f"masks give {anew}"),
+        ]
 
     def absent_classes(self) -> list[str]:
         """A line on the classes that have labels and no pixel; [] for none."""
         absent = self.labelled.astype(bool) & ~self.shown.astype(bool)
         names = [name for name, is_absent in zip(self.reader.classes, absent, strict=True) if is_absent]
-        return counted(names, "classes are named by labels and shown by no mask")
+        return listed(names, *(f"{are} named by labels and shown by no mask" for are in ("class is", "classes are")))
 
     def notes(self) -> list[str]:
         """What may be right and should be known."""
         return [
-            *counted(self.unseen, "images have a label with a class that their mask does not show"),
-            *counted(self.unnamed, "images have a mask with a class that their label does not name"),
+            *_noted(self.unseen, "image", "a label with a class that the mask does not show"),
+            *_noted(self.unnamed, "image", "a mask with a class that the label does not name"),
             *self.absent_classes(),
-            *counted(self.swallowed, f"masks have {IGNORE_INDEX}, which is not counted, as their only foreground"),
-            *counted(
+            *_noted(self.swallowed, "mask", f"{IGNORE_INDEX}, which is not counted, as the only foreground"),
+            *_noted(
                 self.recoloured,
-                "masks have VOC's colours at other numbers than VOC: if they were quantised "
-                "from colour pictures, their numbers are not the classes",
+                "mask",
+                "VOC's colours at other numbers than VOC: if they were quantised from colour pictures, their numbers "
+                "are not the classes",
             ),
-            *(note for words, images in self.converted.items() for note in counted(images, f"images {words}")),
+            *(note for words, images in self.converted.items() for note in listed(images, *_of_one_and_many(words))),
         ]
 
 
@@ -150,6 +154,17 @@ def truth_warnings(cfg: Config, split: str | None = None) -> list[str]:
     return [f"warning: scores on {split!r} in {reader.root}: {reason}" for reason in found]
 
 
-def counted(cases: Sequence[str], words: str) -> list[str]:
-    """A line with the number of the cases and the first three of them; [] for none."""
-    return [f"{len(cases)} {words} ({', '.join(cases[:3])}{', ...' if len(cases) > 3 else ''})"] if cases else []
+def _of_one_and_many(words: str) -> tuple[str, str]:
+    """What `conversions` says of several images, for one image and for many."""
+    verb, _, rest = words.partition(" ")
+    return f"image {_OF_ONE[verb]} {rest}", f"images {words}"
+
+
+def _noted(cases: Sequence[str], thing: str, words: str) -> list[str]:
+    return listed(cases, f"{thing} has {words}", f"{thing}s have {words}")
+
+
+def listed(cases: Sequence[str], one: str, many: str) -> list[str]:
+    """A line with the number of the cases, `one` or `many` as words, and the first three of them; [] for none."""
+    first = f"({', '.join(cases[:3])}{', ...' if len(cases) > 3 else ''})"
+    return [f"{counted(len(cases), one, many)} {first}"] if cases else []

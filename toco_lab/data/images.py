@@ -79,7 +79,7 @@ def conversions(path: Path) -> list[str]:
     return [
         words
         for words, applies in (
-            ("are turned as their EXIF orientation says: their masks must be, too", orientation(picture) > 1),
+            ("are turned as the EXIF orientation says: the masks must be, too", orientation(picture) > 1),
             (
                 "have an alpha channel or a transparent colour: what is transparent becomes white",
                 picture.has_transparency_data,

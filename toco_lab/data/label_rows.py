@@ -9,6 +9,7 @@ from typing import Any
 
 from toco_lab.data.classes import DataError
 from toco_lab.files import read_text
+from toco_lab.words import counted
 
 LABEL_LAYOUTS = (
     "CSV: header `name,labels`, class names separated by `;`; JSON: {name: [class names]}; npy: a dict {name: one-hot "
@@ -95,11 +96,13 @@ def _csv_row(cells: list[str], name: int, labels: int, count: int, delimiter: st
     spare = [cell for cell in cells[count:] if cell.strip()]
     if spare:
         raise ValueError(
-            f"{len(cells)} cells, the header has {count}: {spare[0]!r} belongs to no column. Separate classes by `;`, "
-            "and put a name that holds a comma into quotes"
+            f"{counted(len(cells), 'cell')}, the header has {count}: {spare[0]!r} belongs to no column. Separate classes "
+            "by `;`, and put a name that holds a comma into quotes"
         )
     if len(cells) <= max(name, labels):
-        raise ValueError(f"{len(cells)} of {count} cells; an image without a class has an empty cell, as in `one,`")
+        raise ValueError(
+            f"{len(cells)} of {counted(count, 'cell')}; an image without a class has an empty cell, as in `one,`"
+        )
     if not cells[name].strip():
         raise ValueError("a row without a name of an image. Add it, or take the row out")
     return cells[name].strip(), cells[labels].split(";")

@@ -16,6 +16,7 @@ from toco_lab.data.image_labels import find_label_file, labelled_names, read_lab
 from toco_lab.data.layouts import LAYOUTS, Layout, files_below, find_list, find_root, locate, write_list
 from toco_lab.data.names import MASK_ENDINGS, match_names
 from toco_lab.files import require
+from toco_lab.words import counted
 
 LABEL_FILES = ("labels.csv", "labels.json")
 VAL_SHARE = 0.2  # of the images, where the folder has no lists
@@ -38,8 +39,8 @@ def complete_config(cfg: Config) -> Config:
     classes = cfg.classes or _classes(root, source)
     if len(classes) > MAX_CLASSES:
         raise DataError(
-            f"{root} has {len(classes)} classes (classes.txt, or those that its labels name); a mask of 8 bits holds "
-            f"{MAX_CLASSES} beside background and {IGNORE_INDEX}. Merge classes, or leave some out"
+            f"{root} has {counted(len(classes), 'class')} (classes.txt, or those that its labels name); a mask "
+            f"of 8 bits holds {MAX_CLASSES} beside background and {IGNORE_INDEX}. Merge classes, or leave some out"
         )
     return cfg.replace(label_source=source, classes=classes, num_classes=cfg.num_classes or len(classes))
 
@@ -81,8 +82,8 @@ def _too_few(cfg: Config, root: Path, count: int) -> str:
     lost, bare = sorted(entries.keys() - images.keys()), sorted(images.keys() - set(entries.values()))
     apart = f". {cfg.label_source} names {lost[0]!r}, an image is called {bare[0]!r}: do the names fit?"
     return (
-        f"{root} has {len(images)} images, {count} of them with a label: too few to split. Add images and labels, or "
-        f"lists {cfg.train_split}.txt and {cfg.val_split}.txt{apart if lost and bare else ''}"
+        f"{root} has {counted(len(images), 'image')}, {count} of them with a label: too few to split. Add images and "
+        f"labels, or lists {cfg.train_split}.txt and {cfg.val_split}.txt{apart if lost and bare else ''}"
     )
 
 
@@ -103,7 +104,7 @@ def write_split(cfg: Config) -> str:
                 f"cannot write {split}.txt: {error}. Make {cfg.data_root} writable, or put {' and '.join(drawn)}.txt "
                 "there yourself, one file name a line without extension"
             ) from error
-    counts = " and ".join(f"{split}.txt with {len(names)} images" for split, names in drawn.items())
+    counts = " and ".join(f"{split}.txt with {counted(len(names), 'image')}" for split, names in drawn.items())
     return f"{cfg.data_root} had no lists: wrote {counts}, drawn at random" if drawn else ""
 
 

@@ -13,6 +13,7 @@ from toco_lab.data.coco_masks import CocoMasks, find_annotations
 from toco_lab.data.image_labels import label_of_mask
 from toco_lab.data.layouts import LAYOUTS, locate, read_list, write_list
 from toco_lab.data.masks import read_mask
+from toco_lab.words import counted
 
 LAYOUT = LAYOUTS["coco"]
 YEAR = "2014"
@@ -71,16 +72,17 @@ def _prepare_json(root: Path, path: Path, *, crowds: str, subset: bool, progress
     annotated = len(CocoMasks(path).classes)
     if annotated != COCO_LISTS.get(split) and not subset:
         raise DataError(
-            f"{path} annotates {annotated} images, the official one of {split}2014 {COCO_LISTS.get(split)}. Take it "
+            f"{path} annotates {counted(annotated, 'image')}, the official one of {split}2014 "
+            f"{COCO_LISTS.get(split)}. Take it "
             "from annotations_trainval2014.zip, or allow a part of COCO by --subset"
         )
     images = locate(root, LAYOUT.images, LAYOUT.suffixes)
     absent = [name for name in masks.classes if name not in images]
     if absent:
-        are = "is" if len(absent) == 1 else "are"
         raise DataError(
-            f"{len(absent)} image{'s' * (len(absent) != 1)} of {path}, like {absent[0]}.jpg, {are} not in "
-            f"{' or '.join(LAYOUT.images)} below {root}. Add what is missing, or take it out of the json"
+            f"{counted(len(absent), 'image is', 'images are')} not in {' or '.join(LAYOUT.images)} below {root}, "
+            f"but in {path}: {absent[0]}.jpg{', ...' * (len(absent) > 1)}. Add what is missing, or take it out of the "
+            "json"
         )
     masks.prepare(masks.classes)
     empty = []
@@ -92,11 +94,11 @@ def _prepare_json(root: Path, path: Path, *, crowds: str, subset: bool, progress
         if not label_of_mask(mask, len(COCO_CLASSES)).any():
             empty.append(name)
     names = sorted(masks.classes.keys() - set(empty))
-    note = f"{len(names)} masks in {masks.folder}"
+    note = f"{counted(len(names), 'mask')} in {masks.folder}"
     if empty:
         note += f"; left off the list, since no object covers a pixel: {', '.join(empty)}"
     target = root / LAYOUT.lists[0] / f"{split}.txt"
     if target.is_file():
-        return f"{note}; kept {target}, {len(read_list(root, LAYOUT, split)[1])} images"
+        return f"{note}; kept {target}, {counted(len(read_list(root, LAYOUT, split)[1]), 'image')}"
     write_list(target, names)
     return f"{note}; wrote {target}"

@@ -13,6 +13,7 @@ from toco_lab.data.classes import VOC_CLASSES, DataError, save_mask
 from toco_lab.data.images import header, sizes
 from toco_lab.data.layouts import LAYOUTS, find_root, locate, write_list
 from toco_lab.files import read_text
+from toco_lab.words import counted
 
 LAYOUT = LAYOUTS["voc"]
 TRAIN_AUG = 10582  # images
@@ -56,13 +57,15 @@ def prepare_voc(folder: Path, *, download: bool = False, subset: bool = False, p
     images = locate(root, LAYOUT.images, LAYOUT.suffixes)
     absent = [name for name in names if name not in images]
     if absent:
-        raise DataError(f"{len(absent)} images of train_aug, like {absent[0]}.jpg, are not in {root}/JPEGImages")
+        like = f"of train_aug, like {absent[0]}.jpg,"
+        images_are = counted(len(absent), f"image {like} is", f"images {like} are")
+        raise DataError(f"{images_are} not in {root}/JPEGImages")
     masks, out = locate(root, LAYOUT.masks, (".png",)), root / LAYOUT.masks[1]
     todo = [name for name in names if name not in masks]
     for name in tqdm(todo, desc="SBD masks", unit="mask", disable=not progress):
         save_mask(out / f"{name}.png", _checked_sbd(sbd / "cls" / f"{name}.mat", images[name]))
     write_list(lists / "train_aug.txt", names)
-    return f"{lists}/train_aug.txt: {len(names)} images; {len(todo)} masks written to {out}"
+    return f"{lists}/train_aug.txt: {counted(len(names), 'image')}; {counted(len(todo), 'mask')} written to {out}"
 
 
 def _unpacked(folder: Path, *, download: bool) -> tuple[Path, Path]:
@@ -102,8 +105,8 @@ def _train_aug(sbd: Path, lists: Path, *, subset: bool) -> list[str]:
             f"{title} {len(listed[title])} ({VOC_LISTS[title]}) in {path}" for title, path in files.items()
         )
         raise DataError(
-            f"train_aug has {len(names)} names, it must be {TRAIN_AUG}. Lists, with their official numbers: {counts}. "
-            "Bring back the official lists, or allow a part of VOC by --subset"
+            f"train_aug has {counted(len(names), 'name')}, it must be {TRAIN_AUG}. Lists, with their official "
+            f"numbers: {counts}. Bring back the official lists, or allow a part of VOC by --subset"
         )
     return sorted(names)
 

@@ -23,6 +23,7 @@ from toco_lab.data.masks import check_classes_shown, read_mask
 from toco_lab.data.names import MASK_ENDINGS, by_image, match_names
 from toco_lab.data.own_folder import folder_names
 from toco_lab.files import require
+from toco_lab.words import counted
 
 CHECK_HINT = "`python -m toco_lab data check` lists every problem"
 
@@ -312,7 +313,8 @@ def missing_truth(cfg: Config) -> str:
     if not without:
         check_classes_shown(reader, cfg.val_split)
         return ""
+    where = f"of {counted(len(reader), 'image')} of {cfg.val_split!r} in {reader.root}"
     return (
-        f"{without} of {len(reader)} images of {cfg.val_split!r} in {reader.root} have no mask: the mIoU of CAM and "
-        "segmentation cannot be measured. Put masks there, or make a list of the images that have one, and evaluate"
+        f"{counted(without, f'{where} has', f'{where} have')} no mask: the mIoU of CAM and segmentation cannot be "
+        "measured. Put masks there, or make a list of the images that have one, and evaluate"
     )

@@ -30,6 +30,7 @@ from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.training.processes import everywhere, is_first, resolve_device, share, total, wait
 from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED, F1, LABELS, MEAN_SCORES, MIOU, SEG, SEG_CRF, VALIDATED
+from toco_lab.words import counted
 
 # what can be measured; `seg_crf` is measured as well where the config asks for it, and `labels` along with the CAMs
 TARGETS = (CAM, CAM_AUX, CAM_REFINED, SEG)
@@ -168,8 +169,9 @@ def _checked_targets(cfg: Config, targets: Sequence[str] | None, samples: EvalSa
     if not targets:
         targets = TARGETS + ((SEG_CRF,) if cfg.eval_crf else ()) if any(has_mask) else (LABELS,)
     if (set(targets) != {LABELS} or samples.label_from_mask) and not all(has_mask):
+        where = f"of {counted(len(has_mask), 'image')} of split {split!r}"
         raise ValueError(
-            f"{has_mask.count(False)} of {len(has_mask)} images of split {split!r} have no mask, the first is "
+            f"{counted(has_mask.count(False), f'{where} has', f'{where} have')} no mask, the first is "
             f"{samples.reader.names[has_mask.index(False)]}: there is nothing to measure {', '.join(targets)} against. "
             "Put masks there, make a list of the images that have one, or take the target `labels` alone"
         )
@@ -210,10 +212,8 @@ def _evaluate_run(
         gallery=0 if suffix else NUM_IMAGES,
     )  # fmt: skip
     table, protocol = new.table, new.protocol
-    if (run.path / f"protocol{suffix}.json").is_file():
-        old = run.read_json(f"protocol{suffix}")
-        kept = [name for name, record in old.items() if record["checkpoint"] == checkpoint and name not in protocol]
-        rows = run.read_table(f"evaluation{suffix}")
+    rows, old = _kept(run, suffix)
+    if kept := [name for name, record in old.items() if record["checkpoint"] == checkpoint and name not in protocol]:
         table = pd.concat([rows[rows["target"].isin(kept)], table], ignore_index=True)
         protocol = {name: old[name] for name in kept} | protocol
     wait()  # until every process has read what the first one is about to change
@@ -224,6 +224,17 @@ def _evaluate_run(
             save_gallery(run, new.gallery, checkpoint)
     wait()
     return Evaluation(table, protocol, new.gallery)
+
+
+def _kept(run: RunDir, suffix: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Rows and protocol of the evaluation before; both empty where there is none, or one of its files is damaged."""
+    if (run.path / f"protocol{suffix}.json").is_file():
+        try:
+            return run.read_table(f"evaluation{suffix}"), run.read_json(f"protocol{suffix}")
+        except (ValueError, FileNotFoundError) as error:
+            if is_first():
+                run.log(f"the evaluation is written anew: {error}")
+    return pd.DataFrame(), {}
 
 
 def protocol_record(cfg: Config, target: str, split: str, images: int, checkpoint: str) -> dict[str, Any]:

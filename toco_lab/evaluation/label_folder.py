@@ -29,6 +29,7 @@ from toco_lab.data.label_tables import write_labels
 from toco_lab.data.layouts import LAYOUTS, locate
 from toco_lab.data.loader import EvalSample
 from toco_lab.files import atomic_write
+from toco_lab.runs.small_files import read_json_file
 
 MASKS, IMAGES, LISTS = "SegmentationClass", "JPEGImages", "ImageSets/Segmentation"
 
@@ -81,10 +82,7 @@ class LabelFolder:
             if self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
                 raise ValueError(f"{self.path} holds files and no protocol.json: nobody knows what they are. {mend}")
             return
-        try:
-            there = dict(json.loads(self._protocol.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{self._protocol} cannot be read ({error}). {mend}") from error
+        there = read_json_file(self._protocol, {}, remedy=mend)
         differing = [
             f"{key} ({there.get(key)!r} there, {record.get(key)!r} wanted)"
             for key in sorted({*there, *record})

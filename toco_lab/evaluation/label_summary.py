@@ -15,6 +15,7 @@ from toco_lab.evaluation.gallery import NUM_IMAGES
 from toco_lab.evaluation.samples import image_label_of
 from toco_lab.evaluation.scores import pseudo_label_iou, pseudo_label_matrix
 from toco_lab.vocabulary import MIOU
+from toco_lab.words import counted
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,13 +49,13 @@ class PseudoLabels:
         decided = " of the pixels that are not ignored" if self.shares.loc["ignored"].any() else ""
         measured = f"; mIoU{decided} over {self.num_masks} of them that have a mask" if self.miou else ""
         lines = [
-            f"{self.num_images} images of {self.split}, pseudo labels in {self.out}",
+            f"{counted(self.num_images, 'image')} of {self.split}, pseudo labels in {self.out}",
             f"per cent of the pixels{measured}",
             table.to_string(float_format="{:.1f}".format),
         ]
         for kind, names in self.constant.items():
             if names:
-                lines.append(f"one value throughout: {kind} of {len(names)} images ({first_names(names)})")
+                lines.append(f"one value throughout: {kind} of {counted(len(names), 'image')} ({first_names(names)})")
         return "\n".join(lines)
 
 

@@ -32,10 +32,12 @@ from toco_lab.method.crf import crf_label, dense_crf
 from toco_lab.method.labels import confident_label
 from toco_lab.method.model import ToCo
 from toco_lab.method.refine import refine_cam
+from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.training.processes import resolve_device
 from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED
+from toco_lab.words import counted
 
 # kind of label -> what the protocol calls it
 KINDS = {"seed": CAM, "refined": CAM_REFINED, "crf": "cam_crf", "aux": CAM_AUX}
@@ -131,11 +133,29 @@ def write_pseudo_labels(
 
     Raises:
         ValueError: If something asked for does not exist; if the output would be read as ground truth, or lies where
-            something else does; or if the labels of one kind are all constant: the model has learnt nothing.
+            something else does; if the labels of one kind are all constant: the model has learnt nothing; or if
+            another process is at work in the folder of the run.
         DataError: If images cannot be read, or have no image label.
     """
     kinds = tuple(dict.fromkeys(kinds))
     _check_request(kinds, scores, images)
+    with only_worker(run.path):
+        return _label_split(run, split, out, kinds, thresholds, device, scores=scores, images=images, progress=progress)
+
+
+def _label_split(
+    run: RunDir,
+    split: str | None,
+    out: Path | str | None,
+    kinds: tuple[str, ...],
+    thresholds: Thresholds | None,
+    device: str,
+    *,
+    scores: bool,
+    images: str | None,
+    progress: bool,
+) -> PseudoLabels:
+    """`write_pseudo_labels`, by the only process at this run."""
     model, cfg = load_run_model(run, resolve_device(device))
     split = split or cfg.train_split
     out = Path(out) if out else run.path / "pseudo_labels" / split
@@ -204,8 +224,9 @@ def _check_request(kinds: Sequence[str], scores: bool, images: str | None) -> No
 def _check_image_labels(samples: EvalSamples, split: str) -> None:
     has_mask = samples.has_masks()
     if samples.label_from_mask and not all(has_mask):
+        where = f"of {counted(len(samples), 'image')} of {split!r} in {samples.reader.root}"
         raise DataError(
-            f"{has_mask.count(False)} of {len(samples)} images of {split!r} in {samples.reader.root} have no mask and "
+            f"{counted(has_mask.count(False), f'{where} has', f'{where} have')} no mask and "
             f"so no image label, the first is {samples.reader.names[has_mask.index(False)]}: nothing says which "
             "classes of the CAM count. Make a list of the others, or train with a label file (`label_source`)"
         )
@@ -303,8 +324,8 @@ def _refuse_constant(images: Iterator[_LabelledImage], kinds: Sequence[str]) -> 
             break
     values = sorted({int(image.labels[kind].flat[0]) for kind in constant for image in held})
     raise ValueError(
-        f"every {' and '.join(kind for kind in kinds if kind in constant)} label of the first {len(held)} images "
-        f"({first_names([image.sample.name for image in held])}) is one value throughout "
-        f"({', '.join(map(str, values))}): the CAMs are constant, the model has learnt nothing, or the thresholds do "
-        "not fit it. Nothing new was written; train on, or change the thresholds"
+        f"every {' and '.join(kind for kind in kinds if kind in constant)} label of the first "
+        f"{counted(len(held), 'image')} ({first_names([image.sample.name for image in held])}) is one value "
+        f"throughout ({', '.join(map(str, values))}): the CAMs are constant, the model has learnt nothing, or the "
+        "thresholds do not fit it. Nothing new was written; train on, or change the thresholds"
     )

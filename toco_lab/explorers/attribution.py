@@ -165,9 +165,7 @@ def _class_logit(model: nn.Module, image: Tensor, class_index: int | Tensor) -> 
     else:
         fits = isinstance(class_index, int | np.integer)
     if not fits:
-        raise ValueError(
-            f"class_index must be a whole number, or one for each of {len(logits)} images: {class_index!r}"
-        )
+        raise ValueError(f"class_index must be a whole number, or one for each image of {len(logits)}: {class_index!r}")
     index = torch.as_tensor(class_index, device=logits.device).expand(len(logits))
     if index.min() < 0 or index.max() >= logits.shape[1]:
         raise ValueError(f"class_index {class_index} is not one of the model's {logits.shape[1]} classes, from 0")

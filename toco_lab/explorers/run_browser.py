@@ -27,7 +27,6 @@ from toco_lab.runs.run_dir import RunDir
 from toco_lab.runs.table import (
     cell_text,
     compare_runs,
-    count_text,
     deletion_notice,
     differing_fields,
     filter_runs,
@@ -38,6 +37,7 @@ from toco_lab.runs.table import (
     size_text,
     sort_runs,
 )
+from toco_lab.words import counted
 
 if TYPE_CHECKING:
     from toco_lab.figures.pictures import Figure
@@ -272,10 +272,10 @@ class RunBrowser(ControlBox):
                 raise ValueError("choose the runs in the list first")
             runs = list(map(self._run, chosen))
             for run in runs:
-                run.check_deletable()
+                run.check_deletable(self.root)
             lines = "".join(f"<li>{html.escape(deletion_notice(run))}</li>" for run in runs)
             self.notice.value = f"<p>This would be deleted for good:</p><ul>{lines}</ul>"
-            self.confirm_button.description = f"Yes, delete {count_text(len(chosen), 'run')}"
+            self.confirm_button.description = f"Yes, delete {counted(len(chosen), 'run')}"
             self._doomed, self.confirmation.layout.display = chosen, ""
 
     def _cancel_deletion(self) -> None:
@@ -286,14 +286,16 @@ class RunBrowser(ControlBox):
         doomed, gone = self._doomed, list[str]()  # choosing runs anew, as `_filter` does, forgets the doomed ones
         with self._working("deleting"):
             try:
+                for name in doomed:  # all or none
+                    self._run(name).check_deletable(self.root)
                 for name in doomed:
-                    self._run(name).delete()
+                    self._run(name).delete(self.root)
                     gone.append(name)
             finally:
                 self.table = list_runs(self.root, everything=True)
                 self._filter()
             if gone:
-                self._say(f"deleted {count_text(len(gone), 'run')}: {', '.join(gone)}")
+                self._say(f"deleted {counted(len(gone), 'run')}: {', '.join(gone)}")
 
     # --- inside -------------------------------------------------------------------------------------------------
 

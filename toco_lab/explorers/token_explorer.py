@@ -14,6 +14,7 @@ import traitlets as T
 
 from toco_lab.explorers.browser_data import pack_for_browser
 from toco_lab.tokens.token_maps import TokenMaps, maps_by_image
+from toco_lab.words import counted
 
 MODULE = Path(__file__).parent / "static" / "token_explorer.js"
 STATE = ("image", "patch", "layer", "step", "left", "right")
@@ -223,5 +224,8 @@ def _find(wanted: str | int, names: Sequence[str], what: str) -> int:
 def _patch(row: int, column: int, grid: tuple[int, int]) -> int:
     """Row-major index of a patch."""
     if not (0 <= row < grid[0] and 0 <= column < grid[1]):
-        raise ValueError(f"patch ({row}, {column}) lies outside the grid of {grid[0]} rows and {grid[1]} columns")
+        raise ValueError(
+            f"patch ({row}, {column}) lies outside the grid of {counted(grid[0], 'row')} and "
+            f"{counted(grid[1], 'column')}"
+        )
     return int(row) * grid[1] + int(column)

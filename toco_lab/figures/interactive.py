@@ -14,6 +14,7 @@ from toco_lab.figures.colours import LINE_COLOURS, MEAN_BAR, RUN_DOT, assign_col
 from toco_lab.figures.plotly_style import INK, add_band, escaped, heading_of, styled
 from toco_lab.figures.series import Metric
 from toco_lab.vocabulary import AFTER_ATTENTION, AFTER_BLOCK, EMBEDDING, FINAL_NORM, MEAN_ABSOLUTE_COSINE, MIOU, TITLES
+from toco_lab.words import counted
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -173,7 +174,7 @@ def quality_and_similarity(
     shown = series.rows_of_metrics(smoothing, [MEAN_ABSOLUTE_COSINE])
     colours = colours or assign_colours(shown["model"])
     counts = quality[["images", "trained_on"]].drop_duplicates().itertuples(index=False)
-    images = ", ".join(f"{tested} images, heads trained on {trained}" for tested, trained in counts)
+    images = ", ".join(f"{counted(tested, 'image')}, heads trained on {trained}" for tested, trained in counts)
     titles = (f"mIoU of CAMs from a linear head on each block ({images})", "similarity of the patch tokens")
     figure = make_subplots(2, 1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.12)
     for model, rows in quality.groupby("model", sort=False):

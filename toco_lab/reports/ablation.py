@@ -17,6 +17,7 @@ import pandas as pd
 
 from toco_lab.config import Config, config_differences
 from toco_lab.runs.scores import SCORES, SHOWN, Score
+from toco_lab.words import counted
 
 
 def summarise(
@@ -141,7 +142,8 @@ def protocol_text(configs: Iterable[Config], frame: pd.DataFrame) -> str:
     def said(field: str) -> str:
         return "varying" if field in varying else str(getattr(cfg, field))
 
-    seeds = " to ".join(map(str, dict.fromkeys((counts.min(), counts.max())))) + " seed" + "s" * bool(counts.max() > 1)
+    fewest = f"{counts.min()} to " if counts.min() < counts.max() else ""
+    seeds = fewest + counted(int(counts.max()), "seed")
     images = said("val_images") if cfg.val_images else "all"
     return (
         f"Data {said('dataset')}, preset {cfg.preset_name or 'custom'}, {said('steps')} steps of {said('batch_size')}; "

@@ -26,6 +26,7 @@ from toco_lab.vocabulary import (
     POSITIVE_COSINE,
     TITLES,
 )
+from toco_lab.words import counted
 
 MANY = 6  # of more runs than this, seeds of one config are drawn as one curve
 PAIRS = (POSITIVE_COSINE, NEGATIVE_COSINE)
@@ -48,17 +49,22 @@ class RunRecord:
     def __init__(self, run: RunDir) -> None:
         """Read config.json: without it there is no run."""
         self.run, self.name, self.config = run, run.name, run.config()
+        self.damages: list[str] = []  # what is wrong with the files that were read so far
 
     @cached_property
     def status(self) -> dict[str, Any]:
         """Content of status.json; empty if it is damaged."""
-        status = _readable(self.run.status)
-        return status if isinstance(status, dict) else {}
+        return self._readable(self.run.status) or {}
+
+    @cached_property
+    def state(self) -> str:
+        """As `RunDir.state`, or `unknown`."""
+        return self.run.state() if self.status else "unknown"
 
     @cached_property
     def metrics(self) -> pd.DataFrame | None:
         """Rows of metrics.csv, one per logged step; None if there is none."""
-        table = _readable(self.run.metrics)
+        table = self._readable(self.run.metrics)
         return None if table is None or table.empty else table
 
     @cached_property
@@ -81,23 +87,22 @@ class RunRecord:
     @cached_property
     def protocol(self) -> dict[str, dict[str, Any]]:
         """Target -> protocol record; empty if there is none."""
-        return _readable(self.run.read_json, "protocol") or {}
+        return self._readable(self.run.read_json, "protocol") or {}
 
     @cached_property
     def environments(self) -> list[dict[str, Any]]:
         """One record per start of the run; empty if there is none."""
-        records = _readable(self.run.read_json, "env")
-        return records if isinstance(records, list) else []
+        return self._readable(self.run.environments) or []
 
     @cached_property
     def gallery(self) -> Gallery | None:
         """Maps of a few images."""
-        return _readable(load_gallery, self.run)
+        return self._readable(load_gallery, self.run)
 
     @cached_property
     def tokens(self) -> list[TokenMaps]:
         """Tokens of the probe images; empty if there are none."""
-        return _readable(load_run_maps, self.run) or []
+        return self._readable(load_run_maps, self.run) or []
 
     @cached_property
     def numbers(self) -> dict[str, Number]:
@@ -106,22 +111,25 @@ class RunRecord:
 
     def absence(self, what: str, name: str) -> str:
         """A sentence on what the run lacks, and why."""
-        error, state = self.status.get("error"), self.status.get("state", "of unknown state")
-        said = f"failed: {error}" if error else f"is {state}"
+        error = self.status.get("error")
+        said = f"failed: {error}" if error else f"is {self.state}" if self.status else "is of unknown state"
         there = (self.run.path / name).exists()
         reason = f"{name} is empty or cannot be read" if there else f"its folder has no {name}"
+        reason = next((damage for damage in self.damages if str(self.run.path / name) in damage), reason)
         return f"{what} not there because {reason}. The run {said}, at step {self.status.get('step', 0)}."
 
     def _table(self, name: str) -> pd.DataFrame | None:
-        return _readable(self.run.read_table, name)
+        return self._readable(self.run.read_table, name)
 
-
-def _readable(read: Callable[..., Read], *arguments: Any) -> Read | None:
-    """What is read, or None where the file is missing or damaged."""
-    try:
-        return read(*arguments)
-    except (OSError, ValueError):
-        return None
+    def _readable(self, read: Callable[..., Read], *arguments: Any) -> Read | None:
+        """What is read, or None where the file is missing or damaged, which is then noted."""
+        try:
+            return read(*arguments)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            self.damages.append(" ".join(str(error).split()))
+            return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +142,7 @@ class Comparison:
         reference: Row, or row -> row, that differences are taken to.
         about: What was asked, where a sweep says it.
         paths: Folders that were given.
+        left_out: Why runs without a readable config.json are not among them.
     """
 
     runs: list[RunRecord]
@@ -141,6 +150,7 @@ class Comparison:
     reference: str | Mapping[str, str] | None = None
     about: str = ""
     paths: tuple[Path, ...] = ()
+    left_out: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -152,14 +162,15 @@ class Comparison:
         """What a report on these runs is called where nobody gave it a title."""
         if self.about:
             return f"Report on {self.about.partition(':')[0]}"
-        return "Report on " + (", ".join(self.names) if len(self.names) <= 3 else f"{len(self.names)} runs")
+        return "Report on " + (", ".join(self.names) if len(self.names) <= 3 else counted(len(self.names), "run"))
 
     @property
     def progress(self) -> str:
         """How many runs there are and how many are done."""
-        done, count = sum(run.status.get("state") == "done" for run in self.runs), len(self.runs)
+        done, count = sum(run.state == "done" for run in self.runs), len(self.runs)
         rest = "" if done == count else f"; {count - done} unfinished or failed"
-        return f"{count} run{'s' * (count != 1)}, {done} finished{rest}"
+        left_out = f"; left out: {'; '.join(self.left_out)}" if self.left_out else ""
+        return f"{counted(count, 'run')}, {done} finished{rest}{left_out}"
 
     @cached_property
     def rows(self) -> dict[str, str]:
@@ -201,22 +212,44 @@ def compare_folders(paths: Sequence[Path | str]) -> Comparison:
     """
     if len(paths) == 1 and (Path(paths[0]) / "grid.yaml").is_file():
         return _of_sweep(Path(paths[0]))
-    runs = []
+    runs: list[RunDir] = []
+    left_out: list[str] = []
     for path in map(Path, paths):
-        runs += [file.run for file in _of_sweep(path).runs] if (path / "grid.yaml").is_file() else [RunDir(path)]
-    return replace(compare(runs), paths=tuple(map(Path, paths)))
+        if (path / "grid.yaml").is_file():
+            sweep = _of_sweep(path)
+            runs += [file.run for file in sweep.runs]
+            left_out += sweep.left_out
+        else:
+            runs.append(RunDir(path))
+    found = compare(runs)
+    return replace(found, paths=tuple(map(Path, paths)), left_out=(*left_out, *found.left_out))
 
 
 def compare(runs: Sequence[RunDir]) -> Comparison:
     """Runs that belong together by their configs alone.
 
     Raises:
-        ValueError: If there is none, or two have the same folder name.
+        ValueError: If there is none, two have the same folder name, or no config.json can be read.
     """
     names = [run.name for run in runs]
     if not runs or len(set(names)) < len(names):
         raise ValueError(f"a report needs at least one run and different folder names, got {names}")
-    return Comparison([RunRecord(run) for run in runs], _rows(runs), paths=tuple(run.path for run in runs))
+    records, left_out = _records(runs)
+    frame = _rows([record.run for record in records])
+    return Comparison(records, frame, paths=tuple(run.path for run in runs), left_out=left_out)
+
+
+def _records(runs: Sequence[RunDir]) -> tuple[list[RunRecord], tuple[str, ...]]:
+    """The runs whose config.json can be read, and what is wrong with that of the others; ValueError if none can."""
+    records, wrong = [], []
+    for run in runs:
+        try:
+            records.append(RunRecord(run))
+        except (OSError, ValueError) as error:
+            wrong.append(error)
+    if not records:
+        raise wrong[0]
+    return records, tuple(" ".join(str(error).split()) for error in wrong)
 
 
 def _rows(runs: Sequence[RunDir]) -> pd.DataFrame:
@@ -237,7 +270,8 @@ def _of_sweep(folder: Path) -> Comparison:
         raise FileNotFoundError(f"no run of the sweep {folder} has begun; `python -m toco_lab sweep` makes them")
     frame = sweep_table(folder.parent, grid)
     about = f"{grid.name}: {grid.about}" if grid.about else grid.name
-    return Comparison([RunRecord(run) for run in begun], frame, grid.reference, about, (folder,))
+    records, left_out = _records(begun)
+    return Comparison(records, frame, grid.reference, about, (folder,), left_out)
 
 
 # --- numbers with their protocol --------------------------------------------------------------------------------------

@@ -25,8 +25,10 @@ from toco_lab.files import atomic_write
 from toco_lab.reports.ablation import protocol_text, summarise, wide_table
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.runs.scores import SCORES, TITLES
+from toco_lab.runs.small_files import Columns, read_table_file
 from toco_lab.sweeps.grid import ROOT, Grid
 from toco_lab.sweeps.sweep import run_sweep, sweep_table
+from toco_lab.words import counted
 
 STUDIES = Path("results/studies")
 KEPT = ("row", "reference", "seed", "seconds", *SCORES, "run")  # columns of table.csv
@@ -59,10 +61,13 @@ class Study:
 
         Raises:
             FileNotFoundError: If no run of the study was made yet.
+            ValueError: Naming table.csv, and its column or row that is wrong, if it is damaged.
         """
         if not self._path.is_file():
             raise FileNotFoundError(f"{self.folder} has no table yet; make it with `{self.command}`")
-        return pd.read_csv(self._path)
+        remedy = f"Bring back a copy, or delete it and make it anew with `{self.command}`"
+        columns = Columns(text=("row",), numbers=("seed",), more_numbers=("seconds", *SCORES))
+        return read_table_file(self._path, columns, text=("run", "reference"), remedy=remedy)
 
     def runs_kept(self) -> int:
         """How many runs the kept table has; lines about models that are no runs of the grid do not count."""
@@ -71,7 +76,7 @@ class Study:
 
     def state(self) -> str:
         """How many runs of its grid the kept table has, or "planned" without a table."""
-        return f"{self.runs_kept()} of {len(self.grid.runs())} runs" if self._path.is_file() else "planned"
+        return f"{self.runs_kept()} of {counted(len(self.grid.runs()), 'run')}" if self._path.is_file() else "planned"
 
     def keep(self, frame: pd.DataFrame, text: str, figure: Figure | None = None, *, dpi: int = 80) -> None:
         """Write table, summary and figure into the folder.
@@ -81,7 +86,8 @@ class Study:
         """
         if self._path.is_file() and len(self.table()) > len(frame):
             raise ValueError(
-                f"{self._path} has {len(self.table())} lines and stays as it is: there are {len(frame)} so far"
+                f"{self._path} has {counted(len(self.table()), 'line')} and stays as it is: there are "
+                f"{len(frame)} so far"
             )
         with atomic_write(self._path, "w") as file:
             frame.to_csv(file, index=False, lineterminator="\n")
@@ -131,7 +137,9 @@ def make_study(study: Study, *, root: Path | str = ROOT, workers: int = 1, progr
         ValueError: As `run_sweep`, and if that makes fewer runs than the kept table has.
     """
     if (few := len(study.grid.runs())) < study.runs_kept():
-        raise ValueError(f"{study.name} has a table of {study.runs_kept()} runs, these would be {few}: give more seeds")
+        raise ValueError(
+            f"{study.name} has a table of {counted(study.runs_kept(), 'run')}, these would be {few}: give more seeds"
+        )
     run_sweep(study.grid, root=root, workers=workers, progress=progress)
     return write_study(study, root=root)
 
@@ -173,9 +181,10 @@ def _markdown(study: Study, frame: pd.DataFrame, summary: pd.DataFrame, root: Pa
 
 def machine_of(run: RunDir) -> str:
     """Device, version of torch and commit of a run."""
-    made = run.read_json("env")[-1]
-    commit = made["git"]["commit"][:9] if made["git"] else "unknown"
-    return f"{made['device']}, torch {made['packages']['torch']}, commit {commit}"
+    made = run.environments()[-1]
+    commit = (made.get("git") or {}).get("commit", "unknown")[:9]
+    torch = (made.get("packages") or {}).get("torch", "unknown")
+    return f"{made.get('device', 'unknown device')}, torch {torch}, commit {commit}"
 
 
 def markdown_lines(heading: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:

@@ -27,7 +27,7 @@ def asked_table(comparison: Comparison) -> Table:
     rows = [
         {
             "run": run.name, "row": comparison.rows[run.name], "preset": run.config.preset_name or "custom",
-            "data": run.config.dataset, "backbone": run.config.backbone, "state": run.status.get("state", "unknown"),
+            "data": run.config.dataset, "backbone": run.config.backbone, "state": run.state,
             "step": run.status.get("step", 0), "of steps": run.config.steps,
             "minutes": _minutes(run.status.get("seconds")), "seed": run.config.seed,
         }

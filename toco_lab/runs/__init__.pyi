@@ -1,8 +1,10 @@
 from . import environment as environment
+from . import in_use as in_use
 from . import listing as listing
 from . import locks as locks
 from . import run_dir as run_dir
 from . import scores as scores
+from . import small_files as small_files
 from . import table as table
 from .listing import find_runs as find_runs
 from .listing import list_runs as list_runs

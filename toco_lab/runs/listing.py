@@ -1,7 +1,5 @@
 """All runs below a folder as one table."""
 
-import csv
-import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from toco_lab.config import config_differences
-from toco_lab.runs.run_dir import CONFIG_FIELDS, RunDir, complete_lines, damaged
+from toco_lab.files import read_text
+from toco_lab.runs.run_dir import CONFIG_FIELDS, METRICS_REMEDY, RunDir
+from toco_lab.runs.small_files import TABLES, complete_lines, damaged, number_in, read_rows
 from toco_lab.vocabulary import MEAN_SCORES
 
 RUN_COLUMNS = ("run", "state", "step", "seconds", "made", "seed")  # of `list_runs`, before config fields and scores
@@ -77,26 +77,32 @@ def final_scores(run: RunDir) -> dict[str, float]:
     path = run.path / "evaluation.csv"
     if not path.is_file():
         return {}
+    # hundreds of runs are listed: pandas takes far longer
     try:
-        with path.open(encoding="utf-8", newline="") as file:  # hundreds of runs are listed: pandas takes far longer
-            reader = csv.DictReader(file)
-            if lacking := {"target", "class", "iou"} - set(reader.fieldnames or ()):
-                raise ValueError(f"no column {', '.join(sorted(lacking))}")
-            rows = [row for row in reader if row["class"] in MEAN_SCORES]
-        return {f"{row['target']}_{row['class']}": float(row["iou"] or "nan") for row in rows}
-    except (ValueError, csv.Error) as error:
-        raise damaged(path, "a table with the columns target, class and iou", error) from error
+        text = read_text(path)
+    except ValueError as error:
+        raise damaged(path, "text", error) from error
+    rows = read_rows(path, text, TABLES["evaluation"])
+    return {
+        f"{row['target']}_{row['class']}": number_in(path, row, "iou", number)
+        for number, row in enumerate(rows, 2)
+        if row["class"] in MEAN_SCORES
+    }
 
 
 def _last_metrics(run: RunDir) -> dict[str, float]:
     """The last value of each column of metrics.csv but `step`; validation scores are not in every row."""
     last: dict[str, float] = {}
-    for row in csv.DictReader(io.StringIO(complete_lines(run.path / "metrics.csv"))):
-        last |= {key: float(value) for key, value in row.items() if key != "step" and value not in ("", "nan")}
+    path = run.path / "metrics.csv"
+    text = complete_lines(path, METRICS_REMEDY)
+    for number, row in enumerate(read_rows(path, text, TABLES["metrics"], METRICS_REMEDY) if text else [], 2):
+        number_in(path, row, "step", number, METRICS_REMEDY)
+        told = [key for key, value in row.items() if key != "step" and value not in ("", "nan")]
+        last |= {key: number_in(path, row, key, number, METRICS_REMEDY) for key in told}
     return last
 
 
 def _made(run: RunDir) -> str:
     """When the run was started first, like 2026-01-31 12:00:00; empty if that was not written down."""
-    records = run.read_json("env") if (run.path / "env.json").is_file() else []
+    records = run.environments() if (run.path / "env.json").is_file() else []
     return records[0]["start"][:19].replace("T", " ") if records else ""

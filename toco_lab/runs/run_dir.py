@@ -8,7 +8,6 @@ import csv
 import dataclasses
 import io
 import json
-import platform
 import secrets
 import shutil
 import time
@@ -22,13 +21,23 @@ from filelock import FileLock
 
 from toco_lab.config import Config, config_differences
 from toco_lab.files import atomic_write
-from toco_lab.runs import locks
+from toco_lab.runs import in_use, locks
 from toco_lab.runs.environment import environment
+from toco_lab.runs.small_files import (
+    SHAPES,
+    TABLES,
+    Columns,
+    complete_lines,
+    damaged,
+    number_in,
+    read_json_file,
+    read_rows,
+    read_table_file,
+)
 
 STATES = ("new", "running", "done", "failed")
 CONFIG_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
-_KINDS: dict[type, str] = {dict: "object", list: "list"}
-_STALE_SECONDS = 3600  # a file that was written longer ago is not being written now: its process was killed
+METRICS_REMEDY = "Bring back a copy; deleted, the rows of the steps made so far are lost, and the run goes on"
 FigureLike = TypeVar("FigureLike")
 
 
@@ -80,7 +89,7 @@ class RunDir:
             if fatal:
                 raise ValueError(f"{path} holds a run with another config: {', '.join(fatal)}")
             for temporary in path.rglob(".*.tmp"):
-                if time.time() - temporary.stat().st_mtime > _STALE_SECONDS:
+                if time.time() - temporary.stat().st_mtime > in_use.STALE_SECONDS:
                     temporary.unlink(missing_ok=True)
         with atomic_write(path / "config.json", "w") as file:
             file.write(cfg.to_json())
@@ -93,7 +102,7 @@ class RunDir:
         """Record this start in env.json, and a state where there is none; damaged ones are written anew."""
         records, status = [], None
         try:
-            records = read_json_file(self.path / "env.json", list)
+            records = self.environments()
         except FileNotFoundError:
             pass
         except ValueError as error:
@@ -142,11 +151,20 @@ class RunDir:
         """
         if not (self.path / "status.json").is_file():
             return {"state": "new", "step": 0}
-        path = self.path / "status.json"
-        status = read_json_file(path, dict)
-        if status.get("state") not in STATES:
-            raise damaged(path, f"a state among {', '.join(STATES)}", f"it is {status.get('state')!r}")
-        return status
+        status = self.read_json("status")
+        if status["state"] not in STATES:
+            expected = f"a `state` among {', '.join(STATES)}"
+            raise damaged(self.path / "status.json", expected, f"it is {status['state']!r}")
+        return {"step": 0} | status
+
+    def environments(self) -> list[dict[str, Any]]:
+        """A record of each start of the run, from env.json.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: Naming env.json and the field, if it is damaged.
+        """
+        return self.read_json("env")
 
     def set_status(self, state: str, **fields: Any) -> None:
         """Write a new state. Fields not given keep their value, except `error`: it belongs to one state."""
@@ -169,7 +187,7 @@ class RunDir:
             ValueError: If the row has a column that the file lacks.
         """
         path = self.path / "metrics.csv"
-        text = complete_lines(path)
+        text = complete_lines(path, METRICS_REMEDY)
         row = {key: _plain(value) for key, value in row.items()}
         columns = next(csv.reader([text.partition("\n")[0]])) if text else list(row)
         unknown = [key for key in row if key not in columns]
@@ -187,15 +205,22 @@ class RunDir:
             file.write(buffer.getvalue())
 
     def metrics(self) -> pd.DataFrame:
-        """Rows of metrics.csv, one per logged step; empty before the first. Half a last line is left out."""
-        text = complete_lines(self.path / "metrics.csv") or "step\n"
-        return pd.read_csv(io.StringIO(text))
+        """Rows of metrics.csv, one per logged step; empty before the first. Half a last line is left out.
+
+        Raises:
+            ValueError: Naming the file, and the column or row that is wrong, if it is damaged.
+        """
+        path = self.path / "metrics.csv"
+        return read_table_file(
+            path, TABLES["metrics"], whole=complete_lines(path, METRICS_REMEDY) or "step\n", remedy=METRICS_REMEDY
+        )
 
     def truncate_metrics(self, last_step: int) -> None:
         """Drop the rows after `last_step` and half a last line, before a run continues from a checkpoint."""
         path = self.path / "metrics.csv"
-        rows = list(csv.DictReader(io.StringIO(complete_lines(path))))
-        kept = [row for row in rows if float(row["step"]) <= last_step]
+        text = complete_lines(path, METRICS_REMEDY)
+        rows = read_rows(path, text, TABLES["metrics"], METRICS_REMEDY) if text else []
+        kept = [row for number, row in enumerate(rows, 2) if number_in(path, row, "step", number) <= last_step]
         if not kept:
             path.unlink(missing_ok=True)  # the next row may bring its own columns
             return
@@ -222,13 +247,8 @@ class RunDir:
             FileNotFoundError: If the run has none.
             ValueError: Naming the file, if it is damaged.
         """
-        # only an empty cell is missing: a class called "None" or "NA" stays a word
-        path = self.path / f"{name}.csv"
-        kinds = dict.fromkeys(text, str)
-        try:
-            return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=kinds)
-        except (ValueError, pd.errors.ParserError) as error:
-            raise damaged(path, "a table with a line of column names", error) from error
+        kind = name if name in TABLES else name.partition("_")[0]  # evaluation_train is one of evaluation
+        return read_table_file(self.path / f"{name}.csv", TABLES.get(kind, Columns()), text=text)
 
     def write_json(self, name: str, obj: Any) -> None:
         """Write `<name>.json`; NumPy and torch values become numbers and lists, paths become text."""
@@ -240,9 +260,10 @@ class RunDir:
 
         Raises:
             FileNotFoundError: If the run has none.
-            ValueError: Naming the file, if it is damaged.
+            ValueError: Naming the file and the field, if it is damaged.
         """
-        return read_json_file(self.path / f"{name}.json")
+        kind = name if name in SHAPES else name.partition("_")[0]  # protocol_train is one of protocol
+        return read_json_file(self.path / f"{name}.json", SHAPES.get(kind))
 
     def save_figure(self, name: str, figure: Any) -> Path:
         """Save a matplotlib figure as figures/<name>.png, a plotly one as figures/<name>.json."""
@@ -263,7 +284,7 @@ class RunDir:
     @property
     def is_evaluated(self) -> bool:
         """Whether scores and their protocol are there; the protocol is written last."""
-        return (self.path / "protocol.json").is_file()
+        return all((self.path / name).is_file() for name in ("evaluation.csv", "protocol.json"))
 
     @property
     def is_measured(self) -> bool:
@@ -309,71 +330,41 @@ class RunDir:
     # --- the end ----------------------------------------------------------------------------------
 
     def busy(self) -> str:
-        """Which other living process may be at work here, in words; empty if none is.
+        """Which living process may be at work here, in words; empty if none is.
 
         A run that is done or failed is left alone, unless somebody evaluates it. Where the lock is not certain (the run
         was last started on another machine or by another user, or nobody knows where), it counts as busy if it was
-        written to within the last hour.
+        written to within the last hour. Who merely holds the run open in this very process does not count.
         """
-        if locks.held_by_another(self.path / locks.WORK_LOCK):
-            return "another process trains, evaluates or labels it"
-        last: dict[str, Any] = {}  # the process that was started last
-        try:
-            if self.status()["state"] in ("done", "failed"):
-                return ""
-            last = self.read_json("env")[-1].get("process") or {}
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError, FileNotFoundError):
-            pass  # damaged, or of an older version: nothing is known
-        here = last.get("host") == platform.node()
-        if locks.held_by_another(self.path.parent / locks.SWEEP_LOCK):
-            return f"a sweep is running in {self.path.parent}"
-        held = locks.held_by_another(self.path / locks.RUN_LOCK)
-        if held:
-            return f"process {last['pid']} of this machine has it open" if here else "another process has it open"
-        if (here and held is False) or (minutes := self._minutes_since_written()) * 60 >= _STALE_SECONDS:
-            return ""
-        where = f" on {last['host']}" if last else ""
-        return f"it was written to {minutes:.0f} minutes ago, perhaps by a process{where} that still lives"
+        return in_use.busy(self)
 
     def state(self) -> str:
-        """The state for a listing: as in `status`, but `stopped` where it says `running` and no process is at it."""
-        state = str(self.status()["state"])
-        if state != "running" or locks.lock_of(self.path / locks.RUN_LOCK).is_locked or self.busy():
-            return state
-        return "stopped"
+        """The state that every list, table and page shows: as in `status`, but `stopped` instead of `running` where
+        no process is at it.
 
-    def _minutes_since_written(self) -> float:
-        files = (self.path / name for name in ("status.json", "metrics.csv", "log.txt"))
-        return (time.time() - max((file.stat().st_mtime for file in files if file.is_file()), default=0)) / 60
+        Raises:
+            ValueError: Naming status.json, if it is damaged.
+        """
+        return in_use.shown_state(self)
 
-    def check_deletable(self, root: Path | str | None = None) -> None:
+    def check_deletable(self, root: Path | str = "results") -> None:
         """Raises ValueError if the folder should not be deleted: busy, a link, of others, or with runs inside.
 
         Args:
             root: Folder that holds the runs; a path below it that leads out of it, by a link or `..`, is refused.
         """
-        if root is not None and self.path.is_relative_to(root):
-            if not self.path.resolve().is_relative_to(Path(root).resolve()):
-                raise ValueError(
-                    f"{self.path} leads out of {root}, to {self.path.resolve()}; give that path if it is to be deleted"
-                )
-        if self.path.is_symlink():
-            raise ValueError(f"{self.path} is a link; delete the folder it leads to, {self.path.resolve()}")
-        if not any((self.path / name).is_file() for name in ("env.json", "status.json")):
-            raise ValueError(f"{self.path} has neither env.json nor status.json: is it a run? Delete it by hand")
-        inner = [path.parent for path in self.path.rglob("config.json") if path.parent != self.path]
-        if inner:
-            raise ValueError(f"{self.path} holds another run, {inner[0]}; move or delete that one first")
-        if reason := self.busy():
-            raise ValueError(f"{self.path} is in use: {reason}; stop it first")
+        in_use.check_deletable(self, root)
 
-    def delete(self) -> None:
+    def delete(self, root: Path | str = "results") -> None:
         """Delete the folder. Killed half way it leaves a hidden folder, which the next deletion beside it removes.
+
+        Args:
+            root: Folder that holds the runs, see `check_deletable`.
 
         Raises:
             ValueError: If `check_deletable` does, or the system does not allow it.
         """
-        self.check_deletable()
+        self.check_deletable(root)
         path = self.path.resolve()
         locks.lock_of(path / locks.RUN_LOCK).release(force=True)  # a lock of this very process
         hidden = path.parent / f".{secrets.token_hex(4)}.deleted"  # without its name, which may be as long as can be
@@ -383,42 +374,6 @@ class RunDir:
                 shutil.rmtree(left, ignore_errors=left != hidden)
         except OSError as error:
             raise ValueError(f"{self.path} cannot be deleted: {error}") from error
-
-
-def read_json_file(path: Path, kind: type = object) -> Any:
-    """A small JSON file that a run, a sweep or a notebook wrote.
-
-    Args:
-        path: The file.
-        kind: What it must hold: dict or list.
-
-    Raises:
-        FileNotFoundError: If it is not there.
-        ValueError: Naming the file, what was expected and what to do, if it is damaged.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, nested without end
-        raise damaged(path, "JSON", error) from error
-    if not isinstance(found, kind):
-        raise damaged(path, f"a JSON {_KINDS[kind]}", f"a {type(found).__name__} is there")
-    return found
-
-
-def damaged(path: Path, expected: str, error: object) -> ValueError:
-    """The error about a small file of a run: which, what was expected, what is wrong, and what to do."""
-    return ValueError(
-        f"{path} is damaged: {expected} was expected ({' '.join(str(error).split())}). Delete it to have it made anew, "
-        f"or bring back a copy"
-    )
-
-
-def complete_lines(path: Path) -> str:
-    """Text of a file up to its last line end; empty if there is no file."""
-    if not path.is_file():
-        return ""
-    raw = path.read_bytes()
-    return raw[: raw.rfind(b"\n") + 1].decode("utf-8")
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from toco_lab.config import Config, config_differences
 from toco_lab.runs.listing import final_scores
-from toco_lab.runs.run_dir import RunDir, damaged
+from toco_lab.runs.run_dir import RunDir
 from toco_lab.vocabulary import (
     AFTER_BLOCK,
     CAM,
@@ -73,8 +73,6 @@ def run_scores(run: RunDir) -> dict[str, float]:
     if not run.is_measured:
         return found
     frame = run.read_table("smoothing")
-    if lacking := [name for name in ("site", "metric", "variant", "layer", "value") if name not in frame]:
-        raise damaged(run.path / "smoothing.csv", "a table of over-smoothing", f"no column {', '.join(lacking)}")
     frame = frame[frame["site"] == AFTER_BLOCK]
     means = frame.groupby(["metric", "variant", "layer"])["value"].mean()
     first, last = frame["layer"].min(), frame["layer"].max()
@@ -99,7 +97,7 @@ def rows_of_runs(runs: Iterable[RunDir]) -> pd.DataFrame:
     lines = []
     for run in runs:
         cfg = configs[run.path]
-        line = {"row": names[cfg.digest()], "seed": cfg.seed, "state": run.status()["state"]}
+        line = {"row": names[cfg.digest()], "seed": cfg.seed, "state": run.state()}
         lines.append(line | run_scores(run) | {"run": run.name})
     return pd.DataFrame(lines, columns=None if lines else ["row", "seed", "state", "run"])
 

@@ -19,6 +19,7 @@ from toco_lab.files import did_you_mean
 from toco_lab.runs.listing import RUN_COLUMNS, find_runs
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.vocabulary import MEAN_SCORES
+from toco_lab.words import counted
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Config))
 WHERE_HELP = 'compare columns with numbers, "words" or lists by < <= == != >= > and in, joined by and, or, not'
@@ -151,11 +152,6 @@ def cell_text(value: Any) -> str:
     return str(value)
 
 
-def count_text(count: int, word: str) -> str:
-    """`1 run`, `2 runs`."""
-    return f"{count} {word}" + "s" * (count != 1)
-
-
 # --- compare, relate --------------------------------------------------------------------------------------------------
 
 
@@ -190,8 +186,8 @@ class Relation:
     @property
     def note(self) -> str:
         """What the figure is made of, in words."""
-        left_out = f", {count_text(self.left_out, 'run')} left out without a value" if self.left_out else ""
-        return count_text(len(self.points), "run") + left_out
+        left_out = f", {counted(self.left_out, 'run')} left out without a value" if self.left_out else ""
+        return counted(len(self.points), "run") + left_out
 
 
 def relate(table: pd.DataFrame, metric: str, parameter: str, *, colour: str | None = None) -> Relation:
@@ -248,7 +244,7 @@ def find_run(root: Path | str, name: Path | str) -> RunDir:
     there = [path.relative_to(root).as_posix() for path in find_runs(root)]
     same_name = [run for run in there if run.endswith(f"/{name}")]
     hint = did_you_mean(str(same_name[0] if same_name else name), there)
-    hint = hint or f"; `runs list` shows the {count_text(len(there), 'run')} below {root}"
+    hint = hint or f"; `runs list` shows the {counted(len(there), 'run')} below {root}"
     raise ValueError(f"{name} is no run folder: it has no config.json{hint}")
 
 
@@ -284,4 +280,4 @@ def deletion_notice(run: RunDir) -> str:
         state = f"{run.state()}, step {run.status().get('step', 0)}"
     except (ValueError, KeyError, TypeError, AttributeError):
         state = "unreadable"
-    return f"{run.path}: {state}, {size_text(run.size())}, {count_text(len(run.checkpoints()), 'checkpoint')}"
+    return f"{run.path}: {state}, {size_text(run.size())}, {counted(len(run.checkpoints()), 'checkpoint')}"

@@ -1,6 +1,7 @@
 """Over-smoothing of a run, and of any ToCo on the validation images of its config."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import islice
 from statistics import mode
 
@@ -13,6 +14,7 @@ from toco_lab.config import Config
 from toco_lab.data.loader import EvalSample, eval_samples
 from toco_lab.method.cam import at_evaluation_size
 from toco_lab.method.model import ToCo
+from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.layers import DEFAULT_SITES
 from toco_lab.smoothing.per_layer import ALL_IMAGES, PAIR_COSINES, Sample, measured_table, what_is_asked
@@ -51,17 +53,35 @@ def smoothing_of_run(
 
     Returns:
         The table of `smoothing_per_layer`, of what this call measured.
+
+    Raises:
+        ValueError: If smoothing.csv may change and another process is at work in the folder of the run.
     """
+    with only_worker(run.path) if write else nullcontext():
+        frame = _measure(run, num_images, metrics, sites, device, progress=progress)
+        if write:
+            run.write_table("smoothing", merged(_kept(run, frame), frame))
+    return frame
+
+
+def _measure(
+    run: RunDir, num_images: int, metrics: Sequence[str] | None, sites: Sequence[str], device: str, *, progress: bool
+) -> pd.DataFrame:
     model, cfg = load_run_model(run, resolve_device(device))
     checkpoint = run.checkpoints()[-1]
     weights = f"{checkpoint.stem} ({weights_hash(checkpoint)})"
-    frame = smoothing_of_model(
+    return smoothing_of_model(
         model, cfg, num_images, name=run.name, weights=weights, metrics=metrics, sites=sites, progress=progress
     )
-    if write:
-        kept = run.read_table("smoothing", text=("image", "weights")) if run.is_measured else frame.iloc[:0]
-        run.write_table("smoothing", merged(kept, frame))
-    return frame
+
+
+def _kept(run: RunDir, new: pd.DataFrame) -> pd.DataFrame:
+    """What smoothing.csv holds; no row, in the columns of `new`, where there is none or it is damaged."""
+    try:
+        return run.read_table("smoothing", text=("image", "weights")) if run.is_measured else new.iloc[:0]
+    except ValueError as error:
+        run.log(f"smoothing.csv is written anew: {error}")
+        return new.iloc[:0]
 
 
 def merged(old: pd.DataFrame, new: pd.DataFrame) -> pd.DataFrame:

@@ -15,6 +15,8 @@ import torch
 from scipy.linalg import lapack
 from torch import Tensor
 
+from toco_lab.words import counted
+
 TOKENS_TO_CHANNELS = 1.2  # up to this ratio of N to D the (N, N) Gram matrix is cheaper: a view has it already
 
 
@@ -124,7 +126,9 @@ def _eigenvalues(diagonal: np.ndarray, beside: np.ndarray) -> np.ndarray:
         return diagonal
     values, info = lapack.dsterf(diagonal, beside)
     if info:
-        raise np.linalg.LinAlgError(f"{info} eigenvalues of a tridiagonal matrix of {len(diagonal)} were not found")
+        raise np.linalg.LinAlgError(
+            f"{counted(info, 'eigenvalue')} of a tridiagonal matrix of {len(diagonal)} were not found"
+        )
     return values
 
 

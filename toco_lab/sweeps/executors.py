@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from toco_lab.sweeps import worker
+from toco_lab.words import counted
 
 RETRIES = 2  # times a run is started again after its process was killed
 _OUTPUT = "output.txt"
@@ -141,7 +142,7 @@ def _lost_run(attempt: _Attempt, code: int) -> LostRun | None:
     if code in (0, worker.RECORDED):
         return None
     if code < 0:
-        times = f"killed by {signal.Signals(-code).name} {attempt.retries + 1} times"
+        times = f"killed by {signal.Signals(-code).name} {counted(attempt.retries + 1, 'time')}"
         return LostRun(f"the worker was {times} (SIGKILL often means no memory)")
     lines = (attempt.folder / _OUTPUT).read_text(encoding="utf-8", errors="replace").splitlines()
     return LostRun(f"the worker ended with exit code {code}", "\n".join(lines[-_OUTPUT_LINES:]))

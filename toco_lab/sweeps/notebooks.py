@@ -21,7 +21,7 @@ import papermill
 from nbformat import NotebookNode
 
 from toco_lab.files import atomic_write
-from toco_lab.runs.run_dir import read_json_file
+from toco_lab.runs.small_files import read_json_file
 from toco_lab.sweeps.parameters import check_parameters
 
 CELL_TIMEOUT = 3600  # seconds one cell may take unless told otherwise
@@ -124,7 +124,7 @@ def read_record(output: Path | str) -> dict[str, Any]:
     """
     path = Path(output).with_suffix(".json")
     with contextlib.suppress(ValueError):  # damaged: as if it had not been executed
-        return read_json_file(path, dict) if path.is_file() else {}
+        return read_json_file(path, {}) if path.is_file() else {}
     return {}
 
 

@@ -24,6 +24,7 @@ from toco_lab.sweeps.executors import Executor, LocalExecutor, RayExecutor
 from toco_lab.sweeps.grid import ROOT, Grid, PlannedRun
 from toco_lab.sweeps.progress import SweepBar, duration_text, seconds_left
 from toco_lab.sweeps.worker import Task, record_failure, recorded_error, state_on_disk
+from toco_lab.words import counted
 
 _POLL_SECONDS = 0.2
 
@@ -165,6 +166,8 @@ def sweep_table(root: Path | str, grid: Grid) -> pd.DataFrame:
                 status = (made := RunDir(run.folder)).status()
                 row["seconds"] = status.get("total_seconds", status.get("seconds"))
                 row |= run_scores(made)
+                if made.is_evaluated:
+                    made.read_json("protocol")  # whether it can be read
             except (ValueError, OSError) as problem:  # a damaged run hides none of the others
                 error = error or str(problem)
         rows.append(row | {"run": run.folder.name, "error": error})
@@ -199,7 +202,7 @@ def outlook(frame: pd.DataFrame, *, workers: int = 1, retry_failed: bool = False
     runs = frame.drop_duplicates("run")
     failed = int((runs["state"] == "failed").sum())
     todo = runs[runs["state"].isin(["new", "begun", *(["failed"] if retry_failed else [])])]
-    parts = [f"{len(frame)} runs"]
+    parts = [counted(len(frame), "run")]
     if len(runs) < len(frame):
         parts.append(f"{len(frame) - len(runs)} of them equal to another and shared")
     parts.append(f"{int((runs['state'] == 'done').sum())} done")
@@ -207,5 +210,5 @@ def outlook(frame: pd.DataFrame, *, workers: int = 1, retry_failed: bool = False
         parts.append(f"{failed} failed before ({'tried again' if retry_failed else 'left alone'})")
     if not len(todo):
         return f"{', '.join(parts)}, nothing to do"
-    at_a_time = f"{workers} worker{'s' if workers > 1 else ''}"
+    at_a_time = counted(workers, "worker")
     return f"{', '.join(parts)}, {len(todo)} to do with {at_a_time}: {duration_text(todo['seconds'], workers)}"

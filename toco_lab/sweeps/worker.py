@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from toco_lab.config import Config, config_differences
 from toco_lab.files import atomic_write
-from toco_lab.runs.run_dir import RunDir, read_json_file
+from toco_lab.runs.run_dir import RunDir
+from toco_lab.runs.scores import run_scores
+from toco_lab.runs.small_files import SHAPES, read_json_file
 from toco_lab.sweeps.grid import Grid, PlannedRun
 
 if TYPE_CHECKING:
@@ -86,8 +88,10 @@ def state_on_disk(grid: Grid, run: PlannedRun) -> Literal["new", "begun", "done"
         return "done" if is_done(job) else "begun"
     made = RunDir(run.folder)
     try:
-        finished = made.is_evaluated and made.is_measured and made.status()["state"] == "done"
-    except ValueError:  # status.json is damaged: whoever continues the run writes it anew
+        finished = made.is_evaluated and made.is_measured and made.state() == "done"
+        if finished:
+            made.read_json("protocol"), run_scores(made)
+    except (ValueError, OSError):  # damaged: whoever continues the run writes it anew
         finished = False
     return "done" if finished else "begun"
 
@@ -131,7 +135,7 @@ def recorded_error(folder: Path) -> str:
     if not path.is_file():
         return ""
     try:
-        return str(read_json_file(path, dict).get("error", ""))
+        return str(read_json_file(path, SHAPES["failure"])["error"])
     except ValueError as error:
         return str(error)
 

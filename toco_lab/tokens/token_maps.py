@@ -14,6 +14,7 @@ import numpy as np
 from toco_lab.files import atomic_write, require
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.tokens.quantise import QuantisedTokens
+from toco_lab.words import counted
 
 _FORMAT = 1  # of the saved file
 # what numpy raises for a damaged file: cut off, a wrong checksum, an unknown compression, an array missing, ...
@@ -49,11 +50,11 @@ class TokenMaps:
         if self.image.dtype != np.uint8 or self.image.ndim != 3 or self.image.shape[2] != 3:
             raise ValueError(f"image must be uint8 (H, W, 3), got {self.image.dtype} {self.image.shape}")
         if h * w != self.tokens.num_tokens:
-            raise ValueError(f"a grid of {h} x {w} patches does not fit {self.tokens.num_tokens} tokens")
+            raise ValueError(f"a grid of {h} x {w} patches does not fit {counted(self.tokens.num_tokens, 'token')}")
         if self.tokens.widths.shape != (len(self.steps), len(self.layers)):
             raise ValueError(
-                f"{len(self.steps)} steps and {len(self.layers)} layers do not fit tokens of (steps, layers) "
-                f"{self.tokens.widths.shape}"
+                f"{counted(len(self.steps), 'step')} and {counted(len(self.layers), 'layer')} do not fit tokens "
+                f"of (steps, layers) {self.tokens.widths.shape}"
             )
         if list(self.steps) != sorted(set(self.steps)):
             raise ValueError(f"steps must rise, got {self.steps}")
@@ -173,7 +174,7 @@ def _check_same_model_and_image(first: TokenMaps, other: TokenMaps) -> None:
     if not np.array_equal(first.image, other.image):
         raise ValueError(f"{between} the pixels of {first.image_name!r}")
     if first.tokens.dim != other.tokens.dim:
-        raise ValueError(f"{between} width: {first.tokens.dim} and {other.tokens.dim} dimensions")
+        raise ValueError(f"{between} width: {first.tokens.dim} and {counted(other.tokens.dim, 'dimension')}")
 
 
 def maps_by_image(maps: Sequence[TokenMaps]) -> dict[str, dict[str, TokenMaps]]:

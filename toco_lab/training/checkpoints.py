@@ -99,7 +99,7 @@ def load_run_model(run: RunDir, device: str | torch.device = "cpu") -> tuple[ToC
     require(run, RunDir, "run", ": open one with RunDir(folder)")
     checkpoints = run.checkpoints()
     if not checkpoints:
-        raise CheckpointError(f"{run.path} has no checkpoint yet; train it first (state: {run.status()['state']})")
+        raise CheckpointError(f"{run.path} has no checkpoint yet; train it first (state: {run.state()})")
     cfg = run.config()
     model = ToCo(cfg)
     model.load_state_dict(load_checkpoint(checkpoints[-1], cfg, model=model)["model"])

@@ -16,6 +16,7 @@ from toco_lab.method.model import ToCo
 from toco_lab.method.step import LocalViews, LossTerms, StepOutput, compute_losses
 from toco_lab.training.optimiser import build_optimizer, set_learning_rate
 from toco_lab.training.processes import micro_batches, num_processes, rank
+from toco_lab.words import counted
 
 
 class _Losses(nn.Module):
@@ -58,8 +59,9 @@ class Learner:
         if cfg.accumulate % num_processes():
             needed = micro_batches(cfg.batch_size, cfg.accumulate, num_processes())
             raise ValueError(
-                f"accumulate {cfg.accumulate} does not divide among {num_processes()} processes; set it to {needed} "
-                f"micro-batches. It is no default because PTC and the segmentation loss are means over a micro-batch"
+                f"accumulate {cfg.accumulate} does not divide among {counted(num_processes(), 'process')}; set "
+                f"it to {counted(needed, 'micro-batch')}. It is no default because "
+                "PTC and the segmentation loss are means over a micro-batch"
             )
         if num_processes() > 1:  # a term of weight 0 leaves its head without gradient: unused parameters
             ids = [device] if device.type == "cuda" else None

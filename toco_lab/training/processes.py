@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from toco_lab.words import counted
+
 PATIENCE = timedelta(hours=2)  # the others may wait while the first process paints masks or measures
 
 
@@ -96,7 +98,7 @@ def micro_batches(batch_size: int, accumulate: int, processes: int) -> int:
     if batch_size % processes:
         fitting = [count for count in range(1, batch_size + 1) if batch_size % count == 0]
         raise ValueError(
-            f"a batch of {batch_size} images does not divide among {processes} processes; start "
+            f"a batch of {counted(batch_size, 'image')} does not divide among {counted(processes, 'process')}; start "
             f"{' or '.join(map(str, fitting))}, or change batch_size"
         )
     return next(

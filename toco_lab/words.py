@@ -1,0 +1,23 @@
+"""Counts in words, for every message and table: 1 problem, 2 problems."""
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number and what it counts, in the singular or plural.
+
+    Args:
+        number: How many.
+        one: The words after 1, like `image` or `image has`.
+        many: The words after any other number; by default the last word of `one` in the plural.
+
+    >>> counted(1, "class"), counted(2, "class"), counted(0, "category"), counted(2, "image has", "images have")
+    ('1 class', '2 classes', '0 categories', '2 images have')
+    """
+    return f"{number} {one if number == 1 else many or _plural(one)}"
+
+
+def _plural(word: str) -> str:
+    if word.endswith(("s", "x", "ch", "sh")):
+        return f"{word}es"
+    if word.endswith("y") and word[-2] not in "aeiou":
+        return f"{word[:-1]}ies"
+    return f"{word}s"

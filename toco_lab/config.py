@@ -15,15 +15,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from toco_lab.fields import check_fields, check_one, opt, shown
 from toco_lab.files import did_you_mean
 from toco_lab.presets import PRESETS
+from toco_lab.relations import VIT_SIZES, backbone_kind, check_relations
 
 if TYPE_CHECKING:
     import pandas as pd
 
 IGNORE_INDEX: int = 255  # label value that no loss and no metric counts (VOC's border, unsure pseudo labels)
-
-VIT_SIZES = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")  # fields of plain ViTs alone
-# beginnings of timm's names of its ResNet and ConvNeXt families
-CNN_NAMES = ("convnext", "resnet", "resnext", "wide_resnet", "senet", "seresne", "ecaresne")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,105 +258,7 @@ class Config:
     def __post_init__(self) -> None:
         """Convert and check every value; each message names the values that do not fit."""
         check_fields(self)
-        self._check_relations()
-        self._check_backbone()
-
-    def _check_relations(self) -> None:
-        """What two values may be together, or the items of one."""
-        _require(
-            self.num_classes > 0 or self.dataset == "folder",
-            f"num_classes must be at least 1 for dataset {self.dataset!r}, got 0: only a folder counts its own classes",
-        )
-        names = self.classes or ()
-        _require(
-            not names or self.num_classes in (0, len(names)),
-            f"num_classes {self.num_classes} is not the number of classes, which names {len(names)}: leave num_classes "
-            "at 0 to count them",
-        )
-        _require(self.jitter[3] <= 0.5, f"jitter may shift the hue, its last number, by 0.5 at most, got {self.jitter}")
-        _require(self.cam_scales[0] == 1, f"cam_scales must begin with 1.0, got {self.cam_scales}")
-        _require(self.local_crop_size % 2 == 0, f"local_crop_size must be even, got {self.local_crop_size}")
-        _require(
-            self.token_snapshots != 1,
-            "token_snapshots must be 0 or at least 2 (before training and at the end), got 1",
-        )
-        _require(
-            self.low_threshold < self.high_threshold,
-            f"low_threshold must be below high_threshold, got {self.low_threshold} and {self.high_threshold}",
-        )
-        self._check_training()
-        self._check_sizes()
-
-    def _check_training(self) -> None:
-        """Batches and steps."""
-        _require(
-            self.batch_size % self.accumulate == 0,
-            f"accumulate {self.accumulate} must divide batch_size {self.batch_size}",
-        )
-        _require(
-            self.warmup_steps < self.steps,
-            f"warmup_steps {self.warmup_steps} must be below steps {self.steps}: a run this short needs fewer warm-up "
-            f"steps too, warmup_steps={self.steps // 10} say",
-        )
-
-    def _check_sizes(self) -> None:
-        """Sides in pixels, and the sizes of a plain ViT as far as they are given."""
-        _require(
-            self.local_crop_size < self.crop_size,
-            f"local_crop_size {self.local_crop_size} must be smaller than crop_size {self.crop_size}",
-        )
-        patch = self.patch_size
-        for name in ("crop_size", "local_crop_size", "image_size"):
-            size = getattr(self, name)
-            _require(
-                patch is None or size is None or size % patch == 0,
-                f"{name} {size} is not a multiple of patch_size {patch}",
-            )
-        _require(
-            patch is None or self.view2_size >= patch, f"view2_size {self.view2_size} is less than patch_size {patch}"
-        )
-        _require(
-            self.embed_dim is None or self.num_heads is None or self.embed_dim % self.num_heads == 0,
-            f"num_heads {self.num_heads} must divide embed_dim {self.embed_dim}",
-        )
-        _require(
-            self.depth is None or -self.depth <= self.aux_layer < self.depth,
-            f"aux_layer {self.aux_layer} is not one of the {self.depth} blocks that depth asks for",
-        )
-
-    def _check_backbone(self) -> None:
-        """What the name of the backbone rules out; the rest shows when the model is made."""
-        kind, name = backbone_kind(self.backbone), self.backbone
-        given = [f"{size}={getattr(self, size)}" for size in VIT_SIZES if getattr(self, size) is not None]
-        _require(
-            kind == "vit" or not given,
-            f"{', '.join(given)} are sizes of plain ViTs; {name} keeps its own: leave them out (None), or give timm's "
-            "names for them in backbone_args",
-        )
-        _require(
-            kind == "cnn" or self.output_stride is None,
-            f"output_stride dilates a ResNet or ConvNeXt, {name} is none: the side of its tokens is "
-            + ("patch_size" if kind == "vit" else "32 pixels, or less with backbone_args='{\"patch_size\": 2}'"),
-        )
-        _require(
-            kind == "vit" or self.anti_smoothing == "none",
-            f"anti_smoothing {self.anti_smoothing!r} rescales attention between all tokens, which {name} does not "
-            "have: set it to 'none', or take a plain ViT",
-        )
-        _require(
-            kind == "vit" or not self.compile_blocks,
-            f"compile_blocks is for plain ViTs: the auxiliary tokens of {name} come from a hook, which compiled blocks "
-            "miss. Leave it False",
-        )
-        _require(
-            not (self.weights_tag and "." in name),
-            f"backbone {name} names its weights already; leave weights_tag {self.weights_tag!r} out, or the tag in the "
-            "name",
-        )
-        _require(
-            _is_json_object(self.backbone_args),
-            f'backbone_args must be a JSON object like {{"embed_dim": 48}}, got {shown(self.backbone_args)}',
-        )
+        check_relations(self)
 
     @classmethod
     def preset(cls, name: str) -> Self:
@@ -416,7 +315,8 @@ class Config:
             fields = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"config: cannot be read as JSON: {error}") from error
-        _require(isinstance(fields, dict), f"must be a JSON object of fields and values, got {shown(fields)}")
+        if not isinstance(fields, dict):
+            raise ValueError(f"config: must be a JSON object of fields and values, got {shown(fields)}")
         return cls().replace(**fields)
 
     def digest(self) -> str:
@@ -446,12 +346,6 @@ class Config:
         return pd.DataFrame(rows, columns=["field", "value", "default", "meaning"]).set_index("field")
 
 
-def backbone_kind(backbone: str) -> Literal["vit", "swin", "cnn"]:
-    """What a timm name stands for, by its beginning; all but Swins, ResNets and ConvNeXts count as plain ViTs."""
-    name = backbone.rpartition("/")[2].removeprefix("test_")
-    return "swin" if name.startswith("swin") else "cnn" if name.startswith(CNN_NAMES) else "vit"
-
-
 def field_help() -> dict[str, str]:
     """Help text of every field, in order."""
     return {field.name: field.metadata["help"] for field in dataclasses.fields(Config)}
@@ -465,18 +359,3 @@ def config_differences(configs: dict[str, Config]) -> dict[str, dict[str, Any]]:
         if field.name != "preset_name" and len(set(values.values())) > 1:
             table[field.name] = values
     return table
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(f"config: {message}")
-
-
-def _is_json_object(text: str) -> bool:
-    """Whether a text is a JSON object without NaN or infinity; nothing at all counts as an empty one."""
-    try:
-        arguments = json.loads(text or "{}")
-        json.dumps(arguments, allow_nan=False)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(arguments, dict)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from tyro.extras import SubcommandApp
 
+from toco_lab.commands.parser import Commands
 from toco_lab.files import atomic_write
 
-runs = SubcommandApp()
+runs = Commands()
 
 
 @runs.command(name="list", is_default=True)

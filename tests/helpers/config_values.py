@@ -58,9 +58,10 @@ def outside(name: str) -> list[Any]:
     step = 1 if kind is int else TINY
     edges = [
         (limits.at_least, -step), (limits.above, 0), (limits.above, -step), (limits.at_most, step), (limits.below, 0),
+        (limits.up_to, step),
     ]  # fmt: skip
-    bad: list[Any] = [kind(edge + shift) for edge, shift in edges if edge is not None]
-    bad += [kind(edge + shift * 1000) for edge, shift in edges if edge is not None and shift]
+    bad: list[Any] = [kind(edge + shift * max(1, abs(edge))) for edge, shift in edges if edge is not None]
+    bad += [kind(edge + shift * 1000 * max(1, abs(edge))) for edge, shift in edges if edge is not None and shift]
     bad += [12, -8, 0] if limits.one_of else []
     bad += ["", "  ", "\t\n"] if limits.filled else []
     bad += ["a/b", "..\\b", "a" * 101] if limits.matches else []
@@ -72,6 +73,7 @@ def outside(name: str) -> list[Any]:
     faulty: list[Any] = [[*good[:place], one, *good[place + 1 :]] for one in bad for place in range(len(good))]
     if limits.length is not None:
         faulty += [good[:-1], [*good, good[-1]]]
+    faulty += [[good[0]] * (limits.most + 1)] if limits.most is not None else []
     faulty += [[good[1], good[0]]] if limits.increasing else []
     faulty += [[*good, good[0]]] if limits.distinct else []
     return faulty

@@ -54,9 +54,7 @@ def parse(app: SubcommandApp, arguments: list[str], **about: Any) -> Callable[[]
     command, printed = _parsed(app, arguments, about)
     if command is None:
         message, place = _in_one_line(printed, arguments)
-        before = _parsed(app, arguments[:place], about)[1] if place is not None else ""
-        known = re.findall(r"[\w-]+", before.partition("{")[2].partition("}")[0])  # "Expected one of {toy, smoke}"
-        hint = did_you_mean(arguments[place], known) or f"; there are: {', '.join(known)}" if known else ""
+        hint = "" if place is None else _known_there(app, arguments, place, about)
         raise ValueError(message + hint)
     sys.stderr.write(printed)
     return command
@@ -72,6 +70,13 @@ def _parsed(app: SubcommandApp, arguments: list[str], about: dict[str, Any]) -> 
         if not left.code:
             raise
         return None, printed.getvalue()
+
+
+def _known_there(app: SubcommandApp, arguments: list[str], place: int, about: dict[str, Any]) -> str:
+    """The end of a message about a word without meaning: the command or preset that may stand in its place."""
+    printed = _parsed(app, arguments[:place], about)[1]  # "Expected one of {toy, smoke}"
+    known = re.findall(r"[\w-]+", printed.partition("{")[2].partition("}")[0])
+    return did_you_mean(arguments[place], known) or f"; there are: {', '.join(known)}" if known else ""
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from toco_lab.config import Config
 from toco_lab.fields import Limits, check_fields, opt, shown
 from toco_lab.presets import PRESETS
+from toco_lab.relations import never_reached
 
 
 def number_of_values() -> int:
@@ -116,6 +117,17 @@ def test_long_values_are_cut_in_messages():
     assert len(shown(laughs)) <= 200
     assert shown({"a": 10**5000}) == "{'a': a whole number of 16610 bits}"
     assert shown(10**5000) == "a whole number of 16610 bits"
+
+
+def test_losses_that_never_join_are_said():
+    smoke = Config.preset("smoke")
+    assert all(not never_reached(Config.preset(preset).released()) for preset in PRESETS)
+    found = never_reached(smoke.replace(seg_start_step=4, contrast_start_step=9))
+    assert [sentence.partition(":")[2].partition(".")[0] for sentence in found] == [
+        " contrast_start_step 9 is not below steps 4", " seg_start_step 4 is not below steps 4",
+    ]  # fmt: skip
+    assert len(never_reached(smoke.replace(seg_start_step=3, late_segmentation=True))) == 1
+    assert not never_reached(smoke.replace(seg_start_step=4, w_seg=0.0, w_reg=0.0))
 
 
 def test_one_sided_ranges_in_words():

@@ -41,6 +41,26 @@ def check_relations(cfg: "Config") -> None:
     _check_backbone(cfg)
 
 
+def never_reached(cfg: "Config") -> list[str]:
+    """What a run asks for and will not do, because it ends before: one sentence for each start step.
+
+    Such a config is allowed, to look at the first steps of a preset; it is said when the run starts.
+    """
+    starts = {
+        "contrast_start_step": ("PTC, CTC and the regression on the auxiliary CAM", ("w_ptc", "w_ctc", "w_distil")),
+        "seg_start_step": ("the segmentation and regularised losses", ("w_seg", "w_reg")),
+    }
+    found = []
+    for name, (losses, weights) in starts.items():
+        first = getattr(cfg, name) + (cfg.late_segmentation and name == "seg_start_step")
+        if first >= cfg.steps and any(getattr(cfg, weight) > 0 for weight in weights):
+            found.append(
+                f"{losses} never join: {name} {getattr(cfg, name)} is not below steps {cfg.steps}. Lower it for a run "
+                f"this short, or set {', '.join(weights)} to 0"
+            )
+    return found
+
+
 def _check_training(cfg: "Config") -> None:
     """Batches and steps."""
     _require(

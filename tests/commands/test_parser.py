@@ -103,6 +103,10 @@ def test_the_whole_command_says_so_in_one_line_and_writes_nothing(
         ("pseudo-labels run --kinds foo", "--kinds must be one of 'seed', 'refined', 'crf', 'aux', got 'foo'"),
         ("train smoke --steps 5 --steps=6", "--steps is given twice: the first would have no effect"),
         ("train smoke --refine --no-refine", "--refine is given twice: the first would have no effect"),
+        (
+            "train smoke --weights a.pth",
+            "weights='a.pth' has no effect: pretrained is False, so the weights are random",
+        ),
         ("train smoke --label-source masks", "label_source='masks' has no effect: the data set 'toy' does not read it"),
     ],
 )
@@ -119,3 +123,27 @@ def test_an_option_that_is_given_wins_over_released_even_at_its_default() -> Non
         assert given_options() == {"released", "padding"}
         assert options.config().padding == "mean"
     assert given_options() == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--parameters", "run_dir=3"], "parameter 'run_dir' must name a folder, got 3; put it in quotes"),
+        (["--parameters", "compare_with=[1]"], "parameter 'compare_with' must name a folder, got [1]"),
+        (["--parameters", "preset=toy", "preset=smoke"], "parameter 'preset' is given twice"),
+        (["--parameters", "preset=3"], "must be str, got 3"),
+        (["--parameters", "prest=toy"], "has no parameter 'prest', did you mean 'preset'?"),
+        (["--parameters", "overrides={'w_ptc': 1e999}"], "'overrides' cannot hold inf"),
+        (["--parameters", "overrides={'w_ptcc': 1}"], "unknown config field 'w_ptcc', did you mean 'w_ptc'?"),
+        (["--parameters", "preset"], "a parameter is name=value, got 'preset'"),
+        (["--timeout", "nan"], "timeout must lie in [1, 100000000] seconds, got nan"),
+        (["--timeout", "0"], "timeout must lie in [1, 100000000] seconds, got 0"),
+    ],
+)
+def test_wrong_parameters_of_a_notebook(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    notebook = Path(__file__).parents[2] / "notebooks" / "03_train.ipynb"
+    assert main(["run", str(notebook), "--output", str(tmp_path / "out"), *arguments]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1 and not list(tmp_path.iterdir())

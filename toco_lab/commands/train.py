@@ -48,6 +48,12 @@ class TrainOptions:
         changed = {name: value for name, value in values.items() if name in given or value != getattr(base, name)}
         cfg = (base.released() if self.released else base).replace(**changed)
         refuse_unused(cfg, changed)
+        for name in ("weights", "weights_tag"):
+            if name in changed and getattr(cfg, name) and not cfg.pretrained:
+                raise ValueError(
+                    f"{name}={getattr(cfg, name)!r} has no effect: pretrained is False, so the weights are random. "
+                    "Give --pretrained, or leave it out"
+                )
         return cfg
 
 

@@ -154,3 +154,13 @@ def test_a_wrong_name_makes_no_folder(
     with pytest.raises(ValueError, match=words):
         start(preset, overrides, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_losses_that_never_join_are_said_and_kept_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    cfg = Config.preset("smoke").replace(seg_start_step=4)
+    for _ in range(2):
+        run = open_run(cfg, tmp_path)
+        assert (
+            "warning: the segmentation and regularised losses never join: seg_start_step 4" in capsys.readouterr().out
+        )
+    assert (run.path / "log.txt").read_text().count("seg_start_step 4 is not below steps 4") == 1

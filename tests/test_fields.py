@@ -3,84 +3,17 @@
 import dataclasses
 import json
 import math
-import types
-from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
+from helpers.config_values import FIELDS, kinds, outside, wrong_types
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from toco_lab.config import Config
-from toco_lab.fields import LARGEST, Limits, check_fields, opt, shown
+from toco_lab.fields import Limits, check_fields, opt, shown
 from toco_lab.presets import PRESETS
-
-FIELDS = {field.name: field for field in dataclasses.fields(Config)}
-HINTS = get_type_hints(Config)
-# one value of every kind that YAML, JSON or a notebook may hold
-ANYTHING: list[Any] = [
-    None, True, False, 3, -1, 2**63, -(2**70), 10**5000, 0.5, math.nan, math.inf, -math.inf, "", " ", "text",
-    "1", b"bytes", [], [1], [0.5], ["a"], [None], [True], [[]], [math.nan], (), {}, {"a": 1}, {1}, Path("a"),
-    object(), print,
-]  # fmt: skip
-TINY = 1e-9
-
-
-def kinds(name: str) -> tuple[bool, bool, Any]:
-    """Whether a field may be None, whether it is a tuple, and the type of a value or of an item."""
-    hint, optional = HINTS[name], False
-    if get_origin(hint) in (Union, types.UnionType):
-        hint, optional = get_args(hint)[0], True
-    return (optional, True, get_args(hint)[0]) if get_origin(hint) is tuple else (optional, False, hint)
-
-
-def is_of(value: Any, kind: Any) -> bool:
-    """Whether a value has the type of a field, an int counting as a float."""
-    if get_origin(kind) is Literal:
-        return isinstance(value, str) and value in get_args(kind)
-    if kind is float:
-        return type(value) in (int, float) and not isinstance(value, bool) and abs(value) <= LARGEST * 2.0
-    return type(value) is kind and not (kind is int and abs(value) > LARGEST)
-
-
-def wrong_types(name: str) -> list[Any]:
-    """Values of ANYTHING that are not of a field's type; NaN and infinity count as no number."""
-    optional, listed, kind = kinds(name)
-
-    def fits(value: Any) -> bool:
-        if value is None:
-            return optional
-        if not listed:
-            return is_of(value, kind) and not (isinstance(value, float) and not math.isfinite(value))
-        return isinstance(value, list | tuple) and len(value) > 0 and all(is_of(item, kind) for item in value)
-
-    return [value for value in ANYTHING if not fits(value)]
-
-
-def outside(name: str) -> list[Any]:
-    """Values of a field's own type that lie outside its declared range."""
-    _, listed, kind = kinds(name)
-    limits: Limits = FIELDS[name].metadata["limits"]
-    step = 1 if kind is int else TINY
-    edges = [
-        (limits.at_least, -step), (limits.above, 0), (limits.above, -step), (limits.at_most, step), (limits.below, 0),
-    ]  # fmt: skip
-    bad: list[Any] = [kind(edge + shift) for edge, shift in edges if edge is not None]
-    bad += [kind(edge + shift * 1000) for edge, shift in edges if edge is not None and shift]
-    bad += [12, -8, 0] if limits.one_of else []
-    bad += ["", "  ", "\t\n"] if limits.filled else []
-    bad += ["a/b", "..\\b", "a" * 101] if limits.matches else []
-    bad += ["\0", "a\0b", "\ud800"] if kind is str else []
-    bad += [math.nan, math.inf, -math.inf] if kind is float else []
-    if not listed:
-        return bad
-    good = list(FIELDS[name].default or ("ant", "bee"))
-    faulty: list[Any] = [[*good[:place], one, *good[place + 1 :]] for one in bad for place in range(len(good))]
-    if limits.length is not None:
-        faulty += [good[:-1], [*good, good[-1]]]
-    faulty += [[good[1], good[0]]] if limits.increasing else []
-    faulty += [[*good, good[0]]] if limits.distinct else []
-    return faulty
+from toco_lab.relations import never_reached
 
 
 def number_of_values() -> int:
@@ -128,6 +61,13 @@ def test_numbers_and_texts_have_a_range_where_they_are_declared(name):
     ({"scale_range": [2, 0.5]}, "config: scale_range must increase: the smaller number comes first, got (2.0, 0.5)"),
     ({"view2_scale": [0, 1]}, "config: view2_scale must lie in (0, 1], each of its items, got (0.0, 1.0)"),
     ({"num_classes": 300}, "config: num_classes must lie in [0, 254] (255 marks pixels that do not count), got 300"),
+    ({"eval_seg_scales": [1e9]},
+     "config: eval_seg_scales must be at most 16 (more would only exhaust memory or time), each of its items, got"),
+    ({"eval_seg_scales": [1.0] * 101}, "config: eval_seg_scales may name 100 numbers at most, got"),
+    ({"crop_size": 10**9}, "config: crop_size must be at most 16,384 (more would only exhaust memory or time), got 10"),
+    ({"batch_size": 10**12}, "config: batch_size must be at most 1,000,000 (more would only exhaust memory or time)"),
+    ({"num_local_crops": 10**9}, "config: num_local_crops must be at most 1,024 (more would"),
+    ({"num_workers": 10**6}, "config: num_workers must lie in [0, 1024], got 1000000"),
     ({"val_split": " "}, "config: val_split must not be empty, got ' '"),
     ({"preset_name": "../x"},
      "config: preset_name must be a short name that a folder can have, without / and \\, got '../x'"),
@@ -177,6 +117,17 @@ def test_long_values_are_cut_in_messages():
     assert len(shown(laughs)) <= 200
     assert shown({"a": 10**5000}) == "{'a': a whole number of 16610 bits}"
     assert shown(10**5000) == "a whole number of 16610 bits"
+
+
+def test_losses_that_never_join_are_said():
+    smoke = Config.preset("smoke")
+    assert all(not never_reached(Config.preset(preset).released()) for preset in PRESETS)
+    found = never_reached(smoke.replace(seg_start_step=4, contrast_start_step=9))
+    assert [sentence.partition(":")[2].partition(".")[0] for sentence in found] == [
+        " contrast_start_step 9 is not below steps 4", " seg_start_step 4 is not below steps 4",
+    ]  # fmt: skip
+    assert len(never_reached(smoke.replace(seg_start_step=3, late_segmentation=True))) == 1
+    assert not never_reached(smoke.replace(seg_start_step=4, w_seg=0.0, w_reg=0.0))
 
 
 def test_one_sided_ranges_in_words():

@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from toco_lab.fields import check_fields, check_one, opt, shown
 from toco_lab.files import did_you_mean
 from toco_lab.presets import PRESETS
+from toco_lab.relations import VIT_SIZES, backbone_kind, check_relations
 
 if TYPE_CHECKING:
     import pandas as pd
 
-IGNORE_INDEX: int = 255  # label value that no loss and no metric counts (VOC's border, unsure pseudo labels)
+# far above what any machine can train; a larger number is a slip, and would only exhaust memory or time
+MOST_PIXELS = 16384  # of a side
+MOST_CHANNELS = 65536  # of a layer
+MOST_STEPS = 10**9  # of a run
 
-VIT_SIZES = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")  # fields of plain ViTs alone
-# beginnings of timm's names of its ResNet and ConvNeXt families
-CNN_NAMES = ("convnext", "resnet", "resnext", "wide_resnet", "senet", "seresne", "ecaresne")
+IGNORE_INDEX: int = 255  # label value that no loss and no metric counts (VOC's border, unsure pseudo labels)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +63,18 @@ class Config:
     crowds: Literal["class", "ignore"] = opt(
         "class", "crowd regions in masks made from COCO's json: painted as their class, or as 255 (not counted)"
     )
-    train_images: int = opt(0, "use only the first n training images (toy: size of the stream); 0 = all", at_least=0)
-    val_images: int = opt(0, "evaluate only the first n images; 0 = all", at_least=0)
-    crop_size: int = opt(448, "side of the square training crop, in pixels", at_least=1)
+    train_images: int = opt(
+        0, "use only the first n training images (toy: size of the stream); 0 = all", at_least=0, up_to=10**9
+    )
+    val_images: int = opt(0, "evaluate only the first n images; 0 = all", at_least=0, up_to=10**9)
+    crop_size: int = opt(448, "side of the square training crop, in pixels", at_least=1, up_to=MOST_PIXELS)
     scale_range: tuple[float, ...] = opt(
-        (0.5, 2.0), "random resize before the crop: smallest and largest factor", above=0, length=2, increasing=True
+        (0.5, 2.0),
+        "random resize before the crop: smallest and largest factor",
+        above=0,
+        up_to=16,
+        length=2,
+        increasing=True,
     )
     padding: Literal["mean", "black"] = opt(
         "mean",
@@ -90,7 +99,7 @@ class Config:
         length=2,
         increasing=True,
     )
-    view2_size: int = opt(224, "side of the second global view, in pixels", at_least=1)
+    view2_size: int = opt(224, "side of the second global view, in pixels", at_least=1, up_to=MOST_PIXELS)
     normalisation: Literal["backbone", "imagenet"] = opt(
         "backbone", "image mean and standard deviation: of the backbone's own weights, or ImageNet's", quirk="imagenet"
     )
@@ -117,23 +126,25 @@ class Config:
     weights: str = opt("", "local weights file (.safetensors, .pth) for the backbone; empty = timm downloads them")
     # sizes of plain ViTs: `replace` drops them for another backbone, which keeps its own
     image_size: int | None = opt(
-        None, "ViT: side the position grid was made for; None = the backbone's own", at_least=1
+        None, "ViT: side the position grid was made for; None = the backbone's own", at_least=1, up_to=MOST_PIXELS
     )
-    patch_size: int | None = opt(None, "ViT: patch side in pixels; None = the backbone's own", at_least=1)
-    embed_dim: int | None = opt(None, "ViT: token width D; None = the backbone's own", at_least=1)
-    depth: int | None = opt(None, "ViT: number of blocks; None = the backbone's own", at_least=1)
-    num_heads: int | None = opt(None, "ViT: attention heads; None = the backbone's own", at_least=1)
-    mlp_ratio: float | None = opt(None, "ViT: hidden width of a block's MLP over D; None = the backbone's own", above=0)
+    patch_size: int | None = opt(None, "ViT: patch side in pixels; None = the backbone's own", at_least=1, up_to=1024)
+    embed_dim: int | None = opt(None, "ViT: token width D; None = the backbone's own", at_least=1, up_to=MOST_CHANNELS)
+    depth: int | None = opt(None, "ViT: number of blocks; None = the backbone's own", at_least=1, up_to=1000)
+    num_heads: int | None = opt(None, "ViT: attention heads; None = the backbone's own", at_least=1, up_to=1024)
+    mlp_ratio: float | None = opt(
+        None, "ViT: hidden width of a block's MLP over D; None = the backbone's own", above=0, up_to=64
+    )
     pos_embed_antialias: bool = opt(False, "antialias when the frozen position grid is resampled")
     aux_layer: int = opt(-3, "block whose raw output feeds the auxiliary classifier (python index)")
     pooling: Literal["max", "average"] = opt(
         "max", "global pooling of the tokens before each classifier: maximum per channel (ToCo), or average"
     )
-    decoder_width: int = opt(512, "channels of the LargeFOV decoder", at_least=1)
-    decoder_dilation: int = opt(5, "dilation of its 3x3 convolutions", at_least=1)
-    head_hidden: int = opt(2048, "hidden width of the projection head of CTC", at_least=1)
-    head_bottleneck: int = opt(256, "bottleneck width of the projection head", at_least=1)
-    head_out: int = opt(1024, "output width of the projection head", at_least=1)
+    decoder_width: int = opt(512, "channels of the LargeFOV decoder", at_least=1, up_to=MOST_CHANNELS)
+    decoder_dilation: int = opt(5, "dilation of its 3x3 convolutions", at_least=1, up_to=1024)
+    head_hidden: int = opt(2048, "hidden width of the projection head of CTC", at_least=1, up_to=MOST_CHANNELS)
+    head_bottleneck: int = opt(256, "bottleneck width of the projection head", at_least=1, up_to=MOST_CHANNELS)
+    head_out: int = opt(1024, "output width of the projection head", at_least=1, up_to=MOST_CHANNELS)
     anti_smoothing: Literal["none", "attn_scale", "feat_scale"] = opt(
         "none", "rescale the high frequencies of attention (AttnScale) or of its output (FeatScale), arXiv 2203.05962"
     )
@@ -144,7 +155,7 @@ class Config:
 
     # --- CAM, pseudo labels, crops ------------------------------------------------------------------------------
     cam_scales: tuple[float, ...] = opt(
-        (1.0, 0.5, 1.5), "scales of the multi-scale CAM; 1 always runs, and first", above=0
+        (1.0, 0.5, 1.5), "scales of the multi-scale CAM; 1 always runs, and first", above=0, up_to=16, most=100
     )
     low_threshold: float = opt(0.25, "CAM score at or below this is background", within=(0, 1))
     high_threshold: float = opt(0.70, "CAM score above this is foreground", within=(0, 1))
@@ -152,15 +163,15 @@ class Config:
         0.50, "CAM score at or below this is background when a CAM is evaluated", within=(0, 1)
     )
     par_dilations: tuple[int, ...] = opt(
-        (1, 2, 4, 8, 12, 24), "neighbour distances of PAR, in half-size pixels", at_least=1
+        (1, 2, 4, 8, 12, 24), "neighbour distances of PAR, in half-size pixels", at_least=1, up_to=1024, most=100
     )
-    par_iterations: int = opt(10, "iterations of PAR", at_least=0)
+    par_iterations: int = opt(10, "iterations of PAR", at_least=0, up_to=10_000)
     refine: bool = opt(True, "refine the pseudo label by PAR (False: thresholds only)")
     aux_label_steps: int = opt(
-        0, "the segmentation pseudo label comes from the auxiliary CAM before this step", at_least=0
+        0, "the segmentation pseudo label comes from the auxiliary CAM before this step", at_least=0, up_to=MOST_STEPS
     )
-    num_local_crops: int = opt(8, "local crops per image", at_least=1)
-    local_crop_size: int = opt(96, "side of a local crop, in pixels (even)", at_least=2)
+    num_local_crops: int = opt(8, "local crops per image", at_least=1, up_to=1024)
+    local_crop_size: int = opt(96, "side of a local crop, in pixels (even)", at_least=2, up_to=MOST_PIXELS)
     crop_min_content: float = opt(0.2, "a local crop with this share of content or less is a negative", within=(0, 1))
     crop_candidates: Literal["uncertain", "not_foreground"] = opt(
         "uncertain", "where centres of local crops may lie", quirk="not_foreground"
@@ -187,8 +198,12 @@ class Config:
         "weight of regressing the final tokens' CAM on the auxiliary CAM: an alternative to PTC, not part of ToCo",
         at_least=0,
     )
-    contrast_start_step: int = opt(0, "first step with PTC, CTC and the regression on the auxiliary CAM", at_least=0)
-    seg_start_step: int = opt(2000, "first step with the segmentation and regularised losses", at_least=0)
+    contrast_start_step: int = opt(
+        0, "first step with PTC, CTC and the regression on the auxiliary CAM", at_least=0, up_to=MOST_STEPS
+    )
+    seg_start_step: int = opt(
+        2000, "first step with the segmentation and regularised losses", at_least=0, up_to=MOST_STEPS
+    )
     ptc_similarity: Literal["absolute", "raw"] = opt("absolute", "cosine similarity of PTC: |cos| or cos")
     ptc_box_units: Literal["tokens", "pixels"] = opt(
         "tokens", "units of the valid box on the token grid (pixels: most padded images drop out)", quirk="pixels"
@@ -200,25 +215,26 @@ class Config:
     reg_scale_factor: float = opt(1e-7, "the energy's own factor, inside w_reg", at_least=0)
     reg_sigma_rgb: float = opt(15.0, "colour width of the energy, in grey levels 0..255", above=0)
     reg_sigma_xy: float = opt(100.0, "spatial width of the energy, in full-size pixels", above=0)
-    reg_scale: float = opt(0.5, "size at which the energy is taken, relative to the image", above=0)
+    reg_scale: float = opt(0.5, "size at which the energy is taken, relative to the image", above=0, up_to=4)
     reg_gate: Literal["released", "exact"] = opt(
         "released",
         "gradient of the energy: its confidence gate held constant (as in gated-CRF losses), or the exact one",
     )
 
     # --- optimisation -------------------------------------------------------------------------------------------
-    steps: int = opt(20000, "optimiser steps T", at_least=1)
-    batch_size: int = opt(4, "effective batch, in images", at_least=1)
+    steps: int = opt(20000, "optimiser steps T", at_least=1, up_to=MOST_STEPS)
+    batch_size: int = opt(4, "effective batch, in images", at_least=1, up_to=1_000_000)
     accumulate: int = opt(
         1,
         "micro-batches the batch is split into: one after the other, or side by side in several processes",
         at_least=1,
+        up_to=1_000_000,
     )
     learning_rate: float = opt(6e-5, "peak learning rate of the encoder", above=0)
     head_lr_factor: float = opt(10.0, "factor on it for classifiers, projection head and decoder", at_least=0)
     weight_decay: float = opt(0.01, "decoupled weight decay of AdamW, all parameters", at_least=0)
     betas: tuple[float, ...] = opt((0.9, 0.999), "AdamW betas", at_least=0, below=1, length=2)
-    warmup_steps: int = opt(1500, "linear warm-up steps W", at_least=0)
+    warmup_steps: int = opt(1500, "linear warm-up steps W", at_least=0, up_to=MOST_STEPS)
     warmup_ratio: float = opt(
         1e-6, "first learning rate as a share of the peak (the released code calls it an lr)", within=(0, 1)
     )
@@ -239,127 +255,36 @@ class Config:
     device: str = opt("auto", "auto (cuda if there is one), cpu, cuda, cuda:1 ...", result=False, filled=True)
 
     # --- evaluation and bookkeeping -----------------------------------------------------------------------------
-    eval_cam_size: int = opt(448, "side images are resized to for CAM evaluation; 0 = native size", at_least=0)
-    eval_seg_scales: tuple[float, ...] = opt((1.0, 1.25, 1.5), "scales of multi-scale segmentation inference", above=0)
+    eval_cam_size: int = opt(
+        448, "side images are resized to for CAM evaluation; 0 = native size", at_least=0, up_to=MOST_PIXELS
+    )
+    eval_seg_scales: tuple[float, ...] = opt(
+        (1.0, 1.25, 1.5), "scales of multi-scale segmentation inference", above=0, up_to=16, most=100
+    )
     eval_seg_flip: bool = opt(True, "each scale of segmentation inference also runs mirrored")
     eval_fusion: Literal["voc", "coco"] = opt("voc", "voc: sum over flip, max over scales; coco: the other way round")
     miou_over: Literal["present", "all"] = opt("present", "mIoU over classes in the ground truth, or over all classes")
     eval_crf: bool = opt(False, "also evaluate segmentation after the dense CRF")
-    log_every: int = opt(20, "steps between rows of metrics.csv", result=False, at_least=1)
-    val_every: int = opt(0, "steps between validations during training; 0 = only at the end", result=False, at_least=0)
-    checkpoint_every: int = opt(500, "steps between checkpoints", result=False, at_least=1)
+    log_every: int = opt(20, "steps between rows of metrics.csv", result=False, at_least=1, up_to=MOST_STEPS)
+    val_every: int = opt(
+        0, "steps between validations during training; 0 = only at the end", result=False, at_least=0, up_to=MOST_STEPS
+    )
+    checkpoint_every: int = opt(500, "steps between checkpoints", result=False, at_least=1, up_to=MOST_STEPS)
     token_snapshots: int = opt(
         0,
         "snapshots of the tokens of the probe images, from before training to the end; 0 = none",
         result=False,
         at_least=0,
+        up_to=10_000,
     )
     probe_images: int = opt(
-        2, "first so many images of the validation list, whose tokens are kept", result=False, at_least=1
+        2, "first so many images of the validation list, whose tokens are kept", result=False, at_least=1, up_to=10_000
     )
 
     def __post_init__(self) -> None:
         """Convert and check every value; each message names the values that do not fit."""
         check_fields(self)
-        self._check_relations()
-        self._check_backbone()
-
-    def _check_relations(self) -> None:
-        """What two values may be together, or the items of one."""
-        _require(
-            self.num_classes > 0 or self.dataset == "folder",
-            f"num_classes must be at least 1 for dataset {self.dataset!r}, got 0: only a folder counts its own classes",
-        )
-        names = self.classes or ()
-        _require(
-            not names or self.num_classes in (0, len(names)),
-            f"num_classes {self.num_classes} is not the number of classes, which names {len(names)}: leave num_classes "
-            "at 0 to count them",
-        )
-        _require(self.jitter[3] <= 0.5, f"jitter may shift the hue, its last number, by 0.5 at most, got {self.jitter}")
-        _require(self.cam_scales[0] == 1, f"cam_scales must begin with 1.0, got {self.cam_scales}")
-        _require(self.local_crop_size % 2 == 0, f"local_crop_size must be even, got {self.local_crop_size}")
-        _require(
-            self.token_snapshots != 1,
-            "token_snapshots must be 0 or at least 2 (before training and at the end), got 1",
-        )
-        _require(
-            self.low_threshold < self.high_threshold,
-            f"low_threshold must be below high_threshold, got {self.low_threshold} and {self.high_threshold}",
-        )
-        self._check_training()
-        self._check_sizes()
-
-    def _check_training(self) -> None:
-        """Batches and steps."""
-        _require(
-            self.batch_size % self.accumulate == 0,
-            f"accumulate {self.accumulate} must divide batch_size {self.batch_size}",
-        )
-        _require(
-            self.warmup_steps < self.steps,
-            f"warmup_steps {self.warmup_steps} must be below steps {self.steps}: a run this short needs fewer warm-up "
-            f"steps too, warmup_steps={self.steps // 10} say",
-        )
-
-    def _check_sizes(self) -> None:
-        """Sides in pixels, and the sizes of a plain ViT as far as they are given."""
-        _require(
-            self.local_crop_size < self.crop_size,
-            f"local_crop_size {self.local_crop_size} must be smaller than crop_size {self.crop_size}",
-        )
-        patch = self.patch_size
-        for name in ("crop_size", "local_crop_size", "image_size"):
-            size = getattr(self, name)
-            _require(
-                patch is None or size is None or size % patch == 0,
-                f"{name} {size} is not a multiple of patch_size {patch}",
-            )
-        _require(
-            patch is None or self.view2_size >= patch, f"view2_size {self.view2_size} is less than patch_size {patch}"
-        )
-        _require(
-            self.embed_dim is None or self.num_heads is None or self.embed_dim % self.num_heads == 0,
-            f"num_heads {self.num_heads} must divide embed_dim {self.embed_dim}",
-        )
-        _require(
-            self.depth is None or -self.depth <= self.aux_layer < self.depth,
-            f"aux_layer {self.aux_layer} is not one of the {self.depth} blocks that depth asks for",
-        )
-
-    def _check_backbone(self) -> None:
-        """What the name of the backbone rules out; the rest shows when the model is made."""
-        kind, name = backbone_kind(self.backbone), self.backbone
-        given = [f"{size}={getattr(self, size)}" for size in VIT_SIZES if getattr(self, size) is not None]
-        _require(
-            kind == "vit" or not given,
-            f"{', '.join(given)} are sizes of plain ViTs; {name} keeps its own: leave them out (None), or give timm's "
-            "names for them in backbone_args",
-        )
-        _require(
-            kind == "cnn" or self.output_stride is None,
-            f"output_stride dilates a ResNet or ConvNeXt, {name} is none: the side of its tokens is "
-            + ("patch_size" if kind == "vit" else "32 pixels, or less with backbone_args='{\"patch_size\": 2}'"),
-        )
-        _require(
-            kind == "vit" or self.anti_smoothing == "none",
-            f"anti_smoothing {self.anti_smoothing!r} rescales attention between all tokens, which {name} does not "
-            "have: set it to 'none', or take a plain ViT",
-        )
-        _require(
-            kind == "vit" or not self.compile_blocks,
-            f"compile_blocks is for plain ViTs: the auxiliary tokens of {name} come from a hook, which compiled blocks "
-            "miss. Leave it False",
-        )
-        _require(
-            not (self.weights_tag and "." in name),
-            f"backbone {name} names its weights already; leave weights_tag {self.weights_tag!r} out, or the tag in the "
-            "name",
-        )
-        _require(
-            _is_json_object(self.backbone_args),
-            f'backbone_args must be a JSON object like {{"embed_dim": 48}}, got {shown(self.backbone_args)}',
-        )
+        check_relations(self)
 
     @classmethod
     def preset(cls, name: str) -> Self:
@@ -416,7 +341,8 @@ class Config:
             fields = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"config: cannot be read as JSON: {error}") from error
-        _require(isinstance(fields, dict), f"must be a JSON object of fields and values, got {shown(fields)}")
+        if not isinstance(fields, dict):
+            raise ValueError(f"config: must be a JSON object of fields and values, got {shown(fields)}")
         return cls().replace(**fields)
 
     def digest(self) -> str:
@@ -446,12 +372,6 @@ class Config:
         return pd.DataFrame(rows, columns=["field", "value", "default", "meaning"]).set_index("field")
 
 
-def backbone_kind(backbone: str) -> Literal["vit", "swin", "cnn"]:
-    """What a timm name stands for, by its beginning; all but Swins, ResNets and ConvNeXts count as plain ViTs."""
-    name = backbone.rpartition("/")[2].removeprefix("test_")
-    return "swin" if name.startswith("swin") else "cnn" if name.startswith(CNN_NAMES) else "vit"
-
-
 def field_help() -> dict[str, str]:
     """Help text of every field, in order."""
     return {field.name: field.metadata["help"] for field in dataclasses.fields(Config)}
@@ -465,18 +385,3 @@ def config_differences(configs: dict[str, Config]) -> dict[str, dict[str, Any]]:
         if field.name != "preset_name" and len(set(values.values())) > 1:
             table[field.name] = values
     return table
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(f"config: {message}")
-
-
-def _is_json_object(text: str) -> bool:
-    """Whether a text is a JSON object without NaN or infinity; nothing at all counts as an empty one."""
-    try:
-        arguments = json.loads(text or "{}")
-        json.dumps(arguments, allow_nan=False)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(arguments, dict)

@@ -18,6 +18,7 @@ from toco_lab.data.readers import missing_truth, open_dataset
 from toco_lab.evaluation.evaluate import Evaluation, evaluate_run, validator
 from toco_lab.files import enter_project, require
 from toco_lab.method.model import ToCo
+from toco_lab.relations import never_reached
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.of_runs import smoothing_of_run
 from toco_lab.tokens.snapshots import Snapshots
@@ -49,7 +50,13 @@ def open_run(cfg: Config, root: Path | str = "results", *, name: str | None = No
             initial_model(cfg)  # a weights file that does not fit leaves no run behind
     if drawn := write_split(cfg):
         print(drawn)
-    return RunDir.create(cfg, root, name=name)
+    run = RunDir.create(cfg, root, name=name)
+    log = run.path / "log.txt"
+    for sentence in never_reached(cfg):
+        print(f"warning: {sentence}")
+        if not log.is_file() or sentence not in log.read_text(encoding="utf-8", errors="replace"):
+            run.log(f"warning: {sentence}")
+    return run
 
 
 def train(run: RunDir, *, progress: bool = True) -> ToCo:

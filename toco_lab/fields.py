@@ -29,9 +29,11 @@ class Limits:
         above: A value below every allowed one.
         at_most: Largest value.
         below: A value above every allowed one.
+        up_to: Largest value that a machine can bear; more would only exhaust memory or time.
         within: Short for (`at_least`, `at_most`).
         one_of: The only values there are.
         length: Number of items of a tuple.
+        most: Largest number of items of a tuple.
         increasing: No item of the tuple is smaller than the one before.
         distinct: No item of the tuple comes twice.
         filled: Text may not be blank.
@@ -43,9 +45,11 @@ class Limits:
     above: float | None = None
     at_most: float | None = None
     below: float | None = None
+    up_to: float | None = None
     within: tuple[float, float] | None = None
     one_of: tuple[Any, ...] = ()
     length: int | None = None
+    most: int | None = None
     increasing: bool = False
     distinct: bool = False
     filled: bool = False
@@ -71,6 +75,8 @@ class Limits:
     def _fault_of_tuple(self, items: Sequence[Any]) -> str:
         if self.length is not None and len(items) != self.length:
             return f"needs {counted(self.length, 'number')}"
+        if self.most is not None and len(items) > self.most:
+            return f"may name {counted(self.most, 'number')} at most"
         if self.increasing and any(first > second for first, second in itertools.pairwise(items)):
             return "must increase: the smaller number comes first"
         return "may not name anything twice" if self.distinct and len(set(items)) < len(items) else ""
@@ -84,7 +90,10 @@ class Limits:
             return "must be a finite number"
         if self.one_of and value not in self.one_of:
             return f"must be {_listed(self.one_of)}"
-        return "" if self._holds(value) else f"must {self.interval()}"
+        if not self._holds(value):
+            return f"must {self.interval()}"
+        too_much = self.up_to is not None and value > self.up_to
+        return f"must be at most {self.up_to:,} (more would only exhaust memory or time)" if too_much else ""
 
     def _fault_of_text(self, text: str) -> str:
         if self.filled and not text.strip():

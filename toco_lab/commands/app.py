@@ -5,16 +5,15 @@ Heavy modules are imported by the command that needs them: `--help` answers at o
 
 import sys
 
-from tyro.extras import SubcommandApp
-
 from toco_lab.commands.data import data
 from toco_lab.commands.demo import demo
+from toco_lab.commands.parser import Commands, options_of, parse
 from toco_lab.commands.runs import runs
 from toco_lab.commands.sweeps import run, study, sweep
 from toco_lab.commands.train import train
 from toco_lab.commands.trained import evaluate, import_released, pseudo_labels, report
 
-app = SubcommandApp()
+app = Commands()
 app.command(train)
 app.command(evaluate)
 app.command(aliases=["pseudo_labels"])(pseudo_labels)
@@ -35,12 +34,16 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments  # of every command, wherever it stands
+    arguments = [word for word in arguments if word != "--debug"]
     try:
-        app.cli(
+        command = parse(
+            app,
+            arguments,
             prog="python -m toco_lab",
-            args=[word for word in arguments if word != "--debug"],
             description="Train and look into ToCo. `COMMAND --help` shows its options, `--debug` an error's traceback.",
         )
+        with options_of(arguments):
+            command()
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130

@@ -4,15 +4,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tyro
-from tyro.extras import SubcommandApp
 
+from toco_lab.commands.parser import Commands
 from toco_lab.config import Config
 from toco_lab.files import atomic_write
 from toco_lab.presets import PRESETS
 from toco_lab.words import counted
 
-data = SubcommandApp()
-prepare = SubcommandApp()
+data = Commands()
+prepare = Commands()
 
 
 def _data_config(what: str, **changes: Any) -> Config:

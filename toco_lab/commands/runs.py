@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-from tyro.extras import SubcommandApp
 
+from toco_lab.commands.parser import Commands
 from toco_lab.files import atomic_write
 from toco_lab.words import counted
 
-runs = SubcommandApp()
+runs = Commands()
 
 
 @runs.command(name="list", is_default=True)

@@ -6,6 +6,10 @@ from typing import Any, Literal
 
 import tyro
 
+from toco_lab.fields import shown
+
+_LONGEST = 10**8  # seconds, three years
+
 
 def run(
     notebooks: tyro.conf.Positional[tuple[Path, ...]],
@@ -24,13 +28,11 @@ def run(
     """
     from toco_lab.sweeps.notebooks import NotebookJob, run_notebooks
 
-    values = dict(map(_parse_parameter, parameters))
-    for name in {"run_dir", "compare_with"} & set(values):  # notebooks run in a folder of their own
-        folders = values[name] if isinstance(values[name], list) else [values[name]]
-        absolute = [str(Path(folder).resolve()) for folder in folders]
-        values[name] = absolute[0] if name == "run_dir" else absolute
+    values = _parse_parameters(parameters)
+    if not 1 <= timeout <= _LONGEST:
+        raise ValueError(f"timeout must lie in [1, {_LONGEST}] seconds, got {timeout:g}")
     output = output or Path(values.get("run_dir", "results/scratch"), "notebooks")
-    records = run_notebooks([NotebookJob(path, output / path.name, values) for path in notebooks], timeout=timeout)
+    records = run_notebooks([NotebookJob(path, output / path.name, values) for path in notebooks], timeout=int(timeout))
     failed = []
     for record in records:
         print(f"{record['state']}: {output / record['notebook']} ({record['seconds']:.0f} s)")
@@ -114,11 +116,30 @@ def study(
     print(studies.write_study(wanted, root=root) if tables else studies.make_study(wanted, root=root, workers=workers))
 
 
+def _parse_parameters(texts: tuple[str, ...]) -> dict[str, Any]:
+    """Values by name; folders as absolute paths, because notebooks run in a folder of their own."""
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, value = _parse_parameter(text)
+        if name in values:
+            raise ValueError(f"parameter {name!r} is given twice: the first would have no effect. Leave one out")
+        values[name] = value
+    for name in ("run_dir", "compare_with"):
+        folders = values.get(name, []) if name == "compare_with" else [values.get(name, "")]
+        folders = folders if isinstance(folders, list) else [folders]
+        if not all(isinstance(folder, str) and "\0" not in folder for folder in folders):
+            raise ValueError(f"parameter {name!r} must name a folder, got {shown(values[name])}; put it in quotes")
+        if name in values:
+            absolute = [str(Path(folder).resolve()) for folder in folders]
+            values[name] = absolute[0] if name == "run_dir" else absolute
+    return values
+
+
 def _parse_parameter(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"a parameter is name=value, got {text!r}")
     try:
         return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         return name, value

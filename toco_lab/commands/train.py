@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Union, get_type_hint
 
 import tyro
 
+from toco_lab.commands.parser import given_options
 from toco_lab.commands.trained import print_doubtful_truth, print_scores
 from toco_lab.config import Config, config_differences
 from toco_lab.presets import PRESETS
@@ -29,7 +30,7 @@ class TrainOptions:
     preset: ClassVar[str]
 
     released: bool = False
-    """switch on every quirk of the authors' released code; options that differ from the preset still count"""
+    """switch on every quirk of the authors' released code; options that are given win over it"""
     root: Path = Path("results")
     """folder that holds the runs"""
     name: str | None = None
@@ -45,9 +46,16 @@ class TrainOptions:
 
         base = Config.preset(self.preset)
         values = {field.name: getattr(self, field.name) for field in CONFIG_FIELDS}
-        changed = {name: value for name, value in values.items() if value != getattr(base, name)}
+        given = given_options()
+        changed = {name: value for name, value in values.items() if name in given or value != getattr(base, name)}
         cfg = (base.released() if self.released else base).replace(**changed)
         refuse_unused(cfg, changed)
+        for name in ("weights", "weights_tag"):
+            if name in changed and getattr(cfg, name) and not cfg.pretrained:
+                raise ValueError(
+                    f"{name}={getattr(cfg, name)!r} has no effect: pretrained is False, so the weights are random. "
+                    "Give --pretrained, or leave it out"
+                )
         return cfg
 
 

@@ -96,8 +96,8 @@ def _csv_row(cells: list[str], name: int, labels: int, count: int, delimiter: st
     spare = [cell for cell in cells[count:] if cell.strip()]
     if spare:
         raise ValueError(
-            f"{counted(len(cells), 'cell')}, the header has {count}: {spare[0]!r} belongs to no column. Separate classes "
-            "by `;`, and put a name that holds a comma into quotes"
+            f"{counted(len(cells), 'cell')}, the header has {count}: {spare[0]!r} belongs to no column. Separate "
+            "classes by `;`, and put a name that holds a comma into quotes"
         )
     if len(cells) <= max(name, labels):
         raise ValueError(

@@ -18,8 +18,10 @@ from typing import Any, Self
 from toco_lab.config import Config
 from toco_lab.data.own_folder import complete_config
 from toco_lab.data.unused import refuse_unused
-from toco_lab.files import did_you_mean, read_text
+from toco_lab.fields import check_one, shown
+from toco_lab.files import did_you_mean
 from toco_lab.sweeps.parameters import plain
+from toco_lab.sweeps.strict_yaml import read_yaml
 
 ROOT = Path("results/sweeps")
 MOST_RUNS = 100_000  # of one grid; more is taken for a slip, and is refused before anything is built
@@ -73,8 +75,12 @@ class Grid:
     def __post_init__(self) -> None:
         """Bring the fields into one form and build every run."""
         for word in (self.name, self.folder or self.name):
-            if not isinstance(word, str) or not re.fullmatch(r"\w[\w.-]*", word):
-                raise ValueError(f"the name of a grid names a folder: letters, digits, _ . and -, got {word!r}")
+            if not isinstance(word, str) or not re.fullmatch(r"\w[\w.-]{0,99}", word):
+                raise ValueError(
+                    "the name of a grid names a folder: up to 100 letters, digits, _ . and - (in quotes where YAML "
+                    f"reads something else, like yes), got {shown(word)}"
+                )
+        self._require(isinstance(self.about, str), f"about must be text, in quotes say, got {shown(self.about)}")
         self._set("rows", {row: fields or {} for row, fields in self._named("rows", self.rows).items()})
         self._set("axes", {axis: self._values(axis, given) for axis, given in self._named("axes", self.axes).items()})
         self._set("seeds", self._listed_seeds())
@@ -95,7 +101,8 @@ class Grid:
         reserved = sorted(given & {"preset", "overrides", "run_dir"})
         self._require(not reserved, f"the grid itself gives the notebook its {', '.join(reserved)}")
         self._require_few(math.prod([len(self.rows) or 1, *map(len, self.axes.values()), len(self._listed_seeds())]))
-        rows = list(dict.fromkeys(run.row for run in self.runs()))
+        planned = self.runs()
+        rows = list(dict.fromkeys(run.row for run in planned))
         self._set("reference", rows[0] if self.reference is None else self.reference)
         pairs = self.reference.items() if isinstance(self.reference, Mapping) else [(self.reference, self.reference)]
         for name in itertools.chain(*pairs):
@@ -108,13 +115,7 @@ class Grid:
         Raises:
             ValueError: For a file that is no YAML, an unknown, missing or repeated key, or what makes no run.
         """
-        import yaml
-
-        text = read_text(path)
-        try:
-            given = yaml.load(text, _yaml_loader())
-        except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date like 2024-99-99
-            raise ValueError(f"{path} cannot be read: {error}") from error
+        given = read_yaml(path)
         if not isinstance(given, dict):
             raise ValueError(f"{path} must hold `key: value` lines, got {type(given).__name__}")
         known = {one.name: one for one in dataclasses.fields(cls)}
@@ -178,12 +179,14 @@ class Grid:
 
     def _require_few(self, runs: int) -> None:
         self._require(
-            runs <= MOST_RUNS, f"{runs:,} runs asked for; rows, axes and seeds may make {MOST_RUNS:,} at most"
+            runs <= MOST_RUNS, f"{_count(runs)} runs asked for; rows, axes and seeds may make {MOST_RUNS:,} at most"
         )
 
     def _named(self, place: str, given: Any) -> Mapping[str, Any]:
         named = isinstance(given, Mapping) and all(isinstance(key, str) and key for key in given)
-        self._require(named, f"{place} must be names with their values, got {given!r} (quote words like no and on)")
+        self._require(
+            named, f"{place} must be names with their values, got {shown(given)} (quote words like no and on)"
+        )
         return given
 
     def _check_fields(self, place: str, given: Any) -> None:
@@ -191,7 +194,7 @@ class Grid:
         for name, value in self._named(place, given).items():
             self._require(name not in NOT_SWEPT, f"{place} may not set {name}; {NOT_SWEPT.get(name)}")
             wrong = name == "released" and not isinstance(value, bool)
-            self._require(not wrong, f"{place}: released is true or false, of one row or of all, got {value!r}")
+            self._require(not wrong, f"{place}: released is true or false, of one row or of all, got {shown(value)}")
 
     def _listed_seeds(self) -> tuple[int, ...]:
         given = self.seeds
@@ -200,31 +203,27 @@ class Grid:
         seeds: Sequence[int] = range(given if type(given) is int else 0) if isinstance(given, int) else given
         self._require(
             isinstance(seeds, Sequence) and len(seeds) > 0 and all(type(seed) is int for seed in seeds),
-            f"seeds must be a number of seeds, at least 1, or a list of whole numbers, got {given!r}",
+            f"seeds must be a number of seeds, at least 1, or a list of whole numbers, got {shown(given)}",
         )
-        self._require(len(set(seeds)) == len(seeds), f"a seed is given twice: {list(seeds)}")
+        self._require(len(set(seeds)) == len(seeds), f"a seed is given twice: {shown(list(seeds))}")
         return tuple(seeds)
 
     def _values(self, axis: str, given: Any) -> list[Any]:
         values = given.tolist() if hasattr(given, "tolist") else given  # np.linspace(0, 1, 5)
         listed = isinstance(values, Sequence) and not isinstance(values, str) and len(values) > 0
-        self._require(listed, f"axis {axis!r} must be a list of values, got {given!r}")
-        self._require(len(set(map(repr, values))) == len(values), f"axis {axis!r} has a value twice: {values}")
+        self._require(listed, f"axis {axis!r} must be a list of values, got {shown(given)}")
+        held = [repr(_as_field(axis, value)) for value in values]
+        self._require(len(set(held)) == len(values), f"axis {axis!r} has a value twice: {shown(values)}")
         return list(values)
 
 
-def _yaml_loader() -> type:
-    """PyYAML's safe loader, strict: `1e-4` is a number (to YAML 1.1 it is text), and no key may come twice."""
-    import yaml
+def _count(number: int) -> str:
+    return f"{number:,}" if number < 10**15 else "more than 10**15"
 
-    class Loader(yaml.SafeLoader):
-        def construct_mapping(self, node, deep=False):
-            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-            for key, (mark, _) in zip(keys, node.value, strict=True):
-                if keys.count(key) > 1:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key!r} comes twice", mark.start_mark)
-            return super().construct_mapping(node, deep)
 
-    number = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
-    return Loader
+def _as_field(name: str, value: Any) -> Any:
+    """The value as the config will hold it, so that 1 and 1.0 are seen to be one; what Config refuses stays."""
+    try:
+        return check_one(Config, name, value)
+    except (KeyError, ValueError):
+        return value

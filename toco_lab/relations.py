@@ -1,0 +1,153 @@
+"""What the fields of a Config may be together, and what the name of its backbone rules out."""
+
+import json
+from typing import TYPE_CHECKING, Literal
+
+from toco_lab.fields import shown
+
+if TYPE_CHECKING:
+    from toco_lab.config import Config
+
+VIT_SIZES = ("image_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")  # fields of plain ViTs alone
+# beginnings of timm's names of its ResNet and ConvNeXt families
+CNN_NAMES = ("convnext", "resnet", "resnext", "wide_resnet", "senet", "seresne", "ecaresne")
+
+
+def check_relations(cfg: "Config") -> None:
+    """What two values may be together, or the items of one."""
+    _require(
+        cfg.num_classes > 0 or cfg.dataset == "folder",
+        f"num_classes must be at least 1 for dataset {cfg.dataset!r}, got 0: only a folder counts its own classes",
+    )
+    names = cfg.classes or ()
+    _require(
+        not names or cfg.num_classes in (0, len(names)),
+        f"num_classes {cfg.num_classes} is not the number of classes, which names {len(names)}: leave num_classes "
+        "at 0 to count them",
+    )
+    _require(cfg.jitter[3] <= 0.5, f"jitter may shift the hue, its last number, by 0.5 at most, got {cfg.jitter}")
+    _require(cfg.cam_scales[0] == 1, f"cam_scales must begin with 1.0, got {cfg.cam_scales}")
+    _require(cfg.local_crop_size % 2 == 0, f"local_crop_size must be even, got {cfg.local_crop_size}")
+    _require(
+        cfg.token_snapshots != 1,
+        "token_snapshots must be 0 or at least 2 (before training and at the end), got 1",
+    )
+    _require(
+        cfg.low_threshold < cfg.high_threshold,
+        f"low_threshold must be below high_threshold, got {cfg.low_threshold} and {cfg.high_threshold}",
+    )
+    _check_training(cfg)
+    _check_sizes(cfg)
+    _check_backbone(cfg)
+
+
+def never_reached(cfg: "Config") -> list[str]:
+    """What a run asks for and will not do, because it ends before: one sentence for each start step.
+
+    Such a config is allowed, to look at the first steps of a preset; it is said when the run starts.
+    """
+    starts = {
+        "contrast_start_step": ("PTC, CTC and the regression on the auxiliary CAM", ("w_ptc", "w_ctc", "w_distil")),
+        "seg_start_step": ("the segmentation and regularised losses", ("w_seg", "w_reg")),
+    }
+    found = []
+    for name, (losses, weights) in starts.items():
+        first = getattr(cfg, name) + (cfg.late_segmentation and name == "seg_start_step")
+        if first >= cfg.steps and any(getattr(cfg, weight) > 0 for weight in weights):
+            found.append(
+                f"{losses} never join: {name} {getattr(cfg, name)} is not below steps {cfg.steps}. Lower it for a run "
+                f"this short, or set {', '.join(weights)} to 0"
+            )
+    return found
+
+
+def _check_training(cfg: "Config") -> None:
+    """Batches and steps."""
+    _require(
+        cfg.batch_size % cfg.accumulate == 0,
+        f"accumulate {cfg.accumulate} must divide batch_size {cfg.batch_size}",
+    )
+    _require(
+        cfg.warmup_steps < cfg.steps,
+        f"warmup_steps {cfg.warmup_steps} must be below steps {cfg.steps}: a run this short needs fewer warm-up "
+        f"steps too, warmup_steps={cfg.steps // 10} say",
+    )
+
+
+def _check_sizes(cfg: "Config") -> None:
+    """Sides in pixels, and the sizes of a plain ViT as far as they are given."""
+    _require(
+        cfg.local_crop_size < cfg.crop_size,
+        f"local_crop_size {cfg.local_crop_size} must be smaller than crop_size {cfg.crop_size}",
+    )
+    patch = cfg.patch_size
+    for name in ("crop_size", "local_crop_size", "image_size"):
+        size = getattr(cfg, name)
+        _require(
+            patch is None or size is None or size % patch == 0,
+            f"{name} {size} is not a multiple of patch_size {patch}",
+        )
+    _require(patch is None or cfg.view2_size >= patch, f"view2_size {cfg.view2_size} is less than patch_size {patch}")
+    _require(
+        cfg.embed_dim is None or cfg.num_heads is None or cfg.embed_dim % cfg.num_heads == 0,
+        f"num_heads {cfg.num_heads} must divide embed_dim {cfg.embed_dim}",
+    )
+    _require(
+        cfg.depth is None or -cfg.depth <= cfg.aux_layer < cfg.depth,
+        f"aux_layer {cfg.aux_layer} is not one of the {cfg.depth} blocks that depth asks for",
+    )
+
+
+def _check_backbone(cfg: "Config") -> None:
+    """What the name of the backbone rules out; the rest shows when the model is made."""
+    kind, name = backbone_kind(cfg.backbone), cfg.backbone
+    given = [f"{size}={getattr(cfg, size)}" for size in VIT_SIZES if getattr(cfg, size) is not None]
+    _require(
+        kind == "vit" or not given,
+        f"{', '.join(given)} are sizes of plain ViTs; {name} keeps its own: leave them out (None), or give timm's "
+        "names for them in backbone_args",
+    )
+    _require(
+        kind == "cnn" or cfg.output_stride is None,
+        f"output_stride dilates a ResNet or ConvNeXt, {name} is none: the side of its tokens is "
+        + ("patch_size" if kind == "vit" else "32 pixels, or less with backbone_args='{\"patch_size\": 2}'"),
+    )
+    _require(
+        kind == "vit" or cfg.anti_smoothing == "none",
+        f"anti_smoothing {cfg.anti_smoothing!r} rescales attention between all tokens, which {name} does not "
+        "have: set it to 'none', or take a plain ViT",
+    )
+    _require(
+        kind == "vit" or not cfg.compile_blocks,
+        f"compile_blocks is for plain ViTs: the auxiliary tokens of {name} come from a hook, which compiled blocks "
+        "miss. Leave it False",
+    )
+    _require(
+        not (cfg.weights_tag and "." in name),
+        f"backbone {name} names its weights already; leave weights_tag {cfg.weights_tag!r} out, or the tag in the name",
+    )
+    _require(
+        _is_json_object(cfg.backbone_args),
+        f'backbone_args must be a JSON object like {{"embed_dim": 48}}, got {shown(cfg.backbone_args)}',
+    )
+
+
+def backbone_kind(backbone: str) -> Literal["vit", "swin", "cnn"]:
+    """What a timm name stands for, by its beginning; all but Swins, ResNets and ConvNeXts count as plain ViTs."""
+    name = backbone.rpartition("/")[2].removeprefix("test_")
+    return "swin" if name.startswith("swin") else "cnn" if name.startswith(CNN_NAMES) else "vit"
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(f"config: {message}")
+
+
+def _is_json_object(text: str) -> bool:
+    """Whether a text is a JSON object without NaN or infinity; nothing at all counts as an empty one."""
+    try:
+        arguments = json.loads(text or "{}")
+        json.dumps(arguments, allow_nan=False)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(arguments, dict)

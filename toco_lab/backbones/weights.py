@@ -126,7 +126,9 @@ def load_encoder(encoder: nn.Module, state: Mapping[str, Tensor], source: str) -
     """
     check_tensors(state, source)
     try:
-        result = encoder.load_state_dict(_translated(encoder, _without_prefixes(encoder, state)), strict=False)
+        translated = _translated(encoder, _without_prefixes(encoder, state))
+        check_floating(translated, encoder, source)
+        result = encoder.load_state_dict(translated, strict=False)
     except (RuntimeError, KeyError) as error:
         first, _, more = str(error).partition("\n\t")
         raise CheckpointError(f"{source} does not fit this backbone: {more.partition(chr(10))[0] or first}") from error
@@ -148,9 +150,34 @@ def check_tensors(state: Mapping[str, Any], source: str) -> None:
         raise CheckpointError(f"{source} holds no weights")
     if other := [str(name) for name, value in state.items() if not isinstance(value, Tensor)]:
         raise CheckpointError(f"{source} is no dict of tensors by name: {some(other)} is of another type")
+    if odd := [f"{name} is {kind}" for name, value in state.items() if (kind := odd_kind(value))]:
+        raise CheckpointError(f"{source} holds tensors that are no weights: {some(odd)}; save them as dense numbers")
     bad = [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise CheckpointError(f"{source} holds numbers that are NaN or infinite, in {some(bad)}")
+
+
+def odd_kind(value: Tensor) -> str:
+    """What makes a tensor no weight, in a word; "" for dense real numbers."""
+    kinds = {"complex": value.is_complex(), "quantised": value.is_quantized, "without values": value.is_meta}
+    kinds["sparse"] = value.layout != torch.strided
+    return next((kind for kind, holds in kinds.items() if holds), "")
+
+
+def check_floating(state: Mapping[str, Tensor], model: nn.Module, source: str) -> None:
+    """Whole numbers in place of floating point ones have lost their fractions.
+
+    Raises:
+        CheckpointError: Naming `source` and the first entries.
+    """
+    own = model.state_dict()
+    cut = [
+        f"{name} ({str(value.dtype).removeprefix('torch.')})"
+        for name, value in state.items()
+        if name in own and own[name].is_floating_point() and not value.is_floating_point()
+    ]
+    if cut:
+        raise CheckpointError(f"{source} holds whole numbers where the model has fractions, in {some(cut)}")
 
 
 def _without_prefixes(encoder: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

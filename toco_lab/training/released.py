@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from toco_lab.backbones.weights import CheckpointError, check_tensors, read_weights, weights_hash
+from toco_lab.backbones.weights import CheckpointError, check_floating, check_tensors, read_weights, some, weights_hash
 from toco_lab.config import Config
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
@@ -58,24 +58,35 @@ def import_released(model: ToCo, source: Path | str | Mapping[str, Tensor]) -> I
         CheckpointError: If the file is unreadable, nothing in it fits, a shape differs, or a weight-norm gain is not 1.
     """
     state = dict(source) if isinstance(source, Mapping) else read_weights(source)
-    state = {name.removeprefix("module."): value for name, value in state.items()}
+    where = "the checkpoint" if isinstance(source, Mapping) else str(source)
+    state = {str(name).removeprefix("module."): value for name, value in state.items()}
+    ours = {released_name(name): name for name in model.state_dict()}
+    if not any(name in ours for name in state):
+        raise CheckpointError(f"no parameter of {where} is known; it begins with {', '.join(list(state)[:3])}")
+    check_tensors({name: value for name, value in state.items() if name in ours or name in GAINS}, where)
     gains = {name: state.pop(name) for name in GAINS if name in state}
     for name, gain in gains.items():
         if not torch.all(gain == 1):
-            raise CheckpointError(f"{name} is not all ones; this model fixes the gain of the projection head at 1")
-    ours = {released_name(name): name for name in model.state_dict()}
+            raise CheckpointError(
+                f"{name} of {where} is not all ones; this model fixes the gain of the projection head at 1"
+            )
     known = {ours[name]: value for name, value in state.items() if name in ours}
     unused = {name: value for name, value in state.items() if name not in ours}
-    if not known:
-        raise CheckpointError(f"no parameter of the checkpoint is known; it begins with {', '.join(list(state)[:3])}")
-    check_tensors(known, "the checkpoint" if isinstance(source, Mapping) else str(source))
-    try:
-        missing = model.load_state_dict(known, strict=False).missing_keys
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"the checkpoint is of a model of other sizes; set them in the config: {error}"
-        ) from error
+    check_floating(known, model, where)
+    own = model.state_dict()
+    others = [
+        f"{released_name(name)} ({_sizes(value)}, expected {_sizes(own[name])})"
+        for name, value in known.items()
+        if value.shape != own[name].shape
+    ]
+    if others:
+        raise CheckpointError(f"{where} is of a model of other sizes; set them in the config: {some(others)}")
+    missing = model.load_state_dict(known, strict=False).missing_keys
     return ImportReport([released_name(name) for name in missing], list(unused), unused)
+
+
+def _sizes(value: Tensor) -> str:
+    return " x ".join(map(str, value.shape)) or "one number"
 
 
 def export_released(model: ToCo, unused: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:

@@ -196,6 +196,7 @@ def test_moments_of_another_shape_are_refused(two_checkpoints, name):
     refused(path, learner, "no state of this optimiser")
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse")
 @pytest.mark.parametrize(
     ("change", "match"),
     [

@@ -18,7 +18,7 @@ _PYTHON = re.compile(
     r"'NoneType'|has no attribute|not subscriptable|not iterable|unhashable|indices must be|unpack|positional arg"
     r"|object at 0x|<class '|Traceback|\b(?:Key|Attribute|Type|Value|Index|Recursion|Overflow|Assertion)Error\b"
 )
-_LEAST_WORDS = 3  # of a message, beside the name of the file
+_LEAST_WORDS = 2  # of a message, beside the name of the file
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def command(rng: Random, folder: Path) -> Case:
     root = str(folder / "runs")
     name = rng.choice(_FIELDS[1:])
     option, word = f"--{name.replace('_', '-')}", rng.choice(_WORDS)
-    missing = str(folder / "missing")
+    missing, plot = str(folder / "missing"), ("--root", root, "--out", str(folder / "a.html"))
     lines: dict[tuple[str, ...], list[str]] = {
         ("train", "smoke", "--dry-run", "--root", root, option, word): [name, option, word or "''", "rgument"],
         ("train", "smoke", "--dry-run", "--root", root, option + "x", word): [option, "rgument"],
@@ -129,7 +129,11 @@ def command(rng: Random, folder: Path) -> Case:
         ("runs", "delete", missing, "--yes"): [missing],
         ("runs", "list", "--root", root, "--where", word or "x"): ["where", "column", "condition"],
         ("runs", "list", "--root", root, "--sort", "what"): ["what"],
-        ("runs", "plot", word or "x", "w_ptc", "--root", root, "--out", str(folder / "a.html")): [root, "rgument"],
+        ("runs", "plot", word or "x", "w_ptc", *plot): [
+            root,
+            "rgument",
+            "column",
+        ],
         ("sweep", missing): [missing],
         ("run", missing): [missing],
         ("study", word or "x"): ["stud", "rgument"],
@@ -144,7 +148,7 @@ def _accepts(name: str, word: str, words: list[str]) -> Any:
     """A dry run that goes on shows the value that was given, if it differs from the default; others end in an error."""
 
     def wrong(found: str) -> str:
-        if "list" in words or word in ("", " ", "--"):
+        if "list" in words or word in ("", " ", "--") or words == ["study", "None"]:  # which lists all of them
             return ""
         if "--dry-run" not in words:
             return f"it ends without an error: {found[:200]}"
@@ -165,7 +169,7 @@ def notebook(rng: Random, folder: Path) -> Case:
     value: Any = _value(rng)
     if name == "overrides" and rng.random() < 0.8:
         value = {rng.choice(_FIELDS): _value(rng)}
-    names = [name, *(value if isinstance(value, dict) else ())]
+    names = [name, *(value if isinstance(value, dict) else ()), "config field"]
 
     def wrong(found: dict[str, Any]) -> str:
         stored = json.dumps(found, allow_nan=False)

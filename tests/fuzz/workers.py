@@ -13,6 +13,7 @@ from .cases import CRASHED, Maker, Outcome, judge
 
 _FORK = multiprocessing.get_context("fork")  # what is imported once need not be imported again
 _CASES_OF_A_PROCESS = 200
+_PATIENCE = 3  # times as long, for a case that hangs
 
 Named = tuple[str, int]  # kind and number of a case; with the seed of the campaign they make it
 
@@ -20,7 +21,7 @@ Named = tuple[str, int]  # kind and number of a case; with the seed of the campa
 def run_cases(
     kinds: Mapping[str, Maker], cases: Iterable[Named], seed: int, *, timeout: float
 ) -> Iterator[tuple[Named, Outcome]]:
-    """What becomes of each case.
+    """What becomes of each case. One that does not end is tried again with more time: other work may hold it up.
 
     Args:
         kinds: Of inputs.
@@ -28,20 +29,22 @@ def run_cases(
         seed: Of the campaign.
         timeout: Seconds after which a case hangs.
     """
-    worker: _Worker | None = None
+    worker = _Worker(kinds, seed)
     try:
         for named in cases:
-            if worker is None or worker.done >= _CASES_OF_A_PROCESS:
-                if worker is not None:
-                    worker.stop()
-                worker = _Worker(kinds, seed)
+            if worker.done >= _CASES_OF_A_PROCESS:
+                worker = worker.replaced()
             outcome = worker.ask(named, timeout)
-            if outcome.outcome == CRASHED and not worker.process.is_alive():
-                worker = None
+            if outcome is None:
+                worker = worker.replaced()
+                outcome = worker.ask(named, _PATIENCE * timeout)
+            if outcome is None:
+                outcome = Outcome(CRASHED, "a hang", f"it did not end within {_PATIENCE * timeout:g} s")
+            if outcome.outcome == CRASHED:
+                worker = worker.replaced()
             yield named, outcome
     finally:
-        if worker is not None:
-            worker.stop()
+        worker.stop()
 
 
 class _Worker:
@@ -52,19 +55,24 @@ class _Worker:
             self.process = _FORK.Process(target=_serve, args=(kinds, seed, theirs), daemon=True)
             self.process.start()
         theirs.close()
-        self.done = 0
+        self.done, self.made_of = 0, (kinds, seed)
 
-    def ask(self, named: Named, timeout: float) -> Outcome:
+    def ask(self, named: Named, timeout: float) -> Outcome | None:
+        """What becomes of a case; None if it does not end in time."""
         self.done += 1
         self.connection.send(named)
         if not self.connection.poll(timeout):
-            self.stop()
-            return Outcome(CRASHED, f"{named[0]} {named[1]}", f"it did not end within {timeout:g} s")
+            return None
         try:
             return self.connection.recv()
         except EOFError:
             self.process.join()
-            return Outcome(CRASHED, f"{named[0]} {named[1]}", f"the process ended with code {self.process.exitcode}")
+            return Outcome(CRASHED, "the end", f"the process ended with code {self.process.exitcode}")
+
+    def replaced(self) -> "_Worker":
+        """A new process in place of this one."""
+        self.stop()
+        return _Worker(*self.made_of)
 
     def stop(self) -> None:
         """End the process, whatever it does."""

@@ -40,7 +40,7 @@ def check_content(path: Path, state: Mapping[str, Any]) -> None:
     if named and int(named[1]) != state["step"]:
         raise CheckpointError(f"{path} holds step {state['step']}, not the one of its name: it was renamed or copied")
     tensors = dict(_tensors({part: state[part] for part in ("model", "optimizer")}))
-    if odd := [f"{name} is {kind}" for name, value in tensors.items() if (kind := odd_kind(value))]:
+    if odd := [f"{name} is {word}" for name, value in tensors.items() if (word := odd_kind(value))]:
         raise CheckpointError(f"{path} holds tensors of a kind that no training writes: {some(odd)}")
     bad = [name for name, value in tensors.items() if not _good(value)]
     if bad:

@@ -153,7 +153,8 @@ def table_unfit(rng: Random, folder: Path) -> Case:
         what = rng.choice(list(values))
         path = folder / "labels.json"
         path.write_bytes(dumps(values[what]))
-    return _table_case(f"{path.suffix}: {what}", path, None)
+    understood = what.endswith("between the columns")  # refused, or the same table
+    return _table_case(f"{path.suffix}: {what}", path, content if understood else None)
 
 
 def table_spoilt(rng: Random, folder: Path) -> Case:

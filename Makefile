@@ -4,7 +4,7 @@ SYSTEM_PYTHON ?= python3
 PYTHON := $(VENV)/bin/python
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: demo test gpu lint check lab notebooks strip studies bench docs clean
+.PHONY: demo test gpu lint check fuzz lab notebooks strip studies bench docs clean
 
 demo: $(VENV)/.installed  ## train a baseline and ToCo on toy scenes, execute their notebooks, write one report
 	$(PYTHON) -m toco_lab demo
@@ -26,6 +26,9 @@ lint: $(VENV)/.installed-test  ## formatting, lint, types
 
 check: lint  ## what to run before a commit: lint and the quick tests, which also check who imports whom
 	$(PYTEST) -m "not slow and not browser"
+
+fuzz: $(VENV)/.installed-test  ## spoil inputs of every kind for three minutes; `make fuzz SECONDS=600 SEED=1`
+	$(PYTHON) -m tests.fuzz --seconds $(or $(SECONDS),180) $(if $(SEED),--seed $(SEED))
 
 lab: $(VENV)/.installed  ## Jupyter on this machine only; the token is in the address it prints
 	$(PYTHON) -m jupyter lab --ServerApp.ip=127.0.0.1 notebooks/00_start_here.ipynb

@@ -2,18 +2,23 @@
 
 import os
 import struct
+import tempfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers.folders import NAMES, SAMPLES, SMALL, make_folder, read_everything, save_mask
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from toco_lab.commands.app import main
 from toco_lab.config import Config
 from toco_lab.data.check import check_dataset
 from toco_lab.data.classes import DataError, class_names
+from toco_lab.data.classes import save_mask as save_palette_mask
 from toco_lab.data.masks import check_classes_shown, read_mask
 from toco_lab.data.own_folder import complete_config
 from toco_lab.data.readers import missing_truth, open_dataset
@@ -90,6 +95,45 @@ def test_a_pipe_and_an_empty_file_are_refused(tmp_path, image):
         read_mask(tmp_path / "pipe.png", image, 20)
     with pytest.raises(DataError, match=r"cannot decode mask .*empty\.png: it is empty.*make the mask anew"):
         read_mask(tmp_path / "empty.png", image, 20)
+
+
+# --- properties -------------------------------------------------------------------------------------------------------
+
+
+MASKS = hnp.arrays(
+    np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([*range(21), 255])
+)
+FEW = settings(max_examples=60, derandomize=True, deadline=None)
+
+
+@FEW
+@given(MASKS)
+def test_what_is_written_is_read(numbers):
+    with tempfile.TemporaryDirectory() as folder:
+        image, path = written(Path(folder), numbers)
+        np.testing.assert_array_equal(read_mask(path, image, 20), numbers)
+
+
+@FEW
+@given(MASKS, st.data())
+def test_a_mask_with_other_bytes_is_refused_or_right(numbers, data):
+    with tempfile.TemporaryDirectory() as folder:
+        image, path = written(Path(folder), numbers)
+        content = path.read_bytes()
+        place = data.draw(st.integers(0, len(content) - 1))
+        path.write_bytes(content[:place] + data.draw(st.binary(max_size=3)) + content[place + 1 :])
+        try:
+            found = read_mask(path, image, 20)
+        except DataError as error:
+            assert "mask.png" in str(error)
+        else:
+            np.testing.assert_array_equal(found, numbers)
+
+
+def written(folder: Path, numbers: np.ndarray) -> tuple[Path, Path]:
+    Image.new("RGB", numbers.shape[::-1]).save(folder / "image.png")
+    save_palette_mask(folder / "mask.png", numbers)
+    return folder / "image.png", folder / "mask.png"
 
 
 # --- size -------------------------------------------------------------------------------------------------------------

@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.folders import TABLE, make_folder
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from toco_lab.commands.app import main
 from toco_lab.data.classes import DataError
-from toco_lab.data.image_labels import onehot, read_label_names
+from toco_lab.data.image_labels import onehot, read_label_names, read_labels
+from toco_lab.data.label_tables import write_labels
 from toco_lab.data.layouts import LAYOUTS, read_list, write_list
 from toco_lab.data.names import by_image, match_names
 from toco_lab.data.own_folder import complete_config, write_split
@@ -148,3 +151,64 @@ def test_a_list_of_one_class_is_named(tmp_path):
     (tmp_path / "train.txt").write_text("one  1\ntwo -1\n")
     with pytest.raises(DataError, match=r"line 'one  1' of .*train\.txt has a second column.*Keep the names alone"):
         open_dataset(complete_config(cfg), "train")
+
+
+# --- properties -------------------------------------------------------------------------------------------------------
+
+
+FEW = settings(
+    max_examples=80, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+LETTERS = st.text(st.sampled_from("abZ09 _-.,()&é日ü'"), min_size=1, max_size=8)
+NAMES = LETTERS.map(str.strip).filter(bool)
+CLASSES = ("cat", "dog", "café")
+ENCODINGS = st.sampled_from(["utf-8", "utf-8-sig", "utf-16"])
+ENDS = st.sampled_from(["\n", "\r\n", "\r"])
+
+
+@FEW
+@given(names=st.lists(NAMES, min_size=1, max_size=5), encoding=ENCODINGS, end=ENDS)
+def test_a_list_is_read_as_it_was_written(tmp_path, names, encoding, end):
+    write_list(path := tmp_path / "train.txt", names)
+    path.write_bytes(path.read_text(encoding="utf-8").replace("\n", end).encode(encoding))
+    assert read_list(tmp_path, LAYOUT, "train")[1] == names
+
+
+@FEW
+@given(
+    table=st.dictionaries(NAMES, st.lists(st.sampled_from(CLASSES), unique=True), min_size=1, max_size=4),
+    kind=st.sampled_from(["csv", "json"]),
+    encoding=ENCODINGS,
+)
+def test_a_table_is_read_as_it_was_written(tmp_path, table, kind, encoding):
+    path = tmp_path / f"labels.{kind}"
+    path.unlink(missing_ok=True)
+    write_labels(path, table)
+    path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
+    found = read_labels(path, CLASSES)
+    assert {name: {CLASSES[place] for place in np.flatnonzero(label)} for name, label in found.items()} == {
+        name: set(labels) for name, labels in table.items()
+    }
+
+
+@FEW
+@given(kind=st.sampled_from(["csv", "json", "npy", "txt"]), data=st.data())
+def test_spoilt_text_is_named_or_read_as_names_and_known_classes(tmp_path, kind, data):
+    path = tmp_path / f"labels.{kind}"
+    path.unlink(missing_ok=True)
+    if kind == "npy":
+        np.save(path, {"one": np.array([1.0, 0, 1]), "two": np.zeros(3)}, allow_pickle=True)
+    elif kind == "txt":
+        write_list(path, ["one", "two", "zwölf"])
+    else:
+        write_labels(path, {"one": ["cat", "café"], "two": []})
+    good = path.read_bytes()
+    place = data.draw(st.integers(0, len(good) - 1))
+    path.write_bytes(good[:place] + data.draw(st.binary(max_size=3)) + good[place + data.draw(st.integers(0, 4)) :])
+    try:
+        found = read_list(tmp_path, LAYOUT, "labels")[1] if kind == "txt" else read_labels(path, CLASSES)
+    except DataError as error:
+        assert path.name in str(error)
+    else:
+        assert all(isinstance(name, str) for name in found)
+        assert kind == "txt" or all(set(label) <= {0, 1} for label in found.values())

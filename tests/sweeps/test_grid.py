@@ -5,6 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from toco_lab.commands.train import options_of_preset
 from toco_lab.config import Config
@@ -177,3 +180,48 @@ def test_the_first_row_is_the_reference_unless_said(tmp_path: Path) -> None:
     assert grid(rows={"a": {}, "b": {}}).reference == "a"
     assert grid(axes={"aux_layer": [-3, -2]}).reference == "aux_layer=-3"
     assert grid(rows={"a": {}, "b": {}}, reference={"a": "b"}).reference == {"a": "b"}
+
+
+# --- properties -------------------------------------------------------------------------------------------------------
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=4,
+)
+KEYS = (
+    "name",
+    "preset",
+    "about",
+    "folder",
+    "reference",
+    "overrides",
+    "rows",
+    "axes",
+    "seeds",
+    "notebook",
+    "parameters",
+)
+
+
+@settings(
+    max_examples=120, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(key=st.sampled_from(KEYS), value=ANY)
+def test_any_value_of_a_key_makes_runs_or_names_the_file(tmp_path: Path, key: str, value: object) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump({"name": "test", "preset": "smoke", "seeds": 2} | {key: value}), encoding="utf-8")
+    try:
+        found = Grid.from_yaml(path)
+    except ValueError as error:
+        assert "grid.yaml" in str(error) and "NoneType" not in str(error)
+    else:
+        assert 0 < len(found.runs()) <= 100_000
+
+
+@pytest.mark.parametrize("key", ["name", "preset"])
+def test_a_key_without_a_value_is_the_same_as_no_key(tmp_path: Path, key: str) -> None:
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({"name": "test", "preset": "smoke"} | {key: None}))
+    with pytest.raises(ValueError, match=rf"grid\.yaml: no {key}$"):
+        Grid.from_yaml(tmp_path / "grid.yaml")

@@ -6,6 +6,8 @@ import pickle
 import pytest
 import safetensors.torch
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from toco_lab.backbones.weights import CheckpointError, read_weights
 from toco_lab.config import Config
@@ -194,6 +196,95 @@ def test_moments_of_another_shape_are_refused(two_checkpoints, name):
     refused(path, learner, "no state of this optimiser")
 
 
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (
+            lambda moment: moment.pop("exp_avg"),
+            "holds step, exp_avg_sq of parameter 2, expected are exp_avg",
+        ),
+        (lambda moment: moment.update(other=torch.zeros(1)), "exp_avg_sq, other of parameter 2, expected are exp_avg"),
+        (
+            lambda moment: moment.update(step=torch.tensor(-1.0)),
+            "counts -1 updates of parameter 2, expected are 1",
+        ),
+        (lambda moment: moment.update(step=torch.tensor(5.0)), "counts 5 updates of parameter 2, expected are 1 to 4"),
+        (lambda moment: moment.update(exp_avg=moment["exp_avg"].to_sparse()), "optimizer.state.2.exp_avg is sparse"),
+    ],
+)
+def test_moments_that_adamw_does_not_have_are_refused(two_checkpoints, change, match):
+    learner, path = two_checkpoints
+    state = torch.load(path)
+    change(state["optimizer"]["state"][2])
+    torch.save(state, path)
+    refused(path, learner, match)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("betas", (0.5, 0.9)), ("weight_decay", math.nan), ("lr_factor", None), ("fused", "yes")]
+)
+def test_settings_of_the_optimiser_must_be_those_of_the_config(two_checkpoints, name, value):
+    """They would be taken over from the file: another decay trains on without a word."""
+    learner, path = two_checkpoints
+    state = torch.load(path)
+    state["optimizer"]["param_groups"][2][name] = value
+    torch.save(state, path)
+    refused(path, learner, f"another setting: {name} of group 'heads' is .*, expected ")
+    state["optimizer"]["param_groups"][2] = learner.optimizer.state_dict()["param_groups"][2] | {"lr": 0.5}
+    torch.save(state, path)
+    load_checkpoint(path, CFG, model=learner.model, optimizer=learner.optimizer)  # the rate is set before each step
+
+
+ODD = {
+    "complex": lambda value: value.to(torch.complex64),
+    "sparse": lambda value: value.to_sparse(),
+    "without values": lambda value: value.to("meta"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Validating sparse")
+@pytest.mark.parametrize("kind", ODD)
+def test_tensors_that_are_no_weights_are_named(tmp_path, kind):
+    """Complex ones lost their imaginary part without a word, the others ended in an error of torch."""
+    model, path = ToCo(CFG), tmp_path / "odd.pth"
+    torch.save(model.encoder.state_dict() | {"norm.bias": ODD[kind](model.encoder.norm.bias.detach())}, path)
+    with pytest.raises(CheckpointError, match=rf"odd\.pth holds tensors that are no weights: norm\.bias is {kind}"):
+        initial_model(CFG.replace(pretrained=True, weights=str(path)))
+    state = export_released(model)
+    torch.save(state | {"encoder.norm.bias": ODD[kind](state["encoder.norm.bias"])}, path)
+    with pytest.raises(CheckpointError, match=rf"odd\.pth holds tensors that are .*: encoder\.norm\.bias is {kind}"):
+        import_released(ToCo(CFG), path)
+
+
+def test_whole_numbers_in_place_of_fractions_are_named(tmp_path):
+    model, path = ToCo(CFG), tmp_path / "cut.pth"
+    torch.save(model.encoder.state_dict() | {"norm.bias": torch.zeros(24, dtype=torch.long)}, path)
+    with pytest.raises(CheckpointError, match=r"cut\.pth holds whole numbers .* fractions, in norm\.bias \(int64\)"):
+        initial_model(CFG.replace(pretrained=True, weights=str(path)))
+    torch.save(export_released(model) | {"encoder.norm.bias": torch.zeros(24, dtype=torch.long)}, path)
+    with pytest.raises(CheckpointError, match=r"cut\.pth holds whole numbers .* fractions, in encoder\.norm\.bias"):
+        import_released(ToCo(CFG), path)
+
+
+def test_an_error_about_a_file_of_the_authors_names_it(tmp_path):
+    path = tmp_path / "released.pth"
+    for change, match in (
+        (
+            {"encoder.norm.bias": torch.zeros(3)},
+            r"released\.pth is of a model of other sizes.*bias \(3, expected 24\)",
+        ),
+        ({"proj_head.last_layer.weight_g": torch.zeros(32, 1)}, r"weight_g of .*released\.pth is not all ones"),
+        ({"encoder.norm.bias": "text"}, r"released\.pth is no dict of tensors by name: encoder\.norm\.bias"),
+    ):
+        torch.save(export_released(ToCo(CFG)) | change, path)
+        with pytest.raises(CheckpointError, match=match):
+            import_released(ToCo(CFG), path)
+    torch.save({"layer1.weight": torch.zeros(1)}, path)
+    with pytest.raises(CheckpointError, match=r"no parameter of .*released\.pth is known; it begins with layer1"):
+        import_released(ToCo(CFG), path)
+
+
 def test_weights_of_another_shape_or_name_are_counted(two_checkpoints):
     learner, path = two_checkpoints
     state = torch.load(path)
@@ -240,6 +331,25 @@ def test_no_flipped_bit_is_read_as_other_numbers(two_checkpoints):
             assert all(torch.equal(state["model"][name], value) for name, value in sound["model"].items()), place
             assert state["step"] == 4
     assert found > 100
+
+
+@settings(
+    max_examples=100, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.data())
+def test_other_bytes_are_refused_or_read_as_the_same_numbers(two_checkpoints, data):
+    """Bytes replaced, put in or taken out, anywhere in the file."""
+    learner, path = two_checkpoints
+    good = path.with_name("step_00000002.pt").read_bytes()
+    place = data.draw(st.one_of(st.integers(0, len(good) - 1), st.integers(len(good) - 300, len(good) - 1)))
+    path = path.with_name("step_00000002_spoilt.pt")
+    path.write_bytes(good[:place] + data.draw(st.binary(max_size=4)) + good[place + data.draw(st.integers(0, 4)) :])
+    try:
+        state = load_checkpoint(path, CFG, model=learner.model, optimizer=learner.optimizer)
+    except CheckpointError as error:
+        assert path.name in str(error) and "Delete" in str(error)
+    else:
+        assert all(torch.equal(state["model"][name], value) for name, value in learner.model.state_dict().items())
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model.", "module.model.", "teacher.backbone."])

@@ -8,11 +8,13 @@ What becomes of a file is decided by its bytes, not by its name:
   are at most 255 they were meant as 8 bits, and the file is refused. Colours of 16 bits keep their upper 8.
 * Floating point numbers in [0, 1] are multiplied by 255, those in [0, 255] rounded, others refused.
 * Grey, one-bit, palette and CMYK become RGB. Of an animation or several pages the first one is read.
-* What is no regular file, damaged, truncated, or too large to be a photo is refused.
+* What is no regular file, damaged, truncated, or too large to be a photo is refused; a PNG by its checksums, which
+  decoders pass over.
 """
 
 import io
 import stat
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +100,8 @@ def _opened(source: bytes | Path, where: str, remedy: str, *, decode: bool) -> I
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
             if decode:
                 file.load()
+                if file.format == "PNG":
+                    _check_sums(source if isinstance(source, bytes) else source.read_bytes())
             else:
                 _ = getattr(file, "n_frames", 1)  # some formats count them only while the file is open
             return file
@@ -111,6 +115,19 @@ def _opened(source: bytes | Path, where: str, remedy: str, *, decode: bool) -> I
         raise DataError(f"cannot read {where}: {error.strerror}. Make the file readable (chmod +r)") from error
     except Exception as error:  # decoders of damaged files raise whatever they like
         raise DataError(f"cannot decode {where}: {_cause(error, source)}. {remedy}") from error
+
+
+def _check_sums(png: bytes) -> None:
+    """Each chunk of a PNG (length, kind, content) ends with its CRC-32; ValueError for one that differs."""
+    place, kind = 8, b""
+    while kind != b"IEND":
+        end = place + 8 + int.from_bytes(png[place : place + 4], "big")
+        kind = png[place + 4 : place + 8]
+        if end + 4 > len(png):
+            raise ValueError(f"it ends within its part {kind.decode('latin-1')!r}")
+        if zlib.crc32(memoryview(png)[place + 4 : end]) != int.from_bytes(png[end : end + 4], "big"):
+            raise ValueError(f"its part {kind.decode('latin-1')!r} differs from its checksum")
+        place = end + 4
 
 
 def _check_regular(path: Path) -> None:

@@ -123,12 +123,12 @@ class Grid:
             if key not in known:
                 hint = did_you_mean(str(key), known) or f"; there are: {', '.join(known)}"
                 raise ValueError(f"{path}: unknown key {key!r}{hint}")
+        given = {key: value for key, value in given.items() if value is not None}  # the same as no key
         missing = {"name", "preset"} - set(given)
         if missing:
             raise ValueError(f"{path}: no {' and no '.join(sorted(missing))}")
         try:
-            # a key without a value is the same as no key
-            return cls(**{key: value for key, value in given.items() if value is not None})
+            return cls(**given)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 

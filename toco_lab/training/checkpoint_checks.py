@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from toco_lab.backbones.weights import CheckpointError, some
+from toco_lab.backbones.weights import CheckpointError, odd_kind, some
 from toco_lab.config import Config, config_differences
+from toco_lab.fields import shown
 from toco_lab.runs.run_dir import CONFIG_FIELDS
 
+_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
+_SETTINGS = {"name", "lr_factor", "betas", "eps", "weight_decay"}
 PARTS = {"model": dict, "optimizer": dict, "step": int, "config": str}
 
 
@@ -36,7 +39,10 @@ def check_content(path: Path, state: Mapping[str, Any]) -> None:
     named = re.fullmatch(r"step_(\d+)", path.stem)
     if named and int(named[1]) != state["step"]:
         raise CheckpointError(f"{path} holds step {state['step']}, not the one of its name: it was renamed or copied")
-    bad = [name for name, value in _tensors({part: state[part] for part in ("model", "optimizer")}) if not _good(value)]
+    tensors = dict(_tensors({part: state[part] for part in ("model", "optimizer")}))
+    if odd := [f"{name} is {word}" for name, value in tensors.items() if (word := odd_kind(value))]:
+        raise CheckpointError(f"{path} holds tensors of a kind that no training writes: {some(odd)}")
+    bad = [name for name, value in tensors.items() if not _good(value)]
     if bad:
         raise CheckpointError(f"{path} holds numbers that are NaN or infinite, in {some(bad)}")
 
@@ -92,19 +98,45 @@ def check_moments(path: Path, state: Mapping[str, Any], optimizer: torch.optim.O
         sizes = [len(group["params"]) for group in saved["param_groups"]]
         numbers = [number for group in saved["param_groups"] for number in group["params"]]
         moments = {number: dict(saved["state"][number]) for number in numbers if number in saved["state"]}
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} holds no state of this optimiser ({type(error).__name__}: {error})") from error
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise CheckpointError(
+            f"{path} holds no state of this optimiser: expected are `state` and `param_groups`, as AdamW saves them"
+        ) from error
     if sizes != (wanted := [len(group["params"]) for group in optimizer.param_groups]):
         raise CheckpointError(f"{path} holds an optimiser of {sizes} parameters in groups, this run's has {wanted}")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for own, group in zip(optimizer.param_groups, saved["param_groups"], strict=True):
+        _check_group(path, group, own)
     for number, parameter in zip(numbers, parameters, strict=True):
-        for name, value in moments.get(number, {}).items():
-            expected = _kind(torch.zeros(())) if name == "step" else _kind(parameter)
-            if _kind(value) != expected:
-                raise CheckpointError(
-                    f"{path} holds an optimiser moment of another shape: {name} of parameter {number} is "
-                    f"{_kind(value)}, expected {expected}"
-                )
+        if number in moments:
+            _check_moment(path, moments[number], f"parameter {number}", parameter, state["step"])
+
+
+def _check_group(path: Path, group: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Settings come from the config, so that the file's must be the same; the learning rate is set before each step."""
+    for name in own.keys() - {"params", "lr", "initial_lr"}:
+        if name not in group and name not in _SETTINGS:
+            continue  # written by a version of torch that has no such setting
+        if type(group.get(name)) is not type(own[name]) or group[name] != own[name]:
+            raise CheckpointError(
+                f"{path} holds an optimiser with another setting: {name} of group {own.get('name')!r} is "
+                f"{shown(group.get(name))}, expected {own[name]!r}"
+            )
+
+
+def _check_moment(path: Path, moment: Mapping[str, Any], where: str, parameter: Tensor, step: int) -> None:
+    if moment.keys() != _MOMENTS:
+        found = ", ".join(map(str, moment)) or "nothing"
+        raise CheckpointError(f"{path} holds {found} of {where}, expected are {', '.join(sorted(_MOMENTS))} of AdamW")
+    for name, value in moment.items():
+        expected = _kind(torch.zeros(())) if name == "step" else _kind(parameter)
+        if _kind(value) != expected:
+            raise CheckpointError(
+                f"{path} holds an optimiser moment of another shape: {name} of {where} is {_kind(value)}, expected "
+                f"{expected}"
+            )
+    if not 1 <= moment["step"] <= step:
+        raise CheckpointError(f"{path} counts {moment['step']:g} updates of {where}, expected are 1 to {step}")
 
 
 def _tensors(value: Any, name: str = "") -> Iterable[tuple[str, Tensor]]:

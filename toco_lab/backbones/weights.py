@@ -49,6 +49,7 @@ def read_weights(path: Path | str) -> dict[str, Any]:
     Raises:
         CheckpointError: If the file is missing, truncated, has a flipped bit, or holds anything but a dict of tensors
             and plain values.
+        OSError: If the system does not let it be read.
     """
     path = find_weights(path)
     try:
@@ -62,9 +63,9 @@ def read_weights(path: Path | str) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} is damaged, or holds more than plain values (it could run code) and is refused: {error}"
         ) from error
-    except PermissionError as error:
-        raise CheckpointError(f"{path} may not be read ({error.strerror}); check its permissions") from error
     except Exception as error:  # a damaged pickle can fail in every way
+        if isinstance(error, OSError) and error.filename:  # no rights, too many open files: the file may be good
+            raise
         raise CheckpointError(
             f"{path} is truncated or not a weights file ({error or type(error).__name__}); copy or download it again"
         ) from error

@@ -3,6 +3,7 @@
 Heavy modules are imported by the command that needs them: `--help` answers at once.
 """
 
+import os
 import sys
 
 from tyro.extras import SubcommandApp
@@ -13,6 +14,7 @@ from toco_lab.commands.runs import runs
 from toco_lab.commands.sweeps import run, study, sweep
 from toco_lab.commands.train import train
 from toco_lab.commands.trained import evaluate, import_released, pseudo_labels, report
+from toco_lab.refusals import in_words
 
 app = SubcommandApp()
 app.command(train)
@@ -41,15 +43,35 @@ def main(arguments: list[str] | None = None) -> int:
             args=[word for word in arguments if word != "--debug"],
             description="Train and look into ToCo. `COMMAND --help` shows its options, `--debug` an error's traceback.",
         )
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `... | head` has seen enough
+        _say_no_more()
+        return 141
     except _user_errors() as error:
         if debug:
             raise
-        print(f"error: {_without_traceback(error)}", file=sys.stderr)
+        print(f"error: {_one_message(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _one_message(error: Exception) -> str:
+    """What is wrong, and what to do; of a system's refusal that names no file it may be the standard output."""
+    message = in_words(_without_traceback(error))
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _say_no_more()
+        return message if getattr(error, "filename", None) else f"the standard output: {message}"
+    return message
+
+
+def _say_no_more() -> None:
+    """Let the interpreter, which tries to print the rest at its end, print it nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _without_traceback(error: Exception) -> str:
@@ -60,7 +82,10 @@ def _without_traceback(error: Exception) -> str:
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
-    """Errors that the user can mend. A module that nothing has imported cannot have raised its own, and stays out."""
+    """Errors that the user can mend, among them all that the operating system refuses.
+
+    A module that nothing has imported cannot have raised its own, and stays out.
+    """
     own = {"toco_lab.training.finite": "TrainingError", "toco_lab.sweeps.notebooks": "NotebookError"}
     loaded = (getattr(sys.modules[module], name) for module, name in own.items() if module in sys.modules)
-    return (ValueError, FileNotFoundError, *loaded)
+    return (ValueError, OSError, *loaded)

@@ -7,7 +7,7 @@ import tyro
 from tyro.extras import SubcommandApp
 
 from toco_lab.config import Config
-from toco_lab.files import atomic_write
+from toco_lab.files import atomic_write, check_writable
 from toco_lab.presets import PRESETS
 
 data = SubcommandApp()
@@ -58,6 +58,7 @@ def check(
     from toco_lab.data.check import SHOWN_PROBLEMS, check_dataset, contact_sheet, shared_pictures
 
     cfg = _data_config(what, data_root=data_root, label_source=label_source)
+    check_writable(out)  # before a whole data set is read
     found = [
         check_dataset(cfg, name) for name in ([split] if split else dict.fromkeys((cfg.train_split, cfg.val_split)))
     ]

@@ -1,5 +1,6 @@
 """Archives of data sets: fetched by torchvision or named for the user to fetch, checked, and unpacked whole."""
 
+import errno
 import shutil
 import tarfile
 import zipfile
@@ -9,6 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toco_lab.data.classes import DataError
+from toco_lab.files import refusals_named
+from toco_lab.refusals import in_words
+
+# what says nothing against an archive
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ def fetch(folder: Path, archives: Sequence[Archive], *, download: bool) -> None:
                     download_url(archive.url, folder, archive.name, archive.md5)
                 except (OSError, RuntimeError) as error:  # no network, a refusal, a wrong checksum
                     raise DataError(
-                        f"{archive.url} could not be downloaded ({error}). {_to_fetch(folder, absent)}"
+                        f"{archive.url} could not be downloaded ({in_words(str(error))}). {_to_fetch(folder, absent)}"
                     ) from error
             elif not check_integrity(str(folder / archive.name), archive.md5):
                 raise DataError(
@@ -71,9 +77,12 @@ def _unpack(folder: Path, archive: Archive) -> None:
     shutil.rmtree(half, ignore_errors=True)
     print(f"unpacking {folder / archive.name}", flush=True)
     try:
-        extract_archive(str(folder / archive.name), str(half))
+        with refusals_named(half):
+            extract_archive(str(folder / archive.name), str(half))
         (half / archive.folder).replace(target)
     except (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
+        if isinstance(error, OSError) and error.errno in _REFUSED:
+            raise  # the archive is good
         raise DataError(f"cannot unpack {folder / archive.name}: {error}. Remove it and fetch it again") from error
     finally:
         shutil.rmtree(half, ignore_errors=True)

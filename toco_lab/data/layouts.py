@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toco_lab.data.classes import DataError
-from toco_lab.files import atomic_write, read_text
+from toco_lab.files import atomic_write, entries, read_text
 
 
 @dataclass(frozen=True)
@@ -121,15 +121,21 @@ def locate(root: Path, folders: Sequence[str], suffixes: Sequence[str], *, neste
 
 
 def files_below(folder: Path, *, nested: bool) -> list[Path]:
-    """Files of a folder, and of its subfolders if `nested`, sorted; none if there is no folder, and no hidden ones."""
-    if not folder.is_dir():
-        return []
+    """Files of a folder, and of its subfolders if `nested`, sorted; none if there is no folder, and no hidden ones.
+
+    A link that leads nowhere is among them, so that whoever reads it says so.
+
+    Raises:
+        OSError: If a folder may not be read: its images would be missing without a word.
+    """
     # sorted: of two files of one stem the same one is taken on every machine
-    files = sorted(folder.rglob("*") if nested else folder.iterdir())
-    if not nested:  # a name that begins with a dot is hidden; macOS leaves such copies of every image in archives
-        return [path for path in files if not path.name.startswith(".")]
-    shown = (path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts))
-    return [path for path in shown if path.is_file()]
+    # a name that begins with a dot is hidden; macOS leaves such copies of every image in archives
+    found = [path for path in entries(folder) if not path.name.startswith(".")]
+    if not nested:
+        return found
+    files = [path for path in found if path.is_file() or (path.is_symlink() and not path.exists())]
+    folders = [path for path in found if not path.is_symlink() and path.is_dir()] if len(files) < len(found) else []
+    return sorted(files + [path for inner in folders for path in files_below(inner, nested=True)])
 
 
 def clashes(root: Path, folders: Sequence[str], suffixes: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 from toco_lab.backbones.weights import weights_hash
 from toco_lab.config import Config
 from toco_lab.data.loader import EvalSample, eval_samples
+from toco_lab.files import check_writable
 from toco_lab.method.cam import at_evaluation_size
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
@@ -52,6 +53,8 @@ def smoothing_of_run(
     Returns:
         The table of `smoothing_per_layer`, of what this call measured.
     """
+    if write:
+        check_writable(run.path / "smoothing.csv")
     model, cfg = load_run_model(run, resolve_device(device))
     checkpoint = run.checkpoints()[-1]
     weights = f"{checkpoint.stem} ({weights_hash(checkpoint)})"

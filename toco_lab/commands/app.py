@@ -3,6 +3,7 @@
 Heavy modules are imported by the command that needs them: `--help` answers at once.
 """
 
+import errno
 import os
 import sys
 
@@ -17,6 +18,7 @@ from toco_lab.commands.trained import evaluate, import_released, pseudo_labels, 
 from toco_lab.refusals import in_words
 
 app = SubcommandApp()
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 app.command(train)
 app.command(evaluate)
 app.command(aliases=["pseudo_labels"])(pseudo_labels)
@@ -59,14 +61,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _one_message(error: Exception) -> str:
-    """What is wrong, and what to do; of a system's refusal that names no file it may be the standard output."""
+    """What is wrong, and what to do. Of what cannot be written only the standard output has no name."""
     message = in_words(_without_traceback(error))
     try:
         sys.stdout.flush()
     except OSError:
         _say_no_more()
-        return message if getattr(error, "filename", None) else f"the standard output: {message}"
-    return message
+    unnamed = isinstance(error, OSError) and error.errno in _FULL and not error.filename
+    return f"the standard output: {message}" if unnamed else message
 
 
 def _say_no_more() -> None:

@@ -24,13 +24,13 @@ def limited(kind: str, amount: int) -> Iterator[None]:
 
 
 def fill_disk(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """No file whose name holds `name` reaches the disk any more: `files.atomic_write` meets ENOSPC."""
+    """No file whose path holds `name` reaches the disk any more: `files.atomic_write` meets ENOSPC."""
     if not Path("/proc/self/fd").is_dir():
         pytest.skip("no /proc: which file is written cannot be seen")
     really = os.fsync
 
     def fsync(number: int) -> None:
-        if name in Path(f"/proc/self/fd/{number}").readlink().name:
+        if name in str(Path(f"/proc/self/fd/{number}").readlink()):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         really(number)
 

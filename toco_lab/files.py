@@ -2,10 +2,11 @@
 
 import codecs
 import difflib
+import errno
 import os
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,19 +18,78 @@ def atomic_write(path: Path | str, mode: str = "wb") -> Iterator[IO[Any]]:
     Args:
         path: Final name; its folder is made if needed. A file of this name is replaced.
         mode: "wb" for bytes, "w" for UTF-8 text whose line ends are written as they are.
+
+    Raises:
+        OSError: Naming `path`, if the system refuses: a full disk, no rights, ...
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.tmp"
     try:
         encoding, newline = (None, None) if "b" in mode else ("utf-8", "")
-        with temporary.open(mode.replace("w", "x"), encoding=encoding, newline=newline) as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with refusals_named(path, temporary):
+            with temporary.open(mode.replace("w", "x"), encoding=encoding, newline=newline) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or the error on its way says what is wrong with its folder
+            temporary.unlink()
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add text to the end of a file, whose line ends are written as they are.
+
+    Raises:
+        OSError: Naming the file, if the system refuses; a part of the text may have been written.
+    """
+    with refusals_named(path), path.open("a", encoding="utf-8", newline="") as file:
+        file.write(text)
+
+
+@contextmanager
+def refusals_named(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """The system names no file when a write fails, or the temporary one; this puts `path` into the error.
+
+    torch hides what its file could not do behind an error of its own.
+    """
+    try:
+        yield
+    except Exception as error:
+        refused = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(refused, OSError) or not refused.errno or refused.filename not in (None, str(temporary)):
+            raise
+        raise type(refused)(refused.errno, refused.strerror, str(path)) from error
+
+
+def check_writable(path: Path) -> None:
+    """Whether a file could be written, found out before the work whose result it will hold. Nothing stays behind.
+
+    Raises:
+        OSError: Naming the file, or the part of its path where the system refuses.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
+    probe = folder / f".{secrets.token_hex(4)}.tmp"
+    with refusals_named(path, probe):
+        probe.touch()
+        probe.unlink()
+
+
+def entries(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted; [] if there is none. (`glob` takes a folder that may not be read for empty.)
+
+    Raises:
+        OSError: If the folder may not be read.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def read_text(path: Path | str, *, error: type[ValueError] = ValueError) -> str:

@@ -44,7 +44,7 @@ sys.exit({"known": 3}.get(what, 0) if what != "crash" else "no such module")"""
     over = {folder.name: lost for folder, lost in all_ended(pool, 5).items()}
     assert over["fine"] is over["known"] is over["once"] is None
     assert over["kill"].error.startswith("the worker was killed by SIGKILL 3 times")
-    assert over["crash"] == LostRun("the worker ended with exit code 1", "started\nno such module")
+    assert over["crash"] == LostRun("the worker ended with exit code 1: no such module", "started\nno such module")
     assert (tmp_path / "kill/output.txt").read_text().count("started\n") == 3
     assert "killed by SIGSEGV; started again (1 of 2)" in (tmp_path / "once/output.txt").read_text()
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from helpers.folders import TABLE, make_folder
 from helpers.in_process import Here
+from helpers.refusing import fill_disk
 from PIL import Image
 
 from toco_lab.commands.app import main
@@ -71,6 +72,32 @@ def test_finished_runs_are_skipped_and_equal_rows_share_one(tmp_path: Path) -> N
     pd.testing.assert_frame_equal(again, table)
     wider = run_sweep(grid(rows=two.rows, seeds=2), root=tmp_path, progress=False)
     assert wider["state"].tolist() == ["done"] * 6 and len(list(tmp_path.glob("test/*/"))) == 4
+
+
+@pytest.mark.usefixtures("here")
+def test_a_full_disk_for_one_run_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two = grid(rows={"refused": {}, "fine": {"w_ptc": 0.0}})
+    refused = two.runs(tmp_path)[0].folder
+    with monkeypatch.context() as patch:
+        fill_disk(patch, f"{refused.name}/.config.json")
+        table = run_sweep(two, root=tmp_path, progress=False)
+    assert table["state"].tolist() == ["failed", "done"]
+    assert f"{refused}/config.json: No space left on device. Free some space" in table["error"][0]
+    assert [path.name for path in refused.iterdir()] == ["failure.json"], "no half of a run"
+    assert run_sweep(two, root=tmp_path, retry_failed=True, progress=False)["state"].tolist() == ["done", "done"]
+
+
+def test_a_run_folder_that_takes_no_record_stops_no_other(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(executors, "_WORKER", [sys.executable, "-c", "print('started')"])
+    two = grid(rows={"refused": {}, "fine": {"w_ptc": 0.0}})
+    refused, fine = (run.folder for run in two.runs(tmp_path))
+    refused.parent.mkdir(parents=True)
+    refused.write_text("a file where the run's folder is to be")
+    table = run_sweep(two, root=tmp_path)
+    assert table["state"].tolist() == ["failed", "new"] and (fine / "output.txt").read_text() == "started\n"
+    assert f"{refused}: File exists. A folder is needed there: move the file away" in table["error"][0]
+    assert "failed: refused, seed 0" in capsys.readouterr().out
+    assert pd.read_csv(tmp_path / "test/sweep.csv")["state"].tolist() == ["failed", "new"]
 
 
 @pytest.mark.usefixtures("here")

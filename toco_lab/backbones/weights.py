@@ -50,6 +50,7 @@ def read_weights(path: Path | str) -> dict[str, Any]:
     Raises:
         CheckpointError: If the file is missing, truncated, has a flipped bit, or holds anything but a dict of tensors
             and plain values.
+        OSError: If the system does not let it be read.
     """
     path = find_weights(path)
     try:
@@ -61,9 +62,9 @@ def read_weights(path: Path | str) -> dict[str, Any]:
         raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path} {_no_pickle_of_values(path, str(error))}") from error
-    except PermissionError as error:
-        raise CheckpointError(f"{path} may not be read ({error.strerror}); check its permissions") from error
     except Exception as error:  # a damaged pickle can fail in every way
+        if isinstance(error, OSError) and error.filename:  # no rights, too many open files: the file may be good
+            raise
         raise CheckpointError(
             f"{path} is truncated or not a weights file ({_first_line(error)}); copy or download it again"
         ) from error

@@ -3,6 +3,8 @@
 Heavy modules are imported by the command that needs them: `--help` answers at once.
 """
 
+import errno
+import os
 import sys
 
 from toco_lab.commands.data import data
@@ -12,8 +14,10 @@ from toco_lab.commands.runs import runs
 from toco_lab.commands.sweeps import run, study, sweep
 from toco_lab.commands.train import train
 from toco_lab.commands.trained import evaluate, import_released, pseudo_labels, report
+from toco_lab.refusals import in_words
 
 app = Commands()
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 app.command(train)
 app.command(evaluate)
 app.command(aliases=["pseudo_labels"])(pseudo_labels)
@@ -44,15 +48,35 @@ def main(arguments: list[str] | None = None) -> int:
         )
         with options_of(arguments):
             command()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted; the same command continues where it stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `... | head` has seen enough
+        _say_no_more()
+        return 141
     except _user_errors() as error:
         if debug:
             raise
-        print(f"error: {_without_traceback(error)}", file=sys.stderr)
+        print(f"error: {_one_message(error)}", file=sys.stderr)
         return 2
     return 0
+
+
+def _one_message(error: Exception) -> str:
+    """What is wrong, and what to do. Of what cannot be written only the standard output has no name."""
+    message = in_words(_without_traceback(error))
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _say_no_more()
+    unnamed = isinstance(error, OSError) and error.errno in _FULL and not error.filename
+    return f"the standard output: {message}" if unnamed else message
+
+
+def _say_no_more() -> None:
+    """Let the interpreter, which tries to print the rest at its end, print it nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _without_traceback(error: Exception) -> str:
@@ -63,7 +87,10 @@ def _without_traceback(error: Exception) -> str:
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
-    """Errors that the user can mend. A module that nothing has imported cannot have raised its own, and stays out."""
+    """Errors that the user can mend, among them all that the operating system refuses.
+
+    A module that nothing has imported cannot have raised its own, and stays out.
+    """
     own = {"toco_lab.training.finite": "TrainingError", "toco_lab.sweeps.notebooks": "NotebookError"}
     loaded = (getattr(sys.modules[module], name) for module, name in own.items() if module in sys.modules)
-    return (ValueError, FileNotFoundError, *loaded)
+    return (ValueError, OSError, *loaded)

@@ -7,7 +7,7 @@ import tyro
 
 from toco_lab.commands.parser import Commands
 from toco_lab.config import Config
-from toco_lab.files import atomic_write
+from toco_lab.files import atomic_write, check_writable
 from toco_lab.presets import PRESETS
 from toco_lab.words import counted
 
@@ -65,6 +65,7 @@ def check(
 
     _check_count(count)
     cfg = _data_config(what, data_root=data_root, label_source=label_source)
+    check_writable(out)  # before a whole data set is read
     found = [
         check_dataset(cfg, name) for name in ([split] if split else dict.fromkeys((cfg.train_split, cfg.val_split)))
     ]

@@ -1,5 +1,6 @@
 """Archives of data sets: fetched by torchvision or named for the user to fetch, checked, and unpacked whole."""
 
+import errno
 import shutil
 import tarfile
 import zipfile
@@ -8,6 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from toco_lab.data.classes import DataError
+from toco_lab.files import refusals_named
+from toco_lab.refusals import in_words
+
+# what says nothing against an archive
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ def fetch(folder: Path, archives: Sequence[Archive], *, download: bool) -> None:
                     download_url(archive.url, folder, archive.name, archive.md5)
                 except (OSError, RuntimeError) as error:  # no network, a refusal, a wrong checksum
                     raise DataError(
-                        f"{archive.url} could not be downloaded ({error}). {_to_fetch(folder, absent)}"
+                        f"{archive.url} could not be downloaded ({in_words(str(error))}). {_to_fetch(folder, absent)}"
                     ) from error
             elif not check_integrity(str(folder / archive.name), archive.md5):
                 raise DataError(
@@ -70,16 +76,17 @@ def _unpack(folder: Path, archive: Archive) -> None:
     shutil.rmtree(half, ignore_errors=True)
     print(f"unpacking {path}", flush=True)
     try:
-        _extract(path, half)
+        with refusals_named(half):
+            _extract(path, half)
         _check_members(path, half, archive)
         (half / archive.folder).replace(target)
     except DataError:
         raise
     except Exception as error:  # each kind of damage has an exception of its own
-        is_system = isinstance(error, OSError) and error.errno is not None
-        remedy = f"Make room in {folder}, or make it writable" if is_system else "Remove it and fetch it again"
+        if isinstance(error, OSError) and error.errno in _REFUSED:
+            raise  # the archive is good
         cause = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"cannot unpack {path}: {cause}. {remedy}") from error
+        raise DataError(f"cannot unpack {path}: {cause}. Remove it and fetch it again") from error
     finally:
         shutil.rmtree(half, ignore_errors=True)
 

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from toco_lab.data.classes import DataError
+from toco_lab.refusals import in_words
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -114,6 +115,8 @@ def _opened(source: bytes | Path, where: str, remedy: str, *, decode: bool) -> I
     except PermissionError as error:
         raise DataError(f"cannot read {where}: {error.strerror}. Make the file readable (chmod +r)") from error
     except Exception as error:  # decoders of damaged files raise whatever they like
+        if isinstance(error, OSError) and error.filename:  # it could not even be opened: too many open files, ...
+            raise DataError(in_words(str(error))) from error
         raise DataError(f"cannot decode {where}: {_cause(error, source)}. {remedy}") from error
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toco_lab.data.classes import DataError
-from toco_lab.files import atomic_write, read_text
+from toco_lab.files import atomic_write, entries, read_text
 
 
 @dataclass(frozen=True)
@@ -127,20 +127,22 @@ def files_below(folder: Path, *, nested: bool) -> list[Path]:
 
     Raises:
         DataError: For a name whose bytes are not UTF-8: no list and no table could name it.
+        OSError: If a folder may not be read: its images would be missing without a word.
     """
-    if not folder.is_dir():
-        return []
     # sorted: of two files of one stem the same one is taken on every machine
-    files = sorted(folder.rglob("*") if nested else folder.iterdir())
     # a name that begins with a dot is hidden; macOS leaves such copies of every image in archives
-    shown = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
-    for path in shown:
+    found = [path for path in entries(folder) if not path.name.startswith(".")]
+    for path in found:
         if any("\ud800" <= letter <= "\udfff" for letter in path.name):  # how Python keeps bytes that are no letters
             raise DataError(
                 f"{path.parent} has a file whose name is not UTF-8: {path.name!a}. Rename it (a copy made on an "
                 "older system: `convmv -f cp1252 -t utf8 --notest` renames them all)"
             )
-    return [path for path in shown if not path.is_dir()] if nested else shown
+    if not nested:
+        return found
+    folders = {path for path in found if path.is_dir()}
+    inner = [path for folder in folders if not folder.is_symlink() for path in files_below(folder, nested=True)]
+    return sorted([path for path in found if path not in folders] + inner)
 
 
 def unread(root: Path, folders: Sequence[str], used: Iterable[Path]) -> list[Path]:

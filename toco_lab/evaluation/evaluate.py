@@ -23,7 +23,7 @@ from toco_lab.evaluation.gallery import NUM_IMAGES, save_gallery
 from toco_lab.evaluation.prediction import BATCH, FUSIONS, grouped_by_size, predict
 from toco_lab.evaluation.samples import image_label_of, mask_of
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores, label_f1
-from toco_lab.files import require
+from toco_lab.files import check_writable, require
 from toco_lab.method.model import ToCo
 from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
@@ -194,6 +194,7 @@ def evaluate_run(
 
     Raises:
         ValueError: If another process is at work in the folder of the run, or `run` is none.
+        OSError: Before the work, if nothing can be written there.
     """
     require(run, RunDir, "run", ": open one with RunDir(folder)")
     with only_worker(run.path) if is_first() else nullcontext():
@@ -207,6 +208,8 @@ def _evaluate_run(
     model, cfg = load_run_model(run, resolve_device(device))
     checkpoint = weights_hash(run.checkpoints()[-1])
     suffix = "" if split in (None, cfg.val_split) else f"_{split}"
+    if is_first():
+        check_writable(run.path / f"protocol{suffix}.json")
     new = evaluate_model(
         model, cfg, targets=targets, split=split, progress=progress, checkpoint=checkpoint,
         gallery=0 if suffix else NUM_IMAGES,

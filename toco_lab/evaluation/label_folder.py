@@ -111,6 +111,8 @@ class LabelFolder:
         table.unlink(missing_ok=True)  # `write_labels` overwrites nothing; this one is of an earlier call
         names = {name: [classes[int(i)] for i in np.flatnonzero(label)] for name, label in image_labels.items()}
         write_labels(table, names)
+        for left in self.path.rglob(".*.tmp"):  # by a killed command
+            left.unlink(missing_ok=True)
         if with_images:
             _link(self.path / IMAGES, Path("..") / IMAGES)
 

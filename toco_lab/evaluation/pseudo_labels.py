@@ -27,6 +27,7 @@ from toco_lab.evaluation.label_folder import LabelFolder, check_output, image_fi
 from toco_lab.evaluation.label_summary import PseudoLabels, Tally, first_names, is_constant
 from toco_lab.evaluation.prediction import BATCH, grouped_by_size, native_cams
 from toco_lab.evaluation.samples import image_label_of
+from toco_lab.files import check_writable
 from toco_lab.method.cam import Cams
 from toco_lab.method.crf import crf_label, dense_crf
 from toco_lab.method.labels import confident_label
@@ -136,6 +137,7 @@ def write_pseudo_labels(
             something else does; if the labels of one kind are all constant: the model has learnt nothing; or if
             another process is at work in the folder of the run.
         DataError: If images cannot be read, or have no image label.
+        OSError: Before the work, if nothing can be written there.
     """
     kinds = tuple(dict.fromkeys(kinds))
     _check_request(kinds, scores, images)
@@ -170,6 +172,7 @@ def _label_split(
     folders = {kind: LabelFolder(out / kind, scored=scores and kind in SCORED) for kind in kinds}
     for kind, folder in folders.items():
         folder.check_protocol(records[kind])
+        check_writable(out / kind / "protocol.json")
 
     originals = image_files(cfg, samples.reader.root) if images else {}
     tally = Tally(kinds, cfg.num_classes)

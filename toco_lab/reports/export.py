@@ -22,7 +22,7 @@ import nbformat
 from nbformat import NotebookNode
 from traitlets.config import Config
 
-from toco_lab.files import atomic_write
+from toco_lab.files import atomic_write, check_writable
 from toco_lab.reports.comparison import compare_folders
 from toco_lab.reports.parts import LATEX, PLOTLY
 from toco_lab.runs.run_dir import RunDir
@@ -63,6 +63,7 @@ def build_report(runs: Sequence[RunDir | Path | str], *out: Path | str, title: s
     Raises:
         FileNotFoundError: If a folder is neither a run nor a sweep.
         ValueError: If there are no runs, two have the same folder name, or a file is neither .html nor .md.
+        OSError: Before the work, if a file of `out` cannot be written.
     """
     files = [Path(path) for path in out]
     wrong = [path for path in files if path.suffix not in (".html", ".md")]
@@ -70,6 +71,8 @@ def build_report(runs: Sequence[RunDir | Path | str], *out: Path | str, title: s
         raise ValueError(f"a report is a file .html or .md, got {wrong[0] if wrong else 'no name'}")
     paths = [run.path if isinstance(run, RunDir) else Path(run) for run in runs]
     title = title or compare_folders(paths).title
+    for path in files:
+        check_writable(path)
     parameters = {
         "runs": [str(path.resolve()) for path in paths],
         "title": title,

@@ -8,6 +8,7 @@ import pandas as pd
 
 from toco_lab.config import config_differences
 from toco_lab.files import read_text
+from toco_lab.refusals import in_words
 from toco_lab.runs.run_dir import CONFIG_FIELDS, METRICS_REMEDY, RunDir
 from toco_lab.runs.small_files import TABLES, complete_lines, damaged, number_in, read_rows
 from toco_lab.vocabulary import MEAN_SCORES
@@ -16,9 +17,22 @@ RUN_COLUMNS = ("run", "state", "step", "seconds", "made", "seed")  # of `list_ru
 
 
 def find_runs(root: Path | str = "results") -> list[Path]:
-    """Folders of the runs anywhere below `root`. Not searched: the folder of a run, and hidden folders."""
+    """Folders of the runs anywhere below `root`. Not searched: the folder of a run, and hidden folders.
+
+    A folder that may not be read counts as a run, so that it is not missing from a list without a word.
+
+    Raises:
+        OSError: If `root` is no folder, or may not be read. One that is not there yet holds no runs.
+    """
     found, seen = [], set()
-    for folder, inner, files in os.walk(root, followlinks=True):
+
+    def refused(error: OSError) -> None:
+        if Path(error.filename) != Path(root):
+            found.append(Path(error.filename))
+        elif not isinstance(error, FileNotFoundError) or Path(root).is_symlink():
+            raise error
+
+    for folder, inner, files in os.walk(root, followlinks=True, onerror=refused):
         real = Path(folder).resolve()
         if real in seen:  # a link back would be followed for ever
             inner.clear()
@@ -59,7 +73,7 @@ def read_runs(paths: Mapping[str, Path | str], *, everything: bool = False) -> p
             rows[name]["error"] = str(status.get("error", "")).partition("\n")[0]
             configs[name] = cfg
         except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-            rows[name] = {"run": name, "state": "unreadable", "error": " ".join(str(error).split())}
+            rows[name] = {"run": name, "state": "unreadable", "error": " ".join(in_words(str(error)).split())}
     fields = [key for key in (CONFIG_FIELDS if everything else config_differences(configs)) if key != "seed"]
     for name, cfg in configs.items():
         rows[name] |= {key: getattr(cfg, key) for key in fields}

@@ -4,6 +4,7 @@ The files are empty and hidden, and they stay: to remove one would let two proce
 """
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ RUN_LOCK, WORK_LOCK, SWEEP_LOCK = ".run.lock", ".work.lock", ".sweep.lock"
 
 def lock_of(path: Path) -> FileLock:
     """The lock with this file, not taken yet. All who ask in one process get the same object, in every thread."""
-    return FileLock(path.resolve(), timeout=0, thread_local=False, is_singleton=True)
+    return FileLock(os.path.realpath(path), timeout=0, thread_local=False, is_singleton=True)
 
 
 def take(path: Path) -> FileLock:
@@ -35,7 +36,7 @@ def held_by_another(path: Path) -> bool | None:
         lock.acquire()
     except Timeout:
         return True
-    except PermissionError:
+    except OSError:
         return None
     lock.release()
     return False

@@ -4,6 +4,7 @@ A process killed at any moment leaves only readable files: whole files are writt
 and `os.replace`, rows are appended, and half a last row is dropped when the table is read or continued.
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -20,7 +21,7 @@ import pandas as pd
 from filelock import FileLock
 
 from toco_lab.config import Config, config_differences
-from toco_lab.files import atomic_write
+from toco_lab.files import append_text, atomic_write, entries
 from toco_lab.runs import in_use, locks
 from toco_lab.runs.environment import environment
 from toco_lab.runs.small_files import (
@@ -56,6 +57,7 @@ class RunDir:
 
         Raises:
             FileNotFoundError: If the folder holds no config.json.
+            OSError: If it may not be read.
         """
         self.path = Path(path)
         self._lock: FileLock | None = None
@@ -76,6 +78,8 @@ class RunDir:
 
         Raises:
             ValueError: If the folder holds a run whose config differs in a field that matters.
+            OSError: If the system refuses to write. A new run is then taken away again; one that was made, and has not
+                made its first step when something fails, stays and is continued by the next call.
         """
         path = Path(root) / (name or cfg.run_name())
         if (path / "config.json").is_file():
@@ -91,11 +95,17 @@ class RunDir:
             for temporary in path.rglob(".*.tmp"):
                 if time.time() - temporary.stat().st_mtime > in_use.STALE_SECONDS:
                     temporary.unlink(missing_ok=True)
-        with atomic_write(path / "config.json", "w") as file:
-            file.write(cfg.to_json())
-        run = cls(path)
-        run._lock = locks.take(path / locks.RUN_LOCK)
-        run._begin(cfg)
+        new = not (path / "config.json").is_file()
+        try:
+            with atomic_write(path / "config.json", "w") as file:
+                file.write(cfg.to_json())
+            run = cls(path)
+            run._lock = locks.take(path / locks.RUN_LOCK)
+            run._begin(cfg)
+        except OSError:
+            if new:
+                _take_away(path)
+            raise
         return run
 
     def _begin(self, cfg: Config) -> None:
@@ -175,8 +185,8 @@ class RunDir:
 
     def log(self, message: str) -> None:
         """Append a time-stamped line to log.txt."""
-        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {message}\n")
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        append_text(self.path / "log.txt", f"{now} {message}\n")
 
     # --- metrics.csv ------------------------------------------------------------------------------
 
@@ -201,8 +211,7 @@ class RunDir:
         if path.is_file() and path.stat().st_size != len(text.encode()):  # a killed process left half a line
             with atomic_write(path, "w") as file:
                 file.write(text)
-        with path.open("a", encoding="utf-8", newline="") as file:
-            file.write(buffer.getvalue())
+        append_text(path, buffer.getvalue())
 
     def metrics(self) -> pd.DataFrame:
         """Rows of metrics.csv, one per logged step; empty before the first. Half a last line is left out.
@@ -293,8 +302,8 @@ class RunDir:
 
     def figures(self) -> list[Path]:
         """Saved figures, by name."""
-        found = (self.path / "figures").glob("[!.]*")
-        return sorted(path for path in found if path.suffix in (".png", ".json"))
+        found = entries(self.path / "figures")
+        return [path for path in found if path.suffix in (".png", ".json") and not path.name.startswith(".")]
 
     @property
     def gallery_path(self) -> Path:
@@ -307,7 +316,8 @@ class RunDir:
 
     def token_maps(self) -> list[list[Path]]:
         """Kept tokens: for each probe image its files, by step."""
-        return [sorted(folder.glob("step_*.npz")) for folder in sorted((self.path / "tokens").glob("image_*"))]
+        folders = [path for path in entries(self.path / "tokens") if path.name.startswith("image_")]
+        return [[path for path in entries(folder) if path.match("step_*.npz")] for folder in folders]
 
     def checkpoint_path(self, step: int) -> Path:
         """Name of the checkpoint after `step` optimiser steps."""
@@ -315,13 +325,14 @@ class RunDir:
 
     def checkpoints(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        found = (self.path / "checkpoints").glob("step_*.pt")
+        found = (path for path in entries(self.path / "checkpoints") if path.match("step_*.pt"))
         steps = {path: path.stem.removeprefix("step_") for path in found}
         return sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: int(steps[path]))
 
     def notebooks(self) -> list[Path]:
         """Executed notebooks, by name."""
-        return sorted((self.path / "notebooks").glob("[!.]*.ipynb"))
+        found = entries(self.path / "notebooks")
+        return [path for path in found if path.suffix == ".ipynb" and not path.name.startswith(".")]
 
     def size(self) -> int:
         """Bytes of all files."""
@@ -374,6 +385,15 @@ class RunDir:
                 shutil.rmtree(left, ignore_errors=left != hidden)
         except OSError as error:
             raise ValueError(f"{self.path} cannot be deleted: {error}") from error
+
+
+def _take_away(path: Path) -> None:
+    """Remove what `RunDir.create` had written before it failed, and the folder if nothing else lies in it."""
+    locks.lock_of(path / locks.RUN_LOCK).release(force=True)
+    with contextlib.suppress(OSError):
+        for name in ("config.json", "env.json", "status.json", locks.RUN_LOCK):
+            (path / name).unlink(missing_ok=True)
+        path.rmdir()
 
 
 def _plain(value: Any) -> Any:

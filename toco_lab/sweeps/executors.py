@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from toco_lab.files import append_text
+from toco_lab.refusals import in_words
 from toco_lab.sweeps import worker
 from toco_lab.words import counted
 
@@ -84,7 +86,7 @@ class LocalExecutor:
 
     def ended(self) -> dict[Path, LostRun | None]:
         """See `Executor`. A worker that a signal killed is started again, at most `RETRIES` times."""
-        over = {}
+        over: dict[Path, LostRun | None] = {}
         for attempt, process in list(self._running.items()):
             code = process.poll()
             if code is None:
@@ -96,15 +98,21 @@ class LocalExecutor:
             else:
                 over[attempt.folder] = _lost_run(attempt, code)
         while self._waiting and len(self._running) < self.slots:
-            self._start(self._waiting.popleft())
+            attempt = self._waiting.popleft()
+            try:
+                self._start(attempt)
+            except OSError as error:
+                over[attempt.folder] = LostRun(in_words(str(error)))
         return over
 
     def _start_again(self, attempt: _Attempt, killed_by: str) -> None:
         """Put a killed task in front of those that wait, and say so in what its workers print."""
         again = replace(attempt, retries=attempt.retries + 1)
         self._waiting.appendleft(again)
-        with (attempt.folder / _OUTPUT).open("a", encoding="utf-8") as file:
-            file.write(f"--- killed by {killed_by}; started again ({again.retries} of {RETRIES})\n")
+        with contextlib.suppress(OSError):  # a full disk: the worker will say so
+            append_text(
+                attempt.folder / _OUTPUT, f"--- killed by {killed_by}; started again ({again.retries} of {RETRIES})\n"
+            )
 
     def _start(self, attempt: _Attempt) -> None:
         attempt.folder.mkdir(parents=True, exist_ok=True)
@@ -144,8 +152,11 @@ def _lost_run(attempt: _Attempt, code: int) -> LostRun | None:
     if code < 0:
         times = f"killed by {signal.Signals(-code).name} {counted(attempt.retries + 1, 'time')}"
         return LostRun(f"the worker was {times} (SIGKILL often means no memory)")
-    lines = (attempt.folder / _OUTPUT).read_text(encoding="utf-8", errors="replace").splitlines()
-    return LostRun(f"the worker ended with exit code {code}", "\n".join(lines[-_OUTPUT_LINES:]))
+    lines = []
+    with contextlib.suppress(OSError):
+        lines = (attempt.folder / _OUTPUT).read_text(encoding="utf-8", errors="replace").splitlines()
+    last = f": {in_words(lines[-1])}" if lines else ""
+    return LostRun(f"the worker ended with exit code {code}{last}", "\n".join(lines[-_OUTPUT_LINES:]))
 
 
 class RayExecutor:

@@ -21,6 +21,7 @@ import papermill
 from nbformat import NotebookNode
 
 from toco_lab.files import atomic_write
+from toco_lab.refusals import in_words
 from toco_lab.runs.small_files import read_json_file
 from toco_lab.sweeps.parameters import check_parameters
 
@@ -84,15 +85,15 @@ def execute_notebook(
         except BaseException as error:
             failure = _describe(error, executed)
             failed = {"state": "failed", "seconds": _since(began), "error": failure}
-            _save(executed, output)
+            with contextlib.suppress(ValueError):  # half a file, where the disk was full
+                _save(executed, output)
             _write_record(output, record | failed)
             if not isinstance(error, Exception):  # Ctrl-C
                 raise
             where = f", cell {failure['cell']!r}" if failure["cell"] else ""
-            raise NotebookError(
-                f"{notebook}{where}: {failure['name']}: {failure['message']}\n{failure['traceback']}\n"
-                f"executed so far: {output}"
-            ) from error
+            said = f"{notebook}{where}: {failure['name']}: {failure['message']}"
+            trace = f"\n{failure['traceback']}\n" if failure["traceback"] else "; "
+            raise NotebookError(f"{said}{trace}executed so far: {output}") from error
         _save(executed, output)
     _write_record(output, record | {"state": "done", "seconds": _since(began)})
     return output
@@ -112,7 +113,7 @@ def run_notebooks(jobs: Iterable[NotebookJob], *, timeout: float = CELL_TIMEOUT,
         except NotebookError:
             records.append(read_record(job.output))
         except (ValueError, OSError) as error:
-            failure = {"name": type(error).__name__, "message": str(error), "cell": "", "traceback": ""}
+            failure = {"name": type(error).__name__, "message": in_words(str(error)), "cell": "", "traceback": ""}
             records.append({"notebook": Path(job.notebook).name, "state": "failed", "seconds": 0.0, "error": failure})
     return records
 
@@ -136,17 +137,18 @@ def is_done(job: NotebookJob) -> bool:
 
 
 def _describe(error: BaseException, executed: Path) -> dict[str, str]:
-    """Name, message, cell id and end of the traceback of what stopped a notebook."""
+    """Name, message, cell id and end of the traceback of what stopped a notebook; no traceback if it was the system."""
     if not isinstance(error, papermill.PapermillExecutionError):
-        return {"name": type(error).__name__, "message": str(error).strip(), "cell": "", "traceback": ""}
+        return {"name": type(error).__name__, "message": in_words(str(error).strip()), "cell": "", "traceback": ""}
     cells = nbformat.read(executed, as_version=4).cells
     cells = [cell for cell in cells if "papermill-error-cell-tag" not in cell.metadata.get("tags", [])]  # added markers
     text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
+    message = in_words(error.evalue)
     return {
         "name": error.ename,
-        "message": error.evalue,
+        "message": message,
         "cell": cells[error.cell_index].id,
-        "traceback": "\n".join(text.splitlines()[-_TRACEBACK_LINES:]),
+        "traceback": "\n".join(text.splitlines()[-_TRACEBACK_LINES:]) if message == error.evalue else "",
     }
 
 

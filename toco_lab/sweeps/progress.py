@@ -79,13 +79,13 @@ class SweepBar:
             disable=not progress or not (sys.stderr.isatty() or "ipykernel" in sys.modules),
         )
 
-    def end(self, folder: Path) -> None:
-        """A run has ended, well or not."""
+    def end(self, folder: Path, unrecorded: str = "") -> None:
+        """A run has ended, well or not; `unrecorded` is its error where its folder could not take it."""
         run = self._left.pop(folder)
-        state = state_on_disk(self._grid, run)
+        state = "failed" if unrecorded else state_on_disk(self._grid, run)
         self._failed += state == "failed"
         if self._progress:
-            error = "".join(f": {line}" for line in recorded_error(folder).splitlines()[:1])
+            error = "".join(f": {line}" for line in (unrecorded or recorded_error(folder)).splitlines()[:1])
             with self._bar.external_write_mode():
                 print(f"{state}: {run.row}, seed {run.seed} ({folder}){error}", flush=True)
         self._drawn = 0.0

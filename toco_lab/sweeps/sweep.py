@@ -9,7 +9,7 @@ that name one `folder` share the runs they have in common. Each run has a proces
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +17,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from toco_lab.files import atomic_write
+from toco_lab.refusals import in_words
 from toco_lab.runs.locks import SWEEP_LOCK
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.runs.scores import run_scores
@@ -72,6 +73,7 @@ def run_sweep(
         todo = [run for run in runs if state_on_disk(grid, run) in wanted]
         with atomic_write(folder / "grid.yaml", "w") as file:
             file.write(grid.to_text())
+        unrecorded: dict[Path, str] = {}
         try:
             if todo:
                 pool: Executor
@@ -80,16 +82,21 @@ def run_sweep(
                 else:
                     pool = RayExecutor(gpus=gpus, cpus=cpus, address=address)
                 with contextlib.closing(pool):
-                    _make_all(grid, todo, pool, progress=progress)
+                    _make_all(grid, todo, pool, unrecorded, progress=progress)
         finally:
-            table = sweep_table(root, grid)
+            table = sweep_table(root, grid, unrecorded=unrecorded)
             with atomic_write(folder / "sweep.csv", "w") as file:
                 table.to_csv(file, index=False, lineterminator="\n")
     return table
 
 
-def _make_all(grid: Grid, todo: Sequence[PlannedRun], pool: Executor, *, progress: bool) -> None:
-    """Give every run to the executor and wait for all of them."""
+def _make_all(
+    grid: Grid, todo: Sequence[PlannedRun], pool: Executor, unrecorded: dict[Path, str], *, progress: bool
+) -> None:
+    """Give every run to the executor and wait for all of them.
+
+    Errors that cannot be written into the folder of their run are put into `unrecorded`; the others go on.
+    """
     left = {run.folder: Task.of(grid, run) for run in todo}
     for folder, task in left.items():
         pool.submit(folder, task.to_json())
@@ -98,8 +105,11 @@ def _make_all(grid: Grid, todo: Sequence[PlannedRun], pool: Executor, *, progres
             for folder, lost in pool.ended().items():
                 del left[folder]
                 if lost:
-                    record_failure(folder, lost.error, lost.trace)
-                bar.end(folder)
+                    try:
+                        record_failure(folder, lost.error, lost.trace)
+                    except OSError:
+                        unrecorded[folder] = lost.error
+                bar.end(folder, unrecorded.get(folder, ""))
             bar.refresh()
             time.sleep(_POLL_SECONDS if left else 0)
 
@@ -147,8 +157,13 @@ def _only_sweep_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def sweep_table(root: Path | str, grid: Grid) -> pd.DataFrame:
+def sweep_table(root: Path | str, grid: Grid, *, unrecorded: Mapping[Path, str] | None = None) -> pd.DataFrame:
     """What a sweep has given so far.
+
+    Args:
+        root: Folder that holds the sweeps.
+        grid: What was to be run.
+        unrecorded: Errors of runs whose folder the system does not let be written, by folder.
 
     Returns:
         One row per run of the grid: row, the row it is compared with (`reference`, empty for none), seed, the fields of
@@ -161,15 +176,17 @@ def sweep_table(root: Path | str, grid: Grid) -> pd.DataFrame:
         row |= {name: getattr(run.config, name) for name in grid.axes}
         row |= {"state": state_on_disk(grid, run), "seconds": float("nan")}
         error = recorded_error(run.folder)
-        if (run.folder / "config.json").is_file():
-            try:
+        if failed := (unrecorded or {}).get(run.folder):
+            row["state"], error = "failed", failed
+        try:
+            if (run.folder / "config.json").is_file():
                 status = (made := RunDir(run.folder)).status()
                 row["seconds"] = status.get("total_seconds", status.get("seconds"))
                 row |= run_scores(made)
                 if made.is_evaluated:
                     made.read_json("protocol")  # whether it can be read
-            except (ValueError, OSError) as problem:  # a damaged run hides none of the others
-                error = error or str(problem)
+        except (ValueError, OSError) as problem:  # a damaged run hides none of the others
+            error = error or in_words(str(problem))
         rows.append(row | {"run": run.folder.name, "error": error})
     frame = pd.DataFrame(rows)
     return frame[[name for name in frame if name not in ("run", "error")] + ["run", "error"]]

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from toco_lab.config import Config, config_differences
 from toco_lab.files import atomic_write
+from toco_lab.refusals import in_words
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.runs.scores import run_scores
 from toco_lab.runs.small_files import SHAPES, read_json_file
@@ -77,7 +78,17 @@ class Task:
 
 
 def state_on_disk(grid: Grid, run: PlannedRun) -> Literal["new", "begun", "done", "failed"]:
-    """State of a run of a grid. One that is `begun` continues from its last checkpoint, or a sweep is at it now."""
+    """State of a run of a grid. One that is `begun` continues from its last checkpoint, or a sweep is at it now.
+
+    One whose folder may not be read counts as failed.
+    """
+    try:
+        return _state_on_disk(grid, run)
+    except OSError:
+        return "failed"
+
+
+def _state_on_disk(grid: Grid, run: PlannedRun) -> Literal["new", "begun", "done", "failed"]:
     if (run.folder / _FAILURE).is_file():
         return "failed"
     if not (run.folder / "config.json").is_file():
@@ -102,27 +113,28 @@ def work(text: str) -> bool:
 
     task = Task(**json.loads(text))
     folder = Path(task.folder)
-    (folder / _FAILURE).unlink(missing_ok=True)
-    cfg = Config.preset(task.preset).replace(**task.overrides)
-    run = open_run(cfg, folder.parent, name=folder.name)
-    began, spent = time.perf_counter(), run.status().get("total_seconds", 0.0)
-    run.set_status("running")
+    began = time.perf_counter()
     try:
+        (folder / _FAILURE).unlink(missing_ok=True)
+        cfg = Config.preset(task.preset).replace(**task.overrides)
+        run = open_run(cfg, folder.parent, name=folder.name)
+        spent = run.status().get("total_seconds", 0.0)
+        run.set_status("running")
         if job := task.notebook_job():
             from toco_lab.sweeps.notebooks import execute_notebook
 
             execute_notebook(job.notebook, job.output, job.parameters, progress=False)
         else:
             make(run, progress=False)
+        run.set_status("done", total_seconds=round(spent + time.perf_counter() - began, 2))
     except Exception as error:
-        record_failure(folder, f"{type(error).__name__}: {error}", traceback.format_exc())
+        record_failure(folder, f"{type(error).__name__}: {in_words(str(error))}", traceback.format_exc())
         return False
-    run.set_status("done", total_seconds=round(spent + time.perf_counter() - began, 2))
     return True
 
 
 def record_failure(folder: Path, error: str, trace: str) -> None:
-    """Write a failure and its traceback into a run's folder."""
+    """Write a failure and its traceback into a run's folder; OSError if the system refuses that too."""
     with atomic_write(folder / _FAILURE, "w") as file:
         json.dump({"error": error, "traceback": trace}, file, indent=1)
     with contextlib.suppress(FileNotFoundError, ValueError):  # it may have failed before there was a run
@@ -132,12 +144,10 @@ def record_failure(folder: Path, error: str, trace: str) -> None:
 def recorded_error(folder: Path) -> str:
     """The error of a failed run as `record_failure` wrote it, else nothing; of a damaged record, that it is damaged."""
     path = folder / _FAILURE
-    if not path.is_file():
-        return ""
     try:
-        return str(read_json_file(path, SHAPES["failure"])["error"])
-    except ValueError as error:
-        return str(error)
+        return str(read_json_file(path, SHAPES["failure"])["error"]) if path.is_file() else ""
+    except (ValueError, OSError) as error:
+        return in_words(str(error))
 
 
 def main() -> int:

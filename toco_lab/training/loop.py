@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from toco_lab.backbones.weights import CheckpointError, find_weights, weights_ha
 from toco_lab.config import Config
 from toco_lab.data.loader import train_loader
 from toco_lab.method.model import ToCo
+from toco_lab.refusals import in_words
 from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import initial_model, load_checkpoint, save_checkpoint
@@ -132,16 +133,22 @@ def _check_initial_weights(cfg: Config, run: RunDir) -> None:
 
 @contextmanager
 def _failures_recorded(run: RunDir) -> Iterator[None]:
-    """Write an error into the run's status and log before it goes on; an interruption is no failure."""
+    """Write an error into the run's status and log before it goes on; an interruption is no failure.
+
+    Where the system refuses to write that too (the disk is full), the error goes on without a record.
+    """
     try:
         yield
     except KeyboardInterrupt:
-        run.log("interrupted")  # the same call continues it
+        with suppress(OSError):
+            run.log("interrupted")  # the same call continues it
         raise
     except BaseException as error:
-        if run.status()["state"] != "failed":  # the first process to fail knows why, the others miss it
-            run.set_status("failed", error=f"{type(error).__name__}: {error}")
-        run.log(f"failed: {type(error).__name__}: {error}")
+        said = f"{type(error).__name__}: {in_words(str(error))}"
+        with suppress(OSError):
+            if run.status()["state"] != "failed":  # the first process to fail knows why, the others miss it
+                run.set_status("failed", error=said)
+            run.log(f"failed: {said}")
         raise
 
 

@@ -80,6 +80,18 @@ def test_different_protocols_are_pointed_out(runs, tmp_path):
     assert "seed 0 · no true labels mask cam (CAM, mIoU)" in shown
 
 
+def test_a_run_of_an_older_version_is_measured_in_the_same_way(runs, tmp_path):
+    newer, other = (RunDir(shutil.copytree(runs[0].path, tmp_path / name)) for name in ("newer", "other"))
+    for run, rule in ((newer, "EXIF applied"), (other, "as stored")):
+        protocol = run.read_json("protocol")
+        protocol["cam"]["decoder"] = rule
+        run.write_json("protocol", protocol)
+    shown = words(Report(compare([runs[0], newer])).results())
+    assert "decoder EXIF applied (CAM, mIoU)" in shown and "Not measured in the same way" not in shown
+    shown = words(Report(compare([runs[0], newer, other])).results())
+    assert "Not measured in the same way in all runs: CAM, mIoU." in shown
+
+
 def test_differences_and_commands(report, runs, monkeypatch):
     shown = words(report.differences())
     assert f"{runs[0].name} {Config.preset('toy').w_ptc} 0 {runs[1].name} 0.0 3" in shown

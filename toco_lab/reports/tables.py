@@ -11,7 +11,7 @@ from toco_lab.reports import ablation
 from toco_lab.reports.comparison import Comparison, Number, kind_of
 from toco_lab.reports.parts import BETWEEN, Table
 from toco_lab.runs import scores
-from toco_lab.vocabulary import F1, TITLES
+from toco_lab.vocabulary import ADDED_LATER, F1, TITLES
 
 _BESIDE = ("checkpoint", "weights", "seed")  # of a protocol: said of each run even where all runs agree
 _OF_RUN = (*_BESIDE, "step")  # of a protocol: the same for all numbers of a run
@@ -56,7 +56,7 @@ def results_tables(comparison: Comparison) -> tuple[list[Table], list[str]]:
             protocol[quantity] = protocol_words(common)
             for run, number in found.items():
                 rest = {key: value for key, value in number.protocol.items() if key not in common}
-                unequal += [quantity] * bool(set(rest) - set(_BESIDE))
+                unequal += [quantity] * any(_differs(key, found) for key in rest)
                 for key, value in rest.items():
                     if words := protocol_words({key: value}):
                         own[run].setdefault((key, words), []).append(quantity)
@@ -78,6 +78,14 @@ def _common(protocols: list[Mapping[str, Any]]) -> dict[str, Any]:
         for key, value in protocols[0].items()
         if key not in _BESIDE and all(key in one and one[key] == value for one in protocols)
     }
+
+
+def _differs(key: str, numbers: Mapping[str, Number]) -> bool:
+    """Whether numbers were measured in another way by what their protocols say of `key`."""
+    said = [number.protocol[key] for number in numbers.values() if key in number.protocol]
+    if key in ADDED_LATER:
+        return any(value != said[0] for value in said)
+    return key not in _BESIDE
 
 
 def _particulars(facts: Mapping[tuple[str, str], list[str]]) -> str:

@@ -115,6 +115,25 @@ def test_the_class_table_has_the_numbers_that_are_drawn(report):
     assert [trace["name"] for trace in figures(report.classes())[0]["data"][:2]] == report.comparison.names
 
 
+def test_every_drawing_says_over_how_many_images(report, runs, tmp_path):
+    (bars,) = figures(report.classes())
+    assert "over 100 images" in bars["layout"]["title"]["text"]
+    for drawn in figures(report.similarity()):
+        assert "over 5 images" in drawn["layout"]["title"]["text"]
+    (ablation,) = figures(report.ablation())
+    assert ablation["layout"]["xaxis"]["title"]["text"] == "points, over 100 images, 1 seed"
+    few = RunDir(shutil.copytree(runs[0].path, tmp_path / "few"))
+    protocol = few.read_json("protocol")
+    few.write_json("protocol", {target: record | {"images": 20} for target, record in protocol.items()})
+    rows = few.read_table("smoothing")
+    few.write_table("smoothing", rows[rows["image"] < 2])
+    made = Report(compare([runs[0], few]))
+    (bars,) = figures(made.classes())
+    assert f"over 100 images ({runs[0].name}), 20 images (few)" in bars["layout"]["title"]["text"]
+    assert f"over 5 images ({runs[0].name}), 2 images (few)" in figures(made.similarity())[0]["layout"]["title"]["text"]
+    assert "images 20 (CAM, mIoU" in words(made.results()) and "Not measured in the same way" in words(made.results())
+
+
 def test_galleries_show_each_image_once_with_a_column_per_run(runs, tmp_path):
     copies = [RunDir(shutil.copytree(run.path, tmp_path / name)) for run, name in zip(runs, "ab", strict=True)]
     for run, level in zip(copies, (0.25, 0.75), strict=True):

@@ -134,6 +134,30 @@ def test_every_drawing_says_over_how_many_images(report, runs, tmp_path):
     assert "images 20 (CAM, mIoU" in words(made.results()) and "Not measured in the same way" in words(made.results())
 
 
+def test_what_is_not_defined_is_a_dash_with_its_reason(tmp_path):
+    run = make_run(tmp_path, level=0.6)
+    table = run.read_table("evaluation").assign(over_activation=0.25)
+    table.loc[(table["target"] == "cam") & table["class"].isin(["star"]), "iou"] = np.nan
+    table.loc[(table["target"] == "cam") & (table["class"] == "mIoU"), ["iou", "over_activation"]] = np.nan
+    run.write_table("evaluation", table)
+    made = Report(compare([run]))
+    shown = words(made.results())
+    assert "not defined a class is in neither truth nor prediction" in shown
+    assert "not defined no foreground class is predicted" in shown
+    assert re.search(rf"{run.name} - 70\.0 50\.0", shown) and re.search(rf"{run.name} - 25\.0 25\.0", shown)
+    shown = words(made.classes())
+    assert re.search(r"CAM star - ", shown) and "- is a class in neither truth nor prediction" in shown
+
+
+def test_a_mean_over_fewer_seeds_says_so(tmp_path):
+    runs = [make_run(tmp_path, name=f"{w}-{seed}", w_ptc=w, seed=seed) for w in (0.0, 1.0) for seed in range(4)]
+    table = runs[0].read_table("evaluation")
+    table.loc[(table["target"] == "cam") & (table["class"] == "disc"), "iou"] = np.nan
+    runs[0].write_table("evaluation", table)
+    shown = words(Report(compare(runs)).classes())
+    assert "CAM disc 65.0 (3 of 4 seeds) 65.0" in shown and "Mean over the seeds of a config: 4 seeds." in shown
+
+
 def test_galleries_show_each_image_once_with_a_column_per_run(runs, tmp_path):
     copies = [RunDir(shutil.copytree(run.path, tmp_path / name)) for run, name in zip(runs, "ab", strict=True)]
     for run, level in zip(copies, (0.25, 0.75), strict=True):

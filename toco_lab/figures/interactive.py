@@ -285,10 +285,11 @@ def _add_dashes(
 ) -> None:
     """A dash where a run has no bar, because a class is in neither truth nor prediction: no bar would look like 0."""
     for run, values in percent.items():  # every run takes part, so that each dash stands where its bar would
-        lacking = [tick for tick, value in zip(ticks, values, strict=True) if math.isnan(value)]
+        lacking: list[str | None] = [tick for tick, value in zip(ticks, values, strict=True) if math.isnan(value)]
         figure.add_scatter(
-            x=lacking or [None], y=[4] * len(lacking) or [None], mode="text", text="-", textfont_size=16,
-            textfont_color=colours[run], showlegend=False, legendgroup=run, offsetgroup=run, row=row, col=1,
+            x=lacking or [None], y=[4 if lacking else None] * max(1, len(lacking)), mode="text", text="-",
+            textfont_size=16, textfont_color=colours[run], showlegend=False, legendgroup=run, offsetgroup=run,
+            row=row, col=1,
             hovertemplate=f"{escaped(run)}<br>%{{x}}: -, in neither truth nor prediction<extra></extra>",
         )  # fmt: skip
 

@@ -176,8 +176,8 @@ def protocol_text(configs: Iterable[Config], frame: pd.DataFrame) -> str:
         f"{seeds}, mean ± standard deviation over runs. mIoU in points over {said_images} of "
         f"{said('val_split')}:{unlike} CAM scales {said('cam_scales')} with flip, CAMs masked by the true image "
         f"labels, background threshold {said('background_threshold')}, no CRF; segmentation scales "
-        f"{said('eval_seg_scales')}. Similarity: mean |cos| of all pairs of patch tokens (metric 1a), raw residual stream"
-        f"{said_tokens}. Differences: row minus "
+        f"{said('eval_seg_scales')}. Similarity: mean |cos| of all pairs of patch tokens (metric 1a), raw residual "
+        f"stream{said_tokens}. Differences: row minus "
         "reference, paired by seed, with the 95 % interval of their mean (Student), * where it leaves out 0; each "
         "holds for itself, not for the best of many."
     )

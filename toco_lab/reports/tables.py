@@ -131,7 +131,8 @@ def classes_table(comparison: Comparison) -> Table | None:
     found = class_scores(comparison)
     if found is None:
         return None
-    found = found.assign(iou=[f"{100 * value:.1f}" if pd.notna(value) else "-" for value in found["iou"]])
+    cells = zip(found["iou"], found["seeds"], found["of"], strict=True)
+    found = found.assign(iou=[_mean_cell(100 * value, seeds, of) for value, seeds, of in cells])
     order = found[["target", "class"]].drop_duplicates()
     wide = found.pivot(index=["target", "class"], columns="run", values="iou")[list(dict.fromkeys(found["run"]))]
     wide = wide.reindex(pd.MultiIndex.from_frame(order)).fillna("-").reset_index()
@@ -142,12 +143,23 @@ def classes_table(comparison: Comparison) -> Table | None:
         for name, words in table.protocol.items()
     }
     protocol = {name: shared.get(name, "") for name in dict.fromkeys(wide["quantity"])}
-    cells = wide.map(str).rename_axis(columns=None)
-    return Table("iou_per_class", "IoU per class in per cent", cells, protocol, folded=True)
+    lacking = "; - is a class in neither truth nor prediction" if (wide == "-").to_numpy().any() else ""
+    caption = f"IoU per class in per cent{lacking}"
+    return Table("iou_per_class", caption, wide.map(str).rename_axis(columns=None), protocol, folded=True)
+
+
+def _mean_cell(value: float, seeds: int, of: int) -> str:
+    """A mean over the seeds that have a value; how many these are where some have none."""
+    if not seeds:
+        return "-"
+    return f"{value:.1f}" + f" ({seeds} of {of} seeds)" * (seeds < of)
 
 
 def class_scores(comparison: Comparison) -> pd.DataFrame | None:
-    """run (label of its group), target, class, iou: the mean over the seeds of a group."""
+    """run (label of its group), target, class, iou: the mean over the seeds of a group that have one.
+
+    seeds and of say how many have one, and of how many that have the class in their table; iou is NaN where none has.
+    """
     tables = [
         run.evaluation.assign(run=label)
         for label, members in comparison.groups.items()
@@ -158,7 +170,9 @@ def class_scores(comparison: Comparison) -> pd.DataFrame | None:
         return None
     frame = pd.concat(tables)
     frame = frame[frame["class"] != F1]
-    return frame.groupby(["run", "target", "class"], sort=False, as_index=False)["iou"].mean()
+    return frame.groupby(["run", "target", "class"], sort=False, as_index=False).agg(
+        iou=("iou", "mean"), seeds=("iou", "count"), of=("iou", "size")
+    )
 
 
 def environment_table(comparison: Comparison) -> Table | None:

@@ -109,7 +109,7 @@ def test_iou_bars_in_percent_with_the_mean_last():
     figure = interactive.iou_bars(table)
     first, second, *dashes = figure.data
     assert [(trace.name, trace.text, list(trace.x)) for trace in dashes] == [
-        (None, "-", [None]), (None, "-", ["background", "<b>mean</b>"]),
+        (None, "<b>-</b>", [None]), (None, "<b>-</b>", ["background", "<b>mean</b>"]),
     ]  # fmt: skip
     assert "in neither truth nor prediction" in dashes[1].hovertemplate
     assert len(interactive.iou_bars(table[table["run"] == "a"]).data) == 1  # no dash where every class has a bar

@@ -121,7 +121,7 @@ def test_every_drawing_says_over_how_many_images(report, runs, tmp_path):
     for drawn in figures(report.similarity()):
         assert "over 5 images" in drawn["layout"]["title"]["text"]
     (ablation,) = figures(report.ablation())
-    assert ablation["layout"]["xaxis"]["title"]["text"] == "points, over 100 images, 1 seed"
+    assert ablation["layout"]["xaxis"]["title"]["text"] == "points<br><sub>100 images, 1 seed</sub>"
     few = RunDir(shutil.copytree(runs[0].path, tmp_path / "few"))
     protocol = few.read_json("protocol")
     few.write_json("protocol", {target: record | {"images": 20} for target, record in protocol.items()})

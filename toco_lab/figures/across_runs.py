@@ -54,7 +54,7 @@ def ablation_plot(
             hovertemplate="%{y}: %{x:.3~f} ± %{error_x.array:.2~f}, %{customdata} seeds<extra></extra>", **place,
         )  # fmt: skip
         figure.add_vline(x=panel.compared, line={"dash": "dash", "width": 1, "color": INK}, **place)
-        figure.update_xaxes(title=", ".join(["points"] * panel.in_points + [f"over {panel.over}"]), **place)
+        figure.update_xaxes(title="<br>".join(["points"] * panel.in_points + [f"<sub>{panel.over}</sub>"]), **place)
     figure.update_yaxes(categoryorder="array", categoryarray=[escaped(row) for row in reversed(rows)])
     figure.update_yaxes(automargin=True, col=1)
     return styled(figure, height=190 + 30 * len(rows), title=title)

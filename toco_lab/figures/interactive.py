@@ -287,8 +287,8 @@ def _add_dashes(
     for run, values in percent.items():  # every run takes part, so that each dash stands where its bar would
         lacking: list[str | None] = [tick for tick, value in zip(ticks, values, strict=True) if math.isnan(value)]
         figure.add_scatter(
-            x=lacking or [None], y=[4 if lacking else None] * max(1, len(lacking)), mode="text", text="-",
-            textfont_size=16, textfont_color=colours[run], showlegend=False, legendgroup=run, offsetgroup=run,
+            x=lacking or [None], y=[4 if lacking else None] * max(1, len(lacking)), mode="text", text="<b>-</b>",
+            textfont_size=24, textfont_color=colours[run], showlegend=False, legendgroup=run, offsetgroup=run,
             row=row, col=1,
             hovertemplate=f"{escaped(run)}<br>%{{x}}: -, in neither truth nor prediction<extra></extra>",
         )  # fmt: skip

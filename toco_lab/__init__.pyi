@@ -24,6 +24,7 @@ from .data import open_dataset as open_dataset
 from .evaluation import evaluate_run as evaluate_run
 from .evaluation import gallery_rows as gallery_rows
 from .evaluation import layer_cam_quality as layer_cam_quality
+from .evaluation import layer_cams_of_run as layer_cams_of_run
 from .evaluation import write_pseudo_labels as write_pseudo_labels
 from .experiment import enter_notebook as enter_notebook
 from .experiment import make as make

@@ -37,6 +37,9 @@ MIOU = "mIoU"
 F1 = "F1"
 MEAN_SCORES = (MIOU, F1)
 
+# Keys of a protocol that records of older versions lack; that they are not there is no difference.
+ADDED_LATER = ("decoder", "classes_in_mean")
+
 TITLES = {  # target, or column of metrics.csv -> what the reader sees
     CAM: "CAM",
     CAM_AUX: "auxiliary CAM",

@@ -1,18 +1,18 @@
 """Counts in words, for every message and table: 1 problem, 2 problems."""
 
 
-def counted(number: int, one: str, many: str = "") -> str:
+def counted(number: int | str, one: str, many: str = "") -> str:
     """A number and what it counts, in the singular or plural.
 
     Args:
-        number: How many.
+        number: How many; text like "2 to 5" will do.
         one: The words after 1, like `image` or `image has`.
         many: The words after any other number; by default the last word of `one` in the plural.
 
     >>> counted(1, "class"), counted(2, "class"), counted(0, "category"), counted(2, "image has", "images have")
     ('1 class', '2 classes', '0 categories', '2 images have')
     """
-    return f"{number} {one if number == 1 else many or _plural(one)}"
+    return f"{number} {one if str(number) == '1' else many or _plural(one)}"
 
 
 def _plural(word: str) -> str:

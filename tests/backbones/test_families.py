@@ -89,6 +89,7 @@ REFUSED = {
     "levit": ("levit_128", "with an image of 256 x 256 pixels, which fill whole tokens"),
     "mlp_mixer": ("gmlp_ti16_224", NO_STAGES),
     "mvitv2": ("mvitv2_tiny", NO_STAGES),
+    "naflexvit": ("naflexvit_base_patch16_gap", NO_STAGES),
     "nest": ("nest_tiny", NO_STAGES),
     "nextvit": ("nextvit_small", NO_MAP),
     "pit": ("pit_xs_224", NO_MAP),
@@ -102,6 +103,7 @@ REFUSED = {
     "twins": ("twins_svt_small", NO_STAGES),
     "vgg": ("vgg11", NO_STAGES),
     "vision_transformer_hybrid": ("vit_tiny_r_s16_p8_224", "of a CNN before the ViT, are not supported"),
+    "vision_transformer_sam": ("samvit_base_patch16", NO_STAGES),
     "vitamin": ("vitamin_small_224", "of a CNN before the ViT, are not supported"),
     "volo": ("volo_d1_224", NO_MAP),
     "xception": ("legacy_xception", NO_STAGES),
@@ -110,8 +112,13 @@ REFUSED = {
 }  # fmt: skip
 TOO_LARGE = {
     "gemma4_vit": "its smallest model has 167 million weights", "mobilenetv5": "300 million", "nasnet": "90 million",
-    "naflexvit": "90 million", "pnasnet": "90 million", "qwen3_vit": "90 million", "deepseek_vit": "412 million",
-    "vision_transformer_sam": "its images have 1024 pixels",
+    "pnasnet": "90 million", "qwen3_vit": "90 million", "deepseek_vit": "412 million",
+}  # fmt: skip
+SMALLER = {  # arguments that make a small model of a family that has none
+    "naflexvit_base_patch16_gap": {"depth": 2, "embed_dim": 48, "num_heads": 2},
+    "samvit_base_patch16": {
+        "depth": 2, "embed_dim": 48, "num_heads": 2, "img_size": 128, "global_attn_indexes": (1,), "neck_chans": 16,
+    },
 }  # fmt: skip
 FAST = (
     "beit", "convnext", "efficientnet", "eva", "maxxvit", "mambaout", "resnet", "swin_transformer_v2_cr", "tiny_vit",
@@ -128,8 +135,9 @@ def cases(families):
 
 def make(name):
     torch.manual_seed(0)
-    model = timm.create_model(name).eval()
-    side = model.pretrained_cfg["input_size"][-1]
+    smaller = SMALLER.get(name, {})
+    model = timm.create_model(name, **smaller).eval()
+    side = smaller.get("img_size", model.pretrained_cfg["input_size"][-1])
     return model, torch.randn(3, side, side)
 
 

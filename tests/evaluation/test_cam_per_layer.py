@@ -1,5 +1,6 @@
 """CAM quality per layer: heads that learn, the protocol of CAMs, and a plain way to the same number."""
 
+import shutil
 from dataclasses import replace
 from itertools import islice
 
@@ -9,10 +10,11 @@ import torch.nn.functional as F
 
 from toco_lab.data.loader import eval_samples
 from toco_lab.evaluation import cam_per_layer
-from toco_lab.evaluation.cam_per_layer import _pooled, fit_heads, layer_cam_quality
+from toco_lab.evaluation.cam_per_layer import _pooled, fit_heads, layer_cam_quality, layer_cams_of_run
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores
 from toco_lab.method.labels import confident_label
 from toco_lab.method.present import PresentClasses
+from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import initial_model, load_run_model
 
 
@@ -78,3 +80,30 @@ def test_the_model_is_left_alone(smoke_run):
     assert model.training and all(parameter.grad is None for parameter in model.parameters())
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_a_measurement_over_fewer_images_changes_no_file(smoke_run, tmp_path):
+    run = RunDir(shutil.copytree(smoke_run.path, tmp_path / "run"))
+    path = run.path / "layer_cams.csv"
+    path.unlink(missing_ok=True)
+    how = {"device": "cpu", "progress": False}
+    frame = layer_cams_of_run(run, num_train=3, num_images=2, write=False, **how)
+    assert not path.exists() and set(frame["model"]) == {"run"} and frame["weights"].str.startswith("step_").all()
+    layer_cams_of_run(run, num_train=3, num_images=2, **how)
+    kept = path.read_bytes()
+    few = layer_cams_of_run(run, num_train=3, num_images=1, **how)
+    assert set(few["images"]) == {1} and path.read_bytes() == kept  # it is returned, and the file stays
+    layer_cams_of_run(run, num_train=2, num_images=2, **how)
+    assert path.read_bytes() == kept  # heads trained on fewer images
+    run.write_table("layer_cams", run.read_table("layer_cams").drop(columns="weights"))  # of an older version
+    old = path.read_bytes()
+    layer_cams_of_run(run, num_train=3, num_images=1, **how)
+    assert path.read_bytes() == old
+    layer_cams_of_run(run, num_train=3, num_images=2, **how)
+    assert path.read_bytes() == kept
+    run.write_table("layer_cams", frame.assign(weights="step_00000001 (0123456789ab)", images=99))
+    layer_cams_of_run(run, num_train=3, num_images=1, **how)  # of other weights: nothing to keep
+    assert set(run.read_table("layer_cams")["images"]) == {1}
+    path.write_bytes(b"\x00")
+    layer_cams_of_run(run, num_train=3, num_images=1, **how)  # damaged: written anew
+    assert set(run.read_table("layer_cams")["images"]) == {1}

@@ -74,6 +74,8 @@ def test_evaluation_of_a_model_follows_the_protocol_image_by_image():
     assert record["scales"] == list(cfg.cam_scales)
     assert record["true_labels_mask_cam"] and not record["crf"] and record["checkpoint"] == "abc"
     assert not result.protocol["seg"]["true_labels_mask_cam"]
+    assert record["decoder"] is None and record["classes_in_mean"] == int((total.sum(1) > 0).sum())
+    assert "classes_in_mean" not in result.protocol["labels"]
     assert len(result.table[result.table["target"] == "cam"]) == 7 + 1
 
 

@@ -1,6 +1,7 @@
 """The folder of pseudo labels: VOC's layout, what it refuses to overwrite, and the same bytes after a kill."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from toco_lab.config import Config
 from toco_lab.data.classes import PALETTE, DataError
 from toco_lab.data.readers import open_dataset
 from toco_lab.evaluation import label_folder, pseudo_labels
+from toco_lab.evaluation.evaluate import protocol_record
 from toco_lab.evaluation.pseudo_labels import KINDS, Thresholds, write_pseudo_labels
 
 
@@ -75,6 +77,35 @@ def test_another_protocol_is_refused_with_what_differs(toy_run, tmp_path):
     with pytest.raises(ValueError, match=r"split \('val' there, 'train' wanted\)"):
         write_pseudo_labels(toy_run, **options)
     assert files_of(tmp_path) == before
+
+
+def test_a_folder_of_an_older_version_is_continued_and_keeps_its_protocol(toy_run, tmp_path):
+    options = {"split": "val", "out": tmp_path, "kinds": ["seed"], "progress": False}
+    write_pseudo_labels(toy_run, **options)
+    path = tmp_path / "seed/protocol.json"
+    record = json.loads(path.read_text())
+    assert record.pop("decoder") is None  # toy scenes are in no file
+    path.write_text(json.dumps(record))
+    before = files_of(tmp_path)
+    write_pseudo_labels(toy_run, **options)
+    assert files_of(tmp_path) == before
+    path.write_text(json.dumps(record | {"decoder": "as stored"}))
+    with pytest.raises(ValueError, match=r"decoder \('as stored' there, None wanted\)\. Delete .*seed"):
+        write_pseudo_labels(toy_run, **options)
+
+
+def test_a_record_without_the_rule_of_the_decoder_equals_one_with_it(tmp_path):
+    cfg = Config.preset("folder")
+    record = protocol_record(cfg, "cam", "train", 3, "abc")
+    assert "EXIF orientation applied" in record["decoder"] and "16 bits / 257" in record["decoder"]
+    folder = label_folder.LabelFolder(tmp_path / "seed")
+    old = {key: value for key, value in record.items() if key != "decoder"}
+    folder.write_protocol(old)
+    folder.check_protocol(record)
+    folder.write_protocol(record)
+    assert "decoder" not in json.loads((tmp_path / "seed/protocol.json").read_text())
+    with pytest.raises(ValueError, match=r"images \(3 there, 4 wanted\)"):
+        folder.check_protocol(record | {"images": 4})
 
 
 # --- killed and continued ---------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from toco_lab.figures import interactive
+from toco_lab.figures import across_runs, interactive
 from toco_lab.figures.colours import LINE_COLOURS, assign_colours
 from toco_lab.vocabulary import MEAN_ABSOLUTE_COSINE
 
@@ -107,7 +107,13 @@ def test_iou_bars_in_percent_with_the_mean_last():
         }
     )
     figure = interactive.iou_bars(table)
-    first, second = figure.data
+    first, second, *dashes = figure.data
+    assert [(trace.name, trace.text, list(trace.x)) for trace in dashes] == [
+        (None, "<b>-</b>", [None]), (None, "<b>-</b>", ["background", "<b>mean</b>"]),
+    ]  # fmt: skip
+    assert "in neither truth nor prediction" in dashes[1].hovertemplate
+    assert len(interactive.iou_bars(table[table["run"] == "a"]).data) == 1  # no dash where every class has a bar
+    assert "over 3 images" in interactive.iou_bars(table, note="over 3 images").layout.title.text
     assert list(first.x) == ["background", "cat", "<b>mean</b>"]
     np.testing.assert_allclose(first.y, [90, 30, 60])
     assert np.isnan(second.y[0]) and second.y[1] == 50
@@ -203,7 +209,7 @@ def test_ablation_plot_shows_every_run_and_the_spread():
     lines = [("<b>", "x", 3.0, np.nan, 1, "a"), ("a", "x", 1.5, 0.7, 2, ""), ("a", "cam_mIoU", 0.3, 0.1, 2, "")]
     lines.append(("<b>", "cam_mIoU", np.nan, np.nan, 0, "a"))
     summary = pd.DataFrame(lines, columns=["row", "score", "mean", "sd", "seeds", "reference"])
-    figure = interactive.ablation_plot(frame, summary, titles={"x": "similarity"})
+    figure = across_runs.ablation_plot(frame, summary, titles={"x": "similarity"})
     runs, means, cam_runs, cam_means = figure.data
     assert list(runs.x) == [1, 2, 3] and list(runs.y) == ["a", "a", "&lt;b&gt;"] and list(runs.customdata) == [0, 1, 0]
     assert list(means.x) == [3, 1.5] and list(means.error_x.array) == [0, 0.7]
@@ -224,7 +230,7 @@ def related(xs, groups=("", "", "")):
 
 def test_metric_by_parameter_shows_every_run_and_the_spread():
     points, means = related([0.0, 0.0, 1.0])
-    figure = interactive.metric_by_parameter(points, means, metric="cam_mIoU", parameter="w<b", note="3 runs")
+    figure = across_runs.metric_by_parameter(points, means, metric="cam_mIoU", parameter="w<b", note="3 runs")
     dots, line = figure.data
     assert (list(dots.x), list(dots.y), list(dots.customdata)) == ([0, 0, 1], [0.2, 0.4, 0.6], ["a&lt;b", "c", "d"])
     assert (list(line.x), line.mode) == ([0, 1], "lines+markers")
@@ -238,7 +244,7 @@ def test_metric_by_parameter_shows_every_run_and_the_spread():
 def test_metric_by_words_has_categories_in_the_order_of_the_points():
     points, means = related(["10", "2", "2"], ["v", "u", "v"])
     colours = {"v": "#111111", "u": "#222222"}
-    figure = interactive.metric_by_parameter(points, means, metric="m", parameter="p", colour="kind", colours=colours)
+    figure = across_runs.metric_by_parameter(points, means, metric="m", parameter="p", colour="kind", colours=colours)
     assert (figure.layout.xaxis.type, figure.layout.xaxis.categoryarray) == ("category", ("10", "2"))
     assert figure.layout.scattermode == "group"
     of_v = [trace for trace in figure.data if trace.legendgroup == "kind = v"]
@@ -248,4 +254,4 @@ def test_metric_by_words_has_categories_in_the_order_of_the_points():
 
 def test_metric_by_parameter_without_runs_is_an_empty_figure():
     points, means = related([0.0, 0.0, 1.0])
-    assert len(interactive.metric_by_parameter(points[:0], means[:0], metric="m", parameter="p").data) == 0
+    assert len(across_runs.metric_by_parameter(points[:0], means[:0], metric="m", parameter="p").data) == 0

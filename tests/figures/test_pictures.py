@@ -120,7 +120,9 @@ def test_ablation_plot_shows_every_run_and_the_spread():
     (spread,) = axes.collections
     assert spread.get_segments()[1][:, 0].tolist() == pytest.approx([20, 40])
     assert [text.get_text() for text in axes.get_yticklabels()] == ["b", "a"] and axes.yaxis_inverted()
-    assert (axes.get_title(), axes.get_xlabel()) == ("final CAM", "points")
+    assert (axes.get_title(), axes.get_xlabel()) == ("final CAM", "points\nover 2 seeds")
+    few = printed.ablation_plot(frame, summary.assign(images=["100", "20"])).axes[0]
+    assert few.get_xlabel() == "points\nover 20 to 100 images, 2 seeds"
 
 
 # --- a metric against a parameter -------------------------------------------------------------------------------------

@@ -22,13 +22,14 @@ def layer_rows(model="a", metric=MEAN_ABSOLUTE_COSINE, images=(0.0, 0.1, 0.2, 0.
             layer,
             "patch tokens",
             16,
+            image,
             *metric,
             value + offset,
         )
         for site, layer, value in places
-        for offset in images
+        for image, offset in enumerate(images)
     ]
-    return pd.DataFrame(rows, columns="model site norm layer token_set tokens metric variant value".split())
+    return pd.DataFrame(rows, columns="model site norm layer token_set tokens image metric variant value".split())
 
 
 def test_layer_series_mean_and_quartiles_at_every_place():
@@ -38,7 +39,9 @@ def test_layer_series_mean_and_quartiles_at_every_place():
     np.testing.assert_allclose(found["mean"], [0.4, 0.5, 0.48, 0.58, 0.56, 0.7])
     np.testing.assert_allclose(found["low"], found["mean"] - 0.1)
     np.testing.assert_allclose(found["high"], found["mean"] + 0.1)
-    assert list(found["images"]) == [5] * 6
+    assert list(found["over"]) == ["5 images"] * 6
+    two = pd.concat([layer_rows().assign(run="s0"), layer_rows().assign(run="s1")])
+    assert list(series.layer_series(two, norm_x=7)["over"]) == ["5 images of each of 2 runs"] * 6
 
 
 def test_sublayer_changes_are_differences_of_means():
@@ -71,10 +74,20 @@ def test_ticks_leave_room_for_the_norm():
 def test_measured_at_names_sites_norms_tokens():
     assert series.measured_at(layer_rows()) == (
         "absolute, off-diagonal; patch embedding (raw), after attention (raw), after block (raw), final norm "
-        "(LayerNorm); patch tokens, N = 16"
+        "(LayerNorm); patch tokens, N = 16; over 5 images"
     )
     mixed = pd.concat([layer_rows(), layer_rows().assign(tokens=4)])
-    assert series.measured_at(mixed, variants=False).endswith("; patch tokens, N = 4 to 16")
+    assert series.measured_at(mixed, variants=False).endswith("; patch tokens, N = 4 to 16; over 5 images")
+
+
+def test_models_measured_over_other_numbers_of_images_are_named():
+    frame = pd.concat([layer_rows(), layer_rows("b", images=(0.0, 0.1)), layer_rows("c")])
+    assert series.measured_at(frame).endswith("; over 5 images (a, c), 2 images (b)")
+    lacking = frame[(frame["model"] == "a") & ~((frame["image"] == 0) & (frame["site"] == "final norm"))]
+    assert series.measured_at(lacking).endswith("; over 4 to 5 images")
+    pooled = layer_rows(images=(0.0,)).assign(image="all images")
+    assert series.measured_at(pooled).endswith("; over tokens of all images pooled")
+    assert series.measured_at(pd.concat([layer_rows(), pooled])).endswith("; over 5 images")
 
 
 def quality_rows():

@@ -99,6 +99,20 @@ def test_text_of_the_table():
     assert wide.loc["same", "difference, final CAM"] == f"+0.0 [{-half:+.1f}, {half:+.1f}]"
 
 
+def test_rows_over_other_numbers_of_images_say_so():
+    frame = table(base={0: 0.30, 1: 0.32}, few={0: 0.31, 1: 0.31}, one={0: 0.4, 1: np.nan})
+    frame = frame.assign(similarity_last=0.5, scored_images=[100, 100, 20, "20 to 50", 100, None], smoothing_images=20)
+    wide = wide_table(summarise(frame))
+    assert wide["images"].tolist() == [
+        "100; 20 (similarity, last block)", "20 to 50; 20 (similarity, last block)", "100; 20 (similarity, last block)",
+    ]  # fmt: skip
+    assert wide.loc["one", "final CAM"] == "40.0 (1 seed)" and wide.loc["one", "seeds"] == "1 to 2"
+    text = protocol_text([Config.preset("toy")], frame)
+    assert "points over 20 to 100 images of val: not all rows and scores over the same number" in text
+    assert "residual stream, over 20 images. Differences" in text
+    assert "images" not in wide_table(summarise(table(a={0: 0.1})))  # of a table that does not say it
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [

@@ -80,6 +80,18 @@ def test_different_protocols_are_pointed_out(runs, tmp_path):
     assert "seed 0 · no true labels mask cam (CAM, mIoU)" in shown
 
 
+def test_a_run_of_an_older_version_is_measured_in_the_same_way(runs, tmp_path):
+    newer, other = (RunDir(shutil.copytree(runs[0].path, tmp_path / name)) for name in ("newer", "other"))
+    for run, rule in ((newer, "EXIF applied"), (other, "as stored")):
+        protocol = run.read_json("protocol")
+        protocol["cam"]["decoder"] = rule
+        run.write_json("protocol", protocol)
+    shown = words(Report(compare([runs[0], newer])).results())
+    assert "decoder EXIF applied (CAM, mIoU)" in shown and "Not measured in the same way" not in shown
+    shown = words(Report(compare([runs[0], newer, other])).results())
+    assert "Not measured in the same way in all runs: CAM, mIoU." in shown
+
+
 def test_differences_and_commands(report, runs, monkeypatch):
     shown = words(report.differences())
     assert f"{runs[0].name} {Config.preset('toy').w_ptc} 0 {runs[1].name} 0.0 3" in shown
@@ -101,6 +113,49 @@ def test_the_class_table_has_the_numbers_that_are_drawn(report):
     shown = words(report.classes())
     assert re.search(r"CAM disc 65\.0 50\.0", shown)  # level + 1/20
     assert [trace["name"] for trace in figures(report.classes())[0]["data"][:2]] == report.comparison.names
+
+
+def test_every_drawing_says_over_how_many_images(report, runs, tmp_path):
+    (bars,) = figures(report.classes())
+    assert "over 100 images" in bars["layout"]["title"]["text"]
+    for drawn in figures(report.similarity()):
+        assert "over 5 images" in drawn["layout"]["title"]["text"]
+    (ablation,) = figures(report.ablation())
+    assert ablation["layout"]["xaxis"]["title"]["text"] == "points<br><sub>100 images, 1 seed</sub>"
+    few = RunDir(shutil.copytree(runs[0].path, tmp_path / "few"))
+    protocol = few.read_json("protocol")
+    few.write_json("protocol", {target: record | {"images": 20} for target, record in protocol.items()})
+    rows = few.read_table("smoothing")
+    few.write_table("smoothing", rows[rows["image"] < 2])
+    made = Report(compare([runs[0], few]))
+    (bars,) = figures(made.classes())
+    assert f"over 100 images ({runs[0].name}), 20 images (few)" in bars["layout"]["title"]["text"]
+    assert f"over 5 images ({runs[0].name}), 2 images (few)" in figures(made.similarity())[0]["layout"]["title"]["text"]
+    assert "images 20 (CAM, mIoU" in words(made.results()) and "Not measured in the same way" in words(made.results())
+
+
+def test_what_is_not_defined_is_a_dash_with_its_reason(tmp_path):
+    run = make_run(tmp_path, level=0.6)
+    table = run.read_table("evaluation").assign(over_activation=0.25)
+    table.loc[(table["target"] == "cam") & table["class"].isin(["star"]), "iou"] = np.nan
+    table.loc[(table["target"] == "cam") & (table["class"] == "mIoU"), ["iou", "over_activation"]] = np.nan
+    run.write_table("evaluation", table)
+    made = Report(compare([run]))
+    shown = words(made.results())
+    assert "not defined a class is in neither truth nor prediction" in shown
+    assert "not defined no foreground class is predicted" in shown
+    assert re.search(rf"{run.name} - 70\.0 50\.0", shown) and re.search(rf"{run.name} - 25\.0 25\.0", shown)
+    shown = words(made.classes())
+    assert re.search(r"CAM star - ", shown) and "- is a class in neither truth nor prediction" in shown
+
+
+def test_a_mean_over_fewer_seeds_says_so(tmp_path):
+    runs = [make_run(tmp_path, name=f"{w}-{seed}", w_ptc=w, seed=seed) for w in (0.0, 1.0) for seed in range(4)]
+    table = runs[0].read_table("evaluation")
+    table.loc[(table["target"] == "cam") & (table["class"] == "disc"), "iou"] = np.nan
+    runs[0].write_table("evaluation", table)
+    shown = words(Report(compare(runs)).classes())
+    assert "CAM disc 65.0 (3 of 4 seeds) 65.0" in shown and "Mean over the seeds of a config: 4 seeds." in shown
 
 
 def test_galleries_show_each_image_once_with_a_column_per_run(runs, tmp_path):

@@ -86,7 +86,7 @@ def plot(
         colour: Column that splits the runs into groups.
         out: The file: .html (works offline) or .png.
     """
-    from toco_lab.figures import interactive
+    from toco_lab.figures import across_runs, assign_colours
     from toco_lab.runs import table as run_table
     from toco_lab.runs.listing import list_runs
 
@@ -98,13 +98,13 @@ def plot(
         raise ValueError(f"none of {counted(len(table), 'run')} below {root} has values of {metric} and {parameter}")
     shared: dict[str, Any] = {"metric": metric, "parameter": parameter, "colour": colour, "note": found.note}
     if out.suffix == ".html":
-        text = interactive.metric_by_parameter(found.points, found.means, **shared).to_html(include_plotlyjs=True)
+        text = across_runs.metric_by_parameter(found.points, found.means, **shared).to_html(include_plotlyjs=True)
         with atomic_write(out, "w") as file:
             file.write(text)
     else:
         from toco_lab.figures import printed
 
-        colours = interactive.assign_colours(found.means["group"])
+        colours = assign_colours(found.means["group"])
         figure = printed.metric_by_parameter(found.points, found.means, colours=colours, **shared)
         with atomic_write(out) as file:
             figure.savefig(file, format="png", dpi=150)

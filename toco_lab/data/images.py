@@ -23,6 +23,8 @@ from PIL import Image, UnidentifiedImageError
 from toco_lab.data.classes import DataError
 from toco_lab.refusals import in_words
 
+# The rules above in short, for the protocol of a number.
+RULE = "EXIF orientation applied, transparent on white, 16 bits / 257, floats in [0, 1] x 255, first picture of a file"
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

@@ -9,6 +9,7 @@ from . import pseudo_labels as pseudo_labels
 from . import samples as samples
 from . import scores as scores
 from .cam_per_layer import layer_cam_quality as layer_cam_quality
+from .cam_per_layer import layer_cams_of_run as layer_cams_of_run
 from .evaluate import Evaluation as Evaluation
 from .evaluate import evaluate_model as evaluate_model
 from .evaluate import evaluate_run as evaluate_run

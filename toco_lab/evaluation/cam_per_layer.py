@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from toco_lab.backbones.activations import capture
 from toco_lab.backbones.kinds import final_norm
+from toco_lab.backbones.weights import weights_hash
 from toco_lab.config import Config
 from toco_lab.data.loader import EvalSample, eval_samples
 from toco_lab.evaluation.samples import image_label_of, mask_of
@@ -24,10 +25,61 @@ from toco_lab.method.labels import confident_label
 from toco_lab.method.losses import classification_loss
 from toco_lab.method.model import ToCo
 from toco_lab.method.present import PresentClasses
+from toco_lab.runs.run_dir import RunDir
+from toco_lab.training.checkpoints import load_run_model
+from toco_lab.training.processes import resolve_device
 from toco_lab.vocabulary import AFTER_BLOCK, FINAL_NORM
 
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # tried besides the config's own, to find the best of each layer
 FIT_STEPS, FIT_RATE = 300, 0.02  # of full-batch AdamW: enough for the loss to settle on a few hundred images
+
+
+def layer_cams_of_run(
+    run: RunDir,
+    *,
+    num_train: int = 200,
+    num_images: int = 50,
+    device: str = "auto",
+    progress: bool = True,
+    write: bool = True,
+) -> pd.DataFrame:
+    """CAM quality per layer of a run's last checkpoint; layer_cams.csv keeps what was measured over more images.
+
+    Args:
+        run: A run with a checkpoint.
+        num_train: As in `layer_cam_quality`.
+        num_images: As in `layer_cam_quality`.
+        device: As in `Config.device`.
+        progress: Show progress bars.
+        write: Whether layer_cams.csv may change. Who measures a run to compare it with another leaves its folder as it
+            is.
+
+    Returns:
+        The table of `layer_cam_quality`, of what this call measured, with the columns model (name of the run) and
+        weights.
+    """
+    model, cfg = load_run_model(run, resolve_device(device))
+    checkpoint = run.checkpoints()[-1]
+    frame = layer_cam_quality(model, cfg, num_train=num_train, num_images=num_images, progress=progress)
+    frame = frame.assign(model=run.name, weights=f"{checkpoint.stem} ({weights_hash(checkpoint)})")
+    if write and not _measured_better(run, frame):
+        run.write_table("layer_cams", frame)
+    return frame
+
+
+def _measured_better(run: RunDir, new: pd.DataFrame) -> bool:
+    """Whether layer_cams.csv is of the same weights over more images, or over as many by heads of more images.
+
+    A file of an older version has no column of weights; it counts as one of these.
+    """
+    try:
+        old = run.read_table("layer_cams", text=("weights",))
+    except (FileNotFoundError, ValueError):  # not there, or damaged: written anew
+        return False
+    if old.empty or not {"images", "trained_on"} <= set(old) or set(old.get("weights", ())) - set(new["weights"]):
+        return False
+    counts = [(int(table["images"].min()), int(table["trained_on"].min())) for table in (old, new)]
+    return counts[0] > counts[1]
 
 
 def layer_cam_quality(

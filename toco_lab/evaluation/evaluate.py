@@ -16,6 +16,7 @@ from toco_lab.backbones.activations import evaluating
 from toco_lab.backbones.weights import weights_hash
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.data.classes import label_names
+from toco_lab.data.images import RULE
 from toco_lab.data.loader import EvalSample, EvalSamples, eval_samples
 from toco_lab.data.masks import check_classes_shown
 from toco_lab.evaluation.example_maps import map_rows
@@ -119,10 +120,12 @@ def evaluate_model(
             if first := [sample for sample in group if sample.name in shown]:
                 rows |= zip((sample.name for sample in first), map_rows(first, predicted), strict=True)
             bar.update(len(group))
-    table = counts.table(label_names(cfg), cfg.miou_over)
+    table, in_mean = counts.table(label_names(cfg), cfg.miou_over)
     protocol = {
         target: protocol_record(cfg, target, split, len(samples), checkpoint) for target in table["target"].unique()
     }
+    for target, number in in_mean.items():
+        protocol[target]["classes_in_mean"] = number
     rows = {name: row for part in everywhere(rows) for name, row in part.items()}
     return Evaluation(table, protocol, rows)
 
@@ -146,18 +149,24 @@ class _Counts:
             f1 = label_f1(label, predicted[LABELS]).double()
             self._f1 += torch.stack([f1.sum(), torch.tensor(len(f1), device=f1.device)])
 
-    def table(self, names: Sequence[str], over: str) -> pd.DataFrame:
-        """`Evaluation.table` of the images of all processes together, which all must call this."""
+    def table(self, names: Sequence[str], over: str) -> tuple[pd.DataFrame, dict[str, int]]:
+        """`Evaluation.table` of the images of all processes together, which all must call this.
+
+        With it the number of classes that each mIoU is the mean of, by target.
+        """
         rows: list[tuple[str, str, float, float]] = []
+        in_mean = {}
         for target, matrix in self._matrices.items():
-            scores = iou_scores(total(matrix).cpu(), over=over)
+            matrix = total(matrix).cpu()
+            in_mean[target] = int((matrix.sum(1) > 0).sum()) if over == "present" else len(matrix)
+            scores = iou_scores(matrix, over=over)
             wrong = scores.over_activation
             rows += [(target, *row) for row in zip(names, scores.iou.tolist(), wrong.tolist(), strict=True)]
             rows.append((target, MIOU, scores.miou.item(), wrong[1:].nanmean().item()))
         f1, count = total(self._f1).tolist()
         if count:
             rows.append((LABELS, F1, f1 / count, math.nan))
-        return pd.DataFrame(rows, columns=["target", "class", "iou", "over_activation"])
+        return pd.DataFrame(rows, columns=["target", "class", "iou", "over_activation"]), in_mean
 
 
 def _checked_targets(cfg: Config, targets: Sequence[str] | None, samples: EvalSamples, split: str) -> tuple[str, ...]:
@@ -241,11 +250,15 @@ def _kept(run: RunDir, suffix: str) -> tuple[pd.DataFrame, dict[str, Any]]:
 
 
 def protocol_record(cfg: Config, target: str, split: str, images: int, checkpoint: str) -> dict[str, Any]:
-    """What defines a number: which maps, which images, at which sizes and thresholds, with PAR, CRF or true labels."""
+    """What defines a number: which maps, which images, at which sizes and thresholds, with PAR, CRF or true labels.
+
+    A record of an older version lacks the key `decoder`: files were read by other rules, equal for ordinary photos.
+    """
     is_cam = target.startswith("cam")
     size = f"{cfg.eval_cam_size} x {cfg.eval_cam_size}" if is_cam and cfg.eval_cam_size else "native"
     return {
         "target": target, "dataset": cfg.dataset, "split": split, "images": images, "image_size": size,
+        "decoder": None if cfg.dataset == "toy" else RULE,  # toy scenes are in no file
         "scales": list(cfg.cam_scales if is_cam else cfg.eval_seg_scales if target.startswith("seg") else [1.0]),
         "flip": is_cam or (target.startswith("seg") and cfg.eval_seg_flip),
         "background_threshold": cfg.background_threshold if is_cam else None,

@@ -30,6 +30,7 @@ from toco_lab.data.layouts import LAYOUTS, locate
 from toco_lab.data.loader import EvalSample
 from toco_lab.files import atomic_write
 from toco_lab.runs.small_files import read_json_file
+from toco_lab.vocabulary import ADDED_LATER
 
 MASKS, IMAGES, LISTS = "SegmentationClass", "JPEGImages", "ImageSets/Segmentation"
 
@@ -67,12 +68,19 @@ class LabelFolder:
         save_scores(self._scores(name), image_label, scores)
 
     def write_protocol(self, record: Mapping[str, Any]) -> None:
-        """Write what defines these labels; `check_protocol` compares with it when the command runs again."""
+        """Write what defines these labels; `check_protocol` compares with it when the command runs again.
+
+        One that is there stays: it says by which version the labels were begun.
+        """
+        if self._protocol.is_file():
+            return
         with atomic_write(self._protocol, "w") as file:
             json.dump(record, file, indent=1)
 
     def check_protocol(self, record: Mapping[str, Any]) -> None:
         """Refuse a folder that holds anything but labels of the same protocol.
+
+        Where an older version wrote no key of `ADDED_LATER`, that is no difference.
 
         Raises:
             ValueError: Naming what differs.
@@ -86,7 +94,7 @@ class LabelFolder:
         differing = [
             f"{key} ({there.get(key)!r} there, {record.get(key)!r} wanted)"
             for key in sorted({*there, *record})
-            if there.get(key) != record.get(key)
+            if there.get(key) != record.get(key) and (key in there or key not in ADDED_LATER)
         ]
         if differing:
             raise ValueError(f"{self.path} holds pseudo labels of another protocol: {', '.join(differing)}. {mend}")

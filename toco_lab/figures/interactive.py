@@ -4,17 +4,18 @@ A run keeps its colour in every figure, and the heading says what was measured. 
 from `plotly_style`. Plotly is imported only where it is used.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from toco_lab.figures import series
-from toco_lab.figures.colours import LINE_COLOURS, MEAN_BAR, RUN_DOT, assign_colours
-from toco_lab.figures.plotly_style import INK, add_band, escaped, heading_of, styled
+from toco_lab.figures.colours import LINE_COLOURS, assign_colours
+from toco_lab.figures.counted import images_measured, images_tested
+from toco_lab.figures.plotly_style import add_band, escaped, heading_of, styled
 from toco_lab.figures.series import Metric
 from toco_lab.vocabulary import AFTER_ATTENTION, AFTER_BLOCK, EMBEDDING, FINAL_NORM, MEAN_ABSOLUTE_COSINE, MIOU, TITLES
-from toco_lab.words import counted
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -173,10 +174,12 @@ def quality_and_similarity(
 
     shown = series.rows_of_metrics(smoothing, [MEAN_ABSOLUTE_COSINE])
     colours = colours or assign_colours(shown["model"])
-    counts = quality[["images", "trained_on"]].drop_duplicates().itertuples(index=False)
-    images = ", ".join(f"{counted(tested, 'image')}, heads trained on {trained}" for tested, trained in counts)
-    titles = (f"mIoU of CAMs from a linear head on each block ({images})", "similarity of the patch tokens")
-    figure = make_subplots(2, 1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.12)
+    over = images_measured(shown)
+    titles = (
+        f"mIoU of CAMs from a linear head on each block<br><sub>over {escaped(images_tested(quality))}</sub>",
+        "similarity of the patch tokens" + (f"<br><sub>over {escaped(over)}</sub>" if over else ""),
+    )
+    figure = make_subplots(2, 1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.16)
     for model, rows in quality.groupby("model", sort=False):
         for threshold, dash in (("own", "solid"), ("best", "dot")):
             line = series.cam_quality_series(rows, threshold)
@@ -193,7 +196,7 @@ def quality_and_similarity(
     figure.update_xaxes(range=[0.5, int(shown["layer"].max()) + 1.5])
     figure.update_yaxes(title="mIoU, %", rangemode="tozero", row=1, col=1)
     figure.update_yaxes(title="mean |cos|", range=[0, 1], row=2, col=1)
-    return styled(figure, height=620, title=None)
+    return styled(figure, height=640, title=None).update_layout(margin_t=55)
 
 
 def training_curves(
@@ -239,12 +242,15 @@ def training_curves(
     return styled(figure, height=125 + 210 * height, title=None)
 
 
-def iou_bars(evaluation: pd.DataFrame, *, colours: Mapping[str, str] | None = None) -> "go.Figure":
+def iou_bars(evaluation: pd.DataFrame, *, colours: Mapping[str, str] | None = None, note: str = "") -> "go.Figure":
     """IoU of each class as grouped bars, one panel per target, mIoU as the last group.
+
+    A class without an IoU, which is in neither truth nor prediction, has a dash in place of its bar.
 
     Args:
         evaluation: Columns target, class, iou (in [0, 1]) and, for several runs, run. Rows of F1 are left out.
         colours: Colour of each run; `assign_colours` chooses them by default.
+        note: Second line of the heading: over how many images. Without it there is no heading.
     """
     from plotly.subplots import make_subplots
 
@@ -259,107 +265,33 @@ def iou_bars(evaluation: pd.DataFrame, *, colours: Mapping[str, str] | None = No
         for run, percent in panel.percent.items():
             figure.add_bar(
                 x=ticks, y=percent, name=escaped(run), legendgroup=run, showlegend=i == 1, marker_color=colours[run],
-                hovertemplate=f"{escaped(run)}<br>%{{x}}: %{{y:.1f}} %<extra></extra>", row=i, col=1,
+                hovertemplate=f"{escaped(run)}<br>%{{x}}: %{{y:.1f}} %<extra></extra>", offsetgroup=run, row=i, col=1,
             )  # fmt: skip
+        if any(math.isnan(value) for percent in panel.percent.values() for value in percent):
+            _add_dashes(figure, ticks, panel.percent, colours, row=i)
     figure.update_yaxes(range=[0, 100], title="IoU, %")
-    figure.update_layout(barmode="group", bargap=0.25)
-    return styled(figure, height=125 + 190 * height, title=None)
+    figure.update_layout(barmode="group", bargap=0.25, scattermode="group", scattergap=0.25)
+    title = heading_of("IoU per class", note) if note else None
+    return styled(figure, height=125 + 190 * height + 45 * bool(note), title=title, top=105)
 
 
-def ablation_plot(
-    frame: pd.DataFrame, summary: pd.DataFrame, *, titles: Mapping[str, str] | None = None, title: str | None = None
-) -> "go.Figure":
-    """Rows of an ablation over seeds, a panel per score: every run a dot, the mean a bar across, ± one sd a line.
-
-    The dashed line is the mean of the first row's reference (or of the first row), to read differences by eye. Whether
-    they are more than chance stands in the table, where rows are paired by seed.
-
-    Args:
-        frame: One line per run: row, seed, scores.
-        summary: Table of `reports.ablation.summarise` of that frame; its scores are drawn, in its order of rows.
-        titles: Heading of each score.
-        title: Heading of the figure.
-    """
-    from plotly.subplots import make_subplots
-
-    rows, panels = series.ablation_rows(summary), series.ablation_points(frame, summary)
-    titles = {panel.score: TITLES.get(panel.score, panel.score) for panel in panels} | dict(titles or {})
-    headings = [escaped(titles[panel.score]) for panel in panels]
-    figure = make_subplots(1, len(panels), shared_yaxes=True, horizontal_spacing=0.03, subplot_titles=headings)
-    for column, panel in enumerate(panels, start=1):
-        runs, means, place = panel.runs, panel.means, {"row": 1, "col": column}
-        figure.add_scatter(
-            x=runs["value"].tolist(), y=[escaped(row) for row in runs["row"]], mode="markers",
-            marker={"size": 7, "color": RUN_DOT, "opacity": 0.45}, name="a run", showlegend=column == 1,
-            customdata=runs["seed"].tolist(), hovertemplate="%{y}, seed %{customdata}: %{x:.3~f}<extra></extra>",
-            **place,
-        )  # fmt: skip
-        figure.add_scatter(
-            x=means["mean"].tolist(), y=[escaped(row) for row in means["row"]], mode="markers",
-            error_x={"array": means["sd"].tolist(), "thickness": 1.6, "width": 0},
-            marker={"size": 15, "symbol": "line-ns", "line": {"width": 2.5, "color": MEAN_BAR}},
-            marker_color=MEAN_BAR, name="mean ± sd over seeds", showlegend=column == 1,
-            customdata=means["seeds"].tolist(),
-            hovertemplate="%{y}: %{x:.3~f} ± %{error_x.array:.2~f}, %{customdata} seeds<extra></extra>", **place,
-        )  # fmt: skip
-        figure.add_vline(x=panel.compared, line={"dash": "dash", "width": 1, "color": INK}, **place)
-        figure.update_xaxes(title="points" if panel.in_points else "", **place)
-    figure.update_yaxes(categoryorder="array", categoryarray=[escaped(row) for row in reversed(rows)])
-    figure.update_yaxes(automargin=True, col=1)
-    return styled(figure, height=190 + 30 * len(rows), title=title)
-
-
-def metric_by_parameter(
-    points: pd.DataFrame,
-    means: pd.DataFrame,
+def _add_dashes(
+    figure: "go.Figure",
+    ticks: Sequence[str],
+    percent: Mapping[str, Sequence[float]],
+    colours: Mapping[str, str],
     *,
-    metric: str,
-    parameter: str,
-    colour: str | None = None,
-    colours: Mapping[str, str] | None = None,
-    note: str = "",
-) -> "go.Figure":
-    """A metric against a parameter: every run as a point, mean and standard deviation of the runs of equal parameter.
-
-    Numbers get a numeric axis and a line through the means; words are categories, which no line joins.
-
-    Args:
-        points: A row per run: run, x, y, group; in the order of the categories.
-        means: A row per value and group: x, group, mean, std (NaN for a single run), runs; in the order of the groups.
-        metric: Name of y.
-        parameter: Name of x.
-        colour: Name of what the groups differ in; None has one group.
-        colours: Colour of each group; `assign_colours` chooses them by default.
-        note: Second line of the heading.
-    """
-    import plotly.graph_objects as go
-
-    numeric = pd.api.types.is_numeric_dtype(means["x"])
-    colours = colours or assign_colours(means["group"])
-    figure = go.Figure()
-    for group, rows in means.groupby("group", sort=False):
-        own, ink = points[points["group"] == group], colours[group]
-        name = escaped(f"{colour} = {group}") if colour else "mean and standard deviation"
-        together = {"legendgroup": name, "offsetgroup": name}
+    row: int,
+) -> None:
+    """A dash where a run has no bar, because a class is in neither truth nor prediction: no bar would look like 0."""
+    for run, values in percent.items():  # every run takes part, so that each dash stands where its bar would
+        lacking: list[str | None] = [tick for tick, value in zip(ticks, values, strict=True) if math.isnan(value)]
         figure.add_scatter(
-            x=own["x"].tolist(), y=own["y"].tolist(), mode="markers", name=f"{name}, runs", showlegend=False,
-            marker={"color": ink, "size": 7, "opacity": 0.45}, customdata=[escaped(run) for run in own["run"]],
-            hovertemplate="%{customdata}<br>%{x}: %{y:.4g}<extra></extra>", **together,
+            x=lacking or [None], y=[4 if lacking else None] * max(1, len(lacking)), mode="text", text="<b>-</b>",
+            textfont_size=24, textfont_color=colours[run], showlegend=False, legendgroup=run, offsetgroup=run,
+            row=row, col=1,
+            hovertemplate=f"{escaped(run)}<br>%{{x}}: -, in neither truth nor prediction<extra></extra>",
         )  # fmt: skip
-        figure.add_scatter(
-            x=rows["x"].tolist(), y=rows["mean"].tolist(), mode="lines+markers" if numeric else "markers", name=name,
-            line={"color": ink, "width": 2}, marker={"color": ink, "size": 10, "symbol": "diamond"},
-            error_y={"type": "data", "array": rows["std"].fillna(0).tolist(), "color": ink, "width": 6},
-            customdata=list(zip(rows["std"].map("{:.2g}".format), rows["runs"].tolist(), strict=True)),
-            hovertemplate=f"{name}<br>%{{x}}: %{{y:.4g}} ± %{{customdata[0]}} (%{{customdata[1]}} runs)<extra></extra>",
-            **together,
-        )  # fmt: skip
-    figure.update_xaxes(title=escaped(parameter))
-    if not numeric:  # a word that looks like a number stays a word; groups stand beside each other
-        figure.update_xaxes(type="category", categoryorder="array", categoryarray=list(dict.fromkeys(points["x"])))
-        figure.update_layout(scattermode="group", scattergap=0.4)
-    figure.update_yaxes(title=escaped(metric))
-    return styled(figure, height=460, title=heading_of(f"{metric} against {parameter}", note or " "))
 
 
 def _layer_axis(figure: "go.Figure", shown: pd.DataFrame, place: Mapping[str, int] | None = None) -> None:
@@ -389,12 +321,12 @@ def _add_layers(
     add_band(figure, line, colour=colour, group=name, name=f"{name}, quartiles", place=place)
     hover = (
         f"{name}<br>layer %{{x}}: %{{y:.3f}}<br>quartiles %{{customdata[0]:.3f}} to %{{customdata[1]:.3f}} over "
-        "%{customdata[2]} images<extra></extra>"
+        "%{customdata[2]}<extra></extra>"
     )
     figure.add_scatter(
         x=line["x"].tolist(), y=line["mean"].tolist(), name=name, legendgroup=name, showlegend=legend,
         mode="lines+markers", line={"color": colour, "dash": dash, "width": 1.6 if small else 2},
-        marker_size=3 if small else 6, customdata=line[["low", "high", "images"]].values.tolist(), hovertemplate=hover,
+        marker_size=3 if small else 6, customdata=line[["low", "high", "over"]].values.tolist(), hovertemplate=hover,
         **place,
     )  # fmt: skip
     if len(normed):
@@ -403,6 +335,6 @@ def _add_layers(
             x=normed["x"].tolist(), y=normed["mean"].tolist(), name=f"{name}, final norm", legendgroup=name,
             mode="markers", showlegend=False, marker={"symbol": "diamond", "size": 7 if small else 11, "color": colour},
             error_y={"array": up.tolist(), "arrayminus": down.tolist(), "symmetric": False},
-            customdata=normed[["low", "high", "images"]].values.tolist(),
+            customdata=normed[["low", "high", "over"]].values.tolist(),
             hovertemplate=hover.replace("layer %{x}", FINAL_NORM), **place,
         )  # fmt: skip

@@ -34,7 +34,7 @@ def ablation_plot(frame: pd.DataFrame, summary: pd.DataFrame, *, titles: Mapping
         )  # fmt: skip
         axes.axvline(score.compared, color="0.4", linestyle="--", linewidth=0.8)
         axes.set_title((titles or {}).get(score.score, score.score), fontsize=9)
-        axes.set_xlabel("points" if score.in_points else "", fontsize=8)
+        axes.set_xlabel("\n".join(["points"] * score.in_points + [f"over {score.over}"]), fontsize=8)
         axes.tick_params(labelsize=8)
         axes.locator_params(axis="x", nbins=4)
         axes.grid(axis="x", color="0.85", linewidth=0.6)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from toco_lab.figures.counted import images_measured, number_range
 from toco_lab.vocabulary import (
     AFTER_ATTENTION,
     AFTER_BLOCK,
@@ -20,6 +21,7 @@ from toco_lab.vocabulary import (
     NO_NORM,
     TITLES,
 )
+from toco_lab.words import counted
 
 Metric = tuple[str, str]  # (metric, variant)
 
@@ -60,13 +62,16 @@ def layer_series(rows: pd.DataFrame, *, norm_x: float) -> pd.DataFrame:
 
     Returns:
         x (embedding 0, after the attention of block k: k - 1/2, after block k: k), mean, low and high (lower and upper
-        quartile), images (their number), apart (the final norm, which belongs to no line).
+        quartile), over (how many images, and runs, these are of, in words), apart (the final norm, which belongs to no
+        line).
     """
     apart = rows["site"] == FINAL_NORM
     x = (rows["layer"] - 0.5 * (rows["site"] == AFTER_ATTENTION)).where(~apart, norm_x)
-    values = rows.assign(x=x, apart=apart).groupby(["apart", "x"])["value"]
+    places = rows.assign(x=x, apart=apart).groupby(["apart", "x"])
+    values = places["value"]
     quartiles = values.quantile([0.25, 0.75]).unstack().set_axis(["low", "high"], axis=1)
-    return values.agg(mean="mean", images="count").join(quartiles).reset_index()
+    over = {place: images_measured(part) for place, part in places}
+    return values.agg(mean="mean").join(quartiles).assign(over=pd.Series(over)).reset_index()
 
 
 def sublayer_changes(rows: pd.DataFrame) -> pd.DataFrame:
@@ -109,13 +114,14 @@ def layer_ticks(rows: pd.DataFrame, *, sparse: bool = False) -> dict[int, str]:
 
 
 def measured_at(rows: pd.DataFrame, *, variants: bool = True) -> str:
-    """Variants, sites with their norms, token set and N of a table, in words."""
+    """Variants, sites with their norms, token set, N and the number of images of a table, in words."""
     sites = rows[["site", "norm"]].drop_duplicates().itertuples(index=False)
     places = ", ".join(f"{site} ({'raw' if norm == NO_NORM else norm})" for site, norm in sites)
     counts = sorted(rows["tokens"].unique()) if "tokens" in rows else []
     count = f", N = {counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "") if counts else ""
     named = ", ".join(rows["variant"].unique()) + "; " if variants else ""
-    return f"{named}{places}; {', '.join(rows['token_set'].unique())}{count}"
+    images = images_measured(rows)
+    return f"{named}{places}; {', '.join(rows['token_set'].unique())}{count}" + (f"; over {images}" if images else "")
 
 
 # --- training and evaluation ------------------------------------------------------------------------------------------
@@ -178,6 +184,7 @@ class ScorePoints:
         runs: A row per run that has the score: row, seed, value.
         means: A row per row of the ablation: row, mean, sd (0 for one seed), seeds.
         compared: Mean of the row that others are compared with.
+        over: Over how many images, and how many seeds, its means are, in words.
     """
 
     score: str
@@ -185,6 +192,7 @@ class ScorePoints:
     runs: pd.DataFrame
     means: pd.DataFrame
     compared: float
+    over: str
 
 
 def ablation_rows(summary: pd.DataFrame) -> list[str]:
@@ -207,7 +215,10 @@ def ablation_points(frame: pd.DataFrame, summary: pd.DataFrame) -> list[ScorePoi
         means = part[["row", "seeds"]].assign(mean=factor * part["mean"], sd=(factor * part["sd"]).fillna(0))
         reference = next((name for name in part["reference"] if name), ablation_rows(summary)[0])
         compared = float(means.set_index("row").loc[reference, "mean"])
-        points.append(ScorePoints(score, in_points, runs, means, compared))
+        images = number_range(part["images"]) if "images" in part else ""
+        seeds = counted(number_range(part["seeds"]), "seed")
+        over = f"{counted(images, 'image')}, {seeds}" if images else seeds
+        points.append(ScorePoints(str(score), in_points, runs, means, compared, over))
     return points
 
 

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from toco_lab.config import Config, config_differences
-from toco_lab.runs.scores import SCORES, SHOWN, Score
+from toco_lab.figures.counted import number_range
+from toco_lab.runs.scores import SCORED_IMAGES, SCORES, SHOWN, SMOOTHING_IMAGES, Score, images_column
 from toco_lab.words import counted
 
 
@@ -40,7 +41,8 @@ def summarise(
     Returns:
         One line per row and score, in the order of the frame: row, score, mean, sd (of single runs), seeds, reference,
         difference (mean of row minus reference over the seeds both have), low, high (interval of that mean), pairs (the
-        number of these seeds). Values as stored, in [0, 1]. sd is NaN for one seed, the interval for one pair; a row
+        number of these seeds), images (over how many images the score is, as text; "" where the frame does not say it).
+        Values as stored, in [0, 1]. sd is NaN for one seed, the interval for one pair; a row
         without a reference, and a reference itself, have no difference.
 
     Raises:
@@ -66,10 +68,17 @@ def summarise(
         for row in rows:
             values, other = by_seed[row], references.get(row, row)
             line = {"row": row, "score": score, "mean": values.mean(), "sd": values.std(), "seeds": len(values)}
+            line["images"] = _images(frame[frame["row"] == row], score)
             lines.append(line | _paired(values, by_seed[other], confidence, of="" if other == row else other))
     return pd.DataFrame(lines).sort_values(
         "row", key=lambda names: names.map(rows.index), kind="stable", ignore_index=True
     )
+
+
+def _images(rows: pd.DataFrame, score: str) -> str:
+    """Over how many images the runs of a row have a score, "" where that is not known."""
+    column = images_column(score)
+    return number_range(rows.loc[rows[score].notna(), column]) if column in rows else ""
 
 
 def _paired(values: pd.Series, other: pd.Series, confidence: float, *, of: str) -> dict[str, Any]:
@@ -90,9 +99,11 @@ def _paired(values: pd.Series, other: pd.Series, confidence: float, *, of: str) 
 def wide_table(summary: pd.DataFrame) -> pd.DataFrame:
     """A summary as a table of text: a line per row; per score "57.6 ± 3.3" and, beside it, "+26.9 [+20.1, +33.7]".
 
-    Points for mIoU, cosines as they are. The number of seeds stands once, as a range where scores differ in it. A
+    Points for mIoU, cosines as they are. The number of seeds stands once, as a range where scores differ in it, and a
+    score of fewer seeds then says of how many it is. The number of images stands once, by score where they differ. A
     difference whose interval leaves out 0 ends in a star.
     """
+    over_known = "images" in summary and (summary["images"] != "").any()
     lines = []
     for row, part in summary.groupby("row", sort=False):
         counts = sorted(set(part["seeds"]))
@@ -104,12 +115,25 @@ def wide_table(summary: pd.DataFrame) -> pd.DataFrame:
         }
         for one in part.to_dict("records"):
             score = SCORES.get(one["score"], Score(one["score"]))
-            line[score.title] = _mean(one, score)
+            line[score.title] = _mean(one, score) + f" ({counted(str(one['seeds']), 'seed')})" * (
+                0 < one["seeds"] < counts[-1]
+            )
             line[f"difference, {score.title}"] = _difference(one, score)
+        if over_known:
+            line["images"] = _images_by_score(part)
         lines.append(line)
     table = pd.DataFrame(lines).set_index("")
     single = table["against"].replace("", np.nan).dropna().unique()
     return table.drop(columns="against") if len(single) <= 1 else table
+
+
+def _images_by_score(part: pd.DataFrame) -> str:
+    """Over how many images the scores of a row are: "100", or "100; 20 (similarity, last block)"."""
+    titles: dict[str, list[str]] = {}
+    for score, images in zip(part["score"], part["images"], strict=True):
+        titles.setdefault(images or "unknown", []).append(SCORES.get(score, Score(score)).title)
+    (most, _), *others = titles.items()
+    return "; ".join([most, *(f"{images} ({', '.join(of)})" for images, of in others)])
 
 
 def _mean(line: Mapping[str, Any], score: Score) -> str:
@@ -133,7 +157,7 @@ def protocol_text(configs: Iterable[Config], frame: pd.DataFrame) -> str:
 
     Args:
         configs: Of its runs.
-        frame: Its table, for the number of seeds.
+        frame: Its table, for the number of seeds and of images.
     """
     configs = list(configs)
     varying = set(config_differences({str(number): cfg for number, cfg in enumerate(configs)}))
@@ -142,15 +166,19 @@ def protocol_text(configs: Iterable[Config], frame: pd.DataFrame) -> str:
     def said(field: str) -> str:
         return "varying" if field in varying else str(getattr(cfg, field))
 
-    fewest = f"{counts.min()} to " if counts.min() < counts.max() else ""
-    seeds = fewest + counted(int(counts.max()), "seed")
-    images = said("val_images") if cfg.val_images else "all"
+    seeds = counted(number_range(counts), "seed")
+    asked = said("val_images") if cfg.val_images else "all"
+    images, tokens = (number_range(frame.get(name, ())) for name in (SCORED_IMAGES, SMOOTHING_IMAGES))
+    said_images = counted(images or asked, "image")
+    said_tokens = f", over {counted(tokens, 'image')}" if tokens else ""
+    unlike = " not all rows and scores over the same number, see the column images;" * (" to " in images + tokens)
     return (
         f"Data {said('dataset')}, preset {cfg.preset_name or 'custom'}, {said('steps')} steps of {said('batch_size')}; "
-        f"{seeds}, mean ± standard deviation over runs. mIoU in points over {images} images of "
-        f"{said('val_split')}: CAM scales {said('cam_scales')} with flip, CAMs masked by the true image labels, "
-        f"background threshold {said('background_threshold')}, no CRF; segmentation scales {said('eval_seg_scales')}. "
-        "Similarity: mean |cos| of all pairs of patch tokens (metric 1a), raw residual stream. Differences: row minus "
+        f"{seeds}, mean ± standard deviation over runs. mIoU in points over {said_images} of "
+        f"{said('val_split')}:{unlike} CAM scales {said('cam_scales')} with flip, CAMs masked by the true image "
+        f"labels, background threshold {said('background_threshold')}, no CRF; segmentation scales "
+        f"{said('eval_seg_scales')}. Similarity: mean |cos| of all pairs of patch tokens (metric 1a), raw residual "
+        f"stream{said_tokens}. Differences: row minus "
         "reference, paired by seed, with the 95 % interval of their mean (Student), * where it leaves out 0; each "
         "holds for itself, not for the best of many."
     )

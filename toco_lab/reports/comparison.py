@@ -19,9 +19,11 @@ from toco_lab.sweeps.sweep import sweep_table
 from toco_lab.tokens.token_maps import TokenMaps, load_run_maps
 from toco_lab.vocabulary import (
     AFTER_BLOCK,
+    F1,
     FINAL_NORM,
     MEAN_ABSOLUTE_COSINE,
     MEAN_SCORES,
+    MIOU,
     NEGATIVE_COSINE,
     POSITIVE_COSINE,
     TITLES,
@@ -31,6 +33,11 @@ from toco_lab.words import counted
 MANY = 6  # of more runs than this, seeds of one config are drawn as one curve
 PAIRS = (POSITIVE_COSINE, NEGATIVE_COSINE)
 OVER = "over-activation (low is good)"
+_UNDEFINED = {
+    OVER: "no foreground class is predicted",
+    F1: "no image was scored",
+    MIOU: "a class is in neither truth nor prediction",
+}  # why a score is NaN
 
 Read = TypeVar("Read")
 
@@ -285,12 +292,13 @@ def _scores(run: RunRecord) -> dict[str, Number]:
     means = table[table["class"].isin(MEAN_SCORES)]
     rows = [*zip(means["target"], means["class"], means["iou"], strict=True)]
     if "over_activation" in means:
-        over = means[means["over_activation"].notna()]
+        over = means[means["class"] == MIOU]
         rows += [(target, OVER, value) for target, value in zip(over["target"], over["over_activation"], strict=True)]
     return {
         f"{TITLES.get(target, target)}, {kind}": Number(
-            f"{100 * value:.1f}" if pd.notna(value) else "not defined",
+            f"{100 * value:.1f}" if pd.notna(value) else "-",
             {key: item for key, item in run.protocol.get(target, {}).items() if key != "target"}
+            | ({} if pd.notna(value) else {"not_defined": _UNDEFINED[kind]})
             | {"seed": run.config.seed},
         )
         for target, kind, value in rows

@@ -3,7 +3,9 @@
 Every section is a list of parts. What a run does not have is said in its place, with the reason.
 """
 
+import functools
 import shlex
+import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
@@ -14,8 +16,9 @@ import pandas as pd
 
 from toco_lab.config import Config, config_differences
 from toco_lab.data.classes import class_names
-from toco_lab.figures import interactive, printed, series
+from toco_lab.figures import across_runs, interactive, printed, series
 from toco_lab.figures.colours import assign_colours
+from toco_lab.figures.counted import by_name, images_measured, images_tested, number_range
 from toco_lab.presets import PRESETS
 from toco_lab.reports import parts
 from toco_lab.reports.comparison import PAIRS, Comparison, RunRecord
@@ -30,9 +33,11 @@ from toco_lab.reports.tables import (
     environment_table,
     results_tables,
 )
+from toco_lab.runs.listing import images_evaluated
 from toco_lab.runs.scores import SCORES
 from toco_lab.tokens.token_maps import TokenMaps, thin_steps
-from toco_lab.vocabulary import AFTER_ATTENTION, MEAN_ABSOLUTE_COSINE
+from toco_lab.vocabulary import AFTER_ATTENTION, MEAN_ABSOLUTE_COSINE, VALIDATED
+from toco_lab.words import counted
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -100,7 +105,7 @@ class Report:
         figure = self._drawing(
             "ablation_rows",
             "Every run, and its row's mean",
-            interactive.ablation_plot(frame, summary, titles=titles),
+            across_runs.ablation_plot(frame, summary, titles=titles),
             lambda: printed.ablation_plot(frame, summary, titles=titles),
         )
         return [table, figure]
@@ -138,7 +143,8 @@ class Report:
             interactive.training_curves(frames, colours=self.colours),
             lambda: printed.line_panels(series.training_lines(frames), colours=self.colours, x_title="step"),
         )
-        return [figure, *missing]
+        validated = any(f"val_{target}" in frame for frame in frames.values() for target in VALIDATED)
+        return [figure, *[paragraph(self._validation())] * validated, *missing]
 
     def classes(self) -> Section:
         """IoU per class, drawn and as numbers."""
@@ -146,8 +152,9 @@ class Report:
         missing = self._missing("evaluation", "scores per class", "evaluation.csv")
         if found is None or table is None:
             return missing
-        bars = parts.drawing("", "IoU per class", interactive.iou_bars(found, colours=self.colours))
-        grouped = [paragraph("Mean over the seeds of a config.")] * self.comparison.grouped
+        note = f"over {self._scored()}"
+        bars = parts.drawing("", "IoU per class", interactive.iou_bars(found, colours=self.colours, note=note))
+        grouped = [paragraph(f"Mean over the seeds of a config: {self._seeds()}.")] * self.comparison.grouped
         return [bars, table, *grouped, *missing]
 
     def similarity(self) -> Section:
@@ -175,9 +182,9 @@ class Report:
             shown.append(
                 self._drawing(
                     "cam_quality_per_layer",
-                    "CAM quality per layer",
+                    f"CAM quality per layer, over {images_tested(quality)}",
                     figure,
-                    lambda: self._lines(series.cam_quality_lines(quality), quality),
+                    lambda: self._lines(series.cam_quality_lines(quality), quality, images_tested(quality)),
                 )
             )
         keys = [*table.drop_duplicates("metric")[["metric", "variant"]].itertuples(index=False, name=None)]
@@ -187,9 +194,9 @@ class Report:
             shown.append(
                 self._drawing(
                     "metrics_per_layer",
-                    "All metrics per layer",
+                    f"All metrics per layer, over {images_measured(blocks)}",
                     figure,
-                    lambda: self._lines(series.layer_lines(blocks, keys), blocks),
+                    lambda: self._lines(series.layer_lines(blocks, keys), blocks, images_measured(blocks)),
                 )
             )
         return shown or [paragraph("No run has them; notebook 05_over_smoothing measures them.")]
@@ -265,7 +272,7 @@ class Report:
     def _smoothing(self) -> pd.DataFrame:
         """Rows of smoothing.csv of all runs; the label of its group is the model."""
         tables = [
-            run.smoothing.assign(model=label)
+            run.smoothing.assign(model=label, run=run.name)
             for label, runs in self.comparison.groups.items()
             for run in runs
             if run.smoothing is not None and (run.smoothing["metric"] == MEAN_ABSOLUTE_COSINE[0]).any()
@@ -274,12 +281,41 @@ class Report:
 
     def _per_layer(self, name: str, title: str, table: pd.DataFrame, keys: Any) -> Part:
         figure = interactive.smoothing_curves(table, metrics=keys, colours=self.colours)
-        return self._drawing(name, title, figure, lambda: self._lines(series.layer_lines(table, keys), table))
+        over = images_measured(series.rows_of_metrics(table, keys))
+        paper = functools.partial(self._lines, series.layer_lines(table, keys), table, over)
+        return self._drawing(name, f"{title}, over {over}", figure, paper)
 
-    def _lines(self, lines: pd.DataFrame, table: pd.DataFrame) -> "Figure":
+    def _lines(self, lines: pd.DataFrame, table: pd.DataFrame, over: str) -> "Figure":
+        x_title = "\n".join(["block", *textwrap.wrap(f"over {over}", 90)])
         return printed.line_panels(
-            lines, colours=self.colours, x_title="block", ticks=series.layer_ticks(table, sparse=True)
+            lines, colours=self.colours, x_title=x_title, ticks=series.layer_ticks(table, sparse=True)
         )
+
+    def _scored(self) -> str:
+        """Over how many images each run (or each row, with its seeds) was scored."""
+        return by_name(
+            {
+                label: "an unknown number of images" if not counts else counted(number_range(counts), "image")
+                for label, runs in self.comparison.groups.items()
+                if any(run.evaluation is not None for run in runs)
+                for counts in [[n for run in runs for n in images_evaluated(run.run).values()]]
+            }
+        )
+
+    def _seeds(self) -> str:
+        """How many seeds each row has a score of."""
+        scored = {
+            label: sum(run.evaluation is not None for run in runs) for label, runs in self.comparison.groups.items()
+        }
+        return by_name({label: counted(str(count), "seed") for label, count in scored.items()})
+
+    def _validation(self) -> str:
+        """Over how many images the curves of validation are."""
+        configs = {label: run.config for label, run in self.comparison.first_seeds().items()}
+        over = by_name(
+            {label: f"{counted(cfg.val_images or 'all', 'image')} of {cfg.val_split}" for label, cfg in configs.items()}
+        )
+        return f"Losses and pairs: means over the batches since the last logged step. Validation scores: over {over}."
 
     def _drawing(self, name: str, title: str, screen: "go.Figure", paper: Callable[[], "Figure"]) -> Part:
         return parts.drawing(name, title, screen, paper() if self.paper else None)

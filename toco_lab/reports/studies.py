@@ -24,14 +24,14 @@ from toco_lab.figures import printed
 from toco_lab.files import atomic_write
 from toco_lab.reports.ablation import protocol_text, summarise, wide_table
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.runs.scores import SCORES, TITLES
+from toco_lab.runs.scores import SCORED_IMAGES, SCORES, SMOOTHING_IMAGES, TITLES
 from toco_lab.runs.small_files import Columns, read_table_file
 from toco_lab.sweeps.grid import ROOT, Grid
 from toco_lab.sweeps.sweep import run_sweep, sweep_table
 from toco_lab.words import counted
 
 STUDIES = Path("results/studies")
-KEPT = ("row", "reference", "seed", "seconds", *SCORES, "run")  # columns of table.csv
+KEPT = ("row", "reference", "seed", "seconds", *SCORES, SCORED_IMAGES, SMOOTHING_IMAGES, "run")  # columns of table.csv
 
 
 @dataclass(frozen=True)

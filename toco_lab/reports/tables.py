@@ -11,7 +11,8 @@ from toco_lab.reports import ablation
 from toco_lab.reports.comparison import Comparison, Number, kind_of
 from toco_lab.reports.parts import BETWEEN, Table
 from toco_lab.runs import scores
-from toco_lab.vocabulary import F1, TITLES
+from toco_lab.vocabulary import ADDED_LATER, F1, TITLES
+from toco_lab.words import counted
 
 _BESIDE = ("checkpoint", "weights", "seed")  # of a protocol: said of each run even where all runs agree
 _OF_RUN = (*_BESIDE, "step")  # of a protocol: the same for all numbers of a run
@@ -56,7 +57,7 @@ def results_tables(comparison: Comparison) -> tuple[list[Table], list[str]]:
             protocol[quantity] = protocol_words(common)
             for run, number in found.items():
                 rest = {key: value for key, value in number.protocol.items() if key not in common}
-                unequal += [quantity] * bool(set(rest) - set(_BESIDE))
+                unequal += [quantity] * any(_differs(key, found) for key in rest)
                 for key, value in rest.items():
                     if words := protocol_words({key: value}):
                         own[run].setdefault((key, words), []).append(quantity)
@@ -78,6 +79,14 @@ def _common(protocols: list[Mapping[str, Any]]) -> dict[str, Any]:
         for key, value in protocols[0].items()
         if key not in _BESIDE and all(key in one and one[key] == value for one in protocols)
     }
+
+
+def _differs(key: str, numbers: Mapping[str, Number]) -> bool:
+    """Whether numbers were measured in another way by what their protocols say of `key`."""
+    said = [number.protocol[key] for number in numbers.values() if key in number.protocol]
+    if key in ADDED_LATER:
+        return any(value != said[0] for value in said)
+    return key not in _BESIDE
 
 
 def _particulars(facts: Mapping[tuple[str, str], list[str]]) -> str:
@@ -123,7 +132,8 @@ def classes_table(comparison: Comparison) -> Table | None:
     found = class_scores(comparison)
     if found is None:
         return None
-    found = found.assign(iou=[f"{100 * value:.1f}" if pd.notna(value) else "-" for value in found["iou"]])
+    cells = zip(found["iou"], found["seeds"], found["of"], strict=True)
+    found = found.assign(iou=[_mean_cell(100 * value, seeds, of) for value, seeds, of in cells])
     order = found[["target", "class"]].drop_duplicates()
     wide = found.pivot(index=["target", "class"], columns="run", values="iou")[list(dict.fromkeys(found["run"]))]
     wide = wide.reindex(pd.MultiIndex.from_frame(order)).fillna("-").reset_index()
@@ -134,12 +144,23 @@ def classes_table(comparison: Comparison) -> Table | None:
         for name, words in table.protocol.items()
     }
     protocol = {name: shared.get(name, "") for name in dict.fromkeys(wide["quantity"])}
-    cells = wide.map(str).rename_axis(columns=None)
-    return Table("iou_per_class", "IoU per class in per cent", cells, protocol, folded=True)
+    lacking = "; - is a class in neither truth nor prediction" if (wide == "-").to_numpy().any() else ""
+    caption = f"IoU per class in per cent{lacking}"
+    return Table("iou_per_class", caption, wide.map(str).rename_axis(columns=None), protocol, folded=True)
+
+
+def _mean_cell(value: float, seeds: int, of: int) -> str:
+    """A mean over the seeds that have a value; how many these are where some have none."""
+    if not seeds:
+        return "-"
+    return f"{value:.1f}" + f" ({seeds} of {counted(of, 'seed')})" * (seeds < of)
 
 
 def class_scores(comparison: Comparison) -> pd.DataFrame | None:
-    """run (label of its group), target, class, iou: the mean over the seeds of a group."""
+    """run (label of its group), target, class, iou: the mean over the seeds of a group that have one.
+
+    seeds and of say how many have one, and of how many that have the class in their table; iou is NaN where none has.
+    """
     tables = [
         run.evaluation.assign(run=label)
         for label, members in comparison.groups.items()
@@ -150,7 +171,9 @@ def class_scores(comparison: Comparison) -> pd.DataFrame | None:
         return None
     frame = pd.concat(tables)
     frame = frame[frame["class"] != F1]
-    return frame.groupby(["run", "target", "class"], sort=False, as_index=False)["iou"].mean()
+    return frame.groupby(["run", "target", "class"], sort=False, as_index=False).agg(
+        iou=("iou", "mean"), seeds=("iou", "count"), of=("iou", "size")
+    )
 
 
 def environment_table(comparison: Comparison) -> Table | None:

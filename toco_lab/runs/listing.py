@@ -1,7 +1,7 @@
 """All runs below a folder as one table."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +13,7 @@ from toco_lab.runs.run_dir import CONFIG_FIELDS, METRICS_REMEDY, RunDir
 from toco_lab.runs.small_files import TABLES, complete_lines, damaged, number_in, read_rows
 from toco_lab.vocabulary import MEAN_SCORES
 
+SCORED_IMAGES = "scored_images"  # column: over how many images the scores of a run are
 RUN_COLUMNS = ("run", "state", "step", "seconds", "made", "seed")  # of `list_runs`, before config fields and scores
 
 
@@ -51,7 +52,8 @@ def list_runs(root: Path | str = "results", *, everything: bool = False) -> pd.D
 
 
 def read_runs(paths: Mapping[str, Path | str], *, everything: bool = False) -> pd.DataFrame:
-    """One row per run: `RUN_COLUMNS`, config fields that differ, scores like `cam_mIoU`, error of a failed one.
+    """One row per run: `RUN_COLUMNS`, config fields that differ, scores like `cam_mIoU`, over how many images these are
+    (`scored_images`), error of a failed one.
 
     A folder that cannot be read (damaged, or written by another version) has the state "unreadable", and says why.
 
@@ -68,7 +70,7 @@ def read_runs(paths: Mapping[str, Path | str], *, everything: bool = False) -> p
                 "run": name, "state": run.state(), "step": status.get("step", 0),
                 "seconds": status.get("total_seconds", status.get("seconds")), "made": _made(run), "seed": cfg.seed,
             }  # fmt: skip
-            found = final_scores(run) | (_last_metrics(run) if everything else {})
+            found = final_scores(run) | images_evaluated(run) | (_last_metrics(run) if everything else {})
             rows[name] = lead | {key: value for key, value in found.items() if key not in CONFIG_FIELDS}
             rows[name]["error"] = str(status.get("error", "")).partition("\n")[0]
             configs[name] = cfg
@@ -102,6 +104,23 @@ def final_scores(run: RunDir) -> dict[str, float]:
         for number, row in enumerate(rows, 2)
         if row["class"] in MEAN_SCORES
     }
+
+
+def images_evaluated(run: RunDir) -> dict[str, int | str]:
+    """Over how many images the scores of a run are, {"scored_images": 100}, or "20 to 100" where targets differ.
+
+    Empty where no protocol says it.
+    """
+    try:
+        counts = [record["images"] for record in run.read_json("protocol").values() if "images" in record]
+    except (OSError, ValueError, AttributeError, TypeError):  # not there or damaged: the scores are shown without
+        return {}
+    return {SCORED_IMAGES: count_range(counts)} if counts else {}
+
+
+def count_range(counts: Collection[int]) -> int | str:
+    """5, or "2 to 5"."""
+    return min(counts) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
 def _last_metrics(run: RunDir) -> dict[str, float]:

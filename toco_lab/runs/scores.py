@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from toco_lab.config import Config, config_differences
-from toco_lab.runs.listing import final_scores
+from toco_lab.runs.listing import SCORED_IMAGES, count_range, final_scores, images_evaluated
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.vocabulary import (
     AFTER_BLOCK,
@@ -14,6 +14,7 @@ from toco_lab.vocabulary import (
     CAM_AUX,
     CAM_REFINED,
     MEAN_ABSOLUTE_COSINE,
+    MEAN_SCORES,
     MIOU,
     NEGATIVE_COSINE,
     POSITIVE_COSINE,
@@ -62,19 +63,29 @@ SHOWN = (
 )  # of an ablation, unless asked for others
 
 
-def run_scores(run: RunDir) -> dict[str, float]:
+SMOOTHING_IMAGES = "smoothing_images"  # column: over how many images the cosines are
+
+
+def images_column(score: str) -> str:
+    """Name of the column that says over how many images a score is."""
+    return SCORED_IMAGES if score.endswith(MEAN_SCORES) else SMOOTHING_IMAGES
+
+
+def run_scores(run: RunDir) -> dict[str, float | str]:
     """What a run reached: its mean scores in [0, 1] as `final_scores`, and the cosines of its patch tokens.
 
     `similarity_first`, `similarity_last`: mean |cos| of all pairs (metric 1a) after the first and the last block, raw;
-    `positive_cosine`, `negative_cosine`: of pairs of one class and of two by the true mask, after the last block. What
-    was not measured is missing.
+    `positive_cosine`, `negative_cosine`: of pairs of one class and of two by the true mask, after the last block. With
+    them over how many images they are, where that is known: `scored_images`, `smoothing_images` ("2 to 5" where scores
+    differ). What was not measured is missing.
     """
-    found = final_scores(run)
+    found: dict[str, float | str] = {**final_scores(run), **images_evaluated(run)}
     if not run.is_measured:
         return found
     frame = run.read_table("smoothing")
     frame = frame[frame["site"] == AFTER_BLOCK]
-    means = frame.groupby(["metric", "variant", "layer"])["value"].mean()
+    groups = frame.groupby(["metric", "variant", "layer"])
+    means = groups["value"].mean()
     first, last = frame["layer"].min(), frame["layer"].max()
     wanted = {
         "similarity_first": (*MEAN_ABSOLUTE_COSINE, first),
@@ -82,7 +93,12 @@ def run_scores(run: RunDir) -> dict[str, float]:
         "positive_cosine": (*POSITIVE_COSINE, last),
         "negative_cosine": (*NEGATIVE_COSINE, last),
     }
-    return found | {name: float(means[place]) for name, place in wanted.items() if place in means.index}
+    there = {name: place for name, place in wanted.items() if place in means.index}
+    found |= {name: float(means[place]) for name, place in there.items()}
+    if there and "image" in frame:
+        images = groups["image"].nunique()
+        found[SMOOTHING_IMAGES] = count_range([int(images[place]) for place in there.values()])
+    return found
 
 
 def rows_of_runs(runs: Iterable[RunDir]) -> pd.DataFrame:

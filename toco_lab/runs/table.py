@@ -16,7 +16,7 @@ import pandas as pd
 
 from toco_lab.config import Config
 from toco_lab.files import did_you_mean
-from toco_lab.runs.listing import RUN_COLUMNS, find_runs
+from toco_lab.runs.listing import RUN_COLUMNS, SCORED_IMAGES, find_runs
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.vocabulary import MEAN_SCORES
 from toco_lab.words import counted
@@ -121,6 +121,7 @@ def overview(table: pd.DataFrame) -> pd.DataFrame:
     """The columns one looks at first: state, config fields that differ between these rows, scores, errors if any."""
     differing = [name for name in differing_fields(table) if name != "seed"]
     scores = [name for name in table if name.endswith(MEAN_SCORES)]
+    scores += [SCORED_IMAGES] * (SCORED_IMAGES in table and bool(scores))
     errors = ["error"] if (table["error"] != "").any() else []
     return table[[*RUN_COLUMNS, *differing, *scores, *errors]]
 
@@ -133,7 +134,7 @@ def differing_fields(table: pd.DataFrame) -> list[str]:
 
 def metric_columns(table: pd.DataFrame) -> list[str]:
     """Columns of measured numbers: scores first, then the last row of training, then seconds and step."""
-    measured = [name for name in table if name not in (*FIELDS, *RUN_COLUMNS, "error")]
+    measured = [name for name in table if name not in (*FIELDS, *RUN_COLUMNS, SCORED_IMAGES, "error")]
     measured.sort(key=lambda name: not name.endswith(MEAN_SCORES))  # stable
     return [name for name in (*measured, "seconds", "step") if table[name].notna().any()]
 
@@ -165,7 +166,8 @@ def compare_runs(table: pd.DataFrame, runs: Sequence[str]) -> pd.DataFrame:
         if run not in set(table["run"]):
             raise ValueError(f"there is no run {run!r}; there are: {', '.join(table['run'])}")
     rows = table.set_index("run", drop=False).loc[list(runs)]
-    measured = [name for name in ("state", *metric_columns(rows), "error") if rows[name].map(cell_text).any()]
+    counts = [SCORED_IMAGES] * (SCORED_IMAGES in rows)
+    measured = [name for name in ("state", *counts, *metric_columns(rows), "error") if rows[name].map(cell_text).any()]
     return rows[[*differing_fields(rows), *measured]].astype(object).T.rename_axis(index=None, columns=None)
 
 
@@ -177,17 +179,23 @@ class Relation:
         points: A row per run, in the order of x: run, x, y, group; x holds words if the parameter is not numeric.
         means: A row per group and x, in this order: x, group, mean, std (of the sample; NaN for a single run), runs.
         left_out: Runs without a value of the metric or the parameter.
+        images: Over how many images the metric is, a word for each number that occurs; empty where that is not known.
     """
 
     points: pd.DataFrame
     means: pd.DataFrame
     left_out: int
+    images: tuple[str, ...] = ()
 
     @property
     def note(self) -> str:
         """What the figure is made of, in words."""
         left_out = f", {counted(self.left_out, 'run')} left out without a value" if self.left_out else ""
-        return counted(len(self.points), "run") + left_out
+        if not self.images:
+            return counted(len(self.points), "run") + left_out
+        over = f", over {counted(' or '.join(self.images), 'image')}"
+        unlike = ": not all runs over the same number" * (len(self.images) > 1)
+        return counted(len(self.points), "run") + left_out + over + unlike
 
 
 def relate(table: pd.DataFrame, metric: str, parameter: str, *, colour: str | None = None) -> Relation:
@@ -222,7 +230,9 @@ def relate(table: pd.DataFrame, metric: str, parameter: str, *, colour: str | No
     by_group = points.loc[sort_runs(rows, colour).index] if colour else points
     grouped = by_group.groupby(["group", "x"], sort=False)["y"]
     means = grouped.agg(mean="mean", std="std", runs="count").reset_index()
-    return Relation(points.reset_index(drop=True), means, len(table) - len(points))
+    counted = metric.endswith(MEAN_SCORES) and SCORED_IMAGES in rows
+    images = tuple(dict.fromkeys(rows[SCORED_IMAGES].map(cell_text).replace("", "unknown"))) if counted else ()
+    return Relation(points.reset_index(drop=True), means, len(table) - len(points), images)
 
 
 def _is_numeric(values: pd.Series) -> bool:

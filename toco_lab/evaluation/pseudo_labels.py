@@ -27,7 +27,7 @@ from toco_lab.evaluation.label_folder import LabelFolder, check_output, image_fi
 from toco_lab.evaluation.label_summary import PseudoLabels, Tally, first_names, is_constant
 from toco_lab.evaluation.prediction import BATCH, grouped_by_size, native_cams
 from toco_lab.evaluation.samples import image_label_of
-from toco_lab.files import check_writable
+from toco_lab.files import check_writable, require
 from toco_lab.method.cam import Cams
 from toco_lab.method.crf import crf_label, dense_crf
 from toco_lab.method.labels import confident_label
@@ -139,6 +139,7 @@ def write_pseudo_labels(
         DataError: If images cannot be read, or have no image label.
         OSError: Before the work, if nothing can be written there.
     """
+    require(run, RunDir, "run", ": open one with RunDir(folder)")
     kinds = tuple(dict.fromkeys(kinds))
     _check_request(kinds, scores, images)
     with only_worker(run.path):

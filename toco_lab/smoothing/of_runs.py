@@ -12,7 +12,7 @@ from tqdm import tqdm
 from toco_lab.backbones.weights import weights_hash
 from toco_lab.config import Config
 from toco_lab.data.loader import EvalSample, eval_samples
-from toco_lab.files import check_writable
+from toco_lab.files import check_writable, require
 from toco_lab.method.cam import at_evaluation_size
 from toco_lab.method.model import ToCo
 from toco_lab.runs.locks import only_worker
@@ -58,6 +58,7 @@ def smoothing_of_run(
     Raises:
         ValueError: If smoothing.csv may change and another process is at work in the folder of the run.
     """
+    require(run, RunDir, "run", ": open one with RunDir(folder)")
     if write:
         check_writable(run.path / "smoothing.csv")
     with only_worker(run.path) if write else nullcontext():

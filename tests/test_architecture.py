@@ -1,5 +1,6 @@
 """The shape of the project: who imports whom, what training needs, which names are public."""
 
+import ast
 import json
 import os
 import re
@@ -101,6 +102,19 @@ def test_notebooks_import_this_package_as_tl_alone() -> None:
         code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
         ours = {line.strip() for line in code.splitlines() if re.match(r"\s*(from|import)\s+toco_lab", line)}
         assert ours == {"import toco_lab as tl"}, path.name
+
+
+def test_the_method_writes_no_number_into_an_entry_of_a_tensor() -> None:
+    """`tensor[0] = 1` makes the host wait for a GPU; torch's meta device, on which a step is tested, does not tell."""
+    paths = sorted((PACKAGE / "method").glob("*.py"))
+    written = [
+        f"{path.name}:{node.lineno}"
+        for path in paths
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        if any(isinstance(target, ast.Subscript) for target in node.targets)
+    ]
+    assert len(paths) > 10 and not written
 
 
 def test_one_list_of_dependencies() -> None:

@@ -21,6 +21,7 @@ from toco_lab.files import enter_project, require
 from toco_lab.method.model import ToCo
 from toco_lab.presets import PRESETS
 from toco_lab.relations import never_reached
+from toco_lab.runs.names import check_run_name
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.of_runs import smoothing_of_run
 from toco_lab.tokens.snapshots import Snapshots
@@ -40,12 +41,13 @@ def open_run(cfg: Config, root: Path | str = "results", *, name: str | None = No
 
     Raises:
         ValueError: If the data set cannot be read, its masks show no class, a field that differs from the preset is
-            none that it reads, or the folder holds a run of another config.
+            none that it reads, `name` is none of a folder below `root`, or the folder holds a run of another config.
     """
     require(cfg, Config, "cfg", ": make one with Config.preset(name)")
+    check_run_name(name)
     preset = Config.preset(cfg.preset_name) if cfg.preset_name in PRESETS else Config()
     changed, cfg = config_differences({"preset": preset, "run": cfg}), complete_config(cfg)
-    path = Path(root) / (name or cfg.run_name())
+    path = Path(root) / (cfg.run_name() if name is None else name)
     is_new = not (path / "config.json").is_file()
     if is_new:
         refuse_unused(cfg, changed)

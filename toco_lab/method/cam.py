@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from toco_lab.backbones.pixels import check_images, check_normalised, pieces_of
-from toco_lab.files import require
 from toco_lab.method.model import ToCo, TokenFeatures
 from toco_lab.method.present import PresentClasses
 
@@ -66,7 +65,8 @@ def multi_scale_cam(
         ValueError: If `image` is no batch of images, a scale is not positive, or `present` does not fit the images and
             the classes of the model.
     """
-    require(model, ToCo, "model", ": build one with ToCo(cfg), or load_run_model(run)")
+    if not isinstance(model, ToCo):
+        raise ValueError(f"model must be a ToCo, got {type(model).__name__}: load_run_model(run) loads one")
     check_images(image)
     if not scales or not all(0 < scale < math.inf for scale in scales):
         raise ValueError(f"scales must be positive numbers, at least one, got {tuple(scales)}")

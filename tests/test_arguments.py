@@ -7,6 +7,7 @@ import torch
 import toco_lab as tl
 from toco_lab.config import Config
 from toco_lab.evaluation import confusion_matrix, iou_scores, native_cams, predict
+from toco_lab.smoothing.formulas import token_similarity
 
 CFG = Config.preset("smoke")
 IMAGE, LABEL = torch.zeros(1, 3, 96, 96), torch.eye(6)[:1]
@@ -152,3 +153,103 @@ def test_scenes_token_maps_and_classes_of_attributions(model):
     for image, words in ((np.zeros((3, 64, 64)), "ndarray"), (torch.zeros(64, 64), r"shape \(64, 64\)")):
         with pytest.raises(ValueError, match=rf"image '0' must be a tensor of floats, .* got {words}"):
             tl.smoothing_per_layer(model, [image], name="mine", weights="random", progress=False)
+
+
+def test_counts_that_are_none_and_numbers_that_only_seem_labels():
+    for matrix in (-torch.ones(2, 2), torch.full((2, 2), torch.nan), torch.zeros(0, 0)):
+        with pytest.raises(ValueError, match=r"^matrix must hold counts of at least one class, 0 or more each"):
+            iou_scores(matrix)
+    session, raw = tl.CamSession(tl.ToCo(CFG), CFG), np.zeros((96, 96, 3), np.uint8)
+    for name, value in (("image_label", "cat"), ("mask", {"cat": 1})):
+        with pytest.raises(ValueError, match=rf"^{name} must be an array or a tensor of numbers, got (str|dict)"):
+            session.set_image(raw, **{name: value})
+    session.set_image(raw)
+    with pytest.raises(ValueError, match=r"threshold must be in \[0, 1\], got 'high'"):
+        session.label(threshold="high")
+
+
+@pytest.mark.parametrize("call", [tl.backbones.normalise, tl.backbones.denormalise])
+def test_colours_of_another_kind_are_named(call):
+    image, mean, std = torch.zeros(3, 4, 4), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
+    for wrong, words in (
+        (image[:1], r"^image must be .* got shape \(1, 4, 4\)"),
+        (image.permute(1, 2, 0), r"^image must be .* got shape \(4, 4, 3\)"),
+        (np.zeros((3, 4, 4)), "^image must be .* got ndarray"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call(wrong, mean, std)
+    for wrong in ((123.7, 116.3, 103.5), (0.5,), (np.nan, 0.5, 0.5), (-0.1, 0.5, 0.5)):
+        with pytest.raises(ValueError, match=r"^mean must be three numbers, 0 <= each <= 1"):
+            call(image, wrong, std)
+    for wrong in ((0, 0, 0), (58.4, 57.1, 57.4), (0.2, 0.2)):
+        with pytest.raises(ValueError, match=r"^std must be three numbers, 0 < each <= 1"):
+            call(image, mean, wrong)
+
+
+def test_tokens_of_another_shape_are_named():
+    for tokens, words in (
+        (torch.rand(4, 4), r"got torch.float32 \(4, 4\)"),
+        (torch.rand(1, 4, 4), r"got torch.float32 \(1, 4, 4\)"),
+        (torch.ones(1, 4, 2, 2).int(), "got torch.int32"),
+        (np.zeros((1, 4, 2, 2)), "got ndarray"),
+        (None, "got NoneType"),
+    ):
+        for call in (
+            token_similarity,
+            lambda wrong: tl.smoothing.pair_cosine(wrong, torch.zeros(1, 2, 2)),
+        ):
+            with pytest.raises(ValueError, match=r"^tokens must be a tensor of floats, \(B, D, h, w\), " + words):
+                call(tokens)
+    with pytest.raises(ValueError, match=r"^tokens hold 16 numbers that are NaN or infinite"):
+        token_similarity(torch.full((1, 4, 2, 2), torch.nan))
+
+
+def test_what_is_no_model_and_no_config_is_named(model):
+    for call, name in (
+        (lambda: tl.multi_scale_cam("m", IMAGE), "model"),
+        (lambda: native_cams("m", CFG, IMAGE, LABEL), "model"),
+        (lambda: predict(model, "smoke", IMAGE, LABEL, ["cam"]), "cfg"),
+        (lambda: tl.evaluation.evaluate_model("m", CFG), "model"),
+        (lambda: tl.gallery_rows(model, "smoke"), "cfg"),
+        (lambda: tl.layer_cam_quality("m", CFG), "model"),
+        (lambda: tl.CamSession("m", CFG), "model"),
+        (lambda: tl.CamSession(model, "smoke"), "cfg"),
+        (lambda: tl.class_names("smoke"), "cfg"),
+        (lambda: tl.run_sweep("grid.yaml"), "grid"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name} must be a (ToCo|Config|Grid), got str"):
+            call()
+    for runs in ("results/run", ["results/run"], None, 3, [(model, "smoke")], ("results/run",)):
+        with pytest.raises(ValueError, match=r"^a run must be a RunDir, or a pair \(model, config\), got "):
+            tl.CamExplorer(runs)
+
+
+def test_images_and_scales_that_a_cam_cannot_be_made_of(model):
+    for call in (lambda image: tl.multi_scale_cam(model, image), lambda image: native_cams(model, CFG, image, LABEL)):
+        with pytest.raises(ValueError, match=r"^image holds 27648 numbers that are NaN or infinite"):
+            call(IMAGE * torch.nan)
+        with pytest.raises(ValueError, match=r"^image is of torch.float64, and the model is not: give image.float\(\)"):
+            call(IMAGE.double())
+    with pytest.raises(ValueError, match=r"^scale 0.001 of an image of 96 x 96 leaves no pixel"):
+        tl.multi_scale_cam(model, IMAGE, (1.0, 0.001))
+    for size in ((0, 3), (96,), (-1, 4)):
+        with pytest.raises(ValueError, match=r"^size must be a height and a width of at least 1 pixel"):
+            tl.multi_scale_cam(model, IMAGE, size=size)
+
+
+def test_every_attribution_checks_its_class_and_its_image(model):
+    for attribution in tl.explorers.attribution.ATTRIBUTIONS.values():
+        for index in ("cat", 1.5, torch.tensor([1, 2])):
+            with pytest.raises(ValueError, match=r"^class_index must be a whole number"):
+                attribution(model, IMAGE, index)
+        with pytest.raises(ValueError, match=r"^class_index 6 is not one of the model's 6 classes"):
+            attribution(model, IMAGE, 6)
+        for image in (IMAGE[0], IMAGE[:, :1]):
+            with pytest.raises(ValueError, match=r"^image must be of shape \(B, 3, H, W\)"):
+                attribution(model, image, 0)
+
+
+def test_a_folder_that_is_not_there_is_said(tmp_path):
+    with pytest.warns(UserWarning, match=r"there is no folder .*nowhere, so it holds no runs: is the path right"):
+        assert tl.list_runs(tmp_path / "nowhere").empty
+    assert f"there is no folder {tmp_path / 'nowhere'}" in tl.RunBrowser(tmp_path / "nowhere").message.value

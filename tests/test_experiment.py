@@ -9,6 +9,7 @@ from helpers.folders import TABLE, make_folder
 from matplotlib.figure import Figure
 
 from toco_lab import experiment
+from toco_lab.commands.app import main
 from toco_lab.config import Config
 from toco_lab.data.classes import DataError
 from toco_lab.experiment import make, open_run, start, train
@@ -164,3 +165,36 @@ def test_losses_that_never_join_are_said_and_kept_once(tmp_path: Path, capsys: p
             "warning: the segmentation and regularised losses never join: seg_start_step 4" in capsys.readouterr().out
         )
     assert (run.path / "log.txt").read_text().count("seg_start_step 4 is not below steps 4") == 1
+
+
+@pytest.mark.parametrize("field", ["data_root", "label_source"])
+def test_a_field_that_the_data_set_does_not_read_makes_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for make_run in (
+        lambda: start("smoke", {field: "my_photos"}, tmp_path / "run"),
+        lambda: open_run(Config.preset("smoke").replace(**{field: "my_photos"}), tmp_path),
+        lambda: open_run(Config(dataset="toy", **{field: "my_photos"}), tmp_path),
+    ):
+        with pytest.raises(DataError, match=f"^{field}='my_photos' has no effect: the data set 'toy' does not read it"):
+            make_run()
+    assert not list(tmp_path.iterdir())
+
+
+def test_overrides_that_are_no_fields_and_values_are_named(tmp_path: Path) -> None:
+    for overrides in (["steps"], None, "steps=20"):
+        with pytest.raises(ValueError, match=r"^overrides must be a Mapping, got .* config fields and their values"):
+            start("smoke", overrides, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["..", "", ".", "a/../../b", "/tmp/elsewhere"])
+def test_a_name_that_leads_out_of_the_root_makes_no_run(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(ValueError, match=r"^name '.*' names no folder below the root"):
+        open_run(Config.preset("smoke"), tmp_path / "runs", name=name)
+    for dry in ([], ["--dry-run"]):
+        assert main(["train", "smoke", "--root", str(tmp_path / "runs"), "--name", name, *dry]) == 2
+        assert capsys.readouterr().err.startswith(f"error: name {name!r} names no folder below the root")
+    assert not list(tmp_path.iterdir())

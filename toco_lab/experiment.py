@@ -11,14 +11,17 @@ from typing import Any
 
 import torch
 
-from toco_lab.config import Config
+from toco_lab.config import Config, config_differences
 from toco_lab.data.masks import check_classes_shown
 from toco_lab.data.own_folder import complete_config, write_split
 from toco_lab.data.readers import missing_truth, open_dataset
+from toco_lab.data.unused import refuse_unused
 from toco_lab.evaluation.evaluate import Evaluation, evaluate_run, validator
 from toco_lab.files import enter_project, require
 from toco_lab.method.model import ToCo
+from toco_lab.presets import PRESETS
 from toco_lab.relations import never_reached
+from toco_lab.runs.names import check_run_name
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.of_runs import smoothing_of_run
 from toco_lab.tokens.snapshots import Snapshots
@@ -37,15 +40,21 @@ def open_run(cfg: Config, root: Path | str = "results", *, name: str | None = No
         name: Folder name below `root`; None takes `cfg.run_name()`.
 
     Raises:
-        ValueError: If the data set cannot be read, its masks show no class, or the folder holds a run of another
-            config.
+        ValueError: If the data set cannot be read, its masks show no class, a field that differs from the preset is
+            none that it reads, `name` is none of a folder below `root`, or the folder holds a run of another config.
     """
-    cfg = complete_config(cfg)
+    require(cfg, Config, "cfg", ": make one with Config.preset(name)")
+    check_run_name(name)
+    preset = Config.preset(cfg.preset_name) if cfg.preset_name in PRESETS else Config()
+    changed, cfg = config_differences({"preset": preset, "run": cfg}), complete_config(cfg)
+    path = Path(root) / (cfg.run_name() if name is None else name)
+    is_new = not (path / "config.json").is_file()
+    if is_new:
+        refuse_unused(cfg, changed)
     train_set = open_dataset(cfg, cfg.train_split)  # what is not there is said before there is a folder
     if cfg.label_source == "masks":
         check_classes_shown(train_set, cfg.train_split)
-    path = Path(root) / (name or cfg.run_name())
-    if cfg.pretrained and cfg.weights and not (path / "config.json").is_file():
+    if is_new and cfg.pretrained and cfg.weights:
         with torch.random.fork_rng(devices=[]):
             initial_model(cfg)  # a weights file that does not fit leaves no run behind
     if drawn := write_split(cfg):
@@ -130,6 +139,7 @@ def start(preset: str, overrides: Mapping[str, Any], run_dir: Path | str) -> tup
     Raises:
         ValueError: For an unknown preset or field, or a folder that holds a run of another config.
     """
+    require(overrides, Mapping, "overrides", ": config fields and their values, like {'steps': 20}")
     enter_notebook()
     run = open_run(Config.preset(preset).replace(**overrides), Path(run_dir).parent, name=Path(run_dir).name)
     return run.config(), run

@@ -18,6 +18,7 @@ from scipy.io import savemat
 
 from toco_lab.commands.app import main
 from toco_lab.config import Config
+from toco_lab.data import archives as unpacking
 from toco_lab.data import prepare_voc as module_of_voc
 from toco_lab.data.archives import Archive, fetch
 from toco_lab.data.classes import DataError
@@ -182,6 +183,31 @@ def test_archives_with_other_members(tmp_path, name, member, words):
     with pytest.raises(DataError, match=words):
         fetch(folder, [Archive(name, "https://nowhere.invalid", "top", holds=("VOC2012",))], download=False)
     assert [path.name for path in tmp_path.rglob("*")] == ["data", name], "nothing is left, and nothing outside"
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.zip"])
+def test_an_archive_of_zeros_fills_no_disk(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(unpacking, "SMALL_BYTES", 10**6)
+    members = {f"top/{number}": bytes(2 * 10**6) for number in range(3)}
+    if name.endswith(".zip"):
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as packed:
+            for member, content in members.items():
+                packed.writestr(member, content)
+    else:
+        with tarfile.open(tmp_path / name, "w:gz") as packed:
+            for member, content in members.items():
+                info = tarfile.TarInfo(member)
+                info.size = len(content)
+                packed.addfile(info, io.BytesIO(content))
+    wanted = [Archive(name, "https://nowhere.invalid", "top")]
+    with pytest.raises(
+        DataError, match=rf"cannot unpack .*{name}: its first \d files? would take .* limit is 100 times"
+    ):
+        fetch(tmp_path, wanted, download=False)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    monkeypatch.setattr(unpacking, "SMALL_BYTES", 10**7)
+    fetch(tmp_path, wanted, download=False)
+    assert len(list((tmp_path / "top").iterdir())) == 3
 
 
 @pytest.mark.parametrize("name", ["a.tar", "a.zip"])

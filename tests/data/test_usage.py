@@ -49,6 +49,28 @@ LEFT_OUT = {
 }
 
 
+def test_a_linked_subfolder_is_not_passed_over(tmp_path):
+    cfg = make_folder(tmp_path / "own", TABLE)
+    far = tmp_path / "far"
+    far.mkdir()
+    Image.new("RGB", (50, 40)).save(far / "more.jpg")
+    (tmp_path / "own/images/more").symlink_to(far)
+    (tmp_path / "own/images/back").symlink_to(tmp_path / "own")
+    problems = check_dataset(complete_config(cfg), "train", progress=False).problems
+    reason = "is a link to a folder, which is not followed. Put the folder itself there"
+    assert [sum(p.startswith(f"not used: images/{name} {reason}") for p in problems) for name in ("more", "back")] == [
+        1,
+        1,
+    ]
+    masks = tmp_path / "masked"
+    (masks / "images").mkdir(parents=True)
+    (masks / "masks").mkdir()
+    Image.new("RGB", (50, 40)).save(masks / "images/one.jpg")
+    (masks / "masks/all").symlink_to(far)
+    with pytest.raises(DataError, match=r"\(masks/all is a link to a folder, which is not followed\)"):
+        complete_config(cfg.replace(data_root=str(masks), classes=None))
+
+
 def test_what_is_left_out_is_listed_with_the_reason(gaps, tmp_path):
     problems = check_dataset(gaps, "train", progress=False).problems
     for what, reason in LEFT_OUT.items():
@@ -325,3 +347,24 @@ def test_grids_and_other_data_sets():
     with pytest.raises(ValueError, match="data_root='MY' has no effect"):
         Grid(name="g", preset="smoke", axes={"data_root": ["MY"]}).runs()
     refuse_unused(Config.preset("smoke").replace(dataset="folder", data_root="MY"), ["dataset", "data_root"])
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_a_folder_without_images_is_said(tmp_path, kept):
+    cfg = make_folder(tmp_path, TABLE)
+    for path in sorted((tmp_path / "images").iterdir())[kept:]:
+        path.unlink()
+    counts = "has 1 image, 1 of them with a label" if kept else "has 0 images, 0 of them with a label"
+    with pytest.raises(DataError, match=f"{counts}: too few to split"):
+        folder_names(complete_config(cfg), "train")
+
+
+def test_pictures_of_another_kind_and_a_file_for_a_folder_are_refused(tmp_path, capsys):
+    for command in ("check", "show"):
+        assert main(["data", command, "smoke", "--out", str(tmp_path / "x.docx")]) == 2
+        assert "--out must end in .png" in capsys.readouterr().err
+    (tmp_path / "file").write_text("x")
+    for name in ("voc", "coco"):
+        assert main(["data", "prepare", name, str(tmp_path / "file")]) == 2
+        assert f"{tmp_path / 'file'} is no folder" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

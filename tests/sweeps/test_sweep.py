@@ -208,6 +208,10 @@ def test_nothing_starts_with_bad_parameters(tmp_path: Path, monkeypatch: pytest.
                 call(bad, root=tmp_path)
     with pytest.raises(ValueError, match="executor must be local or ray, got 'slurm'"):
         run_sweep(grid(), root=tmp_path, executor="slurm")
+    with pytest.raises(ValueError, match="cpus=4 has no effect with executor local"):
+        run_sweep(grid(), root=tmp_path, cpus=4)
+    with pytest.raises(ValueError, match="workers=2 has no effect with executor ray"):
+        run_sweep(grid(), root=tmp_path, executor="ray", workers=2)
     for option in ({"gpus": 1.0}, {"address": "auto"}):
         with pytest.raises(ValueError, match="gpus and address are options of executor ray"):
             run_sweep(grid(), root=tmp_path, **option)

@@ -14,7 +14,7 @@ from toco_lab.config import Config
 from toco_lab.method.model import ToCo
 from toco_lab.training.checkpoints import initial_model, load_checkpoint, save_checkpoint
 from toco_lab.training.learner import Learner
-from toco_lab.training.released import export_released, import_released
+from toco_lab.training.released import export_released, import_released, run_of_released
 
 CFG = Config.preset("smoke")
 
@@ -79,6 +79,18 @@ def test_released_import_lists_missing_and_unexpected_names():
     assert torch.equal(target.teacher_head.directions, source.teacher_head.directions)
     exported = export_released(target, report.unused)
     assert set(exported) == {name.removeprefix("module.") for name in state} | {"decoder.conv6.weight"}
+
+
+def test_a_released_file_that_lacks_weights_makes_no_run(tmp_path):
+    state = export_released(ToCo(CFG))
+    del state["encoder.cls_token"], state["encoder.pos_embed"]
+    torch.save(state, tmp_path / "toco.pth")
+    words = r"toco\.pth lacks 2 parameters of the model, which would stay random: encoder.cls_token, encoder.pos_embed"
+    with pytest.raises(CheckpointError, match=words):
+        run_of_released(CFG, tmp_path / "toco.pth", tmp_path / "runs")
+    with pytest.raises(ValueError, match=r"name '\.\.' names no folder below the root"):
+        run_of_released(CFG, tmp_path / "toco.pth", tmp_path / "runs", name="..")
+    assert [path.name for path in tmp_path.iterdir()] == ["toco.pth"]
 
 
 def test_released_import_refuses_other_sizes_and_other_models():

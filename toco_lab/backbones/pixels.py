@@ -17,13 +17,32 @@ def normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
 
     Returns:
         float32 of the same shape; a pixel of mean colour is 0.
+
+    Raises:
+        ValueError: If the image has another shape, or mean and std are not three numbers each, in (0, 1].
     """
+    _check_colours(image, mean, std)
     return (image - _per_channel(mean, image)) / _per_channel(std, image)
 
 
 def denormalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Inverse of `normalise`: (..., 3, H, W) float32 grey levels 0..255, neither rounded nor clipped."""
+    """Inverse of `normalise`: (..., 3, H, W) float32 grey levels 0..255, neither rounded nor clipped.
+
+    Raises:
+        ValueError: As `normalise`.
+    """
+    _check_colours(image, mean, std)
     return image.float() * _per_channel(std, image) + _per_channel(mean, image)
+
+
+def _check_colours(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+    if not isinstance(image, Tensor) or image.ndim < 3 or image.shape[-3] != 3:
+        found = f"shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        raise ValueError(f"image must be a tensor of shape (..., 3, H, W), got {found}")
+    for name, values, lowest in (("mean", mean, "0 <="), ("std", std, "0 <")):
+        inside = [0 <= value <= 1 and (value > 0 or name == "mean") for value in values]
+        if len(inside) != 3 or not all(inside):
+            raise ValueError(f"{name} must be three numbers, {lowest} each <= 1 (grey levels / 255), got {values}")
 
 
 def _per_channel(values: Sequence[float], image: Tensor) -> Tensor:

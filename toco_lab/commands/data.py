@@ -42,6 +42,12 @@ def _check_count(count: int) -> None:
         raise ValueError(f"--count must be at least 1 image, got {count}")
 
 
+def _check_png(out: Path) -> None:
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"--out must end in .png, the kind of picture that is written, got {out}")
+    check_writable(out)  # before a whole data set is read
+
+
 @data.command
 def check(
     what: tyro.conf.Positional[str],
@@ -64,8 +70,8 @@ def check(
     from toco_lab.data.check import SHOWN_PROBLEMS, check_dataset, contact_sheet, shared_pictures
 
     _check_count(count)
+    _check_png(out)
     cfg = _data_config(what, data_root=data_root, label_source=label_source)
-    check_writable(out)  # before a whole data set is read
     found = [
         check_dataset(cfg, name) for name in ([split] if split else dict.fromkeys((cfg.train_split, cfg.val_split)))
     ]
@@ -105,6 +111,7 @@ def show(
     from toco_lab.data.readers import open_dataset
 
     _check_count(count)
+    _check_png(out)
     cfg = _data_config(what, data_root=data_root)
     reader = open_dataset(cfg, split or cfg.val_split)
     chosen = range(min(count, len(reader)))

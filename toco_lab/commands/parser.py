@@ -5,7 +5,7 @@ import functools
 import io
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from itertools import dropwhile, takewhile
 from typing import Any
@@ -92,6 +92,18 @@ def options_of(arguments: list[str]) -> Iterator[None]:
 def given_options() -> frozenset[str]:
     """Names of the options on the command line that is being run, like `w_ptc`; empty when called from Python."""
     return _given.get()
+
+
+def refuse_given(names: Iterable[str], because: str) -> None:
+    """ValueError if one of these options is on the command line that is being run, where it would have no effect.
+
+    Args:
+        names: Options, like `workers`.
+        because: Why they have none, like "without the name of a study".
+    """
+    for name in names:
+        if name in given_options():
+            raise ValueError(f"--{name.replace('_', '-')} has no effect {because}. Leave it out")
 
 
 def _later(func: Callable[..., None]) -> Callable[..., Callable[[], None]]:

@@ -34,16 +34,17 @@ def list_(
         csv: Write all columns of these runs into this file as well.
     """
     from toco_lab.runs import table as run_table
-    from toco_lab.runs.listing import list_runs
+    from toco_lab.runs.listing import runs_below
 
-    table = run_table.filter_runs(list_runs(root, everything=True), where)
+    table = run_table.filter_runs(runs_below(root, everything=True), where)
     table = run_table.sort_runs(table, sort, descending=descending)
     shown = run_table.overview(table)
     if columns:
         shown = table[[run_table.check_column(table.columns, name) for name in dict.fromkeys(("run", *columns))]]
     if len(shown):
         print(shown.map(run_table.cell_text).to_string(index=False))
-    print(f"{counted(len(shown), 'run')} below {root}")
+    nowhere = "" if root.exists() else ": there is no such folder (--root names another)"
+    print(f"{counted(len(shown), 'run')} below {root}{nowhere}")
     if csv is not None:
         with atomic_write(csv, "w") as file:
             table.to_csv(file, index=False, lineterminator="\n")
@@ -88,11 +89,11 @@ def plot(
     """
     from toco_lab.figures import across_runs, assign_colours
     from toco_lab.runs import table as run_table
-    from toco_lab.runs.listing import list_runs
+    from toco_lab.runs.listing import runs_below
 
     if out.suffix not in (".html", ".png"):
         raise ValueError(f"out must end in .html or .png, got {out}")
-    table = run_table.filter_runs(list_runs(root, everything=True), where)
+    table = run_table.filter_runs(runs_below(root, everything=True), where)
     found = run_table.relate(table, metric, parameter, colour=colour)
     if not len(found.points):
         raise ValueError(f"none of {counted(len(table), 'run')} below {root} has values of {metric} and {parameter}")

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import tyro
 
+from toco_lab.commands.parser import refuse_given
 from toco_lab.fields import shown
 
 _LONGEST = 10**8  # seconds, three years
@@ -71,6 +72,8 @@ def sweep(
     from toco_lab.sweeps.grid import Grid
     from toco_lab.sweeps.sweep import outlook, plan, run_sweep
 
+    unread = ("gpus", "cpus", "address") if executor == "local" else ("workers",)
+    refuse_given(unread, f"with executor {executor}")
     wanted = Grid.from_yaml(grid)
     if dry_run:
         planned = plan(wanted, root=root, data=executor == "local")
@@ -109,9 +112,12 @@ def study(
     from toco_lab.reports import studies
 
     if name is None:
+        refuse_given(("seeds", "workers", "root", "tables"), "without the name of a study: all are listed")
         for one in studies.all_studies():
             print(f"{one.name:18}  {one.state():14}  {one.question}")
         return
+    if tables:
+        refuse_given(("workers",), "with --tables: no run is made")
     wanted = studies.open_study(name, seeds=seeds)
     print(studies.write_study(wanted, root=root) if tables else studies.make_study(wanted, root=root, workers=workers))
 

@@ -118,7 +118,9 @@ def _open_run(options: TrainOptions) -> "RunDir | None":
     from toco_lab.data.classes import DataError
     from toco_lab.data.own_folder import complete_config
     from toco_lab.experiment import open_run
+    from toco_lab.runs.names import check_run_name
 
+    check_run_name(options.name)
     cfg = _shared_out(complete_config(options.config()))
     _warn_of_batch_size(cfg, Config.preset(options.preset))
     if options.dry_run:

@@ -4,13 +4,18 @@ import errno
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from toco_lab.data.classes import DataError
 from toco_lab.files import refusals_named
 from toco_lab.refusals import in_words
+from toco_lab.words import counted
+
+LARGEST_RATIO = 100  # of what is unpacked to the archive: 1 for pictures, about 5 for COCO's json
+SMALL_BYTES = 2**30  # what any archive may take
+MOST_MEMBERS = 2_000_000  # COCO has some 125,000
 
 # what says nothing against an archive
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
@@ -41,6 +46,8 @@ def fetch(folder: Path, archives: Sequence[Archive], *, download: bool) -> None:
     Raises:
         DataError: If an archive is missing (all of them are named, with their addresses) or damaged.
     """
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"{folder} is no folder: give the one that holds the archives, or what was in them")
     absent = [archive for archive in archives if not (folder / archive.name).is_file()]
     if absent and not download:
         raise DataError(_to_fetch(folder, absent))
@@ -92,17 +99,35 @@ def _unpack(folder: Path, archive: Archive) -> None:
 
 
 def _extract(path: Path, target: Path) -> None:
-    """Unpack a tar or zip; a member that would land outside `target` is refused, and so is a device or a link there."""
+    """Unpack a tar or zip; a member that would land outside `target` is refused, and so is a device or a link there.
+
+    So is an archive whose files would take far more than pictures do: one of zeros, made to fill a disk.
+    """
     if not zipfile.is_zipfile(path):
         with tarfile.open(path) as packed:
+            _check_size(path, (member.size for member in packed))
             packed.extractall(target, filter="data")
         return
     with zipfile.ZipFile(path) as zipped:
+        _check_size(path, (member.file_size for member in zipped.infolist()))
         for name in zipped.namelist():
             inside = PurePosixPath(name.replace("\\", "/"))
             if inside.is_absolute() or ".." in inside.parts:
                 raise ValueError(f"its member {name!r} would land outside the folder")
         zipped.extractall(target)
+
+
+def _check_size(path: Path, sizes: Iterable[int]) -> None:
+    """ValueError as soon as the sizes of the members say that they are no pictures, which hardly can be packed."""
+    limit = max(LARGEST_RATIO * path.stat().st_size, SMALL_BYTES)
+    unpacked = 0
+    for number, size in enumerate(sizes, 1):
+        unpacked += size
+        if unpacked > limit or number > MOST_MEMBERS:
+            raise ValueError(
+                f"its first {counted(number, 'file')} would take {unpacked / 2**30:.1f} GiB; the limit is "
+                f"{LARGEST_RATIO} times the archive ({limit / 2**30:.1f} GiB) and {MOST_MEMBERS:,} files"
+            )
 
 
 def _check_members(path: Path, half: Path, archive: Archive) -> None:

@@ -7,7 +7,7 @@ from PIL import Image
 
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.data import toy
-from toco_lab.files import atomic_write
+from toco_lab.files import atomic_write, require
 from toco_lab.words import counted
 
 VOC_CLASSES = (
@@ -58,6 +58,7 @@ def class_names(cfg: Config) -> tuple[str, ...]:
     Raises:
         DataError: If the classes of a folder have not been read, or their number is not `num_classes`.
     """
+    require(cfg, Config, "cfg", ": make one with Config.preset(name)")
     if cfg.dataset == "folder" and cfg.classes is None:
         raise DataError(
             f"the classes of folder {cfg.data_root or '(none given)'} have not been read: use "

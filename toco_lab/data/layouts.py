@@ -123,7 +123,8 @@ def locate(root: Path, folders: Sequence[str], suffixes: Sequence[str], *, neste
 def files_below(folder: Path, *, nested: bool) -> list[Path]:
     """Files of a folder, and of its subfolders if `nested`, sorted; none if there is no folder, and no hidden ones.
 
-    Pipes and broken links are among them: whoever opens one says so.
+    Pipes and broken links are among them: whoever opens one says so. So are links to folders, which are not followed
+    because they may lead back: see `usage`.
 
     Raises:
         DataError: For a name whose bytes are not UTF-8: no list and no table could name it.
@@ -140,8 +141,8 @@ def files_below(folder: Path, *, nested: bool) -> list[Path]:
             )
     if not nested:
         return found
-    folders = {path for path in found if path.is_dir()}
-    inner = [path for folder in folders if not folder.is_symlink() for path in files_below(folder, nested=True)]
+    folders = {path for path in found if path.is_dir() and not path.is_symlink()}
+    inner = [path for folder in folders for path in files_below(folder, nested=True)]
     return sorted([path for path in found if path not in folders] + inner)
 
 

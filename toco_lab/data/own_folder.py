@@ -80,10 +80,12 @@ def _too_few(cfg: Config, root: Path, count: int) -> str:
     images = image_files(root)
     entries = matched_entries(root, cfg.label_source, images)
     lost, bare = sorted(entries.keys() - images.keys()), sorted(images.keys() - set(entries.values()))
-    apart = f". {cfg.label_source} names {lost[0]!r}, an image is called {bare[0]!r}: do the names fit?"
+    apart = ""
+    if lost and bare:
+        apart = f". {cfg.label_source} names {lost[0]!r}, an image is called {bare[0]!r}: do the names fit?"
     return (
         f"{root} has {counted(len(images), 'image')}, {count} of them with a label: too few to split. Add images and "
-        f"labels, or lists {cfg.train_split}.txt and {cfg.val_split}.txt{apart if lost and bare else ''}"
+        f"labels, or lists {cfg.train_split}.txt and {cfg.val_split}.txt{apart}"
     )
 
 
@@ -133,6 +135,8 @@ def _unread_labels(root: Path) -> str:
     places = ((_LAYOUT.masks, "masks are PNGs"), ((_LAYOUT.objects,), "annotations are .xml files"))
     for folders, rule in places:
         other = [path for folder in folders for path in files_below(root / folder, nested=True)]
+        if other and other[0].is_dir():
+            return f" ({other[0].relative_to(root)} is a link to a folder, which is not followed)"
         if other:
             return f" (files like {other[0].relative_to(root)} do not: {rule}, not {other[0].suffix})"
     tables = sorted(path.name for path in root.iterdir() if path.suffix.lower() in (".csv", ".json", ".npy"))

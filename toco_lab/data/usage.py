@@ -167,6 +167,9 @@ def _compare_masks(usage: Usage, layout: Layout, images: dict[str, Path], *, are
     )  # fmt: skip
 
 
+_LINKED = "is a link to a folder, which is not followed. Put the folder itself there, or links to its files"
+
+
 def _sort_out(
     usage: Usage, layout: Layout, files: list[Path], suffixes: Collection[str], used: set[Path], other: str, twice: str
 ) -> None:
@@ -174,7 +177,7 @@ def _sort_out(
     inner = twice if layout.nested else "lies in a subfolder, which is not looked into. Move it up"
     for path in files:
         if path.suffix.lower() not in suffixes:
-            usage.leave_out(other, [str(path.relative_to(usage.folder))])
+            usage.leave_out(_LINKED if path.is_dir() else other, [str(path.relative_to(usage.folder))])
         elif path not in used:
             is_direct = any(path.parent == usage.folder / folder for folder in (*layout.images, *layout.masks))
             usage.leave_out(twice if is_direct else inner, [str(path.relative_to(usage.folder))])

@@ -20,6 +20,7 @@ from toco_lab.config import Config
 from toco_lab.data.loader import EvalSample, eval_samples
 from toco_lab.evaluation.samples import image_label_of, mask_of
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores
+from toco_lab.files import require
 from toco_lab.method.cam import at_evaluation_size, fuse_flip, min_max, resize
 from toco_lab.method.labels import confident_label
 from toco_lab.method.losses import classification_loss
@@ -107,6 +108,8 @@ def layer_cam_quality(
     Raises:
         ValueError: If a validation image has no mask, or a training image no labels.
     """
+    require(model, ToCo, "model", ": load_run_model(run) loads one")
+    require(cfg, Config, "cfg", ": it is that of the run, run.config()")
     heads, trained_on = _train_heads(model, cfg, num_train, progress)
     thresholds = sorted({*THRESHOLDS, cfg.background_threshold})
     samples = eval_samples(cfg, model.mean, model.std)

@@ -100,6 +100,8 @@ def evaluate_model(
         ValueError: For an unknown target, one that needs masks on a split where images have none, or masks of which
             none has a pixel of a class.
     """
+    require(model, ToCo, "model", ": load_run_model(run) loads one")
+    require(cfg, Config, "cfg", ": it is that of the run, run.config()")
     split = split or cfg.val_split
     samples = eval_samples(cfg, model.mean, model.std, split)
     targets = _checked_targets(cfg, targets, samples, split)

@@ -12,6 +12,7 @@ from toco_lab.data.loader import EvalSample, eval_samples
 from toco_lab.evaluation.gallery import MAPS
 from toco_lab.evaluation.prediction import predict
 from toco_lab.evaluation.samples import image_label_of
+from toco_lab.files import require
 from toco_lab.method.model import ToCo
 from toco_lab.vocabulary import CAM, SEG
 
@@ -31,7 +32,12 @@ def gallery_rows(
         cfg: Protocol of the maps.
         num_images: How many images of the split, from the first on.
         split: None takes `cfg.val_split`.
+
+    Raises:
+        ValueError: If model and cfg are none, or the split cannot be read.
     """
+    require(model, ToCo, "model", ": load_run_model(run) loads one")
+    require(cfg, Config, "cfg", ": it is that of the run, run.config()")
     device, rows = next(model.parameters()).device, []
     for sample in islice(iter(eval_samples(cfg, model.mean, model.std, split)), num_images):
         image, label = sample.image[None].to(device), image_label_of(sample)[None].to(device)

@@ -9,7 +9,8 @@ from torch import Tensor
 from toco_lab.backbones.pixels import check_images, check_normalised, denormalise
 from toco_lab.config import Config
 from toco_lab.data.loader import EvalSample
-from toco_lab.method.cam import Cams, at_evaluation_size, multi_scale_cam, resize
+from toco_lab.files import require
+from toco_lab.method.cam import Cams, at_evaluation_size, multi_scale_cam, resize, scaled_size
 from toco_lab.method.crf import dense_crf
 from toco_lab.method.labels import confident_label, mask_by_label
 from toco_lab.method.model import ToCo
@@ -39,7 +40,7 @@ def multi_scale_segmentation(
     size = image.shape[-2:]
     per_scale = []
     for scale in scales:
-        scaled = image if scale == 1 else resize(image, [int(scale * length) for length in size])
+        scaled = image if scale == 1 else resize(image, scaled_size(image, scale))
         views = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
         logits = resize(model.decoder(model.encode(views).patch_tokens), size)
         if flip:
@@ -76,6 +77,8 @@ def native_cams(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor) ->
         ValueError: If the model, or a part of it, is in training mode, `image` is no batch of images, or `image_label`
             does not fit.
     """
+    require(model, ToCo, "model", ": load_run_model(run) loads one")
+    require(cfg, Config, "cfg", ": it is that of the run, run.config()")
     training = [name for name, part in model.named_modules() if part.training]
     if training:
         raise ValueError(
@@ -83,6 +86,7 @@ def native_cams(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor) ->
             "evaluated. Call model.eval() first; load_run_model does"
         )
     check_images(image)
+    check_normalised(image)
     check_image_label(image_label, len(image), model.classifier.out_channels)
     resized = at_evaluation_size(image, cfg.eval_cam_size)
     plain = model(resized, segment=False)
@@ -118,13 +122,15 @@ def predict(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor, target
     Raises:
         ValueError: If `image` is no batch of normalised images, `image_label` does not fit, or a target is unknown.
     """
+    require(model, ToCo, "model", ": load_run_model(run) loads one")
+    require(cfg, Config, "cfg", ": it is that of the run, run.config()")
     check_images(image)
-    check_normalised(image)
     targets = {targets} if isinstance(targets, str) else set(targets)
     if unknown := sorted(targets - CAM_TARGETS - {SEG, SEG_CRF}):
         raise ValueError(f"unknown target {unknown[0]!r}; there are: {', '.join(sorted(CAM_TARGETS | {SEG, SEG_CRF}))}")
     predicted = _predict_cams(model, cfg, image, image_label, targets) if targets & CAM_TARGETS else {}
     if targets & {SEG, SEG_CRF}:
+        check_normalised(image)
         logits = multi_scale_segmentation(
             model, image, cfg.eval_seg_scales, fusion=cfg.eval_fusion, flip=cfg.eval_seg_flip
         )

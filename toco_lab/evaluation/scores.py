@@ -61,11 +61,13 @@ def iou_scores(matrix: Tensor, *, over: str = "present") -> IouScores:
             prediction (what the reference's printed tables do).
 
     Raises:
-        ValueError: For another shape, or another word than these two.
+        ValueError: For another shape, counts that are negative or NaN, or another word than these two.
     """
     if not isinstance(matrix, Tensor) or matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         found = tuple(matrix.shape) if isinstance(matrix, Tensor) else type(matrix).__name__
         raise ValueError(f"matrix must be a tensor of shape (K, K), got {found}")
+    if not matrix.numel() or not (matrix >= 0).all():
+        raise ValueError(f"matrix must hold counts of at least one class, 0 or more each, got {matrix.tolist()}"[:300])
     if over not in ("present", "all"):
         raise ValueError(f"over must be 'present' or 'all', got {over!r}")
     matrix = matrix.double()

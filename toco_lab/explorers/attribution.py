@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from toco_lab.backbones.activations import attention_maps, capture, evaluating
 from toco_lab.backbones.kinds import any_encoder_of, blocks_of, encoder_of, fill_patches, is_plain_vit, map_of_layer
-from toco_lab.backbones.pixels import check_normalised
+from toco_lab.backbones.pixels import check_images, check_normalised
 from toco_lab.method.cam import min_max
 from toco_lab.method.model import ToCo
 
@@ -79,6 +79,7 @@ def grad_cam(model: nn.Module, image: Tensor, class_index: int | Tensor, *, laye
         ValueError: If the model has no classifier, or not this class, or the image is no float or holds NaN.
     """
     encoder = any_encoder_of(model)
+    check_images(image)
     check_normalised(image)
     image, grid = fill_patches(encoder, image)
     plain = is_plain_vit(encoder)
@@ -134,6 +135,7 @@ def gradient_attention(model: nn.Module, image: Tensor, class_index: int | Tenso
         ValueError: If the model has no classifier, or not this class, or its attention cannot be read.
     """
     encoder = encoder_of(model)
+    check_images(image)
     check_normalised(image)
     image, grid = fill_patches(encoder, image)
     with (
@@ -160,16 +162,22 @@ def _class_logit(model: nn.Module, image: Tensor, class_index: int | Tensor) -> 
         raise ValueError("the model has no classifier: make it with num_classes > 0, or use ToCo")
     image = image.detach().requires_grad_()  # so that every layer has a gradient, even if all parameters are frozen
     logits = model(image, segment=False).logits if isinstance(model, ToCo) else model(image)
+    index = _checked_classes(class_index, len(logits), logits.shape[1]).to(logits.device)
+    return logits.gather(1, index[:, None]).sum()
+
+
+def _checked_classes(class_index: int | Tensor, images: int, num_classes: int) -> Tensor:
+    """The class of each image, (B,); ValueError if it is none of the model's."""
     if isinstance(class_index, Tensor):
-        fits = not class_index.is_floating_point() and class_index.shape in ((), (1,), (len(logits),))
+        fits = not class_index.is_floating_point() and class_index.shape in ((), (1,), (images,))
     else:
         fits = isinstance(class_index, int | np.integer)
     if not fits:
-        raise ValueError(f"class_index must be a whole number, or one for each image of {len(logits)}: {class_index!r}")
-    index = torch.as_tensor(class_index, device=logits.device).expand(len(logits))
-    if index.min() < 0 or index.max() >= logits.shape[1]:
-        raise ValueError(f"class_index {class_index} is not one of the model's {logits.shape[1]} classes, from 0")
-    return logits.gather(1, index[:, None]).sum()
+        raise ValueError(f"class_index must be a whole number, or one for each image of {images}: {class_index!r}")
+    index = torch.as_tensor(class_index).expand(images)
+    if index.min() < 0 or index.max() >= num_classes:
+        raise ValueError(f"class_index {class_index} is not one of the model's {num_classes} classes, from 0")
+    return index
 
 
 @contextmanager
@@ -183,10 +191,15 @@ def _output_of(layer: nn.Module) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def _rollout(model: nn.Module, image: Tensor, _: int | Tensor) -> Tensor:
+def _rollout(model: nn.Module, image: Tensor, class_index: int | Tensor) -> Tensor:
+    """Attention rollout, which is the same for every class; one that the model does not have is a slip all the same."""
     if getattr(encoder_of(model), "cls_token", None) is None:
         raise ValueError("attention rollout follows attention to the class token, and this model has none")
+    check_images(image)
     check_normalised(image)
+    num_classes = model.classifier.out_channels if isinstance(model, ToCo) else getattr(model, "num_classes", 0)
+    if num_classes:
+        _checked_classes(class_index, len(image), num_classes)
     seen = capture(model, image, attention=True)
     return attention_rollout(seen.attention, num_prefix=seen.num_prefix, grid=seen.grid)
 

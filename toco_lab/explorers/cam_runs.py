@@ -62,10 +62,13 @@ def runs_by_name(runs: Run | Sequence[Run]) -> dict[str, Run]:
     """One run or several by name; equal names are numbered.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are none, or one is neither a RunDir nor a pair (model, config).
     """
     by_name: dict[str, Run] = {}
     for run in _as_list(runs):
+        is_pair = isinstance(run, tuple) and len(run) == 2
+        if not isinstance(run, RunDir) and not (is_pair and isinstance(run[0], ToCo) and isinstance(run[1], Config)):
+            raise ValueError(f"a run must be a RunDir, or a pair (model, config), got {type(run).__name__} {run!r:.60}")
         name = first = run.name if isinstance(run, RunDir) else run[1].run_name()
         count = 1
         while name in by_name:
@@ -78,7 +81,7 @@ def runs_by_name(runs: Run | Sequence[Run]) -> dict[str, Run]:
 
 
 def _as_list(runs: Run | Sequence[Run]) -> Sequence[Run]:
-    if isinstance(runs, RunDir):
-        return [runs]
+    if isinstance(runs, RunDir) or not isinstance(runs, Sequence) or isinstance(runs, str):
+        return [cast("Run", runs)]
     is_pair = isinstance(runs, tuple) and bool(runs) and isinstance(runs[0], ToCo)
     return cast("Sequence[Run]", [runs] if is_pair else runs)

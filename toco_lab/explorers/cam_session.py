@@ -8,6 +8,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from toco_lab.evaluation.scores import pseudo_label_iou, pseudo_label_matrix
 from toco_lab.explorers.attribution import ATTRIBUTIONS
 from toco_lab.explorers.session_image import SessionImage, encode_image
 from toco_lab.explorers.uploads import LONGEST_SIDE
+from toco_lab.files import require
 from toco_lab.method.cam import Cams, fuse_flip, min_max, resize
 from toco_lab.method.crf import crf_label
 from toco_lab.method.crops import LocalCrops, sample_local_crops
@@ -61,6 +63,8 @@ class CamSession:
 
     def __init__(self, model: ToCo, cfg: Config, *, scales: Sequence[float] | None = None) -> None:
         """`model` is put into evaluation mode. `scales` run in `set_image`; None takes `cfg.cam_scales`."""
+        require(model, ToCo, "model", ": load_run_model(run) loads one")
+        require(cfg, Config, "cfg", ": it is that of the run, run.config()")
         self.model, self.cfg = model.eval(), cfg
         self.scales = self._scales(scales or None)
         self._image: SessionImage | None = None
@@ -180,8 +184,8 @@ class CamSession:
         """(H, W) int64: `confident_label` with one threshold; None takes `cfg.background_threshold`."""
         score, winner = self._strongest(source, scales, flip)
         threshold = self.cfg.background_threshold if threshold is None else threshold
-        if not 0 <= threshold <= 1:
-            raise ValueError(f"threshold must be in [0, 1], got {threshold}")
+        if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
+            raise ValueError(f"threshold must be in [0, 1], got {threshold!r}")
         return _named(confident_label(*_one_class(score), low=threshold, high=threshold), winner)
 
     def pseudo_label(

@@ -22,7 +22,7 @@ import pandas as pd
 from toco_lab.explorers.controls import ControlBox, button, wide, wrapped_row
 from toco_lab.figures import printed
 from toco_lab.figures.colours import assign_colours
-from toco_lab.runs.listing import list_runs, read_runs
+from toco_lab.runs.listing import read_runs, runs_below
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.runs.table import (
     cell_text,
@@ -94,7 +94,7 @@ class RunBrowser(ControlBox):
     def reload(self) -> None:
         """Read the folder again."""
         with self._working("reading the runs"):
-            self.table = list_runs(self.root, everything=True)
+            self.table = runs_below(self.root, everything=True)
             self._filter()
 
     def overview(self) -> pd.DataFrame:
@@ -207,7 +207,8 @@ class RunBrowser(ControlBox):
         self._choose()
         self._plot()
         if not len(self.table):
-            self._say(f"there are no runs below {self.root}; `python -m toco_lab demo` makes two")
+            there = "" if self.root.exists() else f"there is no folder {self.root}, and so "
+            self._say(f"{there}there are no runs below {self.root}; `python -m toco_lab demo` makes two")
 
     def _choose(self) -> None:
         """Show what belongs to the chosen runs."""
@@ -292,7 +293,7 @@ class RunBrowser(ControlBox):
                     self._run(name).delete(self.root)
                     gone.append(name)
             finally:
-                self.table = list_runs(self.root, everything=True)
+                self.table = runs_below(self.root, everything=True)
                 self._filter()
             if gone:
                 self._say(f"deleted {counted(len(gone), 'run')}: {', '.join(gone)}")

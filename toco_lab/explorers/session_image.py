@@ -77,6 +77,13 @@ def _check_mask(mask: Tensor, num_classes: int) -> None:
         raise ValueError(f"mask holds {wrong}; allowed are whole numbers 0..{num_classes} and {IGNORE_INDEX}")
 
 
+def _numbers(name: str, values: Any) -> Tensor | None:
+    try:
+        return None if values is None else torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be an array or a tensor of numbers, got {type(values).__name__}") from error
+
+
 @torch.no_grad()
 def encode_image(
     model: ToCo,
@@ -95,8 +102,7 @@ def encode_image(
     raw = np.asarray(raw)
     if raw.dtype != np.uint8 or raw.ndim != 3 or raw.shape[2] != 3:
         raise ValueError(f"the image must be uint8 (H, W, 3), got {raw.dtype} {raw.shape}; see decode_image")
-    image_label = None if image_label is None else torch.as_tensor(image_label)
-    mask = None if mask is None else torch.as_tensor(mask)
+    image_label, mask = _numbers("image_label", image_label), _numbers("mask", mask)
     if mask is not None and tuple(mask.shape) != raw.shape[:2]:
         raise ValueError(f"mask {tuple(mask.shape)} does not fit the image {raw.shape[:2]}")
     if image_label is not None and tuple(image_label.shape) != (cfg.num_classes,):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from toco_lab.backbones.pixels import check_images, pieces_of
+from toco_lab.backbones.pixels import check_images, check_normalised, pieces_of
 from toco_lab.method.model import ToCo, TokenFeatures
 from toco_lab.method.present import PresentClasses
 
@@ -65,9 +65,15 @@ def multi_scale_cam(
         ValueError: If `image` is no batch of images, a scale is not positive, or `present` does not fit the images and
             the classes of the model.
     """
+    if not isinstance(model, ToCo):
+        raise ValueError(f"model must be a ToCo, got {type(model).__name__}: load_run_model(run) loads one")
     check_images(image)
     if not scales or not all(0 < scale < math.inf for scale in scales):
         raise ValueError(f"scales must be positive numbers, at least one, got {tuple(scales)}")
+    if plain is None:  # in training a NaN is the loop's to say, with the step
+        check_normalised(image)
+    if size is not None and (len(size) != 2 or min(size) < 1):
+        raise ValueError(f"size must be a height and a width of at least 1 pixel, got {tuple(size)}")
     if present is None:
         num_classes = model.classifier.out_channels
         present = PresentClasses.of(image.new_ones(len(image), num_classes), num_classes)
@@ -93,7 +99,7 @@ def raw_cams(model: ToCo, image: Tensor, scale: float, *, plain: TokenFeatures |
         (2, 2, B, C, h, w): from the final and from the auxiliary tokens; of the image and of its mirror image (still
         mirrored). If the two kinds of tokens have different grids, all maps have the finer one.
     """
-    scaled = image if scale == 1 else resize(image, [int(length * scale) for length in image.shape[-2:]])
+    scaled = image if scale == 1 else resize(image, scaled_size(image, scale))
     if scale == 1 and plain is not None:
         passes, rest = [model.cams(plain)], scaled.flip(-1)
     else:
@@ -103,6 +109,14 @@ def raw_cams(model: ToCo, image: Tensor, scale: float, *, plain: TokenFeatures |
     finer = max((maps.shape[-2:] for maps in heads), key=sum)
     heads = [maps if maps.shape[-2:] == finer else resize(maps, finer) for maps in heads]
     return torch.stack([maps.unflatten(0, (2, -1)) for maps in heads])
+
+
+def scaled_size(image: Tensor, scale: float) -> list[int]:
+    """Height and width of (..., H, W) at a scale; ValueError if no pixel is left."""
+    size = [int(length * scale) for length in image.shape[-2:]]
+    if min(size) < 1:
+        raise ValueError(f"scale {scale} of an image of {image.shape[-2]} x {image.shape[-1]} leaves no pixel of it")
+    return size
 
 
 def fuse_flip(raw: Tensor, size: Sequence[int], *, flip: bool = True) -> Tensor:

@@ -148,6 +148,8 @@ class ToCo(nn.Module):
     def encode(self, image: Tensor) -> TokenFeatures:
         """One encoder pass over normalised images (B, 3, H, W); `fill_patches` first brings them to whole tokens."""
         check_images(image)
+        if image.dtype == torch.float64 != self.classifier.weight.dtype:
+            raise ValueError("image is of torch.float64, and the model is not: give image.float()")
         image, grid = fill_patches(self.encoder, image)
         with self._autocast(image.device):
             if is_plain_vit(self.encoder):

@@ -1,6 +1,7 @@
 """All runs below a folder as one table."""
 
 import os
+import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -46,7 +47,18 @@ def find_runs(root: Path | str = "results") -> list[Path]:
 
 
 def list_runs(root: Path | str = "results", *, everything: bool = False) -> pd.DataFrame:
-    """One row per run anywhere below `root`, see `read_runs`; a run is named by its path from there."""
+    """One row per run anywhere below `root`, see `read_runs`; a run is named by its path from there.
+
+    Warns:
+        UserWarning: If there is no such folder.
+    """
+    if not Path(root).exists():
+        warnings.warn(f"there is no folder {root}, so it holds no runs: is the path right?", stacklevel=2)
+    return runs_below(root, everything=everything)
+
+
+def runs_below(root: Path | str, *, everything: bool = False) -> pd.DataFrame:
+    """`list_runs` of a folder that need not be there yet."""
     root = Path(root)
     return read_runs({path.relative_to(root).as_posix(): path for path in find_runs(root)}, everything=everything)
 

@@ -4,15 +4,18 @@ Notation is that of `view`: X is (N, D), one row per patch token, A the attentio
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from toco_lab.files import require
 from toco_lab.smoothing.arithmetic import mean_where, off_diagonal_mean, ratio
 from toco_lab.smoothing.grid import patch_distance
 from toco_lab.smoothing.pairs import PairCosine
 from toco_lab.smoothing.singular_values import singular_values_of_gram
 from toco_lab.smoothing.token_view import TokenView
+from toco_lab.words import counted
 
 LOG_FLOOR = 1e-6  # added to a Fourier amplitude before the logarithm, as in the notebook of Park and Kim
 HIGH_FREQUENCY = 0.5  # radius, as a share of the Nyquist frequency, beyond which a frequency counts as high
@@ -31,6 +34,9 @@ def token_similarity(tokens: Tensor) -> Tensor:
     Returns:
         (B,) float64 in [0, 1]: 1 when all tokens point the same way (smooth), 0 when they are orthogonal; NaN for one
         token.
+
+    Raises:
+        ValueError: If the tokens are no floats of this shape, or hold NaN.
     """
     return off_diagonal_mean(_view_of_map(tokens).absolute_cosine)
 
@@ -45,11 +51,13 @@ def pair_cosine(tokens: Tensor, label: Tensor) -> PairCosine:
         label: Class of each token, (B, h, w) integers; `IGNORE_INDEX` leaves a token out.
 
     Raises:
-        ValueError: If label and tokens differ in grid or batch.
+        ValueError: If label and tokens differ in grid or batch, or the tokens are no floats of this shape, or hold NaN.
     """
+    view = _view_of_map(tokens)
+    require(label, Tensor, "label")
     if label.shape != (tokens.shape[0], *tokens.shape[2:]):
         raise ValueError(f"label {tuple(label.shape)} does not fit tokens (B, D, h, w) {tuple(tokens.shape)}")
-    return _view_of_map(tokens, label.flatten(1)).pairs.mean
+    return replace(view, label=label.flatten(1)).pairs.mean
 
 
 def ptc(view: TokenView) -> Tensor:
@@ -257,6 +265,11 @@ class RankMe:
         return torch.special.entr(sigma / sigma.sum() + RANKME_EPSILON).sum().exp().item()
 
 
-def _view_of_map(tokens: Tensor, label: Tensor | None = None) -> TokenView:
-    """The view of tokens (B, D, h, w), with labels (B, N) or none."""
-    return TokenView(tokens.flatten(2).mT, (tokens.shape[2], tokens.shape[3]), label)
+def _view_of_map(tokens: Tensor) -> TokenView:
+    """The view of tokens (B, D, h, w), without labels; ValueError for another shape, type or NaN."""
+    if not isinstance(tokens, Tensor) or tokens.ndim != 4 or not tokens.numel() or not tokens.is_floating_point():
+        found = f"{tokens.dtype} {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise ValueError(f"tokens must be a tensor of floats, (B, D, h, w), got {found}")
+    if bad := int((~tokens.isfinite()).sum()):
+        raise ValueError(f"tokens hold {counted(bad, 'number')} that are NaN or infinite")
+    return TokenView(tokens.flatten(2).mT, (tokens.shape[2], tokens.shape[3]))

@@ -16,7 +16,7 @@ from typing import Literal
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from toco_lab.files import atomic_write
+from toco_lab.files import atomic_write, require
 from toco_lab.refusals import in_words
 from toco_lab.runs.locks import SWEEP_LOCK
 from toco_lab.runs.run_dir import RunDir
@@ -62,11 +62,15 @@ def run_sweep(
         ValueError: Before anything starts: for parameters the notebook does not have, a data set that is not there, an
             executor that cannot be had, or if another process is running this sweep.
     """
+    require(grid, Grid, "grid", ": read one with Grid.from_yaml(file)")
     runs, folder = grid.runs(root), Path(root) / grid.name
     if executor not in ("local", "ray"):
         raise ValueError(f"executor must be local or ray, got {executor!r}")
     if executor == "local" and (gpus or address):
         raise ValueError("gpus and address are options of executor ray; local workers share the devices they find")
+    if (executor == "local" and cpus != 1) or (executor == "ray" and workers != 1):
+        unread = f"cpus={cpus:g}" if executor == "local" else f"workers={workers}"
+        raise ValueError(f"{unread} has no effect with executor {executor}: workers are local, cpus are of ray")
     check_grid(grid, runs, data=executor == "local")  # another machine may have other data
     with _only_sweep_in(runs[0].folder.parent):
         wanted = {"new", "begun"} | ({"failed"} if retry_failed else set())

@@ -10,9 +10,11 @@ from torch import Tensor
 from toco_lab.backbones.weights import CheckpointError, check_floating, check_tensors, read_weights, some, weights_hash
 from toco_lab.config import Config
 from toco_lab.method.model import ToCo
+from toco_lab.runs.names import check_run_name
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import save_checkpoint
 from toco_lab.training.learner import Learner
+from toco_lab.words import counted
 
 RELEASED_NAMES = {  # our parameter prefix -> the authors'
     "decoder.conv1.": "decoder.conv6.",
@@ -128,10 +130,17 @@ def run_of_released(
         name: Folder name below it; None takes the name of the file.
 
     Raises:
-        CheckpointError: See `import_released`.
+        CheckpointError: See `import_released`, and if the file lacks a parameter, which would stay random.
+        ValueError: For a name that is none of a folder below `root`.
     """
+    check_run_name(name)
     model = ToCo(cfg)
     found = import_released(model, checkpoint)
+    if found.missing:
+        raise CheckpointError(
+            f"{checkpoint} lacks {counted(len(found.missing), 'parameter')} of the model, which would stay random: "
+            f"{some(found.missing)}. Fetch it again, or take the preset it belongs to"
+        )
     run = RunDir.create(cfg, root, name=name or f"released-{checkpoint.stem}")
     save_checkpoint(run.checkpoint_path(cfg.steps), Learner.of(model, cfg).state(), cfg.steps, cfg)
     run.set_status("done", step=cfg.steps)

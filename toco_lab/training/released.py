@@ -130,16 +130,17 @@ def run_of_released(
         name: Folder name below it; None takes the name of the file.
 
     Raises:
-        CheckpointError: See `import_released`, and if the file lacks a parameter, which would stay random.
+        CheckpointError: See `import_released`, and if the file lacks a parameter that a score depends on, which would
+            stay random; the projection heads of CTC are not among them.
         ValueError: For a name that is none of a folder below `root`.
     """
     check_run_name(name)
     model = ToCo(cfg)
     found = import_released(model, checkpoint)
-    if found.missing:
+    if needed := [name for name in found.missing if not name.startswith(("proj_head.", "proj_head_t."))]:
         raise CheckpointError(
-            f"{checkpoint} lacks {counted(len(found.missing), 'parameter')} of the model, which would stay random: "
-            f"{some(found.missing)}. Fetch it again, or take the preset it belongs to"
+            f"{checkpoint} lacks {counted(len(needed), 'parameter')} of the model, which would stay random: "
+            f"{some(needed)}. Fetch it again, or take the preset it belongs to"
         )
     run = RunDir.create(cfg, root, name=name or f"released-{checkpoint.stem}")
     save_checkpoint(run.checkpoint_path(cfg.steps), Learner.of(model, cfg).state(), cfg.steps, cfg)

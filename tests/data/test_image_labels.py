@@ -88,7 +88,7 @@ def test_label_errors(voc):
     np.save(root / "b.npy", {"one": np.ones(80)}, allow_pickle=True)
     expect(r"b.npy, image 'one': need 20 values of 0 or 1, got an array \(80,\)", "b.npy")
     np.save(root / "b.npy", np.ones(20))
-    expect(r"refused to read .*b.npy: it holds an array \(20,\) of float64", "b.npy")
+    expect(r"refused to read .*b.npy: it holds an array \(20,\) of <f8", "b.npy")
     expect(r"refused to read .*c.npy", "c.npy", "no numpy file")
 
 

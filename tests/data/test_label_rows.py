@@ -1,14 +1,18 @@
 """Tables of labels and lists of classes as people write them: understood by a stated rule, or refused by name."""
 
+import io
 import json
+import random
 
 import numpy as np
 import pytest
 from helpers.folders import TABLE, classes_of, make_folder, write_xml
 
+from tests.fuzz.cases import fault_of_message
 from toco_lab.data.class_lists import read_classes
 from toco_lab.data.classes import DataError
 from toco_lab.data.image_labels import labelled_names, onehot, read_label_names, read_labels, read_xml_names
+from toco_lab.data.label_arrays import read_label_arrays
 from toco_lab.data.own_folder import complete_config
 
 EXPECTED = {"one": ["cat"], "two": ["ant", "dog"], "three": []}
@@ -198,6 +202,95 @@ def test_label_vectors_that_are_refused(tmp_path, content, words):
     with pytest.raises(DataError, match=words) as error:
         read_labels(tmp_path / "labels.npy", ("ant", "cat", "dog"))
     assert "labels.npy" in str(error.value)
+
+
+def test_arrays_as_numpy_can_write_them_are_read(tmp_path):
+    """Every type of numbers, both byte orders and both layouts; plain lists as well."""
+    rows = {code: np.array([1, 0, 1], code) for code in "?bhiqBHIQefd"}
+    rows |= {f">{code}": np.array([1, 0, 1], f">{code}") for code in "ie"}
+    rows |= {"list": [1, 0, True], "tuple": (1.0, 0, 1), "strided": np.array([1, 1, 0, 0, 1, 1])[::2]}
+    np.save(tmp_path / "labels.npy", rows, allow_pickle=True)
+    found = read_labels(tmp_path / "labels.npy", ("ant", "cat", "dog"))
+    assert {name: label.tolist() for name, label in found.items()} == {name: [1, 0, 1] for name in rows}
+    both = {"c": np.arange(6.0).reshape(2, 3), "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3))}
+    np.save(tmp_path / "labels.npy", both, allow_pickle=True)
+    assert all(np.array_equal(value, both["c"]) for value in read_label_arrays(tmp_path / "labels.npy").values())
+
+
+def array_state(**changed: object) -> bytes:
+    """A label file of one array whose state is partly another; numpy itself would take it at its word."""
+    parts = {"version": 1, "shape": (3,), "type": np.dtype("f8"), "fortran": False, "content": bytes(24)} | changed
+    state = tuple(parts.values())
+
+    class Stand:
+        def __reduce__(self):
+            return (np.empty(0).__reduce__()[0], (np.ndarray, (0,), b"b"), state)
+
+    box = np.empty((), object)
+    box[()] = {"one": Stand()}
+    file = io.BytesIO()
+    np.save(file, box, allow_pickle=True)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({}, ""),
+        ({"content": bytes(23)}, r"an array in it is damaged: 23 bytes for an array \(3,\) of <f8"),
+        ({"content": b""}, "an array in it is damaged: 0 bytes"),
+        ({"shape": (2**40, 2**40)}, "the shape of an array in it is damaged"),
+        ({"shape": (-3,)}, "the shape of an array in it is damaged"),
+        ({"shape": 3}, "the shape of an array in it is damaged"),
+        ({"shape": (1,) * 40}, "the shape of an array in it is damaged"),
+        ({"type": "f8"}, "the type of an array in it is damaged"),
+        ({"type": np.dtype("O")}, "the content of an array in it is damaged"),
+        ({"type": np.dtype([("a", "f8")])}, "it holds an array of records"),
+        ({"content": [0.0, 1.0, 0.0]}, "the content of an array in it is damaged"),
+        ({"type": np.dtype("M8[s]")}, "."),
+    ],
+)
+def test_an_array_that_is_not_what_it_says_is_refused_before_it_is_built(tmp_path, changed, words):
+    path = tmp_path / "labels.npy"
+    path.write_bytes(array_state(**changed))
+    if not changed:
+        assert read_labels(path, ("ant", "cat", "dog"))["one"].tolist() == [0, 0, 0]
+        return
+    with pytest.raises(DataError, match=words) as error:
+        read_labels(path, ("ant", "cat", "dog"))
+    assert "labels.npy" in str(error.value) and "object at" not in str(error.value)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_damaged_label_file_ends_the_process_or_speaks_python(tmp_path, seed):
+    """Each byte is put out of order once; what is read still, are vectors of 0 and 1."""
+    rng, path = random.Random(seed), tmp_path / "labels.npy"
+    np.save(path, {"a": np.array([1.0, 0, 0, 1]), "b": np.zeros(4)}, allow_pickle=True)
+    sound = path.read_bytes()
+    for place in range(seed, len(sound), 4):
+        path.write_bytes(sound[:place] + rng.randbytes(rng.randrange(1, 9)) + sound[place + rng.randrange(9) :])
+        try:
+            found = read_labels(path, ("ant", "cat", "cow", "dog"))
+        except DataError as error:
+            assert fault_of_message(str(error), ["labels.npy"]) == "", place
+        else:
+            assert all(set(label) <= {0, 1} and label.shape == (4,) for label in found.values())
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ("{'descr': '<f8', 'fortran_order': False, 'shape': (4,), }", r"holds an array \(4,\) of <f8, not a dict"),
+        ("{'descr': '<f8', 'fortran_order': False, 'shape': (), }", r"holds an array \(\) of <f8, not a dict"),
+        ("{'descr': '|O', 'fortran_order': a, 'shape': (), }", "its header is damaged"),
+        ("", "its header is damaged"),
+    ],
+)
+def test_a_header_of_something_else_is_named(tmp_path, header, words):
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + b"\x80\x04N."
+    (tmp_path / "labels.npy").write_bytes(content)
+    with pytest.raises(DataError, match=f"refused to read .*labels.npy: it.*{words.removeprefix('its')}"):
+        read_labels(tmp_path / "labels.npy", ("ant",))
 
 
 def test_names_of_every_kind_of_label_file(tmp_path):

@@ -190,6 +190,13 @@ def test_tables_keep_words_that_look_missing(run):
         run.read_table("similarity")
 
 
+def test_numbers_of_a_table_come_back_to_the_last_bit(run):
+    """The quick parser of pandas does not in every version: 0.1 + 0.2 came back as 0.3."""
+    numbers = [0.1 + 0.2, 5e-324, 1.7976931348623157e308, *np.random.default_rng(0).lognormal(0, 20, 500)]
+    run.write_table("scores", pd.DataFrame({"value": numbers}))
+    assert run.read_table("scores")["value"].tolist() == numbers
+
+
 def test_json_takes_numpy_and_paths(run, tmp_path):
     run.write_json("numbers", {"count": np.int64(3), "scales": np.array([1.0, 0.5]), "root": tmp_path})
     assert run.read_json("numbers") == {"count": 3, "scales": [1.0, 0.5], "root": str(tmp_path)}

@@ -234,6 +234,30 @@ def test_moments_that_adamw_does_not_have_are_refused(two_checkpoints, change, m
 
 
 @pytest.mark.parametrize(
+    ("changed", "match"),
+    [
+        ({"scale": 0.0}, "its scale is 0.0"),
+        ({"scale": math.nan}, "its scale is nan"),
+        ({"scale": "1"}, "its scale is '1'"),
+        ({"growth_interval": 0}, "its growth_interval is 0"),
+        ({"backoff_factor": 2.0}, "its backoff_factor is 2.0"),
+        ({"_growth_tracker": -1}, "its _growth_tracker is -1"),
+        ({"other": 1}, "has no scaler, which precision fp16 needs: it holds scale, .*other"),
+        (None, "has no scaler, which precision fp16 needs: it holds no scaler"),
+    ],
+)
+def test_a_scaler_that_no_training_writes_is_refused(tmp_path, changed, match):
+    cfg, path = CFG.replace(precision="fp16"), tmp_path / "step_00000002.pt"
+    learner = Learner.of(ToCo(cfg), cfg)
+    save_checkpoint(path, learner.state(), 2, cfg)
+    sound = load_checkpoint(path, cfg)
+    torch.save(sound | {"scaler": changed and sound["scaler"] | changed}, path)
+    with pytest.raises(CheckpointError, match=match) as error:
+        load_checkpoint(path, cfg)
+    assert path.name in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("name", "value"), [("betas", (0.5, 0.9)), ("weight_decay", math.nan), ("lr_factor", None), ("fused", "yes")]
 )
 def test_settings_of_the_optimiser_must_be_those_of_the_config(two_checkpoints, name, value):

@@ -38,8 +38,8 @@ def run(
     for record in records:
         print(f"{record['state']}: {output / record['notebook']} ({record['seconds']:.0f} s)")
         if error := record.get("error"):
-            where = f", cell {error['cell']!r}" if error["cell"] else ""
-            failed.append(f"{record['notebook']}{where}: {error['name']}: {error['message']}")
+            where = f", cell {error['cell']!r}: {error['name']}" if error["cell"] else ""
+            failed.append(f"{record['notebook']}{where}: {error['message']}")
     if failed:
         raise ValueError("\n".join(failed))
 

@@ -1,16 +1,15 @@
 """Readers of image labels: which classes an image shows, from masks, XML, CSV, JSON or npy files."""
 
 import functools
-import pickle
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
 from xml.etree import ElementTree
 
 import numpy as np
 
 from toco_lab.data.classes import DataError
+from toco_lab.data.label_arrays import read_label_arrays
 from toco_lab.data.label_rows import label_rows, tidy
 from toco_lab.files import did_you_mean
 
@@ -31,7 +30,7 @@ def read_labels(path: Path, classes: Sequence[str]) -> dict[str, np.ndarray]:
         DataError: For another extension, an unknown class name, or a wrong layout.
     """
     if path.suffix.lower() == ".npy":
-        arrays = _read_pickled_arrays(path)
+        arrays = read_label_arrays(path)
         return {name: _checked_onehot(path, name, values, len(classes)) for name, values in arrays.items()}
     named = read_label_names(path)
     return {name: onehot(labels, classes, f"label file {path}, image {name!r}") for name, labels in named.items()}
@@ -53,7 +52,7 @@ def read_label_names(path: Path) -> dict[str, list[str]]:
 
 def labelled_names(path: Path) -> list[str]:
     """Names of the images of which a label file says something, whatever its kind."""
-    return list(_read_pickled_arrays(path) if path.suffix.lower() == ".npy" else read_label_names(path))
+    return list(read_label_arrays(path) if path.suffix.lower() == ".npy" else read_label_names(path))
 
 
 def find_label_file(source: str, root: Path) -> Path:
@@ -84,15 +83,12 @@ def _places(classes: tuple[str, ...]) -> dict[str, int]:
     return {tidy(name): place for place, name in enumerate(classes)}
 
 
-def _checked_onehot(path: Path, name: str, values: np.ndarray, num_classes: int) -> np.ndarray:
-    try:
-        vector = np.asarray(values)
-    except ValueError:  # rows of several lengths
-        vector = np.empty(0)
-    if vector.shape != (num_classes,) or vector.dtype.kind not in "biuf" or not np.isin(vector, (0, 1)).all():
+def _checked_onehot(path: Path, name: str, vector: np.ndarray | str, num_classes: int) -> np.ndarray:
+    found = vector if isinstance(vector, str) else f"an array {vector.shape}{_range(vector)}"
+    if isinstance(vector, str) or vector.shape != (num_classes,) or not np.isin(vector, (0, 1)).all():
         raise DataError(
-            f"label file {path}, image {name!r}: need {num_classes} values of 0 or 1, got an array {vector.shape}"
-            f"{_range(vector)}. Use the file of this data set, or correct num_classes"
+            f"label file {path}, image {name!r}: need {num_classes} values of 0 or 1, got {found}. Use the file of "
+            "this data set, or correct num_classes"
         )
     return vector.astype(np.float32)
 
@@ -137,42 +133,3 @@ def read_xml_names(path: Path) -> list[str]:
 class _WithoutDoctype(ElementTree.TreeBuilder):
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
         raise ValueError(f"it declares a document type, <!DOCTYPE {name} ...>, which may hold entities")
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Rebuilds numpy arrays in plain containers and refuses everything else, so a label file cannot run code."""
-
-    _RECONSTRUCT: ClassVar[Any] = np.empty(0).__reduce__()[0]  # where numpy keeps it has moved between versions
-    _ALLOWED: ClassVar[dict[tuple[str, str], Callable[..., Any]]] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
-        ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
-    }
-
-    def find_class(self, module: str, name: str) -> Callable[..., Any]:
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
-        return self._ALLOWED[module, name]
-
-
-def _read_pickled_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The dict of a label file, its keys checked and its values not."""
-    with path.open("rb") as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-            shape, _, dtype = headers[version](file)
-            if shape != () or dtype.kind != "O":
-                raise ValueError(f"it holds an array {shape} of {dtype}, not a dict")
-            arrays = _ArrayUnpickler(file).load().item()
-            if not isinstance(arrays, dict):
-                raise TypeError(f"it holds one {type(arrays).__name__}, not a dict {{name: one-hot array}}")
-        except Exception as error:  # damaged pickles raise whatever they like
-            raise DataError(f"refused to read {path}: {error}. Use a CSV or JSON label file instead") from error
-    if wrong := [key for key in arrays if not isinstance(key, str)]:
-        raise DataError(
-            f"label file {path} has the key {wrong[0]!r}, which is no name of an image. Keys are file names as text, "
-            "without extension"
-        )
-    return arrays

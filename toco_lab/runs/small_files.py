@@ -219,9 +219,9 @@ def read_table_file(
     words = dict.fromkeys((*columns.text, *text), str)
     frame = pd.read_csv(io.StringIO(written), keep_default_na=False, na_values=[""], dtype=words)
     checked = set(frame) if columns.all_numbers else {*columns.numbers, *columns.more_numbers} & set(frame)
-    for name in sorted(checked):
-        if frame[name].dtype.kind not in "iuf":
-            for number, row in enumerate(rows, 2):
-                number_in(path, row, name, number, remedy)
-            frame[name] = frame[name].astype(float)  # for example nan in letters
+    for name in frame:
+        kind = frame[name].dtype.kind
+        if kind == "f" or (name in checked and kind not in "iu"):  # pandas rounds in some versions; nan in letters
+            cells = [number_in(path, row, name, number, remedy) for number, row in enumerate(rows, 2)]
+            frame[name] = pd.Series(cells, frame.index, float)
     return frame

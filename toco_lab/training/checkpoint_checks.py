@@ -3,6 +3,7 @@
 A file that is read without an error may still be wrong: a renamed one, one of another run, one written by other code.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -137,6 +138,26 @@ def _check_moment(path: Path, moment: Mapping[str, Any], where: str, parameter: 
             )
     if not 1 <= moment["step"] <= step:
         raise CheckpointError(f"{path} counts {moment['step']:g} updates of {where}, expected are 1 to {step}")
+
+
+def check_scaler(path: Path, state: Mapping[str, Any]) -> None:
+    """The scaler of precision fp16 must be one of torch with its usual factors, and its scale a positive number.
+
+    Raises:
+        CheckpointError: Naming the file and the entry that is wrong.
+    """
+    found, usual = state.get("scaler"), torch.amp.GradScaler("cpu").state_dict()
+    if not isinstance(found, dict) or found.keys() != usual.keys():
+        held = ", ".join(map(str, found)) or "nothing" if isinstance(found, dict) else "no scaler"
+        raise CheckpointError(f"{path} has no scaler, which precision fp16 needs: it holds {held:.200}")
+    fits = {
+        "scale": type(found["scale"]) is float and 0 < found["scale"] < math.inf,
+        "_growth_tracker": type(found["_growth_tracker"]) is int
+        and 0 <= found["_growth_tracker"] < usual["growth_interval"],
+    }
+    for name, value in found.items():
+        if not fits.get(name, type(value) is type(usual[name]) and value == usual[name]):
+            raise CheckpointError(f"{path} holds a scaler that no training writes: its {name} is {shown(value)}")
 
 
 def _tensors(value: Any, name: str = "") -> Iterable[tuple[str, Tensor]]:

@@ -15,7 +15,7 @@ from toco_lab.config import Config, backbone_kind
 from toco_lab.files import atomic_write, require
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.training.checkpoint_checks import check_config, check_content, check_model, check_moments
+from toco_lab.training.checkpoint_checks import check_config, check_content, check_model, check_moments, check_scaler
 
 
 def save_checkpoint(path: Path, states: Mapping[str, Any], step: int, cfg: Config) -> None:
@@ -76,8 +76,8 @@ def load_checkpoint(
         check_content(path, state)
         if cfg is not None:
             check_config(path, state, cfg)
-            if cfg.precision == "fp16" and not isinstance(state.get("scaler"), dict):
-                raise CheckpointError(f"{path} has no scaler, which precision fp16 needs")
+            if cfg.precision == "fp16":
+                check_scaler(path, state)
         if model is not None:
             check_model(path, state, model)
         if optimizer is not None:

@@ -95,7 +95,7 @@ def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path, suffix, order):
     got = read_rgb(saved(tmp_path / f"a.{suffix}", deep))
     np.testing.assert_array_equal(got, np.repeat((deep / 257).round().astype(np.uint8)[..., None], 3, 2))
     assert got.min() == 0 and got.max() == 255 and len(np.unique(got)) == 256
-    assert conversions(tmp_path / f"a.{suffix}") == ["have more than 8 bits, and are scaled to 8"]
+    assert conversions(tmp_path / f"a.{suffix}") == ["have more than 8 bits, scaled to 8"]
 
 
 def test_integers_of_32_bits_are_read_as_16_bits(tmp_path):

@@ -126,7 +126,7 @@ def _check_size(path: Path, sizes: Iterable[int]) -> None:
         if unpacked > limit or number > MOST_MEMBERS:
             raise ValueError(
                 f"its first {counted(number, 'file')} would take {unpacked / 2**30:.1f} GiB; the limit is "
-                f"{LARGEST_RATIO} times the archive ({limit / 2**30:.1f} GiB) and {MOST_MEMBERS:,} files"
+                f"{LARGEST_RATIO} times the archive ({limit / 2**30:.1f} GiB) and {counted(f'{MOST_MEMBERS:,}', 'file')}"
             )
 
 

@@ -89,7 +89,7 @@ def conversions(path: Path) -> list[str]:
                 "have an alpha channel or a transparent colour: what is transparent becomes white",
                 picture.has_transparency_data,
             ),
-            ("have more than 8 bits, and are scaled to 8", picture.mode == "F" or picture.mode.startswith("I")),
+            ("have more than 8 bits, scaled to 8", picture.mode == "F" or picture.mode.startswith("I")),
             ("hold several pictures, of which the first is read", several),
         )
         if applies

@@ -124,9 +124,10 @@ def _check_size(path: Path, sizes: Iterable[int]) -> None:
     for number, size in enumerate(sizes, 1):
         unpacked += size
         if unpacked > limit or number > MOST_MEMBERS:
+            most = counted(f"{MOST_MEMBERS:,}", "file")
             raise ValueError(
                 f"its first {counted(number, 'file')} would take {unpacked / 2**30:.1f} GiB; the limit is "
-                f"{LARGEST_RATIO} times the archive ({limit / 2**30:.1f} GiB) and {counted(f'{MOST_MEMBERS:,}', 'file')}"
+                f"{LARGEST_RATIO} times the archive ({limit / 2**30:.1f} GiB) and {most}"
             )
 
 

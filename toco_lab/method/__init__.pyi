@@ -6,6 +6,7 @@ from . import labels as labels
 from . import lattice as lattice
 from . import losses as losses
 from . import model as model
+from . import noise as noise
 from . import present as present
 from . import refine as refine
 from . import step as step

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from toco_lab.method.falling_threshold import half_cosine, largest_of_present
+from toco_lab.method.labels import confident_label
 from toco_lab.method.noise import LEAST_LOSS, fit_two_gaussians, ignore_noise
+from toco_lab.method.present import PresentClasses
 
 GIVEN = os.environ.get("TOCO_GOLDENS_BASELINES")
 FILE = Path(GIVEN or Path(__file__).parents[3] / "shared" / "goldens_baselines") / "successors.npz"
@@ -25,6 +28,20 @@ def load(part: str) -> dict[str, torch.Tensor]:
     with np.load(FILE, allow_pickle=False) as file:
         arrays = {key.removeprefix(part): file[key] for key in file.files if key.startswith(part)}
     return {key: torch.from_numpy(v if v.dtype.kind == "f" else v.astype(np.int64)) for key, v in arrays.items()}
+
+
+def test_falling_threshold():
+    golden = load("dupl/")
+    start, low, length, example = 0.7, 0.25, 100, 40  # constants of the file's description
+    steps, targets = golden["threshold_steps"].tolist(), golden["threshold_target"].tolist()
+    found = [[half_cosine(start, end, step, length) for end in targets] for step in steps]
+    torch.testing.assert_close(torch.tensor(found), golden["thresholds"], rtol=0, atol=1e-6)
+
+    present = PresentClasses.of(golden["image_label"])
+    high = largest_of_present([half_cosine(start, end, example, length) for end in targets], present)
+    torch.testing.assert_close(high, golden["image_high"], rtol=0, atol=1e-6)
+    label = confident_label(present.gather(golden["cam"]), present, low=low, high=high, valid_box=golden["box"])
+    assert torch.equal(label, golden["label"])
 
 
 def test_noise_filter():

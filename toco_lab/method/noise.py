@@ -1,4 +1,4 @@
-"""DuPL's noise filter: foreground of a pseudo label that the network does not believe is ignored, step 6 of
+"""DuPL's noise filter: foreground of a pseudo label that the network does not believe is ignored, step 5 of
 `toco_lab.method`.
 
 Wu, Ye, Yang, Li, Li: "DuPL: Dual Student with Trustworthy Progressive Learning for Robust Weakly Supervised Semantic

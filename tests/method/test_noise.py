@@ -91,6 +91,20 @@ def test_the_upper_heap_of_the_foreground_is_ignored_and_nothing_else():
     assert 0.2 < dropped.sum() / foreground.sum() < 0.4
 
 
+def test_pixels_that_are_learned_best_are_no_noise():
+    """A narrow lower heap leaves both ends to a wide upper one."""
+    random = torch.Generator().manual_seed(0)
+    loss = 1 + 0.05 * torch.randn(1, 30, 30, generator=random)
+    loss[:, :10] = 3 + 0.6 * torch.randn(1, 10, 30, generator=random)
+    loss[:, 29] = 0.0  # too small for the fit
+    label = torch.ones(1, 30, 30, dtype=torch.int64)
+    fitted = fit_two_gaussians(loss.flatten(1), loss.flatten(1) > 0.1)
+    assert fitted.upper_posterior(loss.flatten(1))[0, -1] > 0.99, "Bayes' rule alone would take them for noise"
+    kept = ignore_noise(label, loss, min_pixels=500)
+    assert (kept[:, :10] == 255).float().mean() > 0.95 and (kept[:, 10:29] == 1).float().mean() > 0.95
+    assert (kept[:, 29] == 1).all()
+
+
 @pytest.mark.parametrize("changes", [{"min_pixels": 600}, {"gap": 3.0}, {"posterior": 1.0}])
 def test_too_few_pixels_or_heaps_too_close_leave_the_label_alone(changes):
     label, loss = scene()

@@ -90,7 +90,8 @@ def ignore_noise(
 
     Two normal distributions are fitted to the losses of an image's foreground pixels. If their means are further apart
     than `gap`, foreground pixels that belong to the upper one with a probability above `posterior` are ignored.
-    Background is never touched.
+    Background is never touched. Nor is a loss below the lower mean, which DuPL's code ignores as well where the upper
+    distribution is so wide that it claims both ends.
 
     Args:
         label: (B, H, W): 0 background, 1..C classes, 255 ignored.
@@ -113,7 +114,8 @@ def ignore_noise(
     mixture, number = fit_two_gaussians(values, counted), counted.sum(1)
     both = mixture.weight.amin(1) * number >= 1  # equal losses are one heap
     filtered = (number > min_pixels) & both & (mixture.gap > gap)  # (B,)
-    noisy = (mixture.upper_posterior(values) > posterior) & filtered[:, None]
+    above = values > mixture.mean.amin(1, keepdim=True)
+    noisy = above & (mixture.upper_posterior(values) > posterior) & filtered[:, None]
     return label.masked_fill(foreground & noisy.view_as(label), IGNORE_INDEX)
 
 

@@ -37,7 +37,7 @@ from toco_lab.training.optimiser import build_optimizer, set_learning_rate
 
 PAPER = {  # what the workbench adds to the method is not done here
     "teacher": "ema", "w_distil": 0.0, "ptc_similarity": "absolute", "reg_gate": "released", "refine": True,
-    "accumulate": 1,
+    "accumulate": 1, "high_threshold_end": None, "noise_start_step": None,
 }  # fmt: skip
 
 

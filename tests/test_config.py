@@ -45,6 +45,12 @@ def test_presets_carry_the_published_numbers():
     ({"accumulate": 3}, ["accumulate 3", "batch_size 4"]),
     ({"steps": 0}, ["steps"]),
     ({"local_crop_size": 95}, ["even", "95"]),
+    ({"high_threshold_end": [0.55, 0.6]}, ["high_threshold_end needs 1 number or 20 numbers", "got 2"]),
+    ({"high_threshold_end": [0.2]}, ["high_threshold_end", "low_threshold 0.25", "(0.2,)"]),
+    ({"high_threshold_end": [0.71]}, ["high_threshold_end", "high_threshold 0.7", "(0.71,)"]),
+    ({"threshold_fall_start_step": 9}, ["threshold_fall_start_step 9", "no high_threshold_end"]),
+    ({"noise_posterior": 1.5}, ["noise_posterior must lie in [0, 1]"]),
+    ({"noise_start_step": -1}, ["noise_start_step must not be negative"]),
 ])  # fmt: skip
 def test_bad_overrides_stop_with_both_values_in_the_message(changes, words):
     with pytest.raises(ValueError) as error:
@@ -80,6 +86,13 @@ def test_a_new_field_leaves_the_names_of_old_runs_alone():
     for name, fields in PRESETS.items():
         old, new = Config(**fields, preset_name=name), Later(**fields, preset_name=name)
         assert new.run_name() == old.run_name() != dataclasses.replace(new, novelty=0.7).run_name()
+
+
+def test_options_of_dupl_count_in_the_digest_only_where_they_are_on():
+    cfg = Config.preset("toy")
+    assert cfg.digest() == cfg.replace(high_threshold_end=None, noise_start_step=None, noise_min_pixels=1000).digest()
+    options = [{"high_threshold_end": [0.55]}, {"high_threshold_end": [0.5]}, {"noise_start_step": 0}]
+    assert len({cfg.replace(**changes).digest() for changes in ({}, *options)}) == 4
 
 
 def test_released_switches_every_quirk_on():

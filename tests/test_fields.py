@@ -130,6 +130,19 @@ def test_losses_that_never_join_are_said():
     assert not never_reached(smoke.replace(seg_start_step=4, w_seg=0.0, w_reg=0.0))
 
 
+def test_options_that_never_act_are_said():
+    cfg = Config.preset("smoke").replace(steps=4, high_threshold_end=[0.55], noise_start_step=3)
+    assert not never_reached(cfg)
+    assert never_reached(cfg.replace(threshold_fall_start_step=4, noise_start_step=5)) == [
+        f"{what} is not below steps 4. Lower it for a run this short"
+        for what in (
+            "the upper threshold never falls: threshold_fall_start_step 4",
+            "the noise filter never acts: noise_start_step 5",
+        )
+    ]
+    assert "seg_start_step 4" in never_reached(cfg.replace(seg_start_step=4))[1]
+
+
 def test_one_sided_ranges_in_words():
     @dataclasses.dataclass(frozen=True)
     class Small:

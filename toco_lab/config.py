@@ -159,6 +159,15 @@ class Config:
     )
     low_threshold: float = opt(0.25, "CAM score at or below this is background", within=(0, 1))
     high_threshold: float = opt(0.70, "CAM score above this is foreground", within=(0, 1))
+    high_threshold_end: tuple[float, ...] | None = opt(
+        None,
+        "DuPL's falling threshold: the upper threshold of the pseudo labels at the last step, one for all classes or "
+        "one for each; None = it stays",
+        within=(0, 1),
+    )
+    threshold_fall_start_step: int | None = opt(
+        None, "first step of that fall; None = seg_start_step", at_least=0, up_to=MOST_STEPS
+    )
     background_threshold: float = opt(
         0.50, "CAM score at or below this is background when a CAM is evaluated", within=(0, 1)
     )
@@ -169,6 +178,22 @@ class Config:
     refine: bool = opt(True, "refine the pseudo label by PAR (False: thresholds only)")
     aux_label_steps: int = opt(
         0, "the segmentation pseudo label comes from the auxiliary CAM before this step", at_least=0, up_to=MOST_STEPS
+    )
+    noise_start_step: int | None = opt(
+        None,
+        "DuPL's noise filter: first step from which foreground pixels with outlying losses are ignored; None = never",
+        at_least=0,
+        up_to=MOST_STEPS,
+    )
+    noise_posterior: float = opt(
+        0.95, "a pixel is noise where it belongs to the upper heap of losses with a larger probability", within=(0, 1)
+    )
+    noise_gap: float = opt(1.0, "an image is filtered if its two heaps of losses are further apart", at_least=0)
+    noise_min_pixels: int = opt(
+        1000,
+        "an image is filtered if more foreground pixels than these have a loss above 0.1 (0.5 % of a crop of 448)",
+        at_least=0,
+        up_to=MOST_PIXELS**2,
     )
     num_local_crops: int = opt(8, "local crops per image", at_least=1, up_to=1024)
     local_crop_size: int = opt(96, "side of a local crop, in pixels (even)", at_least=2, up_to=MOST_PIXELS)

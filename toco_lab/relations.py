@@ -4,6 +4,7 @@ import json
 from typing import TYPE_CHECKING, Literal
 
 from toco_lab.fields import shown
+from toco_lab.words import counted
 
 if TYPE_CHECKING:
     from toco_lab.config import Config
@@ -36,6 +37,7 @@ def check_relations(cfg: "Config") -> None:
         cfg.low_threshold < cfg.high_threshold,
         f"low_threshold must be below high_threshold, got {cfg.low_threshold} and {cfg.high_threshold}",
     )
+    _check_fall(cfg)
     _check_training(cfg)
     _check_sizes(cfg)
     _check_backbone(cfg)
@@ -58,7 +60,39 @@ def never_reached(cfg: "Config") -> list[str]:
                 f"{losses} never join: {name} {getattr(cfg, name)} is not below steps {cfg.steps}. Lower it for a run "
                 f"this short, or set {', '.join(weights)} to 0"
             )
+    falls_with = "seg_start_step" if cfg.threshold_fall_start_step is None else "threshold_fall_start_step"
+    options = {
+        falls_with: ("the upper threshold never falls", cfg.high_threshold_end is not None),
+        "noise_start_step": ("the noise filter never acts", cfg.noise_start_step is not None),
+    }
+    found += [
+        f"{what}: {name} {getattr(cfg, name)} is not below steps {cfg.steps}. Lower it for a run this short"
+        for name, (what, asked) in options.items()
+        if asked and getattr(cfg, name) >= cfg.steps
+    ]
     return found
+
+
+def _check_fall(cfg: "Config") -> None:
+    """The falling threshold: how many numbers there are, and that each lies below the first and above the lower one."""
+    ends = cfg.high_threshold_end
+    if ends is None:
+        _require(
+            cfg.threshold_fall_start_step is None,
+            f"threshold_fall_start_step {cfg.threshold_fall_start_step} says when the upper threshold begins to fall, "
+            "and no high_threshold_end says how far: give it too, 0.55 say",
+        )
+        return
+    _require(
+        len(ends) == 1 or cfg.num_classes in (0, len(ends)),
+        f"high_threshold_end needs 1 number or {counted(cfg.num_classes, 'number')}, one for each class, got "
+        f"{len(ends)}",
+    )
+    _require(
+        all(cfg.low_threshold < end <= cfg.high_threshold for end in ends),
+        f"high_threshold_end must lie above low_threshold {cfg.low_threshold} and not above high_threshold "
+        f"{cfg.high_threshold}, from which it falls, got {shown(ends)}",
+    )
 
 
 def _check_training(cfg: "Config") -> None:

@@ -35,6 +35,16 @@ def test_labels_of_present_classes_alone_are_those_of_all_classes():
             assert labels.region_mask(maps, present, low=0.25, high=0.7).tolist() == [region]
 
 
+def test_each_image_may_have_its_own_upper_threshold():
+    cam, present = torch.rand(3, 2, 6, 5), PresentClasses.of(torch.tensor([[1, 1], [1, 0], [0, 0]]))
+    high = torch.tensor([0.9, 0.5, 0.3])
+    together = labels.confident_label(cam, present, low=0.25, high=high)
+    for image in range(3):
+        alone = labels.confident_label(cam, present, low=0.25, high=float(high[image]))
+        assert torch.equal(together[image], alone[image])
+    assert (together[0] == 255).sum() > (together[1] == 255).sum() > 0 == together[2].sum()
+
+
 def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match=r"\(1, 3\).*\(1, 2, 2, 2\)"):
         labels.mask_by_label(torch.zeros(1, 2, 2, 2), torch.zeros(1, 3))

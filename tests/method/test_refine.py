@@ -106,6 +106,17 @@ def test_refined_label_equals_the_loops():
     assert set(actual[0].unique().tolist()) >= {0, 2, 255} and set(actual[2].unique().tolist()) == {0, 255}
 
 
+def test_each_image_may_have_its_own_upper_threshold():
+    image, cam, label, box = scene()
+    present = PresentClasses.of(label)
+    found = [
+        refine_cam(image, present.gather(cam), present, valid_box=box, low=0.25, high=high)
+        for high in (0.7, 0.45, 0.3, torch.tensor([0.7, 0.45, 0.3]))
+    ]
+    assert torch.equal(found[3], torch.stack([found[image][image] for image in range(3)]))
+    assert (found[1] != found[0]).any(), "the threshold matters"
+
+
 def test_refined_label_does_not_depend_on_the_batch_or_on_places_for_absent_classes():
     image, cam, label, box = scene()
     together = refined(image, cam, label, box)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from toco_lab.config import Config
 from toco_lab.data.loader import train_loader
 from toco_lab.method import cam, labels
+from toco_lab.method.losses import seg_loss
 from toco_lab.method.model import ToCo
 from toco_lab.method.present import PresentClasses
 from toco_lab.method.step import compute_losses, enlarge, loss_weights
@@ -147,6 +148,64 @@ def test_the_pseudo_label_changes_its_source(step, source):
     assert not torch.equal(output.cams.cam, output.cams.cam_aux)
 
 
+def test_the_falling_threshold_moves_both_labels_and_not_the_regions():
+    cfg = CFG.replace(seg_start_step=0, steps=8, refine=False, high_threshold_end=[0.3])
+    batch, found = first_batch(cfg), {}
+    for step in (0, 7):
+        output = compute_losses(fresh(cfg), batch, cfg, step, generator=torch.Generator().manual_seed(0))
+        high = {0: 0.7, 7: 0.3}[step]
+        thresholds = {"low": cfg.low_threshold, "high": high, "valid_box": batch.valid_box}
+        cams = output.cams
+        source = cams.cam_aux if step < cfg.aux_label_steps else cams.cam
+        assert torch.equal(output.pseudo_label, labels.confident_label(source, cams.present, **thresholds))
+        tokens = labels.token_labels(
+            cams.cam_aux, cams.present, output.token_label.shape[1:], patch_size=cfg.patch_size, **thresholds
+        )
+        assert torch.equal(output.token_label, tokens)
+        found[step] = output
+    assert torch.equal(found[0].region, found[7].region)
+    assert (found[0].token_label == 255).sum() > (found[7].token_label == 255).sum()
+
+
+def test_each_image_falls_by_its_own_classes_when_refined():
+    cfg = CFG.replace(seg_start_step=0, steps=8)
+    batch = first_batch(cfg)
+    batch = replace(batch, image_label=torch.eye(6)[[0, 1]], max_present=1)
+
+    def label(*ends):
+        changed = cfg.replace(high_threshold_end=ends) if ends else cfg
+        return compute_losses(fresh(cfg), batch, changed, 7, generator=torch.Generator().manual_seed(0)).pseudo_label
+
+    first_alone, stays, falls = label(0.3, *[0.7] * 5), label(), label(0.3)
+    assert torch.equal(first_alone, torch.stack([falls[0], stays[1]])) and not torch.equal(first_alone, stays)
+
+
+def test_the_noise_filter_acts_from_its_step_on_and_the_loss_is_that_of_the_label_it_leaves():
+    cfg = CFG.replace(seg_start_step=0, refine=False, w_ctc=0.0, w_ptc=0.0, w_reg=0.0)
+    on = cfg.replace(noise_start_step=2, noise_min_pixels=10, noise_gap=0.5)
+    batch, model = first_batch(cfg), fresh(cfg)
+    with torch.no_grad():
+        [*model.decoder.parameters()][-1].mul_(30)  # an untrained network has nearly equal losses everywhere
+    plain, early, late = (compute_losses(model, batch, c, step) for c, step in ((cfg, 2), (on, 1), (on, 2)))
+    assert torch.equal(early.terms.total, compute_losses(model, batch, cfg, 1).terms.total)
+    dropped = late.pseudo_label != plain.pseudo_label
+    assert dropped.any() and (late.pseudo_label[dropped] == 255).all() and (plain.pseudo_label[dropped] > 0).all()
+
+    logits = F.interpolate(model(batch.image).seg_logits, batch.image.shape[-2:], mode="bilinear", align_corners=False)
+    expected = seg_loss(logits, late.pseudo_label)
+    torch.testing.assert_close(late.terms.seg, expected)
+    weights = list(model.decoder.parameters())
+    slopes = (torch.autograd.grad(loss, weights, retain_graph=True) for loss in (late.terms.seg, expected))
+    for ours, theirs in zip(*slopes, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
+    pixels = F.cross_entropy(logits, plain.pseudo_label, ignore_index=255, reduction="none")
+    foreground = (plain.pseudo_label > 0) & (plain.pseudo_label < 255)
+    for image in range(len(dropped)):
+        if dropped[image].any():
+            gone = pixels[image][dropped[image]]
+            assert gone.min() > pixels[image][foreground[image] & ~dropped[image]].mean()
+
+
 @pytest.mark.parametrize("old, new", [((14, 14), (224, 224)), ((5, 7), (80, 112)), ((3, 4), (10, 9)), ((1, 2), (7, 2))])
 def test_logits_are_enlarged_as_torch_interpolates(old, new):
     maps = torch.randn(2, 3, *old, dtype=torch.float64, requires_grad=True)
@@ -156,12 +215,15 @@ def test_logits_are_enlarged_as_torch_interpolates(old, new):
     torch.testing.assert_close(*(torch.autograd.grad(one, maps, slope)[0] for one in both), rtol=1e-12, atol=1e-10)
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_nothing_on_the_path_asks_a_device_for_a_value(known, monkeypatch):
+DUPL = {"high_threshold_end": (0.5, 0.5, 0.6, 0.6, 0.7, 0.7), "noise_start_step": 0}
+
+
+@pytest.mark.parametrize("known, options", [(True, {}), (False, {}), (True, DUPL)])
+def test_nothing_on_the_path_asks_a_device_for_a_value(known, options, monkeypatch):
     """On the meta device tensors have no values: .item(), nonzero, a boolean index or a copy to the host would fail, as
     each would make the host wait for a GPU. It fails where the present classes have to be counted.
     """
-    cfg = CFG.replace(seg_start_step=0, w_distil=0.5)
+    cfg = CFG.replace(seg_start_step=0, w_distil=0.5, **options)
     model, batch = fresh(cfg), first_batch(cfg)
     batch = replace(batch, max_present=batch.max_present if known else None).to("meta")
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # torch has none for this device

@@ -61,6 +61,12 @@ In places the released code departs from the plain reading of the paper. Each pl
 
 Three habits of the released code are kept: PTC adds 1 to its numbers of pairs, PAR's weights sum to 1.01, and the
 energy's gradient is the one written by hand unless `reg_gate` is `exact`.
+
+Not part of ToCo
+----------------
+Off by default, from DuPL (CVPR 2024): the upper threshold of steps 4 and 5 may fall while a run goes on
+(`falling_threshold.high_threshold`), and foreground of the pseudo label with an outlying loss may be ignored
+(`noise.ignore_noise`). Not from a paper: `losses.distil_loss` in place of PTC.
 """
 
 import lazy_loader

@@ -2,10 +2,12 @@ from . import batch as batch
 from . import cam as cam
 from . import crf as crf
 from . import crops as crops
+from . import falling_threshold as falling_threshold
 from . import labels as labels
 from . import lattice as lattice
 from . import losses as losses
 from . import model as model
+from . import noise as noise
 from . import present as present
 from . import refine as refine
 from . import step as step

@@ -27,7 +27,7 @@ def mask_by_label(cam: Tensor, image_label: Tensor) -> Tensor:
 
 
 def confident_label(
-    cam: Tensor, present: PresentClasses, *, low: float, high: float, valid_box: Tensor | None = None
+    cam: Tensor, present: PresentClasses, *, low: float, high: float | Tensor, valid_box: Tensor | None = None
 ) -> Tensor:
     """The label of a CAM by thresholds: the strongest present class where its score is clear, 255 where it is not.
 
@@ -36,13 +36,14 @@ def confident_label(
         present: Its classes.
         low: At or below it a pixel is background; a negative value gives the strongest class everywhere.
         high: Above it a pixel has its strongest class; between the two it is ignored. With `high` equal to `low`,
-            nothing is.
+            nothing is. One number, or one for each image, (B,).
         valid_box: (B, 4) top, bottom, left, right in pixels, half-open; outside it the label is 255.
 
     Returns:
         (B, H, W) int64: 0 background, 1..C classes, 255 ignored.
     """
     score, place = mask_by_label(cam, present.mask).max(dim=1)
+    high = high[:, None, None] if isinstance(high, Tensor) else high
     label = torch.where(score <= high, IGNORE_INDEX, place + 1)
     label = present.class_label(torch.where(score <= low, 0, label))
     return label if valid_box is None else outside_to_ignore(label, valid_box)
@@ -62,7 +63,7 @@ def token_labels(
     valid_box: Tensor,
     *,
     low: float,
-    high: float,
+    high: float | Tensor,
     patch_size: int,
     box_units: str = "tokens",
 ) -> Tensor:
@@ -73,7 +74,7 @@ def token_labels(
         present: Its classes.
         grid: Token rows and columns (h, w).
         valid_box: (B, 4) in pixels.
-        low, high: Thresholds in [0, 1].
+        low, high: Thresholds in [0, 1]; `high` may be one for each image, (B,).
         patch_size: Side of a token in pixels.
         box_units: `tokens` divides the box by the patch size, keeping only tokens wholly inside; `pixels` uses it as
             it is, as the released code does, which ignores many images altogether.

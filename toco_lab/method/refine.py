@@ -102,7 +102,7 @@ def refine_cam(
     present: PresentClasses,
     *,
     low: float,
-    high: float,
+    high: float | Tensor,
     valid_box: Tensor | None = None,
     scale: float = 0.5,
     dilations: Sequence[int] = DILATIONS,
@@ -118,7 +118,8 @@ def refine_cam(
         cam: (B, S, H, W), values in [0, 1].
         present: Its classes. The cost of PAR grows with S; absent classes take no part.
         low: Background score of the loose run.
-        high: Background score of the strict run. With `high` equal to `low`, nothing inside the box is ignored.
+        high: Background score of the strict run. With `high` equal to `low`, nothing inside the box is ignored. One
+            number, or one for each image, (B,).
         valid_box: (B, 4) top, bottom, left, right in pixels, half-open; outside it the label is 255.
         scale: Size at which PAR works, relative to the image.
         dilations: Of PAR, in pixels of the scaled image.
@@ -141,7 +142,7 @@ def refine_cam(
     foreground = F.interpolate(cam.float(), size=size, mode="bilinear", align_corners=False)
     absent = F.pad(~present.mask, (1, 0))[:, :, None, None]  # (B, 1 + S, 1, 1), the background first
     scores = [
-        F.pad(foreground, (0, 0, 0, 0, 1, 0), value=background).masked_fill(absent, -torch.inf).softmax(1)
+        _beside_background(foreground, background).masked_fill(absent, -torch.inf).softmax(1)
         for background in (high, low)
     ]
     refined = par_filter(par_weights(image, dilations), torch.cat(scores, 1), dilations, num_iter)
@@ -150,6 +151,14 @@ def refine_cam(
     strict, loose = (run.max(1).indices for run in refined.chunk(2, dim=1))  # (B, H, W), 0 background
     label = present.class_label(strict).masked_fill((strict == 0) & (loose != 0), IGNORE_INDEX)
     return label if valid_box is None else outside_to_ignore(label, valid_box)
+
+
+def _beside_background(maps: Tensor, score: float | Tensor) -> Tensor:
+    """Maps (B, S, h, w) behind a constant one: (B, 1 + S, h, w). The score is one for all images or (B,)."""
+    if not isinstance(score, Tensor):
+        return F.pad(maps, (0, 0, 0, 0, 1, 0), value=score)
+    constant = score.to(maps.dtype)[:, None, None, None].expand(-1, 1, *maps.shape[2:])
+    return torch.cat([constant, maps], dim=1)
 
 
 def _offsets(dilations: Sequence[int]) -> list[tuple[int, int]]:

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from toco_lab.backbones.pixels import denormalise
-from toco_lab.config import Config
+from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.method.batch import Batch
 from toco_lab.method.cam import Cams, multi_scale_cam, resize
 from toco_lab.method.crops import cut_local_views, sample_local_crops
+from toco_lab.method.falling_threshold import high_threshold
 from toco_lab.method.labels import confident_label, inside_box, region_mask, token_box, token_labels
 from toco_lab.method.losses import (
     PtcTerms,
@@ -24,6 +25,7 @@ from toco_lab.method.losses import (
     seg_loss,
 )
 from toco_lab.method.model import ToCo
+from toco_lab.method.noise import ignore_noise
 from toco_lab.method.present import PresentClasses
 from toco_lab.method.refine import refine_cam
 
@@ -65,7 +67,7 @@ class StepOutput:
     Attributes:
         terms: The losses.
         cams: Multi-scale CAMs of the present classes; None if no term needs them.
-        pseudo_label: (B, H, W) for the segmentation losses; None while they are off.
+        pseudo_label: (B, H, W) for the segmentation losses, after the noise filter; None while they are off.
         token_label: (B, h, w) for PTC; None while it is off.
         region: (B, H, W) region mask around which local crops are cut; None while CTC is off.
         views: The local views; None while CTC is off.
@@ -135,10 +137,12 @@ def compute_losses(
     if output.seg_logits is not None:
         pixels = denormalise(batch.image, model.mean, model.std)
         label = pseudo_label(cams, pixels, batch, cfg, step)
-        losses |= segmentation_losses(output.seg_logits, label, pixels, batch, cfg, on)
+        logits = enlarge(output.seg_logits, label.shape[-2:])
+        label = without_noise(label, logits, cfg, step)
+        losses |= segmentation_losses(logits, label, pixels, batch, cfg, on)
     # step 4: patch token contrast
     if "ptc" in on:
-        pairs, token_label = patch_token_contrast(model, features.patch_tokens, cams, batch, cfg)
+        pairs, token_label = patch_token_contrast(model, features.patch_tokens, cams, batch, cfg, step)
         losses["ptc"] = pairs.loss
     if "distil" in on:
         losses["distil"] = auxiliary_regression(model, features.patch_tokens, cams, batch)
@@ -191,12 +195,12 @@ def class_token_contrast(model: ToCo, class_token: Tensor, view2: Tensor, views:
 
 
 def patch_token_contrast(
-    model: ToCo, patch_tokens: Tensor, cams: Cams, batch: Batch, cfg: Config
+    model: ToCo, patch_tokens: Tensor, cams: Cams, batch: Batch, cfg: Config, step: int
 ) -> tuple[PtcTerms, Tensor]:
     """PTC of a batch with final patch tokens (B, D, h, w), and the labels of the tokens it contrasts, (B, h, w)."""
     label = token_labels(
         cams.cam_aux, cams.present, patch_tokens.shape[-2:], batch.valid_box, low=cfg.low_threshold,
-        high=cfg.high_threshold, patch_size=model.patch_size, box_units=cfg.ptc_box_units,
+        high=high_threshold(cfg, step, cams.present), patch_size=model.patch_size, box_units=cfg.ptc_box_units,
     )  # fmt: skip
     return ptc_terms(patch_tokens, affinity_mask(label), similarity=cfg.ptc_similarity), label
 
@@ -220,10 +224,10 @@ def pseudo_label(cams: Cams, pixels: Tensor, batch: Batch, cfg: Config, step: in
         pixels: Denormalised images, (B, 3, H, W) in 0..255; PAR sees whole grey levels, as in the released code.
         batch: For the valid boxes.
         cfg: Thresholds and the settings of PAR; without `cfg.refine` the thresholds alone decide.
-        step: 0-based.
+        step: 0-based; decides how far the upper threshold has fallen.
     """
     cam = cams.cam_aux if step < cfg.aux_label_steps else cams.cam
-    low, high, box = cfg.low_threshold, cfg.high_threshold, batch.valid_box
+    low, high, box = cfg.low_threshold, high_threshold(cfg, step, cams.present), batch.valid_box
     if not cfg.refine:
         return confident_label(cam, cams.present, low=low, high=high, valid_box=box)
     return refine_cam(
@@ -232,23 +236,32 @@ def pseudo_label(cams: Cams, pixels: Tensor, batch: Batch, cfg: Config, step: in
     )  # fmt: skip
 
 
+@torch.no_grad()
+def without_noise(label: Tensor, logits: Tensor, cfg: Config, step: int) -> Tensor:
+    """The pseudo label (B, H, W) after the noise filter, which judges it by the losses of logits (B, C + 1, H, W)."""
+    if cfg.noise_start_step is None or step < cfg.noise_start_step:
+        return label
+    loss = F.cross_entropy(logits.float(), label, ignore_index=IGNORE_INDEX, reduction="none")
+    return ignore_noise(label, loss, posterior=cfg.noise_posterior, gap=cfg.noise_gap, min_pixels=cfg.noise_min_pixels)
+
+
 # --- step 6: segmentation ---------------------------------------------------------------------------------------------
 
 
 def segmentation_losses(
-    seg_logits: Tensor, label: Tensor, pixels: Tensor, batch: Batch, cfg: Config, on: Collection[str]
+    logits: Tensor, label: Tensor, pixels: Tensor, batch: Batch, cfg: Config, on: Collection[str]
 ) -> dict[str, Tensor]:
     """Those of "seg" and "reg" that are on.
 
     Args:
-        seg_logits: Of the decoder, (B, C + 1, h, w).
+        logits: Of the decoder at the size of the image, (B, C + 1, H, W).
         label: (B, H, W), 255 ignored.
         pixels: Denormalised images, (B, 3, H, W) in 0..255.
         batch: For the valid boxes.
         cfg: Settings of the energy.
         on: Names of the terms that are on.
     """
-    losses, logits = {}, enlarge(seg_logits, label.shape[-2:])
+    losses = {}
     if "seg" in on:
         losses["seg"] = seg_loss(logits, label)
     if "reg" in on:

@@ -25,6 +25,7 @@ from .classes import label_names as label_names
 from .colours import ColourDraws as ColourDraws
 from .loader import EvalSample as EvalSample
 from .loader import eval_samples as eval_samples
+from .loader import seen_views as seen_views
 from .loader import train_loader as train_loader
 from .own_folder import complete_config as complete_config
 from .readers import open_dataset as open_dataset

@@ -138,7 +138,9 @@ def apply_views(cfg: Config, image: np.ndarray, draws: ViewDraws, mean: Sequence
     with _one_thread():
         content, box = _scaled_crop(pixels, draws, cfg.crop_size)
         finish = _Finish(cfg, box, mean, std)
-        view2 = finish.coloured(_resized_crop(pixels, draws.view2_box, cfg.view2_side), draws.view2_colours)
+        content = finish.levels(content)
+        view2 = finish.levels(_resized_crop(pixels, draws.view2_box, cfg.view2_side))
+        view2 = finish.coloured(view2, draws.view2_colours)
         return Views(
             image=finish.padded(content, draws.colours, draws.flip),
             view2=(view2.flip(-1) if draws.view2_flip else view2).contiguous(),
@@ -154,8 +156,12 @@ class _Finish:
         self.cfg, self.box, self.mean, self.std = cfg, box, mean, std
         self.as_released = cfg.colours_on == "padded_crop"
 
+    def levels(self, pixels: Tensor) -> Tensor:
+        """What colours are computed on: floats in 0..1, or with the released colours the uint8 pixels as they are."""
+        return pixels if self.as_released else pixels.float() / 255
+
     def padded(self, content: Tensor, colours: ColourDraws, flip: bool) -> Tensor:
-        """Float (3, S, S): the content, uint8 (3, h, w), at its box in padding."""
+        """Float (3, S, S), normalised: the content, `levels` (3, h, w), in other colours at its box in padding."""
         black = self.cfg.padding == "black"
         if self.as_released:
             padding = torch.zeros(3) if black else 255 * torch.tensor(self.mean)
@@ -166,14 +172,16 @@ class _Finish:
         return view.flip(-1) if flip else view
 
     def coloured(self, pixels: Tensor, colours: ColourDraws) -> Tensor:
-        """Float (3, h, w), normalised: uint8 pixels in other colours."""
+        """Float (3, h, w), normalised: the `levels` of pixels in other colours."""
         if self.as_released:
             return self._normalised(apply_colours_as_released(pixels, colours))
-        return self._normalised(255 * apply_colours(pixels.float() / 255, colours))
+        return self._normalised(255 * apply_colours(pixels, colours))
 
     def _surrounded(self, content: Tensor, padding: Tensor) -> Tensor:
         top, bottom, left, right = self.box
-        canvas = padding[:, None, None].repeat(1, self.cfg.crop_size, self.cfg.crop_size)
+        canvas = content.new_zeros(3, self.cfg.crop_size, self.cfg.crop_size)
+        if padding.any():
+            canvas += padding[:, None, None]
         canvas[:, top:bottom, left:right] = content
         return canvas
 

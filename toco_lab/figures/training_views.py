@@ -11,11 +11,6 @@ from toco_lab.figures.colours import LINE_COLOURS
 
 VALID_BOX, SECOND_VIEW = LINE_COLOURS[:2]
 PANEL = 2.6  # side of a picture, in inches
-MEANINGS = {
-    "valid box: labels and losses count inside": {"edgecolor": VALID_BOX, "fill": False, "linewidth": 2},
-    "padding": {"edgecolor": "black", "fill": False, "hatch": "////", "linewidth": 0.5},
-    "what the second view shows": {"edgecolor": SECOND_VIEW, "fill": False, "linewidth": 2, "linestyle": "--"},
-}
 
 
 def view_panels(rows: Sequence[Mapping], *, title: str | None = None) -> Figure:
@@ -48,7 +43,11 @@ def view_panels(rows: Sequence[Mapping], *, title: str | None = None) -> Figure:
                 _frame(axes, row["valid_box"], VALID_BOX, "-")
     for axes, heading in zip(grid[0], ["image", *headings], strict=True):
         axes.set_title(heading, fontsize=11)
-    handles = [Patch(label=meaning, **look) for meaning, look in MEANINGS.items()]
+    handles = [
+        Patch(label="valid box: labels and losses count inside", edgecolor=VALID_BOX, fill=False, linewidth=2),
+        Patch(label="padding", edgecolor="black", fill=False, hatch="////", linewidth=0.5),
+        Patch(label="what the second view shows", edgecolor=SECOND_VIEW, fill=False, linewidth=2, linestyle="--"),
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False)
     figure.suptitle(title or "", fontsize=13)
     return figure
@@ -82,5 +81,4 @@ def _hatch_padding(axes: Axes, box: Sequence[int], size: tuple[int, int]) -> Non
     )
     for x, y, across, down in around:
         if across > 0 and down > 0:
-            look = {"fill": False, "edgecolor": "white", "linewidth": 0, "hatch": "////"}
-            axes.add_patch(Rectangle((x, y), across, down, **look))
+            axes.add_patch(Rectangle((x, y), across, down, fill=False, edgecolor="white", linewidth=0, hatch="////"))

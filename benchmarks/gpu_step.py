@@ -34,7 +34,7 @@ BF16, COMPILED, FLOOR = "ours, bf16", "ours, bf16, compiled", "floor, bf16"
 KINDS = (PLAIN, FP32, TF32, BF16, COMPILED, FLOOR)
 DRAWN = 8  # images that are drawn for a batch; a larger one repeats them
 FED_STEPS = 10  # with the loader, after as many that do not count
-VIT_B = training_step.SETTINGS["vit_b"].replace(batch_size=4, view2_size=448)  # the paper's second view
+VIT_B = training_step.SETTINGS["vit_b"].replace(batch_size=4)
 SETTINGS = training_step.SETTINGS | {"vit_b": VIT_B, "vit_s": VIT_B.replace(backbone="vit_small_patch16_224")}
 
 

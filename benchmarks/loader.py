@@ -9,25 +9,36 @@ quarter stands for a GPU that is more than twice as fast as both.
 import math
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from PIL import Image
+from torchvision.transforms.v2 import functional
 
+from benchmarks.measure import Places, timed
 from benchmarks.run import Case, markdown_table
 from toco_lab.config import Config
+from toco_lab.data import colours, views
 from toco_lab.data.loader import TrainSamples
+from toco_lab.data.readers import FolderReader
 from toco_lab.data.toy import make_scene
 
 SIZE = (500, 375)  # width and height of half of VOC's images
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 STEP_IMAGES, STEP_SECONDS = 4, 0.25
-# classes of `_colours`, in the words of the table
-NAMES = {"RandomApply": "jitter", "RandomGrayscale": "grey", "RandomBlur": "blur", "RandomSolarize": "solarise"}
+PARTS: Places = {
+    "decode JPEG": [(FolderReader, "image")],
+    "label from mask": [(FolderReader, "image_label")],
+    "draw": [(views, "draw_views")],
+    "resize and crop": [(views, "_scaled_crop")],
+    "crop of view 2": [(views, "_resized_crop")],
+    "jitter": [(colours, "apply_jitter")],
+    "grey": [(functional, "rgb_to_grayscale")],
+    "blur": [(colours, "gaussian_blur")],
+    "solarise": [(functional, "solarize")],
+    "normalise": [(views, "normalise")],
+}
 
 
 def make_data(root: Path, count: int) -> None:
@@ -45,37 +56,14 @@ def make_data(root: Path, count: int) -> None:
     (root / "ImageSets/Segmentation/train_aug.txt").write_text("\n".join(names))
 
 
-def timed(seconds: dict[str, float], part: str, call: Callable) -> Callable:
-    """`call`, its processor time added to `seconds[part]`."""
-
-    def measured(*arguments: Any) -> Any:
-        began = time.process_time()
-        try:
-            return call(*arguments)
-        finally:
-            seconds[part] += time.process_time() - began
-
-    return measured
-
-
 def parts_of(samples: TrainSamples, count: int) -> dict[str, float]:
     """Milliseconds per image of each part and of the whole, over `count` samples."""
-    seconds: dict[str, float] = defaultdict(float)
-    reader, views = samples.reader, samples.views
-    reader.image = timed(seconds, "decode JPEG", reader.image)
-    reader.image_label = timed(seconds, "label from mask", reader.image_label)
-    views._scale_and_crop = timed(seconds, "resize and crop", views._scale_and_crop)
-    views._resized_crop.forward = timed(seconds, "crop of view 2", views._resized_crop.forward)
-    views._pad = timed(seconds, "normalise and pad", views._pad)
-    for colours in (views._colours1, views._colours2, views._colours_local):
-        for step in colours:
-            step.forward = timed(seconds, NAMES.get(type(step).__name__, type(step).__name__), step.forward)
     samples[0]  # first calls are slower
-    seconds.clear()
-    began = time.process_time()
-    for position in range(count):
-        samples[position]
-    whole = time.process_time() - began
+    with timed(PARTS) as seconds:
+        began = time.process_time()
+        for position in range(count):
+            samples[position]
+        whole = time.process_time() - began
     seconds["rest"] = whole - sum(seconds.values())
     parts = sorted(seconds.items(), key=lambda item: -item[1])
     return {name: 1000 * spent / count for name, spent in [*parts, ("all", whole)]}

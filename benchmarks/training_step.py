@@ -155,7 +155,7 @@ def describe(cfg: Config) -> str:
     return (
         f"{cfg.backbone.partition('.')[0]}{f' with {cfg.depth} blocks of {cfg.embed_dim}' if cfg.depth else ''}, "
         f"{cfg.crop_size} px, batch {cfg.batch_size}, {cfg.num_classes} classes, CAM scales "
-        f"{' '.join(f'{scale:g}' for scale in cfg.cam_scales)}, second view {cfg.view2_size} px, "
+        f"{' '.join(f'{scale:g}' for scale in cfg.cam_scales)}, second view {cfg.view2_side} px, "
         f"{cfg.num_local_crops} local views of {cfg.local_crop_size} px"
     )
 

@@ -88,6 +88,21 @@ def test_a_new_field_leaves_the_names_of_old_runs_alone():
         assert new.run_name() == old.run_name() != dataclasses.replace(new, novelty=0.7).run_name()
 
 
+def test_the_second_view_counts_in_names_as_the_side_it_has():
+    """224 was the default of `view2_size` once: such runs keep their names, and a view of another size has another."""
+    cfg = Config.preset("voc_vit_b")
+    former = cfg.replace(view2_size=224)
+    assert former.digest() == "85d189ed" != cfg.digest()  # the digest of the preset before
+    assert cfg.digest() == cfg.replace(view2_size=448).digest()
+    assert config_differences({"none": cfg, "spelt out": cfg.replace(view2_size=448)}) == {}  # one folder, one run
+    assert config_differences({"none": cfg, "former": former}) == {"view2_size": {"none": None, "former": 224}}
+    assert cfg.replace(crop_size=224).digest() == former.replace(crop_size=224).digest()
+    assert Config.preset("toy").digest() == "6fd8d628" and Config.preset("smoke").digest() == "c63acaf1"
+    assert Config.from_json(former.to_json()).digest() == former.digest()
+    with pytest.raises(ValueError, match="view2_size 8 is less than patch_size 16"):
+        cfg.replace(patch_size=16, view2_size=8)
+
+
 def test_options_of_dupl_count_in_the_digest_only_where_they_are_on():
     cfg = Config.preset("toy")
     assert cfg.digest() == cfg.replace(high_threshold_end=None, noise_start_step=None, noise_min_pixels=1000).digest()

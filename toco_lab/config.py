@@ -25,6 +25,8 @@ MOST_PIXELS = 16384  # of a side
 MOST_CHANNELS = 65536  # of a layer
 MOST_STEPS = 10**9  # of a run
 
+FORMER_VIEW2_SIZE = 224  # default of `view2_size` in runs made before it was None; their digests leave it out
+
 IGNORE_INDEX: int = 255  # label value that no loss and no metric counts (VOC's border, unsure pseudo labels)
 
 
@@ -81,6 +83,12 @@ class Config:
         "what surrounds an image smaller than the crop: mean colour (0 after normalisation), or black",
         quirk="black",
     )
+    colours_on: Literal["image", "padded_crop"] = opt(
+        "image",
+        "what colour changes act on: the image, so that padding keeps its colour, weighs nothing in the contrast's "
+        "mean and is not blurred into the image; or the crop with its padding, in whole grey levels as PIL has them",
+        quirk="padded_crop",
+    )
     flip_probability: float = opt(0.5, "probability of a horizontal flip of each view", within=(0, 1))
     jitter: tuple[float, ...] = opt(
         (0.4, 0.4, 0.2, 0.1), "brightness, contrast, saturation, hue jitter of the views", at_least=0, length=4
@@ -99,7 +107,12 @@ class Config:
         length=2,
         increasing=True,
     )
-    view2_size: int = opt(224, "side of the second global view, in pixels", at_least=1, up_to=MOST_PIXELS)
+    view2_size: int | None = opt(
+        None,
+        "side of the second global view, in pixels; None = the side of the crop",
+        at_least=1,
+        up_to=MOST_PIXELS,
+    )
     normalisation: Literal["backbone", "imagenet"] = opt(
         "backbone", "image mean and standard deviation: of the backbone's own weights, or ImageNet's", quirk="imagenet"
     )
@@ -370,17 +383,26 @@ class Config:
             raise ValueError(f"config: must be a JSON object of fields and values, got {shown(fields)}")
         return cls().replace(**fields)
 
+    @property
+    def view2_side(self) -> int:
+        """Side of the second global view, in pixels: `view2_size`, or where that is None `crop_size`."""
+        return self.crop_size if self.view2_size is None else self.view2_size
+
     def digest(self) -> str:
         """Eight hex digits over the fields that can change a number, seed left out: runs of one digest are repeats.
 
-        Fields at their default do not count, so a field added later leaves the names of old runs alone. For the data
-        set `folder` the folder's name counts too, because no other field says which images they are.
+        Fields at their default do not count, so a field added later leaves the names of old runs alone. `view2_size`
+        counts as the side it stands for, and not where that is 224, which was its default once. For the data set
+        `folder` the folder's name counts too, because no other field says which images they are.
         """
         kept = {
             f.name: value
             for f in dataclasses.fields(self)
             if f.metadata["result"] and f.name != "seed" and (value := getattr(self, f.name)) != f.default
         }
+        kept.pop("view2_size", None)
+        if self.view2_side != FORMER_VIEW2_SIZE:
+            kept["view2_size"] = self.view2_side
         if self.dataset == "folder":
             kept["data_root"] = Path(self.data_root).resolve().name
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
@@ -407,6 +429,8 @@ def config_differences(configs: dict[str, Config]) -> dict[str, dict[str, Any]]:
     table = {}
     for field in dataclasses.fields(Config):
         values = {name: getattr(cfg, field.name) for name, cfg in configs.items()}
+        if field.name == "view2_size" and len({cfg.view2_side for cfg in configs.values()}) == 1:
+            continue  # None, and the side of the crop spelt out
         if field.name != "preset_name" and len(set(values.values())) > 1:
             table[field.name] = values
     return table

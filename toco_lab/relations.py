@@ -121,7 +121,7 @@ def _check_sizes(cfg: "Config") -> None:
             patch is None or size is None or size % patch == 0,
             f"{name} {size} is not a multiple of patch_size {patch}",
         )
-    _require(patch is None or cfg.view2_size >= patch, f"view2_size {cfg.view2_size} is less than patch_size {patch}")
+    _require(patch is None or cfg.view2_side >= patch, f"view2_size {cfg.view2_side} is less than patch_size {patch}")
     _require(
         cfg.embed_dim is None or cfg.num_heads is None or cfg.embed_dim % cfg.num_heads == 0,
         f"num_heads {cfg.num_heads} must divide embed_dim {cfg.embed_dim}",

@@ -138,7 +138,7 @@ def test_limits(voc):
 @pytest.mark.data
 def test_voc_sample_trains(voc_sample):
     batch = next(iter(train_loader(voc_sample.replace(batch_size=2), MEAN, STD)))
-    assert batch.image.shape == (2, 3, 448, 448) and batch.view2.shape == (2, 3, 224, 224)
+    assert batch.image.shape == (2, 3, 448, 448) and batch.view2.shape == (2, 3, 448, 448)
     for image, (top, bottom, left, right) in zip(batch.image, batch.valid_box.tolist(), strict=True):
         assert image[:, top:bottom, left:right].std() > 0.1
         assert image.abs().sum() == pytest.approx(image[:, top:bottom, left:right].abs().sum().item(), rel=1e-5)

@@ -1,14 +1,16 @@
 """Views: the colours of the test image are its own coordinates, so geometry can be read back from the pixels."""
 
+import dataclasses
+import hashlib
+
 import numpy as np
 import pytest
 import torch
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional
 
 from toco_lab.backbones.pixels import denormalise, normalise
 from toco_lab.config import Config
-from toco_lab.data.views import ColourJitter, RandomBlur, TrainViews, gaussian_blur, shift_hue
+from toco_lab.data.colours import ColourDraws
+from toco_lab.data.views import TrainViews, ViewDraws, apply_views, draw_views
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PLAIN = {
@@ -16,6 +18,22 @@ PLAIN = {
     "solarise_probability": 0.0, "scale_range": (1.0, 1.0), "crop_size": 96, "view2_size": 64, "flip_probability": 0.5,
 }  # fmt: skip
 COLOURFUL = {"jitter_probability": 0.8, "grey_probability": 0.2, "blur_probability": (1.0, 0.1, 0.5)}
+PHOTO_LEVELS = [
+    [104.068, 128.005, 136.283],
+    [123.902, 49.333, 112.962],
+    [84.39, 63.953, 123.367],
+    [114.107, 98.653, 107.65],
+    [103.277, 101.667, 137.239],
+    [141.522, 57.699, 97.05],
+]
+PHOTO_BOXES = [
+    [0, 112, 0, 112],
+    [0, 112, 0, 112],
+    [0, 112, 0, 112],
+    [39, 85, 19, 85],
+    [0, 112, 0, 112],
+    [0, 112, 0, 112],
+]
 BLUE = 200  # marks image pixels; padding has the mean colour, 103.53
 
 
@@ -192,23 +210,6 @@ def test_grey_views_have_equal_channels(seed):
         torch.testing.assert_close(red, blue, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("sigma", [0.3, 1.0, 2.0])
-def test_blur_is_torchvisions_inside_and_keeps_flat_images(sigma):
-    image = torch.rand(3, 40, 30)
-    size = 2 * int(np.ceil(3 * sigma)) + 1
-    expected = functional.gaussian_blur(image, [size, size], [sigma, sigma])
-    inner = (slice(None), slice(size, -size), slice(size, -size))
-    torch.testing.assert_close(gaussian_blur(image, sigma)[inner], expected[inner])
-    tiny = torch.full((3, 2, 1), 0.7)  # smaller than the kernel
-    torch.testing.assert_close(gaussian_blur(tiny, sigma), tiny)
-
-
-def test_blur_probability():
-    blur, image = RandomBlur(0.3), torch.rand(3, 8, 8)
-    torch.manual_seed(0)
-    assert 20 < sum(not torch.equal(blur(image), image) for _ in range(100)) < 40
-
-
 def test_released_padding_is_black():
     views = TrainViews(config(padding="black"), MEAN, STD)(coordinates(60, 80), 0)
     sound = TrainViews(config(), MEAN, STD)(coordinates(60, 80), 0)
@@ -219,24 +220,105 @@ def test_released_padding_is_black():
     assert denormalise(views.image, MEAN, STD)[:, ~inside].abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("shift", [-0.5, -0.07, 0.0, 0.1])
-def test_hue_is_torchvisions_and_leaves_grey_alone(shift):
-    image = torch.rand(3, 20, 30)
-    image[:, 0] = torch.rand(30)  # grey
-    image[0, 1] = image[1, 1] = 1.0  # two channels equally strong
-    image[:, 2] = 0.0
-    torch.testing.assert_close(shift_hue(image, shift), functional.adjust_hue(image, shift), atol=3e-6, rtol=0)
-    assert torch.equal(shift_hue(image, shift)[:, 0], image[:, 0])
-    red = torch.tensor([0.8, 0.2, 0.2])[:, None, None]
-    assert shift_hue(red, 1 / 3)[:, 0, 0].tolist() == pytest.approx([0.2, 0.8, 0.2])
+# --- draws and what they say ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strengths", [(0.4, 0.4, 0.2, 0.1), (0.4, 0.0, 0.2, 0.0)])
-def test_jitter_is_torchvisions_with_the_same_draws(strengths):
-    image = torch.rand(3, 20, 30)
-    for seed in range(12):  # several orders of the four changes
-        changed = []
-        for jitter in (ColourJitter(*strengths), v2.ColorJitter(*strengths)):
-            torch.manual_seed(seed)
-            changed.append((jitter(image), torch.rand(())))
-        torch.testing.assert_close(changed[0], changed[1], atol=1e-5, rtol=0)
+def test_views_of_the_toy_preset_are_those_of_older_runs():
+    """Recorded before drawing and applying were parted: a run that is continued sees the same views."""
+    make, found = TrainViews(Config.preset("toy"), MEAN, STD), hashlib.sha256()
+    for seed in range(8):
+        views = make(coordinates(96, 96), seed)
+        for view in (views.image, views.view2, views.local_source):
+            found.update(grey_levels(view).numpy().astype(np.uint8).tobytes())
+        found.update(views.valid_box.numpy().astype("<i8").tobytes())
+    assert found.hexdigest() == "d616ac91aaf338c9ec705879f5e2c6517d93dfb3f98f2080ca17c9a489ba6e2c"
+
+
+def test_views_of_photographs_are_those_of_older_runs():
+    """Mean grey level of the three views and the box, recorded before drawing and applying were parted."""
+    cfg = Config.preset("voc_vit_b").replace(crop_size=112, local_crop_size=32, view2_size=64)
+    views = [TrainViews(cfg, MEAN, STD)(coordinates(90, 130), seed) for seed in range(6)]
+    levels = [
+        [denormalise(view, MEAN, STD).mean().item() for view in (each.image, each.view2, each.local_source)]
+        for each in views
+    ]
+    np.testing.assert_allclose(levels, PHOTO_LEVELS, atol=2e-3)
+    assert [each.valid_box.tolist() for each in views] == PHOTO_BOXES
+
+
+def test_the_same_draws_give_the_same_views():
+    cfg, image = config(**COLOURFUL, scale_range=(0.5, 2.0)), coordinates(60, 80)
+    for seed in range(6):
+        draws = draw_views(cfg, image.shape[:2], seed)
+        found, expected = apply_views(cfg, image, draws, MEAN, STD), TrainViews(cfg, MEAN, STD)(image, seed)
+        assert all(torch.equal(getattr(found, name), getattr(expected, name)) for name in vars(found))
+        assert draws == draw_views(cfg, (60, 80), seed) != draw_views(cfg, (60, 80), seed + 1)
+
+
+def test_quirks_and_padding_change_no_draw():
+    cfg = config(**COLOURFUL, scale_range=(0.5, 2.0))
+    for seed in range(6):
+        assert draw_views(cfg.released(), (60, 80), seed) == draw_views(cfg, (60, 80), seed)
+
+
+def test_draws_say_where_the_crop_lies():
+    """Half of the image is cut off on the left, and padding lies below: read back from the pixels."""
+    draws = ViewDraws(scaled=(60, 120), pad=(10, 0), start=(0, 24), view2_box=(5, 30, 20, 40))
+    views = apply_views(config(), coordinates(60, 120), draws, MEAN, STD)
+    assert views.valid_box.tolist() == content_box(views.image) == [10, 70, 0, 96]
+    assert grey_levels(views.image)[1, 10].tolist() == list(range(24, 120))
+    assert grey_levels(views.image)[0, 10:70, 0].tolist() == list(range(60))
+    rows, columns = grey_levels(views.view2)[0, :, 0], grey_levels(views.view2)[1, 0]
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (5, 24, 30, 69)
+    mirrored_first = apply_views(config(), coordinates(60, 120), dataclasses.replace(draws, mirror=True), MEAN, STD)
+    assert grey_levels(mirrored_first.image)[1, 10].tolist() == list(range(95, -1, -1))
+    assert mirrored_first.valid_box.tolist() == [10, 70, 0, 96]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"start": (0, 200)}, r"a crop of 96 pixels at \(0, 200\) shows nothing of an image of \(60, 120\)"),
+        ({"pad": (-1, 0)}, "must not be negative"),
+        ({"view2_box": (50, 0, 20, 10)}, r"view2_box .*\(50, 0, 20, 10\) does not lie in an image of 60 x 120"),
+        ({"view2_box": (0, 0, 0, 10)}, "does not lie in"),
+    ],
+)
+def test_draws_of_another_image_are_refused(change, message):
+    draws = ViewDraws(scaled=(60, 120), pad=(10, 0), start=(0, 24), view2_box=(5, 30, 20, 40))
+    with pytest.raises(ValueError, match=message):
+        apply_views(config(), coordinates(60, 120), dataclasses.replace(draws, **change), MEAN, STD)
+
+
+def test_view2_has_the_side_of_the_crop_unless_a_size_is_given():
+    for size, side in ((None, 96), (64, 64)):
+        cfg = config(view2_size=size)
+        assert cfg.view2_side == side
+        assert TrainViews(cfg, MEAN, STD)(coordinates(60, 80), 0).view2.shape == (3, side, side)
+    assert Config.preset("voc_vit_b").view2_side == Config.preset("coco_deit_b").released().view2_side == 448
+
+
+@pytest.mark.parametrize("padding", ["mean", "black"])
+def test_released_colours_act_on_padding_as_well(padding):
+    """Contrast 0 is the mean grey of what it acts on: of the image alone, or of the image and its padding."""
+    image, flat = np.full((40, 96, 3), 200, np.uint8), ColourDraws((("contrast", 0.0),))
+    draws = ViewDraws(scaled=(40, 96), pad=(0, 0), start=(0, 0), view2_box=(0, 0, 40, 96), colours=flat)
+    levels = {}
+    for colours_on in ("image", "padded_crop"):
+        cfg = config(padding=padding, colours_on=colours_on)
+        levels[colours_on] = denormalise(apply_views(cfg, image, draws, MEAN, STD).image, MEAN, STD)
+    outside = 0.0 if padding == "black" else torch.tensor([123.675, 116.28, 103.53])[:, None, None].expand(3, 56, 96)
+    torch.testing.assert_close(levels["image"][:, :40], torch.full((3, 40, 96), 200.0), atol=0.05, rtol=0)
+    torch.testing.assert_close(levels["image"][:, 40:], outside + torch.zeros(3, 56, 96), atol=0.05, rtol=0)
+    grey = (0 if padding == "black" else 117) * 56 / 96 + 200 * 40 / 96
+    torch.testing.assert_close(levels["padded_crop"], torch.full((3, 96, 96), grey), atol=0.7, rtol=0)
+
+
+def test_released_blur_draws_padding_into_the_image():
+    draws = ViewDraws((40, 96), (0, 0), (0, 0), (0, 0, 40, 96), colours=ColourDraws(blur=1.5))
+    image = np.full((40, 96, 3), 200, np.uint8)
+    last = {}
+    for colours_on in ("image", "padded_crop"):
+        cfg = config(padding="black", colours_on=colours_on)
+        last[colours_on] = grey_levels(apply_views(cfg, image, draws, MEAN, STD).image)[0, 39, 50].item()
+    assert last["image"] == 200 and 100 < last["padded_crop"] < 150

@@ -6,6 +6,7 @@ cases of the same kind can be put there: every size and constant comes from the 
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ import torch
 from toco_lab.backbones.pixels import denormalise
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.data.classes import PALETTE
+from toco_lab.data.colours import JITTER, ColourDraws
+from toco_lab.data.views import ViewDraws, apply_views
 from toco_lab.evaluation.prediction import multi_scale_segmentation
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores, label_f1
 from toco_lab.method import cam, labels
@@ -531,3 +534,45 @@ def test_train_trace():
     assert set(final) == set(exported)
     for name, value in final.items():
         close(without_key_bias(name, exported[name]), without_key_bias(name, value), absolute=1e-4)
+
+
+# --- training views ---------------------------------------------------------------------------------------------------
+
+
+def colour_draws(given: dict) -> ColourDraws:
+    names = [list(JITTER)[number] for number in given["order"]] if given["jitter"] else []
+    jitter = tuple((name, given["factors"][list(JITTER).index(name)]) for name in names)
+    return ColourDraws(jitter, given["grey"], given["blur"], given["solarise"])
+
+
+def view_draws(given: dict, size: tuple[int, int]) -> tuple[ViewDraws, ViewDraws]:
+    """What the file says of one image, without the flips and colours of its views, and with them."""
+    geometry = ViewDraws(
+        scaled=(int(given["ratio"] * size[0]), int(given["ratio"] * size[1])),
+        pad=tuple(given["pad"]),
+        start=tuple(given["start"]),
+        view2_box=tuple(given["view2"]),
+        mirror=given["flip"],
+    )
+    views = {"": "view1", "local_": "local", "view2_": "view2"}
+    colours = {f"{prefix}colours": colour_draws(given[f"{view}_colours"]) for prefix, view in views.items()}
+    flips = {"flip": "view1_colours", "own_flip": "local_colours", "view2_flip": "view2_colours"}
+    return geometry, replace(geometry, **colours, **{field: given[view]["flip"] for field, view in flips.items()})
+
+
+@pytest.mark.parametrize("case", cases("train_views"))
+def test_train_views(case):
+    golden = load("train_views")
+    m = meta(golden)
+    side = m["crop_size"]
+    cfg = Config().released().replace(crop_size=side, local_crop_size=2)
+    image = golden[f"{case}/image"].numpy().astype(np.uint8)
+    geometry, draws = view_draws(m["cases"][int(case)], image.shape[:2])
+    plain, views = (apply_views(cfg, image, each, MEAN, STD) for each in (geometry, draws))
+    assert plain.valid_box.tolist() == views.valid_box.tolist() == golden[f"{case}/box"].tolist()
+    for view, name in ((plain.image, "crop"), (plain.view2, "view2_geometry")):
+        apart = (denormalise(view, MEAN, STD).permute(1, 2, 0) - golden[f"{case}/{name}"]).abs()
+        assert apart.max() <= 1 + 1e-3 and apart.mean() <= 0.1, name
+    for view, name in ((views.image, "view1"), (views.local_source, "local"), (views.view2, "view2")):
+        apart = (denormalise(view, MEAN, STD).permute(1, 2, 0) - golden[f"{case}/{name}"]).abs()
+        assert apart.mean() <= 1.5 and (apart <= 6).float().mean() >= 0.99, name

@@ -100,7 +100,7 @@ def test_one_encoder_pass_per_view():
     compute_losses(model, first_batch(cfg), cfg, 1, generator=torch.Generator().manual_seed(0))
     # main view once, its flip for the CAM, each other scale and its flip, second view, local crops
     pixels = cfg.crop_size**2 * (1 + 1 + sum(2 * scale**2 for scale in cfg.cam_scales[1:]))
-    pixels += cfg.view2_size**2 + cfg.num_local_crops * cfg.local_crop_size**2
+    pixels += cfg.view2_side**2 + cfg.num_local_crops * cfg.local_crop_size**2
     assert sum(images) == cfg.batch_size * pixels
 
 

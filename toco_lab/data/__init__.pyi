@@ -2,6 +2,7 @@ from . import archives as archives
 from . import check as check
 from . import classes as classes
 from . import coco_masks as coco_masks
+from . import colours as colours
 from . import doubts as doubts
 from . import image_labels as image_labels
 from . import images as images
@@ -21,11 +22,16 @@ from .classes import PALETTE as PALETTE
 from .classes import DataError as DataError
 from .classes import class_names as class_names
 from .classes import label_names as label_names
+from .colours import ColourDraws as ColourDraws
 from .loader import EvalSample as EvalSample
 from .loader import eval_samples as eval_samples
+from .loader import seen_views as seen_views
 from .loader import train_loader as train_loader
 from .own_folder import complete_config as complete_config
 from .readers import open_dataset as open_dataset
 from .toy import make_scene as make_scene
 from .views import TrainViews as TrainViews
+from .views import ViewDraws as ViewDraws
 from .views import Views as Views
+from .views import apply_views as apply_views
+from .views import draw_views as draw_views

@@ -3,16 +3,17 @@
 import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from toco_lab.backbones.pixels import normalise
+from toco_lab.backbones.pixels import denormalise, normalise
 from toco_lab.config import Config
 from toco_lab.data.readers import open_dataset
-from toco_lab.data.views import TrainViews, Views
+from toco_lab.data.views import TrainViews, Views, apply_views, draw_views
 from toco_lab.method.batch import Batch
 
 VIEWS = tuple(field.name for field in fields(Views))
@@ -36,12 +37,58 @@ class TrainSamples(Dataset[TrainSample]):
 
     def __getitem__(self, position: int) -> TrainSample:
         """Sample `position`, 0-based; an image without a class is all background."""
-        epoch, place = divmod(position, len(self.reader))
-        index = int(_permutation(self.seed, epoch, len(self.reader))[place])
+        index, seed = self.drawn(position)
         label = self.reader.image_label(index)
-        seed = int(np.random.SeedSequence([self.seed, 1, position]).generate_state(1)[0])
         views = self.views(self.reader.image(index), seed)
         return TrainSample(self.reader.names[index], views, torch.from_numpy(label))
+
+    def drawn(self, position: int) -> tuple[int, int]:
+        """Which image of the reader sample `position` is, and the seed of its views."""
+        epoch, place = divmod(position, len(self.reader))
+        index = int(_permutation(self.seed, epoch, len(self.reader))[place])
+        return index, int(np.random.SeedSequence([self.seed, 1, position]).generate_state(1)[0])
+
+
+def seen_views(
+    cfg: Config, mean: Sequence[float], std: Sequence[float], *, positions: Sequence[int] = range(3)
+) -> list[dict[str, Any]]:
+    """What a training step sees of some samples, for `figures.view_panels`.
+
+    Args:
+        cfg: As in `train_loader`.
+        mean: Of each channel, see `normalise`.
+        std: Of each channel.
+        positions: Samples, 0-based; step k of a run takes those from k * batch_size on.
+
+    Returns:
+        Of each sample its name, the original (H, W, 3) uint8, `view2_box` (top, left, height, width) in it,
+        `valid_box` (top, bottom, left, right) in the views of the crop's size, and the views as uint8 pictures.
+
+    Raises:
+        DataError: See `open_dataset`.
+    """
+    samples, rows = TrainSamples(cfg, mean, std), []
+    for position in positions:
+        index, seed = samples.drawn(position)
+        original = samples.reader.image(index)
+        draws = draw_views(cfg, original.shape[:2], seed)
+        views = apply_views(cfg, original, draws, mean, std)
+        shown = {"first view": views.image, "local view": views.local_source, "second view": views.view2}
+        rows.append(
+            {
+                "name": samples.reader.names[index],
+                "original": original,
+                "view2_box": draws.view2_box,
+                "valid_box": tuple(views.valid_box.tolist()),
+                "views": {f"{name}, {view.shape[-1]} px": _picture(view, mean, std) for name, view in shown.items()},
+            }
+        )
+    return rows
+
+
+def _picture(view: Tensor, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
+    """A normalised view as (S, S, 3) uint8."""
+    return denormalise(view, mean, std).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
 
 
 def train_loader(

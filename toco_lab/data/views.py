@@ -1,32 +1,30 @@
 """From one image to the views a training step needs: geometry, colours, and where the image lies in its padding.
 
-Everything works on tensors of one sample. Coordinates are pixels; boxes are (top, bottom, left, right), half-open.
+`draw_views` draws the numbers, `apply_views` does what they say. Everything works on tensors of one sample. Coordinates
+are pixels; valid boxes are (top, bottom, left, right), half-open.
 """
 
 import contextlib
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from toco_lab.backbones.pixels import normalise
 from toco_lab.config import Config
+from toco_lab.data.colours import ColourDraws, apply_colours, apply_colours_as_released, draw_colours
 
-BLUR_SIGMA = (0.1, 2.0)  # pixels; the range of DINO's views, which the method takes over
-
-
-SOLARISE_THRESHOLD = 128 / 255  # brighter values are inverted (DINO)
+NO_CHANGE = ColourDraws()
+Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class Views:
-    """The views of one image, normalised; S is `crop_size`, s is `view2_size`.
+    """The views of one image, normalised; S is `crop_size`, s is `view2_side`.
 
     Attributes:
         image: (3, S, S), the first global view, which is also the image that is classified and segmented.
@@ -41,177 +39,237 @@ class Views:
     valid_box: Tensor
 
 
-class TrainViews:
-    """Makes the training views of an image.
+@dataclass(frozen=True)
+class ViewDraws:
+    """Every random number in the views of one image: the same numbers give the same views.
 
-    `image` is scaled at random and cropped at random to S x S; where the scaled image is smaller, it lies at a random
-    place in padding. Colours change before padding, so neither the contrast jitter nor the blur sees it. Padding is 0
-    after normalisation, which is the mean colour, or with `cfg.padding="black"` (released) grey level 0. Every view is
-    flipped, jittered, turned grey and blurred with its own draws, with one exception: `local_source` flips together
-    with `image`, because crops are placed on it by a mask that was computed on `image`.
+    The flips are part of the geometry and not of the colours, because a flip moves the valid box and a colour does not.
 
-    Quirks of the released code: `cfg.flip_views_independently` gives `local_source` a flip of its own, so that the mask
-    is mirrored against it in half of the samples; `cfg.flip_valid_box=False` leaves the box where it was before the
-    flip. Neither changes any other random number, so an ablation compares the same crops.
+    Attributes:
+        scaled: Height and width of the scaled image.
+        pad: Top and left of the scaled image on its canvas, which is at least as large as the crop.
+        start: Top and left of the crop on the canvas.
+        view2_box: Top, left, height and width of the second global view in the image as it was.
+        flip: The image is mirrored after the crop, and the local view with it.
+        own_flip: The local view's flip where `flip_views_independently` is on; it has no effect otherwise.
+        view2_flip: The second global view is mirrored.
+        colours: Of the image.
+        local_colours: Of the local view.
+        view2_colours: Of the second global view.
+        mirror: The image is mirrored before the crop as well. `draw_views` never does this: after a flip of either
+            kind a view has the same distribution.
     """
 
+    scaled: tuple[int, int]
+    pad: tuple[int, int]
+    start: tuple[int, int]
+    view2_box: Box
+    flip: bool = False
+    own_flip: bool = False
+    view2_flip: bool = False
+    colours: ColourDraws = NO_CHANGE
+    local_colours: ColourDraws = NO_CHANGE
+    view2_colours: ColourDraws = NO_CHANGE
+    mirror: bool = False
+
+
+class TrainViews:
+    """Makes the training views of an image: `draw_views`, then `apply_views`."""
+
     def __init__(self, cfg: Config, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Read sizes and probabilities from `cfg`; `mean` and `std` as in `normalise`."""
+        """Sizes and probabilities are in `cfg`; `mean` and `std` as in `normalise`."""
         self.cfg, self.mean, self.std = cfg, mean, std
-        blur1, blur2, blur_local = cfg.blur_probability
-        self._colours1 = _colours(cfg, blur1)
-        self._colours2 = _colours(cfg, blur2, cfg.solarise_probability)
-        self._colours_local = _colours(cfg, blur_local)
-        self._resized_crop = v2.RandomResizedCrop(
-            cfg.view2_size, scale=cfg.view2_scale, interpolation=v2.InterpolationMode.BICUBIC
-        )
 
     def __call__(self, image: np.ndarray, seed: int) -> Views:
         """Views of `image`, uint8 (H, W, 3); the same for the same `seed`, whatever else the process does."""
-        cfg = self.cfg
-        pixels = torch.from_numpy(image).permute(2, 0, 1)  # (3, H, W)
-        with _isolated(seed):
-            content, box = self._scale_and_crop(pixels)
-            flip, own_flip, flip2 = (torch.rand(3) < cfg.flip_probability).tolist()
-            flip_local = own_flip if cfg.flip_views_independently else flip
-            view2 = self._colours2(_unit(self._resized_crop(pixels)))
-            return Views(
-                image=self._pad(self._colours1(content), box, flip),
-                view2=self._normalise(view2.flip(-1) if flip2 else view2).contiguous(),
-                local_source=self._pad(self._colours_local(content), box, flip_local),
-                valid_box=torch.tensor(_mirror(box, cfg.crop_size) if flip and cfg.flip_valid_box else box),
-            )
+        return apply_views(self.cfg, image, draw_views(self.cfg, image.shape[:2], seed), self.mean, self.std)
 
-    def _scale_and_crop(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int, int, int]]:
-        """The part of the scaled image that the crop shows, (3, h, w) in 0..1, and its box in the crop."""
-        side = self.cfg.crop_size
-        low, high = self.cfg.scale_range
+
+def draw_views(cfg: Config, size: tuple[int, ...], seed: int) -> ViewDraws:
+    """Draw the views of an image of `size` (height, width); the same for the same `seed`.
+
+    The image is scaled at random and cut at random to the crop; where the scaled image is smaller, it lies at a random
+    place in padding. Quirks change no number that is drawn, so an ablation compares the same crops.
+    """
+    blur, blur2, blur_local = cfg.blur_probability
+    with _seeded(seed):  # each line draws: another order gives other views
+        low, high = cfg.scale_range
         scale = low + (high - low) * torch.rand(()).item()
-        pixels = functional.resize(pixels, [max(1, round(scale * size)) for size in pixels.shape[-2:]])
-        height, width = (min(side, size) for size in pixels.shape[-2:])
-        y, x = _offset(pixels.shape[-2] - height), _offset(pixels.shape[-1] - width)
-        top, left = _offset(side - height), _offset(side - width)
-        return _unit(pixels[:, y : y + height, x : x + width]), (top, top + height, left, left + width)
+        height, width = (max(1, round(scale * side)) for side in size)
+        start = _offset(height - cfg.crop_size), _offset(width - cfg.crop_size)
+        pad = _offset(cfg.crop_size - height), _offset(cfg.crop_size - width)
+        flip, own_flip, view2_flip = (torch.rand(3) < cfg.flip_probability).tolist()
+        view2_box = _draw_view2_box(cfg, size)
+        view2_colours = _draw_colours(cfg, blur2, cfg.solarise_probability)
+        colours = _draw_colours(cfg, blur)
+        local_colours = _draw_colours(cfg, blur_local)
+    return ViewDraws(
+        scaled=(height, width), pad=pad, start=start, view2_box=view2_box,
+        flip=flip, own_flip=own_flip, view2_flip=view2_flip,
+        colours=colours, local_colours=local_colours, view2_colours=view2_colours,
+    )  # fmt: skip
 
-    def _pad(self, content: Tensor, box: tuple[int, int, int, int], flip: bool) -> Tensor:
-        top, bottom, left, right = box
+
+def apply_views(cfg: Config, image: np.ndarray, draws: ViewDraws, mean: Sequence[float], std: Sequence[float]) -> Views:
+    """The views that `draws` describe.
+
+    Padding is 0 after normalisation, which is the mean colour, or with `cfg.padding="black"` (released) grey level 0.
+    Colours change before padding, so that padding keeps its colour, does not enter the mean of the contrast jitter and
+    is not blurred into the image; with `cfg.colours_on="padded_crop"` (released) all of this happens, and each change
+    is cut to whole grey levels.
+
+    Further quirks of the released code: `cfg.flip_views_independently` gives `local_source` a flip of its own, so that
+    the mask is mirrored against it in half of the samples; `cfg.flip_valid_box=False` leaves the box where it was
+    before the flip.
+
+    Args:
+        cfg: Sizes and quirks.
+        image: uint8 (H, W, 3).
+        draws: What `draw_views` gives for the size of `image`, or numbers of your own.
+        mean: Of each channel, see `normalise`.
+        std: Of each channel.
+
+    Raises:
+        ValueError: If the crop or the second view of `draws` does not lie in this image and its padding.
+    """
+    _check_draws(cfg, image.shape[:2], draws)
+    pixels = torch.from_numpy(image).permute(2, 0, 1)  # (3, H, W)
+    flip_local = draws.own_flip if cfg.flip_views_independently else draws.flip
+    with _one_thread():
+        content, box = _scaled_crop(pixels, draws, cfg.crop_size)
+        finish = _Finish(cfg, box, mean, std)
+        content = finish.levels(content)
+        view2 = finish.levels(_resized_crop(pixels, draws.view2_box, cfg.view2_side))
+        view2 = finish.coloured(view2, draws.view2_colours)
+        return Views(
+            image=finish.padded(content, draws.colours, draws.flip),
+            view2=(view2.flip(-1) if draws.view2_flip else view2).contiguous(),
+            local_source=finish.padded(content, draws.local_colours, flip_local),
+            valid_box=torch.tensor(_mirrored(box, cfg.crop_size) if draws.flip and cfg.flip_valid_box else box),
+        )
+
+
+class _Finish:
+    """The last steps of every view: colours, padding, normalisation."""
+
+    def __init__(self, cfg: Config, box: Box, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.cfg, self.box, self.mean, self.std = cfg, box, mean, std
+        self.as_released = cfg.colours_on == "padded_crop"
+
+    def levels(self, pixels: Tensor) -> Tensor:
+        """What colours are computed on: floats in 0..1, or with the released colours the uint8 pixels as they are."""
+        return pixels if self.as_released else pixels.float() / 255
+
+    def padded(self, content: Tensor, colours: ColourDraws, flip: bool) -> Tensor:
+        """Float (3, S, S), normalised: the content, `levels` (3, h, w), in other colours at its box in padding."""
+        black = self.cfg.padding == "black"
+        if self.as_released:
+            padding = torch.zeros(3) if black else 255 * torch.tensor(self.mean)
+            view = self.coloured(self._surrounded(content, padding.round().byte()), colours)
+        else:
+            padding = self._normalised(torch.zeros(3, 1, 1)).flatten() if black else torch.zeros(3)
+            view = self._surrounded(self.coloured(content, colours), padding)
+        return view.flip(-1) if flip else view
+
+    def coloured(self, pixels: Tensor, colours: ColourDraws) -> Tensor:
+        """Float (3, h, w), normalised: the `levels` of pixels in other colours."""
+        if self.as_released:
+            return self._normalised(apply_colours_as_released(pixels, colours))
+        return self._normalised(255 * apply_colours(pixels, colours))
+
+    def _surrounded(self, content: Tensor, padding: Tensor) -> Tensor:
+        top, bottom, left, right = self.box
         canvas = content.new_zeros(3, self.cfg.crop_size, self.cfg.crop_size)
-        if self.cfg.padding == "black":
-            canvas = self._normalise(canvas)
-        canvas[:, top:bottom, left:right] = self._normalise(content)
-        return canvas.flip(-1) if flip else canvas
+        if padding.any():
+            canvas += padding[:, None, None]
+        canvas[:, top:bottom, left:right] = content
+        return canvas
 
-    def _normalise(self, view: Tensor) -> Tensor:
-        return normalise(255 * view, self.mean, self.std)
-
-
-class ColourJitter(v2.ColorJitter):
-    """torchvision's jitter with the same draws and, within 2e-6, the same colours; its hue takes a third of the time.
-
-    Hue was more than half of the time of a training sample (`benchmarks/loader.py`).
-    """
-
-    def transform(self, inpt: Tensor, params: dict[str, Any]) -> Tensor:
-        """(3, H, W) in 0..1 with the drawn factors applied in the drawn order; hue is number 3 of it."""
-        order, shift = params["fn_idx"].tolist(), params["hue_factor"]
-        place = order.index(3)
-        inpt = super().transform(inpt, params | {"fn_idx": order[:place]})
-        inpt = inpt if shift is None else shift_hue(inpt, shift)
-        return super().transform(inpt, params | {"fn_idx": order[place + 1 :]})
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        return normalise(pixels, self.mean, self.std)
 
 
-def shift_hue(image: Tensor, shift: float) -> Tensor:
-    """(3, H, W) RGB in 0..1 with its hue turned by `shift` (1 is the whole circle); saturation and value of HSV stay.
+def _scaled_crop(pixels: Tensor, draws: ViewDraws, side: int) -> tuple[Tensor, Box]:
+    """The part of the scaled image that the crop shows, uint8 (3, h, w), and its box in the crop."""
+    pixels = functional.resize(pixels, list(draws.scaled))
+    pixels = pixels.flip(-1) if draws.mirror else pixels
+    (top, bottom), (left, right) = _shown(draws, side)
+    y, x = (max(0, start - pad) for start, pad in zip(draws.start, draws.pad, strict=True))
+    return pixels[:, y : y + bottom - top, x : x + right - left], (top, bottom, left, right)
 
-    Without a table of sectors: at hue h (0..6) a channel is V - (V - min) clamp(min(k, 4 - k), 0, 1), where k is h + 5
-    modulo 6 for red, h + 3 for green and h + 1 for blue.
-    """
-    high, low = image.amax(0), image.amin(0)
-    red, green, blue = image
-    spread = high - low
-    scale = 1 / spread.clamp(min=1e-12)  # a grey pixel has any hue: its spread is 0 below as well
-    hue = torch.where(
-        high == red,
-        (green - blue) * scale,
-        torch.where(high == green, (blue - red) * scale + 2, (red - green) * scale + 4),
+
+def _shown(draws: ViewDraws, side: int) -> list[tuple[int, int]]:
+    """Rows and columns of the crop that show the image, each from, up to."""
+    sides = zip(draws.scaled, draws.pad, draws.start, strict=True)
+    return [(max(0, pad - start), min(side, pad + size - start)) for size, pad, start in sides]
+
+
+def _resized_crop(pixels: Tensor, box: Box, side: int) -> Tensor:
+    """The part of an image at top, left, height, width in another size, (3, side, side)."""
+    return functional.resized_crop(pixels, *box, [side, side], interpolation=v2.InterpolationMode.BICUBIC)
+
+
+def _check_draws(cfg: Config, size: tuple[int, ...], draws: ViewDraws) -> None:
+    """Whether the crop shows a part of the image, and the second view lies in it."""
+    hidden = any(first >= last for first, last in _shown(draws, cfg.crop_size))
+    if hidden or min(draws.pad + draws.start) < 0:
+        raise ValueError(
+            f"views: a crop of {cfg.crop_size} pixels at {draws.start} shows nothing of an image of {draws.scaled} "
+            f"pixels at {draws.pad}: start and pad must not be negative, and the crop must reach the image"
+        )
+    top, left, height, width = draws.view2_box
+    if min(top, left) < 0 or min(height, width) < 1 or top + height > size[0] or left + width > size[1]:
+        raise ValueError(
+            f"views: view2_box (top, left, height, width) {draws.view2_box} does not lie in an image of "
+            f"{size[0]} x {size[1]} pixels"
+        )
+
+
+def _draw_view2_box(cfg: Config, size: tuple[int, ...]) -> Box:
+    drawn = v2.RandomResizedCrop(cfg.view2_side, scale=cfg.view2_scale).make_params(
+        [torch.empty(3, *size, device="meta")]
     )
-    shifted = torch.empty_like(image)
-    for channel, offset in enumerate((5, 3, 1)):
-        place = (hue + (offset + 6 * shift)).remainder_(6)
-        torch.addcmul(high, spread, torch.minimum(place, 4 - place).clamp_(0, 1), value=-1, out=shifted[channel])
-    return shifted
+    return drawn["top"], drawn["left"], drawn["height"], drawn["width"]
 
 
-class RandomBlur(nn.Module):
-    """Gaussian blur of a (..., H, W) float image with probability p, width uniform in `BLUR_SIGMA`.
-
-    Two one-dimensional passes of shifted sums: on a CPU eight times as fast as torchvision's blur, which convolves in
-    two dimensions. The border is repeated outwards, as PIL does, so the image may be smaller than the kernel.
-    """
-
-    def __init__(self, p: float) -> None:
-        """`p`: probability of a blur."""
-        super().__init__()
-        self.p = p
-
-    def forward(self, image: Tensor) -> Tensor:
-        """The image, blurred or not."""
-        if torch.rand(()).item() >= self.p:
-            return image
-        return gaussian_blur(image, torch.empty(()).uniform_(*BLUR_SIGMA).item())
-
-
-def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """(C, H, W) float image convolved with a Gaussian of `sigma` pixels, cut off at 3 sigma; borders repeated."""
-    radius = math.ceil(3 * sigma)
-    weights = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(-radius, radius + 1)]
-    image = nn.functional.pad(image[None], (radius,) * 4, mode="replicate")[0]
-    for dim in (-1, -2):
-        size = image.shape[dim] - 2 * radius
-        blurred = torch.zeros_like(image.narrow(dim, 0, size))
-        for offset, weight in enumerate(weights):
-            blurred.add_(image.narrow(dim, offset, size), alpha=weight / sum(weights))
-        image = blurred
-    return image
-
-
-def _colours(cfg: Config, blur: float, solarise: float = 0.0) -> nn.Sequential:
-    """Changes of the colours of one view, (3, H, W) in 0..1; changes of probability 0 are left out."""
-    steps = [
-        (cfg.jitter_probability, lambda p: v2.RandomApply([ColourJitter(*cfg.jitter)], p)),
-        (cfg.grey_probability, v2.RandomGrayscale),
-        (blur, RandomBlur),
-        (solarise, lambda p: v2.RandomSolarize(SOLARISE_THRESHOLD, p)),
-    ]
-    return nn.Sequential(*(make(p) for p, make in steps if p > 0))
+def _draw_colours(cfg: Config, blur: float, solarise: float = 0.0) -> ColourDraws:
+    return draw_colours(
+        cfg.jitter, jitter_probability=cfg.jitter_probability, grey=cfg.grey_probability, blur=blur, solarise=solarise
+    )
 
 
 @contextlib.contextmanager
-def _isolated(seed: int) -> Iterator[None]:
-    """Inside this context random numbers come from `seed` alone, on one thread; the caller's state returns afterwards.
+def _seeded(seed: int) -> Iterator[None]:
+    """Inside this context random numbers come from `seed` alone; the caller's state returns afterwards.
 
     torchvision draws from torch's global generator. Only the CPU generator is seeded: `torch.manual_seed` would reseed
-    CUDA as well. There is one thread because the sum in the contrast jitter depends on how it is split: loader
-    processes have one thread, the training process has several, and both must give the same bits.
+    CUDA as well.
     """
-    threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads)
+        yield
 
 
-def _unit(pixels: Tensor) -> Tensor:
-    return pixels.float() / 255
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Inside this context torch computes on one thread.
+
+    The sum in the contrast jitter depends on how it is split: loader processes have one thread, the training process
+    has several, and both must give the same bits.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _offset(slack: int) -> int:
-    return int(torch.randint(slack + 1, ()))
+    """A place where something fits that leaves so many pixels free; a negative number counts as none."""
+    return int(torch.randint(max(0, slack) + 1, ()))
 
 
-def _mirror(box: tuple[int, int, int, int], width: int) -> tuple[int, int, int, int]:
+def _mirrored(box: Box, width: int) -> Box:
     top, bottom, left, right = box
     return top, bottom, width - right, width - left

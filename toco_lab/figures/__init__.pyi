@@ -6,6 +6,7 @@ from . import pictures as pictures
 from . import plotly_style as plotly_style
 from . import printed as printed
 from . import series as series
+from . import training_views as training_views
 from .across_runs import ablation_plot as ablation_plot
 from .across_runs import metric_by_parameter as metric_by_parameter
 from .colours import assign_colours as assign_colours
@@ -20,3 +21,4 @@ from .pictures import cam_gallery as cam_gallery
 from .pictures import cam_overlay as cam_overlay
 from .pictures import label_panel as label_panel
 from .pictures import similarity_maps as similarity_maps
+from .training_views import view_panels as view_panels

@@ -32,9 +32,9 @@ One training step (`step.compute_losses`)
 2. Local crops: `labels.region_mask` splits the image by the auxiliary CAM into background, uncertain and foreground.
    `crops.sample_local_crops` draws crops around uncertain positions; one that shows too little of an object is a
    negative.
-3. CTC: `step.class_token_contrast` projects the class tokens of two global views (the first is the training image) and
-   of the local crops; `losses.ctc_loss` contrasts the teacher's projections of the global views with the student's of
-   all views.
+3. CTC: `step.class_token_contrast` projects the class tokens of two global views (the training image, and a random part
+   of the unscaled image at the size of the crop) and of the local crops; `losses.ctc_loss` contrasts the teacher's
+   projections of the global views with the student's of all views.
 4. PTC: `labels.token_labels` labels every token by the auxiliary CAM, `losses.affinity_mask` makes pairs of equal and
    of different labels, and `losses.ptc_terms` raises the |cos| of final tokens in the former and lowers it in the
    latter.
@@ -58,6 +58,9 @@ In places the released code departs from the plain reading of the paper. Each pl
 - `ctc_negative_only_term` (step 3): a term without positives is added once per image.
 - `ptc_box_units` (step 4): the valid box is used in pixels on the token grid, so most padded images drop out.
 - `late_segmentation` (step 7): the segmentation losses join one step late.
+
+The training views have theirs in `toco_lab.data.views`, which draws the numbers and applies them apart: `padding`,
+`colours_on`, `flip_views_independently`, `flip_valid_box`, `normalisation`.
 
 Three habits of the released code are kept: PTC adds 1 to its numbers of pairs, PAR's weights sum to 1.01, and the
 energy's gradient is the one written by hand unless `reg_gate` is `exact`.

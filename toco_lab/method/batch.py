@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """What a training step is given: B images, with S = `crop_size` and s = `view2_size`."""
+    """What a training step is given: B images, with S = `crop_size` and s = `view2_side`."""
 
     names: list[str]
     image: Tensor  # (B, 3, S, S) normalised; it is also the first global view

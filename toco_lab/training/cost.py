@@ -115,7 +115,7 @@ def _stand_in_loss(model: ToCo, cfg: Config, images: int, segment: bool) -> Tens
         loss = loss + output.seg_logits.sum()
     if cfg.w_ctc > 0:
         crops = _view(images * cfg.num_local_crops, cfg.local_crop_size)
-        for view in (_view(images, cfg.view2_size), crops):
+        for view in (_view(images, cfg.view2_side), crops):
             loss = loss + model.encode_class_token(view).sum()
     return loss
 

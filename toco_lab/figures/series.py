@@ -20,6 +20,7 @@ from toco_lab.vocabulary import (
     MIOU,
     NO_NORM,
     TITLES,
+    TUNED,
 )
 from toco_lab.words import counted
 
@@ -155,13 +156,15 @@ class ClassBars:
 
 
 def class_bars(evaluation: pd.DataFrame) -> list[ClassBars]:
-    """IoU of each class as grouped bars, per target; scores of image labels (F1) are left out.
+    """IoU of each class as grouped bars, per target; scores of image labels (F1) and the second scores of CAMs, at a
+    tuned threshold, are left out.
 
     Args:
         evaluation: Columns run, target, class, iou (in [0, 1]).
     """
     bars = []
-    for target, rows in evaluation[evaluation["class"] != F1].groupby("target", sort=False):
+    drawn = (evaluation["class"] != F1) & ~evaluation["target"].isin(TUNED.values())
+    for target, rows in evaluation[drawn].groupby("target", sort=False):
         classes = sorted(dict.fromkeys(rows["class"]), key=lambda name: name == MIOU)  # stable: the mean goes last
         percent = {
             run: (100 * part.set_index("class")["iou"].reindex(classes)).tolist()

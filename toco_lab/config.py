@@ -301,6 +301,13 @@ class Config:
     )
     eval_seg_flip: bool = opt(True, "each scale of segmentation inference also runs mirrored")
     eval_fusion: Literal["voc", "coco"] = opt("voc", "voc: sum over flip, max over scales; coco: the other way round")
+    threshold_images: int = opt(
+        100,
+        "training images with masks on which a second background threshold of each CAM is chosen when it is "
+        "evaluated; 0 = no second score",
+        at_least=0,
+        up_to=10**9,
+    )
     miou_over: Literal["present", "all"] = opt("present", "mIoU over classes in the ground truth, or over all classes")
     eval_crf: bool = opt(False, "also evaluate segmentation after the dense CRF")
     log_every: int = opt(20, "steps between rows of metrics.csv", result=False, at_least=1, up_to=MOST_STEPS)

@@ -30,6 +30,11 @@ CAM_REFINED = "cam_refined"
 SEG = "seg"
 SEG_CRF = "seg_crf"
 LABELS = "labels"
+# Each CAM once more, at the background threshold that is best on training images, where the above have the config's.
+CAM_TUNED = "cam_tuned"
+CAM_AUX_TUNED = "cam_aux_tuned"
+CAM_REFINED_TUNED = "cam_refined_tuned"
+TUNED = {CAM: CAM_TUNED, CAM_AUX: CAM_AUX_TUNED, CAM_REFINED: CAM_REFINED_TUNED}
 VALIDATED = (CAM, CAM_AUX, SEG)  # what validation during training adds to metrics.csv
 
 # Values of the column `class` that are the mean score of a target and no class.
@@ -44,6 +49,9 @@ TITLES = {  # target, or column of metrics.csv -> what the reader sees
     CAM: "CAM",
     CAM_AUX: "auxiliary CAM",
     CAM_REFINED: "CAM + PAR",
+    CAM_TUNED: "CAM, tuned threshold",
+    CAM_AUX_TUNED: "auxiliary CAM, tuned threshold",
+    CAM_REFINED_TUNED: "CAM + PAR, tuned threshold",
     SEG: "segmentation",
     SEG_CRF: "segmentation + CRF",
     LABELS: "image labels",

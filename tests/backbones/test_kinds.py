@@ -29,6 +29,7 @@ from toco_lab.tokens.snapshots import Snapshots, token_maps
 from toco_lab.tokens.token_maps import load_run_maps
 from toco_lab.training.checkpoints import check_crops, initial_model
 from toco_lab.training.loop import fit
+from toco_lab.vocabulary import TUNED
 
 SWIN = {"embed_dim": 8, "depths": [1, 2, 1, 2], "num_heads": [1, 2, 2, 4], "window_size": 3}
 CNN = {"layers": [1, 1, 2, 1], "channels": [8, 8, 16, 24]}
@@ -490,7 +491,8 @@ def test_a_run_trains_is_evaluated_and_measured(tmp_path, name):
     cfg = small(name, steps=2, checkpoint_every=1, val_images=2, train_images=4)
     run = RunDir.create(cfg, tmp_path)
     fit(cfg, run, snapshot=Snapshots(run), progress=False)
-    assert set(evaluate_run(run, progress=False).scores) == {"cam", "cam_aux", "cam_refined", "seg", "labels"}
+    scores = evaluate_run(run, progress=False).scores
+    assert set(scores) == {"cam", "cam_aux", "cam_refined", "seg", "labels", *TUNED.values()}
     frame = smoothing_of_run(run, 2, metrics=None, sites=SITES, progress=False)
     model = ToCo(cfg)
     assert frame[frame["site"] == "after block"]["layer"].max() == len(blocks_of(model.encoder))

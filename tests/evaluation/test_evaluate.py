@@ -16,6 +16,7 @@ from toco_lab.method.labels import confident_label
 from toco_lab.method.model import ToCo
 from toco_lab.method.present import PresentClasses
 from toco_lab.runs.run_dir import RunDir
+from toco_lab.vocabulary import TUNED
 
 CFG = Config.preset("smoke")
 
@@ -68,7 +69,7 @@ def test_evaluation_of_a_model_follows_the_protocol_image_by_image():
         label = confident_label(present.gather(cam), present, low=0.5, high=0.5)[0]
         total = total + confusion_matrix(label, sample.mask, 7)
     assert result.scores["cam"] == pytest.approx(iou_scores(total).miou.item(), abs=2e-3)
-    assert set(result.scores) == {"cam", "cam_aux", "cam_refined", "seg", "labels"}
+    assert set(result.scores) == {"cam", "cam_aux", "cam_refined", "seg", "labels", *TUNED.values()}
     record = result.protocol["cam"]
     assert (record["split"], record["images"], record["image_size"]) == ("val", 5, "64 x 64")
     assert record["scales"] == list(cfg.cam_scales)
@@ -101,7 +102,7 @@ def test_a_second_evaluation_keeps_the_other_scores(smoke_run, tmp_path):
 def test_a_perfect_prediction_scores_one(monkeypatch):
     samples = iter(list(eval_samples(CFG, (0.5,) * 3, (0.5,) * 3)))
 
-    def oracle(model, cfg, image, image_label, targets):
+    def oracle(model, cfg, image, image_label, targets, *, tuned):
         return {"seg": torch.stack([next(samples).mask for _ in image])}
 
     monkeypatch.setattr(evaluate, "predict", oracle)

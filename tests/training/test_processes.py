@@ -127,6 +127,9 @@ def test_two_processes_score_as_one_does(alone, shared):
         for found in (alone.read_json("protocol"), shared.read_json("protocol"))
     ]
     assert protocols[0] == protocols[1] and protocols[0]["cam"]["images"] == 5
+    ours, theirs = alone.read_table("thresholds"), shared.read_table("thresholds")
+    np.testing.assert_allclose(ours.pop("miou"), theirs.pop("miou"), atol=2e-3)
+    pd.testing.assert_frame_equal(ours, theirs)
     torchrun("evaluate", alone.path)  # of one checkpoint nothing differs
     pd.testing.assert_frame_equal(alone.read_table("evaluation"), one, rtol=1e-9)
 

@@ -23,6 +23,7 @@ from toco_lab.tokens.snapshots import probe_samples, token_maps
 from toco_lab.tokens.token_maps import save_token_maps
 from toco_lab.training.learner import Learner, train_step
 from toco_lab.training.loop import fit
+from toco_lab.vocabulary import TUNED
 
 STUDY = Path(__file__).resolve().parents[2] / "results" / "studies" / "real_VOC2012" / "grid.yaml"
 pytestmark = [pytest.mark.data, pytest.mark.slow, needs_samples]
@@ -50,7 +51,7 @@ def test_train_cams_evaluation_and_similarity_on_voc(tmp_path):
     assert maps.cam.shape == (1, 20, *sample.raw.shape[:2])
     assert maps.cam.min() >= 0 and maps.cam.max() <= 1
     evaluation = evaluate_run(run, progress=False)
-    assert set(evaluation.scores) == {"cam", "cam_aux", "cam_refined", "seg", "seg_crf", "labels"}
+    assert set(evaluation.scores) == {"cam", "cam_aux", "cam_refined", "seg", "seg_crf", "labels", *TUNED.values()}
     assert all(0 <= score <= 1 for score in evaluation.scores.values())
     assert evaluation.protocol["seg_crf"]["crf"] and evaluation.protocol["cam"]["images"] == 4
     curve = smoothing_of_run(run, 2, progress=False)

@@ -22,7 +22,9 @@ def evaluate(
     Args:
         run: Folder of the run.
         split: List to evaluate; None takes the one of the config.
-        targets: Among cam, cam_aux, cam_refined, seg, seg_crf, labels; none given takes all the config asks for.
+        targets: Among cam, cam_aux, cam_refined, seg, seg_crf, labels; none given takes all the config asks for. Each
+            CAM is scored twice: at background_threshold, and (cam_tuned ...) at the threshold that is best on
+            threshold_images training images.
         device: auto, cpu, cuda ...
     """
     from toco_lab.evaluation.evaluate import evaluate_run
@@ -46,10 +48,16 @@ def print_doubtful_truth(cfg: Config, split: str | None = None) -> None:
 
 def print_scores(evaluation: "Evaluation") -> None:
     """Print a compact table: each mean score, and beside it what it depends on."""
-    shown = "score split images image_size scales true_labels_mask_cam crf miou_over checkpoint".split()
+    shown = "score background_threshold split images image_size scales true_labels_mask_cam crf miou_over checkpoint"
     table = evaluation.summary.set_index("target")
     print(f"\nscores in per cent; seed {table['seed'].iloc[0]}")
-    print(table[shown].to_string(float_format="{:.1f}".format))
+    digits = {"score": "{:.1f}".format, "background_threshold": "{:.2f}".format}
+    print(table[shown.split()].to_string(formatters=digits, na_rep="-"))
+    for target, record in evaluation.protocol.items():
+        if source := record.get("threshold_from"):
+            print(f"{target}: threshold from {source}")
+        elif reason := record.get("not_defined"):
+            print(f"{target}: -, because {reason}")
 
 
 def pseudo_labels(

@@ -1,4 +1,5 @@
 from . import cam_per_layer as cam_per_layer
+from . import counts as counts
 from . import evaluate as evaluate
 from . import example_maps as example_maps
 from . import gallery as gallery
@@ -8,6 +9,7 @@ from . import prediction as prediction
 from . import pseudo_labels as pseudo_labels
 from . import samples as samples
 from . import scores as scores
+from . import thresholds as thresholds
 from .cam_per_layer import layer_cam_quality as layer_cam_quality
 from .cam_per_layer import layer_cams_of_run as layer_cams_of_run
 from .evaluate import Evaluation as Evaluation
@@ -20,3 +22,5 @@ from .pseudo_labels import Thresholds as Thresholds
 from .pseudo_labels import write_pseudo_labels as write_pseudo_labels
 from .scores import confusion_matrix as confusion_matrix
 from .scores import iou_scores as iou_scores
+from .thresholds import ThresholdCounts as ThresholdCounts
+from .thresholds import tune_thresholds as tune_thresholds

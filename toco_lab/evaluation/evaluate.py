@@ -1,7 +1,6 @@
 """Evaluation of a model: mIoU of its CAMs and segmentation, F1 of its image labels, and the protocol of each number."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from toco_lab.backbones.activations import evaluating
@@ -17,23 +15,35 @@ from toco_lab.backbones.weights import weights_hash
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.data.classes import label_names
 from toco_lab.data.images import RULE
-from toco_lab.data.loader import EvalSample, EvalSamples, eval_samples
+from toco_lab.data.loader import EvalSamples, eval_samples
 from toco_lab.data.masks import check_classes_shown
+from toco_lab.evaluation.counts import Counts
 from toco_lab.evaluation.example_maps import map_rows
 from toco_lab.evaluation.gallery import NUM_IMAGES, save_gallery
 from toco_lab.evaluation.prediction import BATCH, FUSIONS, grouped_by_size, predict
-from toco_lab.evaluation.samples import image_label_of, mask_of
-from toco_lab.evaluation.scores import confusion_matrix, iou_scores, label_f1
+from toco_lab.evaluation.samples import image_label_of
+from toco_lab.evaluation.thresholds import CURVE, MADE_FROM, TunedThresholds, tune_thresholds
 from toco_lab.files import check_writable, require
 from toco_lab.method.model import ToCo
 from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
-from toco_lab.training.processes import everywhere, is_first, resolve_device, share, total, wait
-from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED, F1, LABELS, MEAN_SCORES, MIOU, SEG, SEG_CRF, VALIDATED
+from toco_lab.training.processes import everywhere, is_first, resolve_device, share, wait
+from toco_lab.vocabulary import (
+    CAM,
+    CAM_AUX,
+    CAM_REFINED,
+    LABELS,
+    MEAN_SCORES,
+    SEG,
+    SEG_CRF,
+    TUNED,
+    VALIDATED,
+)
 from toco_lab.words import counted
 
-# what can be measured; `seg_crf` is measured as well where the config asks for it, and `labels` along with the CAMs
+# what can be measured; `seg_crf` is measured as well where the config asks for it, `labels` along with the CAMs, and
+# each CAM a second time at the threshold that is best on training images
 TARGETS = (CAM, CAM_AUX, CAM_REFINED, SEG)
 
 
@@ -44,14 +54,18 @@ class Evaluation:
     Attributes:
         table: A row per target and class: target, class, iou, over_activation. Rows with class `mIoU` are the means
             (of the over-activation: over foreground classes that are predicted); the row `F1` of target `labels` has
-            its score in `iou`.
-        protocol: For each target, everything that defines its number.
+            its score in `iou`. A CAM has a second target, `cam_tuned` beside `cam`: the same at the background
+            threshold that is best on training images. Where none could be chosen, that is one row `mIoU` of NaN.
+        protocol: For each target, everything that defines its number; `not_defined` says why there is none.
         gallery: Maps of the first images, by image name, for `gallery.save_gallery`; as many as were asked for.
+        curve: mIoU of `cam` and `cam_aux` at every threshold, on the training images and on the split, columns
+            `thresholds.CURVE`.
     """
 
     table: pd.DataFrame
     protocol: dict[str, dict[str, Any]]
     gallery: dict[str, dict[str, np.ndarray | None]] = field(default_factory=dict)
+    curve: pd.DataFrame = field(default_factory=lambda: pd.DataFrame(columns=CURVE))
 
     @property
     def scores(self) -> dict[str, float]:
@@ -85,6 +99,8 @@ def evaluate_model(
     """Score a model on a split, image by image, keeping confusion matrices only.
 
     Several processes (`processes.process_group`) share the images out, dense CRF included; each returns all scores.
+    Each CAM is scored at the config's threshold and, unless `cfg.threshold_images` is 0, at the one that is best on
+    training images (`thresholds.tune_thresholds`).
 
     Args:
         model: It is put into evaluation mode, and its mode is restored afterwards.
@@ -108,67 +124,59 @@ def evaluate_model(
     maps = tuple(target for target in targets if target != LABELS)
     if maps:
         check_classes_shown(samples.reader, split, len(samples))
-    device = next(model.parameters()).device
-    counts = _Counts(maps, cfg.num_classes + 1, device)
     shown = set(samples.reader.names[: min(gallery, len(samples))]) if maps else set()
-    rows: dict[str, dict[str, np.ndarray | None]] = {}
-    mine, hidden = share(len(samples)), not (progress and is_first())
-    with evaluating(model), tqdm(total=len(mine), unit="image", desc=f"evaluate {split}", disable=hidden) as bar:
-        for group in grouped_by_size((samples[index] for index in mine), BATCH):
-            image = torch.stack([sample.image for sample in group]).to(device)
-            label = torch.stack([image_label_of(sample) for sample in group]).to(device)
-            predicted = predict(model, cfg, image, label, targets)
-            counts.add(group, label, predicted)
-            if first := [sample for sample in group if sample.name in shown]:
-                rows |= zip((sample.name for sample in first), map_rows(first, predicted), strict=True)
-            bar.update(len(group))
-    table, in_mean = counts.table(label_names(cfg), cfg.miou_over)
+    with evaluating(model):
+        tuned = _tuned(model, cfg, maps, samples, progress=progress)
+        counts = Counts(cfg, maps, tuned, next(model.parameters()).device)
+        rows = _count(model, cfg, samples, targets, counts, shown, f"evaluate {split}" if progress else "")
+    table, in_mean = counts.table(label_names(cfg))
     protocol = {
         target: protocol_record(cfg, target, split, len(samples), checkpoint) for target in table["target"].unique()
     }
     for target, number in in_mean.items():
         protocol[target]["classes_in_mean"] = number
+    for target, second in TUNED.items():
+        if tuned and second in protocol:
+            protocol[second] |= tuned.record(target)
     rows = {name: row for part in everywhere(rows) for name, row in part.items()}
-    return Evaluation(table, protocol, rows)
+    return Evaluation(table, protocol, rows, counts.curve(split, len(samples)))
 
 
-class _Counts:
-    """What is counted over the images of this process: a confusion matrix for each map, and F1 of the image labels."""
+def _count(
+    model: ToCo,
+    cfg: Config,
+    samples: EvalSamples,
+    targets: Sequence[str],
+    counts: Counts,
+    shown: Collection[str],
+    title: str,
+) -> dict[str, dict[str, np.ndarray | None]]:
+    """Count this process's share of the images; returns the maps of those that are `shown`, by name.
 
-    def __init__(self, maps: Sequence[str], num_labels: int, device: torch.device) -> None:
-        """`maps` are targets with a label map; `num_labels` is K, with background."""
-        shape = num_labels, num_labels
-        self._matrices = {target: torch.zeros(shape, dtype=torch.int64, device=device) for target in maps}
-        self._f1 = torch.zeros(2, dtype=torch.float64, device=device)  # sum, number of images
+    `title` is that of the progress bar; "" shows none.
+    """
+    device, mine = next(model.parameters()).device, share(len(samples))
+    rows: dict[str, dict[str, np.ndarray | None]] = {}
+    with tqdm(total=len(mine), unit="image", desc=title, disable=not (title and is_first())) as bar:
+        for group in grouped_by_size((samples[index] for index in mine), BATCH):
+            image = torch.stack([sample.image for sample in group]).to(device)
+            label = torch.stack([image_label_of(sample) for sample in group]).to(device)
+            predicted = predict(model, cfg, image, label, targets, tuned=counts.tuned)
+            counts.add(group, label, predicted)
+            if first := [sample for sample in group if sample.name in shown]:
+                rows |= zip((sample.name for sample in first), map_rows(first, predicted), strict=True)
+            bar.update(len(group))
+    return rows
 
-    def add(self, group: Sequence[EvalSample], label: Tensor, predicted: Mapping[str, Tensor]) -> None:
-        """Count images of one size with their image labels (B, C) and what `predict` says of them."""
-        if self._matrices:
-            truth = torch.stack([mask_of(sample) for sample in group]).to(label.device)
-            for target, matrix in self._matrices.items():
-                matrix += confusion_matrix(predicted[target], truth, len(matrix))
-        if LABELS in predicted:
-            f1 = label_f1(label, predicted[LABELS]).double()
-            self._f1 += torch.stack([f1.sum(), torch.tensor(len(f1), device=f1.device)])
 
-    def table(self, names: Sequence[str], over: str) -> tuple[pd.DataFrame, dict[str, int]]:
-        """`Evaluation.table` of the images of all processes together, which all must call this.
-
-        With it the number of classes that each mIoU is the mean of, by target.
-        """
-        rows: list[tuple[str, str, float, float]] = []
-        in_mean = {}
-        for target, matrix in self._matrices.items():
-            matrix = total(matrix).cpu()
-            in_mean[target] = int((matrix.sum(1) > 0).sum()) if over == "present" else len(matrix)
-            scores = iou_scores(matrix, over=over)
-            wrong = scores.over_activation
-            rows += [(target, *row) for row in zip(names, scores.iou.tolist(), wrong.tolist(), strict=True)]
-            rows.append((target, MIOU, scores.miou.item(), wrong[1:].nanmean().item()))
-        f1, count = total(self._f1).tolist()
-        if count:
-            rows.append((LABELS, F1, f1 / count, math.nan))
-        return pd.DataFrame(rows, columns=["target", "class", "iou", "over_activation"]), in_mean
+def _tuned(
+    model: ToCo, cfg: Config, maps: Sequence[str], samples: EvalSamples, *, progress: bool
+) -> TunedThresholds | None:
+    """The thresholds chosen for the CAMs among `maps`; None where no CAM is scored or no second score is asked for."""
+    cams = dict.fromkeys(MADE_FROM[target] for target in maps if target in MADE_FROM)
+    if not cams or not cfg.threshold_images:
+        return None
+    return tune_thresholds(model, cfg, list(cams), samples.reader.names[: len(samples)], progress=progress)
 
 
 def _checked_targets(cfg: Config, targets: Sequence[str] | None, samples: EvalSamples, split: str) -> tuple[str, ...]:
@@ -197,11 +205,12 @@ def evaluate_run(
     device: str = "auto",
     progress: bool = True,
 ) -> Evaluation:
-    """Evaluate a run's last checkpoint and write evaluation.csv, protocol.json and the gallery into the run's folder.
+    """Evaluate a run's last checkpoint and write evaluation.csv, protocol.json, thresholds.csv (`Evaluation.curve`) and
+    the gallery into the run's folder.
 
     Several processes share the images out, and the first one writes. Scores of other targets that the same checkpoint
-    already has are kept. A split other than `val_split` has files of its own, evaluation_<split>.csv and
-    protocol_<split>.json, and no gallery.
+    already has are kept. A split other than `val_split` has files of its own, evaluation_<split>.csv and so on, and no
+    gallery.
 
     Raises:
         ValueError: If another process is at work in the folder of the run, or `run` is none.
@@ -225,19 +234,34 @@ def _evaluate_run(
         model, cfg, targets=targets, split=split, progress=progress, checkpoint=checkpoint,
         gallery=0 if suffix else NUM_IMAGES,
     )  # fmt: skip
-    table, protocol = new.table, new.protocol
+    table, protocol, curve = new.table, new.protocol, new.curve
     rows, old = _kept(run, suffix)
     if kept := [name for name, record in old.items() if record["checkpoint"] == checkpoint and name not in protocol]:
         table = pd.concat([rows[rows["target"].isin(kept)], table], ignore_index=True)
         protocol = {name: old[name] for name in kept} | protocol
+        curve = _with_old_curve(run, suffix, kept, curve)
     wait()  # until every process has read what the first one is about to change
     if is_first():
         run.write_table(f"evaluation{suffix}", table)
         run.write_json(f"protocol{suffix}", protocol)
+        if len(curve):
+            run.write_table(f"thresholds{suffix}", curve)
+        else:  # that of another checkpoint
+            (run.path / f"thresholds{suffix}.csv").unlink(missing_ok=True)
         if new.gallery:
             save_gallery(run, new.gallery, checkpoint)
     wait()
-    return Evaluation(table, protocol, new.gallery)
+    return Evaluation(table, protocol, new.gallery, curve)
+
+
+def _with_old_curve(run: RunDir, suffix: str, kept: Sequence[str], new: pd.DataFrame) -> pd.DataFrame:
+    """A curve, and before it the rows of the CAMs whose scores are kept; a file that is damaged adds nothing."""
+    try:
+        old = run.read_table(f"thresholds{suffix}")
+    except (FileNotFoundError, ValueError):
+        return new
+    parts = [part for part in (old[old["target"].isin(kept)], new) if len(part)]
+    return pd.concat(parts, ignore_index=True) if parts else new
 
 
 def _kept(run: RunDir, suffix: str) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -264,7 +288,7 @@ def protocol_record(cfg: Config, target: str, split: str, images: int, checkpoin
         "scales": list(cfg.cam_scales if is_cam else cfg.eval_seg_scales if target.startswith("seg") else [1.0]),
         "flip": is_cam or (target.startswith("seg") and cfg.eval_seg_flip),
         "background_threshold": cfg.background_threshold if is_cam else None,
-        "true_labels_mask_cam": is_cam, "par": target == CAM_REFINED, "crf": target == SEG_CRF,
+        "true_labels_mask_cam": is_cam, "par": target in (CAM_REFINED, TUNED[CAM_REFINED]), "crf": target == SEG_CRF,
         "fusion": FUSIONS[cfg.eval_fusion] if target.startswith("seg") else FUSIONS["coco"] if is_cam else None,
         "miou_over": cfg.miou_over if target != LABELS else None, "ignored_label": IGNORE_INDEX,
         "checkpoint": checkpoint, "seed": cfg.seed,
@@ -274,9 +298,10 @@ def protocol_record(cfg: Config, target: str, split: str, images: int, checkpoin
 def validator(cfg: Config, targets: Sequence[str] = VALIDATED) -> Callable[[ToCo, int], dict[str, float]]:
     """What `loop.fit` calls every `cfg.val_every` steps: mIoU of the targets on the validation split.
 
-    Segmentation is a single pass, as in the published training log: one scale, no flip.
+    Segmentation is a single pass, as in the published training log: one scale, no flip. CAMs have the config's
+    threshold alone.
     """
-    quick = cfg.replace(eval_seg_scales=(1.0,), eval_seg_flip=False)
+    quick = cfg.replace(eval_seg_scales=(1.0,), eval_seg_flip=False, threshold_images=0)
 
     def validate(model: ToCo, step: int) -> dict[str, float]:
         scores = evaluate_model(model, quick, targets=targets, progress=False).scores

@@ -1,6 +1,6 @@
 """What a model says of an image: its CAMs at native size, its segmentation, and the label maps made from them."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,11 +12,11 @@ from toco_lab.data.loader import EvalSample
 from toco_lab.files import require
 from toco_lab.method.cam import Cams, at_evaluation_size, multi_scale_cam, resize, scaled_size
 from toco_lab.method.crf import dense_crf
-from toco_lab.method.labels import confident_label, mask_by_label
+from toco_lab.method.labels import mask_by_label
 from toco_lab.method.model import ToCo
 from toco_lab.method.present import PresentClasses
-from toco_lab.method.refine import refine_cam
-from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED, LABELS, SEG, SEG_CRF
+from toco_lab.method.refine import refined_labels
+from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED, LABELS, SEG, SEG_CRF, TUNED
 
 FUSIONS = {"voc": "sum over flip, maximum over scales", "coco": "maximum over flip, sum over scales"}
 CAM_TARGETS = frozenset({CAM, CAM_AUX, CAM_REFINED, LABELS})  # targets that need the CAM passes
@@ -106,11 +106,19 @@ def check_image_label(label: Tensor, images: int, num_classes: int) -> None:
         raise ValueError("image_label must hold 0 and 1 alone, 1 where a class is present")
 
 
-def predict(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor, targets: Iterable[str]) -> dict[str, Tensor]:
+def predict(
+    model: ToCo,
+    cfg: Config,
+    image: Tensor,
+    image_label: Tensor,
+    targets: Iterable[str],
+    *,
+    tuned: Mapping[str, float] | None = None,
+) -> dict[str, Tensor]:
     """Label maps (B, H, W) of the asked targets for images of one size.
 
-    With the CAMs come `labels`: (B, C) predicted image labels, and `cam_scores`, `cam_aux_scores`: (B, H, W), the score
-    of the strongest present class.
+    With the CAMs come `labels`: (B, C) predicted image labels; `cam_scores`, `cam_aux_scores`: (B, H, W), the score of
+    the strongest present class; and `cam_winners`, `cam_aux_winners`: (B, H, W), that class, 1..C.
 
     Args:
         model: In evaluation mode.
@@ -118,6 +126,7 @@ def predict(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor, target
         image: Normalised, native size, (B, 3, H, W).
         image_label: TRUE image labels, which mask the CAMs (not the segmentation).
         targets: Names of `TARGETS` or `seg_crf`, or `labels`.
+        tuned: A second background threshold for each CAM target, which gives a second label map: `cam_tuned` for `cam`.
 
     Raises:
         ValueError: If `image` is no batch of normalised images, `image_label` does not fit, or a target is unknown.
@@ -128,7 +137,7 @@ def predict(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor, target
     targets = {targets} if isinstance(targets, str) else set(targets)
     if unknown := sorted(targets - CAM_TARGETS - {SEG, SEG_CRF}):
         raise ValueError(f"unknown target {unknown[0]!r}; there are: {', '.join(sorted(CAM_TARGETS | {SEG, SEG_CRF}))}")
-    predicted = _predict_cams(model, cfg, image, image_label, targets) if targets & CAM_TARGETS else {}
+    predicted = _predict_cams(model, cfg, image, image_label, targets, tuned or {}) if targets & CAM_TARGETS else {}
     if targets & {SEG, SEG_CRF}:
         check_normalised(image)
         logits = multi_scale_segmentation(
@@ -141,20 +150,42 @@ def predict(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor, target
 
 
 def _predict_cams(
-    model: ToCo, cfg: Config, image: Tensor, image_label: Tensor, targets: Collection[str]
+    model: ToCo,
+    cfg: Config,
+    image: Tensor,
+    image_label: Tensor,
+    targets: Collection[str],
+    tuned: Mapping[str, float],
 ) -> dict[str, Tensor]:
     """What `predict` makes from the CAMs."""
-    cams, threshold = native_cams(model, cfg, image, image_label), cfg.background_threshold
+    cams, own = native_cams(model, cfg, image, image_label), cfg.background_threshold
     predicted = {LABELS: (cams.logits > 0).int()}
     for name, maps in ((CAM, cams.cam), (CAM_AUX, cams.cam_aux)):
-        predicted[name] = confident_label(maps, cams.present, low=threshold, high=threshold)
-        predicted[f"{name}_scores"] = mask_by_label(maps, cams.present.mask).amax(1)
+        score, winner = strongest_class(maps, cams.present)
+        predicted |= {f"{name}_scores": score, f"{name}_winners": winner, name: label_above(score, winner, own)}
+        if name in tuned:
+            predicted[TUNED[name]] = label_above(score, winner, tuned[name])
     if CAM_REFINED in targets:
-        predicted[CAM_REFINED] = refine_cam(
-            _pixels(model, image) / 255, cams.cam, cams.present, low=threshold, high=threshold,
+        names = [CAM_REFINED, *([TUNED[CAM_REFINED]] if CAM_REFINED in tuned else [])]
+        labels = refined_labels(
+            _pixels(model, image) / 255, cams.cam, cams.present, (own, tuned.get(CAM_REFINED, own))[: len(names)],
             dilations=cfg.par_dilations, num_iter=cfg.par_iterations,
         )  # fmt: skip
+        predicted |= zip(names, labels, strict=True)
     return predicted
+
+
+def strongest_class(cam: Tensor, present: PresentClasses) -> tuple[Tensor, Tensor]:
+    """Score of the strongest present class and that class, 1..C, both (B, H, W), of a CAM (B, S, H, W)."""
+    score, place = mask_by_label(cam, present.mask).max(dim=1)
+    return score, present.class_label(place + 1)
+
+
+def label_above(score: Tensor, winner: Tensor, threshold: float) -> Tensor:
+    """Label (B, H, W): `winner` where its `score` exceeds the threshold, else 0. It is `confident_label` with one
+    threshold for low and high.
+    """
+    return torch.where(score <= threshold, 0, winner)
 
 
 def _pixels(model: ToCo, image: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from . import pictures as pictures
 from . import plotly_style as plotly_style
 from . import printed as printed
 from . import series as series
+from . import thresholds as thresholds
 from . import training_views as training_views
 from .across_runs import ablation_plot as ablation_plot
 from .across_runs import metric_by_parameter as metric_by_parameter
@@ -21,4 +22,5 @@ from .pictures import cam_gallery as cam_gallery
 from .pictures import cam_overlay as cam_overlay
 from .pictures import label_panel as label_panel
 from .pictures import similarity_maps as similarity_maps
+from .thresholds import threshold_curves as threshold_curves
 from .training_views import view_panels as view_panels

@@ -248,7 +248,8 @@ def iou_bars(evaluation: pd.DataFrame, *, colours: Mapping[str, str] | None = No
     A class without an IoU, which is in neither truth nor prediction, has a dash in place of its bar.
 
     Args:
-        evaluation: Columns target, class, iou (in [0, 1]) and, for several runs, run. Rows of F1 are left out.
+        evaluation: Columns target, class, iou (in [0, 1]) and, for several runs, run. Rows of F1, and those
+            of CAMs at a tuned threshold, are left out.
         colours: Colour of each run; `assign_colours` chooses them by default.
         note: Second line of the heading: over how many images. Without it there is no heading.
     """

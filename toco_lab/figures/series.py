@@ -20,6 +20,7 @@ from toco_lab.vocabulary import (
     MIOU,
     NO_NORM,
     TITLES,
+    TUNED,
 )
 from toco_lab.words import counted
 
@@ -155,13 +156,15 @@ class ClassBars:
 
 
 def class_bars(evaluation: pd.DataFrame) -> list[ClassBars]:
-    """IoU of each class as grouped bars, per target; scores of image labels (F1) are left out.
+    """IoU of each class as grouped bars, per target; scores of image labels (F1) and the second scores of CAMs, at a
+    tuned threshold, are left out.
 
     Args:
         evaluation: Columns run, target, class, iou (in [0, 1]).
     """
     bars = []
-    for target, rows in evaluation[evaluation["class"] != F1].groupby("target", sort=False):
+    drawn = (evaluation["class"] != F1) & ~evaluation["target"].isin(TUNED.values())
+    for target, rows in evaluation[drawn].groupby("target", sort=False):
         classes = sorted(dict.fromkeys(rows["class"]), key=lambda name: name == MIOU)  # stable: the mean goes last
         percent = {
             run: (100 * part.set_index("class")["iou"].reindex(classes)).tolist()
@@ -169,6 +172,48 @@ def class_bars(evaluation: pd.DataFrame) -> list[ClassBars]:
         }
         bars.append(ClassBars(target, classes, percent))
     return bars
+
+
+# --- thresholds -------------------------------------------------------------------------------------------------------
+
+MARKS = {"chosen": "tuned threshold", "configured": "threshold of the config"}  # column of a curve -> what it marks
+
+
+def curve_title(rows: pd.DataFrame) -> str:
+    """Heading of a panel of threshold curves: which CAM on which images."""
+    on = " or ".join(dict.fromkeys(rows["split"]))
+    return f"{TITLES[rows['target'].iloc[0]]}, {counted(number_range(rows['images']), 'image')} of {on}"
+
+
+def curve_panels(curves: pd.DataFrame) -> list[pd.DataFrame]:
+    """The rows of each panel: every CAM on the images that are scored, beside it on those of the choice."""
+    order = dict.fromkeys(curves["target"])
+    parts = [curves[(curves["target"] == cam) & (curves["tuned_on"] == tuned)] for cam in order for tuned in (0, 1)]
+    return [part for part in parts if len(part)]
+
+
+def curve_series(rows: pd.DataFrame) -> pd.DataFrame:
+    """mIoU in per cent against the threshold, of one line of a panel: x, mean, low and high over its runs."""
+    found = rows.assign(percent=100 * rows["miou"]).groupby("threshold")["percent"]
+    return found.agg(mean="mean", low="min", high="max").rename_axis("x").reset_index()
+
+
+def threshold_lines(curves: pd.DataFrame) -> pd.DataFrame:
+    """Threshold curves of several models as one table: a panel for each CAM and set of images, a line per model; the
+    tuned threshold of each run apart.
+
+    Args:
+        curves: Rows of thresholds.csv with a column `model`.
+    """
+    lines = []
+    for panel in curve_panels(curves):
+        for model, rows in panel.groupby("model", sort=False):
+            chosen = rows[rows["chosen"]]
+            marks = pd.DataFrame({"x": chosen["threshold"], "mean": 100 * chosen["miou"], "apart": True})
+            parts = [part for part in (curve_series(rows).assign(apart=False), marks) if len(part)]
+            line = pd.concat(parts, ignore_index=True).astype({"apart": bool})
+            lines.append(line.assign(panel=curve_title(panel), line=model))
+    return pd.concat(lines, ignore_index=True)
 
 
 # --- ablations --------------------------------------------------------------------------------------------------------

@@ -131,6 +131,43 @@ def refine_cam(
     Raises:
         ValueError: If the shapes do not fit.
     """
+    strict, loose = _refined_places(image01, cam, present, (high, low), scale, dilations, num_iter)
+    label = present.class_label(strict).masked_fill((strict == 0) & (loose != 0), IGNORE_INDEX)
+    return label if valid_box is None else outside_to_ignore(label, valid_box)
+
+
+@torch.no_grad()
+def refined_labels(
+    image01: Tensor,
+    cam: Tensor,
+    present: PresentClasses,
+    backgrounds: Sequence[float],
+    *,
+    scale: float = 0.5,
+    dilations: Sequence[int] = DILATIONS,
+    num_iter: int = 10,
+) -> list[Tensor]:
+    """For each background score, what `refine_cam` gives with that score as `low` and as `high`: nothing is ignored.
+
+    The weights of PAR are computed once for all of them. Arguments and errors are those of `refine_cam`.
+
+    Returns:
+        A label map (B, H, W) int64 for each of `backgrounds`: 0 background, 1..C classes.
+    """
+    places = _refined_places(image01, cam, present, backgrounds, scale, dilations, num_iter)
+    return [present.class_label(place) for place in places]
+
+
+def _refined_places(
+    image01: Tensor,
+    cam: Tensor,
+    present: PresentClasses,
+    backgrounds: Sequence[float | Tensor],
+    scale: float,
+    dilations: Sequence[int],
+    num_iter: int,
+) -> list[Tensor]:
+    """The strongest after PAR beside each constant background score: (B, H, W), 0 background, s + 1 class s of S."""
     batch, _, height, width = cam.shape
     if image01.shape != (batch, 3, height, width) or present.mask.shape != cam.shape[:2]:
         raise ValueError(
@@ -143,14 +180,12 @@ def refine_cam(
     absent = F.pad(~present.mask, (1, 0))[:, :, None, None]  # (B, 1 + S, 1, 1), the background first
     scores = [
         _beside_background(foreground, background).masked_fill(absent, -torch.inf).softmax(1)
-        for background in (high, low)
+        for background in backgrounds
     ]
     refined = par_filter(par_weights(image, dilations), torch.cat(scores, 1), dilations, num_iter)
     refined = F.interpolate(refined, size=(height, width), mode="bilinear", align_corners=False)
     # max(1).indices is argmax(1), which is many times slower on a CPU where the axis is not the last
-    strict, loose = (run.max(1).indices for run in refined.chunk(2, dim=1))  # (B, H, W), 0 background
-    label = present.class_label(strict).masked_fill((strict == 0) & (loose != 0), IGNORE_INDEX)
-    return label if valid_box is None else outside_to_ignore(label, valid_box)
+    return [run.max(1).indices for run in refined.chunk(len(backgrounds), dim=1)]
 
 
 def _beside_background(maps: Tensor, score: float | Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import pandas as pd
 from toco_lab.config import Config, config_differences
 from toco_lab.figures.counted import number_range
 from toco_lab.runs.scores import SCORED_IMAGES, SCORES, SHOWN, SMOOTHING_IMAGES, Score, images_column
+from toco_lab.vocabulary import MIOU, TUNED
 from toco_lab.words import counted
 
 
@@ -33,7 +34,7 @@ def summarise(
     Args:
         frame: One line per run, with `row`, `seed` and scores: of `sweep_table` or `rows_of_runs`. Runs without a score
             (unfinished, failed) do not count for it. Two runs of one row and seed count once.
-        scores: Columns to summarise; None takes those of `SHOWN` that are there.
+        scores: Columns to summarise; None takes those of `SHOWN` that some run has.
         reference: Row that every other is compared with, or row -> its own reference; None takes the column `reference`
             of the frame, or, without one, its first row.
         confidence: Of the interval, in (0, 1).
@@ -50,7 +51,7 @@ def summarise(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
-    scores = [name for name in SHOWN if name in frame] if scores is None else list(scores)
+    scores = [name for name in SHOWN if name in frame and frame[name].notna().any()] if scores is None else list(scores)
     missing = [name for name in scores if name not in frame]
     if missing or not scores:
         raise ValueError(f"no score {', '.join(missing) or 'at all'} in the table; it has {', '.join(frame.columns)}")
@@ -171,12 +172,16 @@ def protocol_text(configs: Iterable[Config], frame: pd.DataFrame) -> str:
     images, tokens = (number_range(frame.get(name, ())) for name in (SCORED_IMAGES, SMOOTHING_IMAGES))
     said_images = counted(images or asked, "image")
     said_tokens = f", over {counted(tokens, 'image')}" if tokens else ""
+    tuned = (
+        f" (tuned threshold: for each run and CAM the one of 0.05 to 0.80 that is best on {said('threshold_images')} "
+        f"images of {said('train_split')}, never on those that are scored)"
+    ) * any(frame.get(f"{name}_{MIOU}", pd.Series()).notna().any() for name in TUNED.values())
     unlike = " not all rows and scores over the same number, see the column images;" * (" to " in images + tokens)
     return (
         f"Data {said('dataset')}, preset {cfg.preset_name or 'custom'}, {said('steps')} steps of {said('batch_size')}; "
         f"{seeds}, mean ± standard deviation over runs. mIoU in points over {said_images} of "
         f"{said('val_split')}:{unlike} CAM scales {said('cam_scales')} with flip, CAMs masked by the true image "
-        f"labels, background threshold {said('background_threshold')}, no CRF; segmentation scales "
+        f"labels, background threshold {said('background_threshold')}{tuned}, no CRF; segmentation scales "
         f"{said('eval_seg_scales')}. Similarity: mean |cos| of all pairs of patch tokens (metric 1a), raw residual "
         f"stream{said_tokens}. Differences: row minus "
         "reference, paired by seed, with the 95 % interval of their mean (Student), * where it leaves out 0; each "

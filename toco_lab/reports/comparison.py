@@ -92,6 +92,12 @@ class RunRecord:
         return None if table is None or table.empty else table.assign(model=self.name)
 
     @cached_property
+    def thresholds(self) -> pd.DataFrame | None:
+        """Rows of thresholds.csv: the mIoU of each CAM at every threshold; None if there are none."""
+        table = self._table("thresholds")
+        return None if table is None or table.empty else table
+
+    @cached_property
     def protocol(self) -> dict[str, dict[str, Any]]:
         """Target -> protocol record; empty if there is none."""
         return self._readable(self.run.read_json, "protocol") or {}
@@ -298,11 +304,16 @@ def _scores(run: RunRecord) -> dict[str, Number]:
         f"{TITLES.get(target, target)}, {kind}": Number(
             f"{100 * value:.1f}" if pd.notna(value) else "-",
             {key: item for key, item in run.protocol.get(target, {}).items() if key != "target"}
-            | ({} if pd.notna(value) else {"not_defined": _UNDEFINED[kind]})
+            | ({} if pd.notna(value) else {"not_defined": _reason(run, target, kind)})
             | {"seed": run.config.seed},
         )
         for target, kind, value in rows
     }
+
+
+def _reason(run: RunRecord, target: str, kind: str) -> str:
+    """Why a score is NaN: what its protocol says, or what such a score lacks."""
+    return str(run.protocol.get(target, {}).get("not_defined") or _UNDEFINED[kind])
 
 
 def _cosines(run: RunRecord) -> dict[str, Number]:

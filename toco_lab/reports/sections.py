@@ -19,6 +19,7 @@ from toco_lab.data.classes import class_names
 from toco_lab.figures import across_runs, interactive, printed, series
 from toco_lab.figures.colours import assign_colours
 from toco_lab.figures.counted import by_name, images_measured, images_tested, number_range
+from toco_lab.figures.thresholds import threshold_curves
 from toco_lab.presets import PRESETS
 from toco_lab.reports import parts
 from toco_lab.reports.comparison import PAIRS, Comparison, RunRecord
@@ -48,6 +49,7 @@ DRAWN = (
     "training_curves",
     "learning_rate",
     "iou_per_class",
+    "threshold_curves",
     "similarity_per_layer",
     "pairs_per_layer",
     "metrics_per_layer",
@@ -117,7 +119,33 @@ class Report:
         if unequal:
             words = f"Not measured in the same way in all runs: {', '.join(unequal)}. See the column measured with."
             shown.append(paragraph(words, "warning"))
-        return shown + self._missing("evaluation", "scores", "evaluation.csv")
+        return [*shown, *self._thresholds(), *self._missing("evaluation", "scores", "evaluation.csv")]
+
+    def _thresholds(self) -> Section:
+        """mIoU of the CAMs against the background threshold; nothing for runs that were evaluated without."""
+        tables = [
+            run.thresholds.assign(model=label)
+            for label, runs in self.comparison.groups.items()
+            for run in runs
+            if run.thresholds is not None
+        ]
+        if not tables:
+            return []
+        curves = pd.concat(tables, ignore_index=True)
+        figure = self._drawing(
+            "threshold_curves",
+            "mIoU of the CAMs against the background threshold",
+            threshold_curves(curves, colours=self.colours),
+            lambda: printed.line_panels(
+                series.threshold_lines(curves), colours=self.colours, x_title="background threshold (diamond: tuned)"
+            ),
+        )
+        words = (
+            "A score with a tuned threshold is at the threshold that is best on training images (the diamond), so it "
+            "compares what the maps know. By how much it exceeds the score at the threshold of the config is "
+            "calibration: a CAM that one fixed threshold fits well has a merit of its own, and no better map."
+        )
+        return [figure, paragraph(words)]
 
     def differences(self) -> Section:
         """Config fields that differ."""

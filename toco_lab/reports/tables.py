@@ -86,7 +86,8 @@ def _differs(key: str, numbers: Mapping[str, Number]) -> bool:
     said = [number.protocol[key] for number in numbers.values() if key in number.protocol]
     if key in ADDED_LATER:
         return any(value != said[0] for value in said)
-    return key not in _BESIDE
+    chosen = key == "background_threshold" and all("threshold_from" in number.protocol for number in numbers.values())
+    return key not in _BESIDE and not chosen  # each run's own threshold, chosen in the same way
 
 
 def _particulars(facts: Mapping[tuple[str, str], list[str]]) -> str:

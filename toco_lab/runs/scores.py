@@ -12,7 +12,10 @@ from toco_lab.vocabulary import (
     AFTER_BLOCK,
     CAM,
     CAM_AUX,
+    CAM_AUX_TUNED,
     CAM_REFINED,
+    CAM_REFINED_TUNED,
+    CAM_TUNED,
     MEAN_ABSOLUTE_COSINE,
     MEAN_SCORES,
     MIOU,
@@ -41,10 +44,15 @@ class Score:
 
 SCORES = {
     f"{CAM}_{MIOU}": Score("final CAM", 100, 1),
+    f"{CAM_TUNED}_{MIOU}": Score("final CAM, tuned threshold", 100, 1),
     f"{CAM_AUX}_{MIOU}": Score(TARGET_TITLES[CAM_AUX], 100, 1),
+    f"{CAM_AUX_TUNED}_{MIOU}": Score(TARGET_TITLES[CAM_AUX_TUNED], 100, 1),
     f"{CAM_REFINED}_{MIOU}": Score(TARGET_TITLES[CAM_REFINED], 100, 1),
+    f"{CAM_REFINED_TUNED}_{MIOU}": Score(TARGET_TITLES[CAM_REFINED_TUNED], 100, 1),
     f"{SEG}_{MIOU}": Score(TARGET_TITLES[SEG], 100, 1),
     f"{SEG_CRF}_{MIOU}": Score(TARGET_TITLES[SEG_CRF], 100, 1),
+    "cam_threshold": Score("tuned threshold, final CAM"),
+    "cam_aux_threshold": Score("tuned threshold, auxiliary CAM"),
     "similarity_first": Score("similarity, first block"),
     "similarity_last": Score("similarity, last block"),
     "positive_cosine": Score(TARGET_TITLES["positive_cosine"]),
@@ -57,10 +65,15 @@ TITLES = {name: score.title for name, score in SCORES.items()}
 
 SHOWN = (
     f"{CAM}_{MIOU}",
+    f"{CAM_TUNED}_{MIOU}",
     f"{CAM_AUX}_{MIOU}",
+    f"{CAM_AUX_TUNED}_{MIOU}",
     f"{SEG}_{MIOU}",
     "similarity_last",
 )  # of an ablation, unless asked for others
+
+
+THRESHOLDS = {CAM_TUNED: "cam_threshold", CAM_AUX_TUNED: "cam_aux_threshold"}  # target -> score: what was chosen
 
 
 SMOOTHING_IMAGES = "smoothing_images"  # column: over how many images the cosines are
@@ -68,18 +81,20 @@ SMOOTHING_IMAGES = "smoothing_images"  # column: over how many images the cosine
 
 def images_column(score: str) -> str:
     """Name of the column that says over how many images a score is."""
-    return SCORED_IMAGES if score.endswith(MEAN_SCORES) else SMOOTHING_IMAGES
+    return SCORED_IMAGES if score.endswith((*MEAN_SCORES, *THRESHOLDS.values())) else SMOOTHING_IMAGES
 
 
 def run_scores(run: RunDir) -> dict[str, float | str]:
     """What a run reached: its mean scores in [0, 1] as `final_scores`, and the cosines of its patch tokens.
 
+    `cam_threshold`, `cam_aux_threshold`: the background thresholds chosen on training images, at which `cam_tuned_mIoU`
+    and `cam_aux_tuned_mIoU` are.
     `similarity_first`, `similarity_last`: mean |cos| of all pairs (metric 1a) after the first and the last block, raw;
     `positive_cosine`, `negative_cosine`: of pairs of one class and of two by the true mask, after the last block. With
     them over how many images they are, where that is known: `scored_images`, `smoothing_images` ("2 to 5" where scores
     differ). What was not measured is missing.
     """
-    found: dict[str, float | str] = {**final_scores(run), **images_evaluated(run)}
+    found: dict[str, float | str] = {**final_scores(run), **tuned_thresholds(run), **images_evaluated(run)}
     if not run.is_measured:
         return found
     frame = run.read_table("smoothing")
@@ -99,6 +114,18 @@ def run_scores(run: RunDir) -> dict[str, float | str]:
         images = groups["image"].nunique()
         found[SMOOTHING_IMAGES] = count_range([int(images[place]) for place in there.values()])
     return found
+
+
+def tuned_thresholds(run: RunDir) -> dict[str, float]:
+    """The background thresholds that an evaluation chose, {"cam_threshold": 0.3, ...}; those that are on record."""
+    try:
+        protocol = run.read_json("protocol")
+        found = {
+            name: protocol[target]["background_threshold"] for target, name in THRESHOLDS.items() if target in protocol
+        }
+    except (OSError, ValueError, KeyError):  # not there or damaged: the scores are shown without
+        return {}
+    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
 
 
 def rows_of_runs(runs: Iterable[RunDir]) -> pd.DataFrame:

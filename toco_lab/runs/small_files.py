@@ -58,6 +58,7 @@ TABLES = {
     "evaluation": Columns(text=("target", "class"), numbers=("iou",), more_numbers=("over_activation",)),
     "layer_cams": Columns(text=("site",), numbers=("layer", "threshold", "miou")),
     "metrics": Columns(numbers=("step",), all_numbers=True),
+    "thresholds": Columns(text=("target", "split"), numbers=("images", "threshold", "miou")),
     "smoothing": Columns(text=("site", "metric", "variant"), numbers=("layer", "value"), more_numbers=("tokens",)),
 }
 

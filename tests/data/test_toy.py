@@ -112,7 +112,7 @@ def test_the_shipped_weights_are_of_the_preset_and_know_the_classes():
     with safetensors.safe_open(SHIPPED, "pt") as file:
         about = file.metadata()
     assert float(about["held_out_accuracy"]) > 0.9
-    assert json.loads(about["recipe"]) | {"steps": 0} == vars(Recipe()) | {"steps": 0}
+    assert vars(Recipe(**json.loads(about["recipe"]) | {"steps": 0})) == vars(Recipe(steps=0))  # fields may be younger
     images = toy_backbone.scenes(9, 0, 6, 96)[0]
     rows = smoothing_per_layer(model, list(images), name="shipped", sites=["after block"], metrics=["pairwise cosine"])
     curve = rows[rows["metric"] == "pairwise cosine"].groupby("layer")["value"].mean()

@@ -32,7 +32,9 @@ def test_every_animal_has_a_head_in_sight_and_a_body_larger_than_it(objects):
     counts = []
     for index in range(40):
         scene = make_parts_scene(4, index, objects=objects)
-        assert scene.image.shape == (96, 96, 3) and scene.image.dtype == scene.mask.dtype == scene.part.dtype == np.uint8
+        assert (
+            scene.image.shape == (96, 96, 3) and scene.image.dtype == scene.mask.dtype == scene.part.dtype == np.uint8
+        )
         assert np.array_equal(scene.part > 0, scene.mask > 0)  # parts tile the animals
         labels = np.unique(scene.mask[scene.mask > 0])
         counts.append(len(labels))

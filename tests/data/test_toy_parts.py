@@ -1,6 +1,4 @@
-"""The toy world of parts: scenes from numbers alone, heads in sight, coats that two kinds share, a reader that knows the
-parts.
-"""
+"""The toy world of parts: scenes from numbers alone, heads in sight, coats that two kinds share, and their reader."""
 
 import pickle
 

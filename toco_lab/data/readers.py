@@ -8,6 +8,7 @@ Masks are numbers, not colours: 0 background, 1..C classes, 255 (`IGNORE_INDEX`)
 
 import functools
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -236,7 +237,9 @@ class ToyReader:
             raise DataError("toy scenes never end: give val_images, the number of scenes to evaluate")
         self.root, self.classes = Path(), class_names(cfg)
         self.names = [f"toy_{split}_{index:06d}" for index in range(count)]
-        self._scene = functools.partial(_toy_scene, self.STREAMS.index(split), size=cfg.crop_size)
+        self._scene: Callable[[int], toy.Scene] = functools.partial(
+            _toy_scene, self.STREAMS.index(split), size=cfg.crop_size
+        )
 
     def __len__(self) -> int:
         """Number of scenes."""
@@ -281,11 +284,12 @@ class PartsReader(ToyReader):
         """Raises DataError as `ToyReader`."""
         super().__init__(cfg, split)
         seed = self.STREAMS.index(split)
-        self._scene = functools.partial(_parts_scene, seed, size=cfg.crop_size, objects=cfg.toy_objects)
+        self._parts = functools.partial(_parts_scene, seed, size=cfg.crop_size, objects=cfg.toy_objects)
+        self._scene = self._parts
 
     def part(self, index: int) -> np.ndarray:
         """uint8 (H, W): 0 background, `toy_parts.HEAD`, `toy_parts.BODY`."""
-        return self._scene(index).part
+        return self._parts(index).part
 
 
 @functools.lru_cache(maxsize=128)

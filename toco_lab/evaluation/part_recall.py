@@ -54,7 +54,7 @@ def recall_by_part(
     protocols = [cfg.replace(background_threshold=one) for one in thresholds or [cfg.background_threshold]]
     device, counts = next(model.parameters()).device, dict.fromkeys(_keys(targets, protocols), (0, 0))
     first = 0
-    for group in grouped_by_size(samples, BATCH):
+    for group in grouped_by_size(iter(samples), BATCH):
         image = torch.stack([sample.image for sample in group]).to(device)
         label = torch.stack([image_label_of(sample) for sample in group]).to(device)
         truth = torch.stack([mask_of(sample) for sample in group])

@@ -187,9 +187,9 @@ class ToCo(nn.Module):
     def read(self, features: TokenFeatures, *, segment: bool = True) -> ToCoOutput:
         """The heads applied to given tokens.
 
-        Image logits come from tokens pooled over positions, channel by channel (in ToCo their maximum). With the pooling
-        `max_and_class` the final ones come from the mean of that maximum and the class token, so that what shapes the
-        class token reaches the weights that make the CAM.
+        Image logits come from tokens pooled over positions, channel by channel (in ToCo their maximum). With the
+        pooling `max_and_class` the final ones come from the mean of that maximum and the class token, so that what
+        shapes the class token reaches the weights that make the CAM.
         """
         cam, cam_aux = self.cams(features)
         return ToCoOutput(

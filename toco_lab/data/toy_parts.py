@@ -109,14 +109,16 @@ def _drawn(rng: np.random.Generator, size: int) -> tuple[_Animal, float]:
 
 
 def _paint(rng: np.random.Generator, image: np.ndarray, animal: _Animal, kind: int) -> None:
-    """Colours of an animal, into the image: a coat without colour that its pair shares, a head with hue and texture."""
-    shade = toy_drawing.rgb(rng.random(), rng.uniform(0.02, 0.15), rng.uniform(0.35, 0.9))
+    """Colours of an animal, into the image: a pale coat that its pair shares, a head with hue and texture of its own."""
+    pair = kind // 2
+    pale = (pair + 0.25) / 3 + rng.uniform(-0.05, 0.05)
+    shade = toy_drawing.rgb(pale, rng.uniform(0.12, 0.32), rng.uniform(0.35, 0.9))
     hue = kind / len(PARTS_CLASSES) + rng.normal(0, 0.025)
     face = toy_drawing.rgb(hue, rng.uniform(0.45, 0.9), rng.uniform(0.6, 0.9))
     zoom, phase = rng.uniform(0.85, 1.25), rng.uniform(0, 2 * np.pi)
     u, v = animal.along * zoom, animal.across * zoom
     ground = np.where(animal.head[..., None], face, shade)
-    ink = np.where(animal.head, 0.75 * toy_drawing.texture(kind, u, v, phase), 0.5 * _coat(kind // 2, u, v, phase))
+    ink = np.where(animal.head, 0.75 * toy_drawing.texture(kind, u, v, phase), 0.5 * _coat(pair, u, v, phase))
     image[animal.inside] = (ground * (1 - ink[..., None]))[animal.inside]
 
 

@@ -109,7 +109,7 @@ def _drawn(rng: np.random.Generator, size: int) -> tuple[_Animal, float]:
 
 
 def _paint(rng: np.random.Generator, image: np.ndarray, animal: _Animal, kind: int) -> None:
-    """Colours of an animal, into the image: a pale coat that its pair shares, a head with hue and texture of its own."""
+    """Colours of an animal, into the image: a pale coat that its pair shares, a head with its own hue and texture."""
     pair = kind // 2
     pale = (pair + 0.25) / 3 + rng.uniform(-0.05, 0.05)
     shade = toy_drawing.rgb(pale, rng.uniform(0.12, 0.32), rng.uniform(0.35, 0.9))

@@ -128,6 +128,8 @@ def test_losses_that_never_join_are_said():
     ]  # fmt: skip
     assert len(never_reached(smoke.replace(seg_start_step=3, late_segmentation=True))) == 1
     assert not never_reached(smoke.replace(seg_start_step=4, w_seg=0.0, w_reg=0.0))
+    (late,) = never_reached(smoke.replace(ctc_start_step=4))
+    assert late.startswith("the terms of class token contrast never join: ctc_start_step 4 is not below steps 4")
 
 
 def test_options_that_never_act_are_said():

@@ -69,6 +69,10 @@ class Config:
         0, "use only the first n training images (toy: size of the stream); 0 = all", at_least=0, up_to=10**9
     )
     val_images: int = opt(0, "evaluate only the first n images; 0 = all", at_least=0, up_to=10**9)
+    toy_world: Literal["shapes", "parts"] = opt(
+        "shapes", "toy: textured shapes, or long animals with a telling head and a coat that two kinds share"
+    )
+    toy_objects: int = opt(0, "toy world `parts`: animals a scene shows; 0 = one to three", within=(0, 3))
     crop_size: int = opt(448, "side of the square training crop, in pixels", at_least=1, up_to=MOST_PIXELS)
     scale_range: tuple[float, ...] = opt(
         (0.5, 2.0),
@@ -150,8 +154,10 @@ class Config:
     )
     pos_embed_antialias: bool = opt(False, "antialias when the frozen position grid is resampled")
     aux_layer: int = opt(-3, "block whose raw output feeds the auxiliary classifier (python index)")
-    pooling: Literal["max", "average"] = opt(
-        "max", "global pooling of the tokens before each classifier: maximum per channel (ToCo), or average"
+    pooling: Literal["max", "average", "max_and_class"] = opt(
+        "max",
+        "global pooling of the tokens before each classifier: maximum per channel (ToCo), average, or the mean of that "
+        "maximum and the class token (final classifier alone)",
     )
     decoder_width: int = opt(512, "channels of the LargeFOV decoder", at_least=1, up_to=MOST_CHANNELS)
     decoder_dilation: int = opt(5, "dilation of its 3x3 convolutions", at_least=1, up_to=1024)
@@ -239,6 +245,10 @@ class Config:
     contrast_start_step: int = opt(
         0, "first step with PTC, CTC and the regression on the auxiliary CAM", at_least=0, up_to=MOST_STEPS
     )
+    ctc_start_step: int = opt(
+        0, "first step with CTC, where that is later than contrast_start_step", at_least=0, up_to=MOST_STEPS
+    )
+    ctc_stop_step: int = opt(0, "first step without CTC again; 0 = CTC stays to the end", at_least=0, up_to=MOST_STEPS)
     seg_start_step: int = opt(
         2000, "first step with the segmentation and regularised losses", at_least=0, up_to=MOST_STEPS
     )

@@ -52,6 +52,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Toy scenes and their small pretrained ViT, both part of the project: two CPU cores, about a minute. README has a
     # table of what each part of the method gives there.
     "toy": _TOY,
+    # python -m toco_lab train toy_parts
+    # Toy animals with a telling head and a coat that two kinds share: a CAM has something to complete; as long.
+    "toy_parts": _TOY | {"toy_world": "parts", "local_crop_size": 16},
     # python -m toco_lab train smoke
     # The toy preset in seconds with random weights: for tests and a first look. Its scores mean nothing.
     "smoke": _TOY

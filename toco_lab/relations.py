@@ -26,6 +26,10 @@ def check_relations(cfg: "Config") -> None:
         f"num_classes {cfg.num_classes} is not the number of classes, which names {len(names)}: leave num_classes "
         "at 0 to count them",
     )
+    _require(
+        cfg.toy_objects == 0 or cfg.toy_world == "parts",
+        f"toy_objects {cfg.toy_objects} is for toy_world 'parts', the scenes of {cfg.toy_world!r} draw their number",
+    )
     _require(cfg.jitter[3] <= 0.5, f"jitter may shift the hue, its last number, by 0.5 at most, got {cfg.jitter}")
     _require(cfg.cam_scales[0] == 1, f"cam_scales must begin with 1.0, got {cfg.cam_scales}")
     _require(cfg.local_crop_size % 2 == 0, f"local_crop_size must be even, got {cfg.local_crop_size}")
@@ -50,6 +54,7 @@ def never_reached(cfg: "Config") -> list[str]:
     """
     starts = {
         "contrast_start_step": ("PTC, CTC and the regression on the auxiliary CAM", ("w_ptc", "w_ctc", "w_distil")),
+        "ctc_start_step": ("the terms of class token contrast", ("w_ctc",)),
         "seg_start_step": ("the segmentation and regularised losses", ("w_seg", "w_reg")),
     }
     found = []
@@ -105,6 +110,11 @@ def _check_training(cfg: "Config") -> None:
         cfg.warmup_steps < cfg.steps,
         f"warmup_steps {cfg.warmup_steps} must be below steps {cfg.steps}: a run this short needs fewer warm-up "
         f"steps too, warmup_steps={cfg.steps // 10} say",
+    )
+    start = max(cfg.ctc_start_step, cfg.contrast_start_step)
+    _require(
+        cfg.ctc_stop_step == 0 or start < cfg.ctc_stop_step,
+        f"ctc_stop_step {cfg.ctc_stop_step} is not above the step with which CTC starts, {start}; 0 never stops it",
     )
 
 

@@ -110,6 +110,16 @@ def test_average_pooling_reads_every_token():
         torch.testing.assert_close(logits, cam.mean((2, 3)), rtol=1e-4, atol=1e-5)
 
 
+def test_a_classifier_can_read_the_class_token_beside_the_maximum():
+    """Its logits are the mean of both readings; the auxiliary one has no class token to read."""
+    model = ToCo(tiny(pooling="max_and_class"))
+    out = model(torch.randn(2, 3, 32, 48))
+    weight, aux_weight = (one.weight[:, :, 0, 0] for one in (model.classifier, model.aux_classifier))
+    of_patches = out.features.patch_tokens.flatten(2).amax(2) @ weight.T
+    torch.testing.assert_close(out.logits, (of_patches + out.features.class_token @ weight.T) / 2)
+    torch.testing.assert_close(out.aux_logits, out.features.aux_patch_tokens.flatten(2).amax(2) @ aux_weight.T)
+
+
 def test_right_and_bottom_pixels_that_fill_no_patch_do_not_count():
     model = ToCo(tiny()).eval()
     image = torch.randn(1, 3, 37, 45)

@@ -36,6 +36,19 @@ def test_weights_start_at_their_steps():
         {"cls", "cls_aux", "ptc", "ctc", "seg", "reg"}]  # fmt: skip
 
 
+def test_class_token_contrast_has_a_time_of_its_own():
+    def steps_of(name, **changes):
+        cfg = CFG.replace(steps=9, **changes)
+        return [step for step in range(9) if loss_weights(cfg, step)[name]]
+
+    assert steps_of("ctc") == list(range(9)) == steps_of("ptc", ctc_start_step=2, ctc_stop_step=5)
+    assert steps_of("ctc", ctc_start_step=2, ctc_stop_step=5) == [2, 3, 4]
+    assert steps_of("ctc", ctc_stop_step=3) == [0, 1, 2] and steps_of("ctc", ctc_start_step=7) == [7, 8]
+    assert steps_of("ctc", ctc_start_step=2, contrast_start_step=4) == [4, 5, 6, 7, 8]
+    with pytest.raises(ValueError, match="ctc_stop_step 3 is not above the step with which CTC starts, 3"):
+        CFG.replace(contrast_start_step=3, ctc_stop_step=3)
+
+
 def test_total_is_the_weighted_sum_and_every_term_reaches_its_parameters():
     cfg = CFG.replace(seg_start_step=0, low_threshold=0.4, high_threshold=0.6)
     model = fresh(cfg)

@@ -23,9 +23,9 @@ from toco_lab.sweeps.grid import Grid
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "results" / "studies"
 MADE = sorted(path.parent.name for path in KEPT.glob("*/table.csv"))
-OWN_TABLE = {"toy_table", "remedies"}  # studies with a make.py
-toy_table = runpy.run_path(str(KEPT / "toy_table" / "make.py"))
-remedies = runpy.run_path(str(KEPT / "remedies" / "make.py"))
+OWN = {path.parent.name: runpy.run_path(str(path)) for path in sorted(KEPT.glob("*/make.py"))}
+OWN_TABLE = {name for name, made in OWN.items() if "markdown" in made}  # the others add to the table of every study
+toy_table, remedies = OWN["toy_table"], OWN["remedies"]
 
 
 def study_of(folder: Path, name: str = "question", **changes) -> Study:
@@ -68,8 +68,7 @@ def test_every_summary_is_that_of_its_table(name):
     study = open_study(name, KEPT)
     text = (study.folder / "table.md").read_text()
     if name in OWN_TABLE:
-        markdown = {"toy_table": toy_table, "remedies": remedies}[name]["markdown"]
-        made = markdown(study, study.table(), "MACHINE")
+        made = OWN[name]["markdown"](study, study.table(), "MACHINE")
         start, end = (" ".join(part.split()) for part in made.split("MACHINE"))  # lines break where the machine ends
         assert " ".join(text.split()).startswith(start) and " ".join(text.split()).endswith(end)
     else:

@@ -16,6 +16,8 @@ from . import prepare_voc as prepare_voc
 from . import readers as readers
 from . import toy as toy
 from . import toy_backbone as toy_backbone
+from . import toy_drawing as toy_drawing
+from . import toy_parts as toy_parts
 from . import views as views
 from .check import check_dataset as check_dataset
 from .classes import PALETTE as PALETTE
@@ -30,6 +32,7 @@ from .loader import train_loader as train_loader
 from .own_folder import complete_config as complete_config
 from .readers import open_dataset as open_dataset
 from .toy import make_scene as make_scene
+from .toy_parts import make_parts_scene as make_parts_scene
 from .views import TrainViews as TrainViews
 from .views import ViewDraws as ViewDraws
 from .views import Views as Views

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from toco_lab.config import IGNORE_INDEX, Config
-from toco_lab.data import toy
+from toco_lab.data import toy, toy_parts
 from toco_lab.files import atomic_write, require
 from toco_lab.words import counted
 
@@ -64,7 +64,8 @@ def class_names(cfg: Config) -> tuple[str, ...]:
             f"the classes of folder {cfg.data_root or '(none given)'} have not been read: use "
             "`cfg = toco_lab.complete_config(cfg)`, as the commands do, or give the config's `classes`"
         )
-    known = {"toy": toy.TOY_CLASSES, "voc": VOC_CLASSES, "coco": COCO_CLASSES, "folder": cfg.classes or ()}
+    toy_classes = toy_parts.PARTS_CLASSES if cfg.toy_world == "parts" else toy.TOY_CLASSES
+    known = {"toy": toy_classes, "voc": VOC_CLASSES, "coco": COCO_CLASSES, "folder": cfg.classes or ()}
     names = tuple(known[cfg.dataset])
     if len(names) != cfg.num_classes:
         raise DataError(

@@ -8,12 +8,13 @@ Masks are numbers, not colours: 0 background, 1..C classes, 255 (`IGNORE_INDEX`)
 
 import functools
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from toco_lab.config import Config
-from toco_lab.data import toy
+from toco_lab.data import toy, toy_parts
 from toco_lab.data.classes import DataError, class_names
 from toco_lab.data.coco_masks import CocoMasks, find_annotations
 from toco_lab.data.image_labels import find_label_file, label_of_mask, read_labels, read_xml_label
@@ -236,7 +237,9 @@ class ToyReader:
             raise DataError("toy scenes never end: give val_images, the number of scenes to evaluate")
         self.root, self.classes = Path(), class_names(cfg)
         self.names = [f"toy_{split}_{index:06d}" for index in range(count)]
-        self._scene = functools.partial(_toy_scene, self.STREAMS.index(split), size=cfg.crop_size)
+        self._scene: Callable[[int], toy.Scene] = functools.partial(
+            _toy_scene, self.STREAMS.index(split), size=cfg.crop_size
+        )
 
     def __len__(self) -> int:
         """Number of scenes."""
@@ -274,12 +277,34 @@ def _toy_scene(seed: int, index: int, size: int) -> toy.Scene:
     return toy.make_scene(seed, index, size=size)
 
 
+class PartsReader(ToyReader):
+    """The toy world of parts: as `ToyReader`, with `cfg.toy_objects` animals a scene, and where their parts are."""
+
+    def __init__(self, cfg: Config, split: str) -> None:
+        """Raises DataError as `ToyReader`."""
+        super().__init__(cfg, split)
+        seed = self.STREAMS.index(split)
+        self._parts = functools.partial(_parts_scene, seed, size=cfg.crop_size, objects=cfg.toy_objects)
+        self._scene = self._parts
+
+    def part(self, index: int) -> np.ndarray:
+        """uint8 (H, W): 0 background, `toy_parts.HEAD`, `toy_parts.BODY`."""
+        return self._parts(index).part
+
+
+@functools.lru_cache(maxsize=128)
+def _parts_scene(seed: int, index: int, size: int, objects: int) -> toy_parts.PartsScene:
+    return toy_parts.make_parts_scene(seed, index, size=size, objects=objects)
+
+
 Reader = FolderReader | ToyReader
 
 
 def make_reader(cfg: Config, split: str) -> Reader:
     """The reader of a split of `cfg.dataset`, not yet checked; see `open_dataset`."""
-    return ToyReader(cfg, split) if cfg.dataset == "toy" else FolderReader(cfg, split)
+    if cfg.dataset != "toy":
+        return FolderReader(cfg, split)
+    return PartsReader(cfg, split) if cfg.toy_world == "parts" else ToyReader(cfg, split)
 
 
 def open_dataset(cfg: Config, split: str) -> Reader:

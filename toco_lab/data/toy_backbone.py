@@ -40,6 +40,7 @@ class Recipe:
         aux_layer: Block that is kept local (python index).
         mask_share: Share of patches hidden at the input.
         mix_share: Share of batches in which two scenes are joined along a straight edge (CutMix).
+        class_weight: Weight of naming the object from the class token.
         token_weight: Weight of naming the object from every final patch token, wherever it lies: this over-smooths.
         pooled_weight: Weight of naming it from the maximum over final tokens, ToCo's own pooling: object tokens lead.
         pixels_weight: Weight of reconstructing the pixels from the final block; from block `aux_layer` it is 1.
@@ -57,6 +58,7 @@ class Recipe:
     aux_layer: int = -3
     mask_share: float = 0.3
     mix_share: float = 0.6
+    class_weight: float = 1.0
     token_weight: float = 1.0
     pooled_weight: float = 1.0
     pixels_weight: float = 0.2
@@ -130,7 +132,7 @@ class Pretrainer(nn.Module):
             everywhere = F.cross_entropy(every.transpose(1, 2), label[:, None].expand(every.shape[:2]))
             inside = F.cross_entropy(self.aux_head(local[:, part.region].mean(1)), label)
             loss = loss + part.share * (
-                F.cross_entropy(named, label) + recipe.token_weight * everywhere
+                recipe.class_weight * F.cross_entropy(named, label) + recipe.token_weight * everywhere
                 + recipe.pooled_weight * F.cross_entropy(pooled, label) + inside
             )  # fmt: skip
         return loss
@@ -202,9 +204,17 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=Recipe.seed)
     parser.add_argument("--depth", type=int, default=Recipe.depth, help="number of blocks")
     parser.add_argument("--embed-dim", type=int, default=Recipe.embed_dim, help="token width, a multiple of 32")
+    for place, where in (
+        ("class", "the class token"),
+        ("token", "every patch"),
+        ("pooled", "the maximum over patches"),
+    ):
+        default = getattr(Recipe, f"{place}_weight")
+        parser.add_argument(f"--{place}-weight", type=float, default=default, help=f"of naming the object from {where}")
     arguments = parser.parse_args()
     if arguments.embed_dim % 32:
         parser.error(f"--embed-dim must be a multiple of 32 (a head's width), got {arguments.embed_dim}")
     size = {"depth": arguments.depth, "embed_dim": arguments.embed_dim, "num_heads": arguments.embed_dim // 32}
-    reached = pretrain(arguments.out, Recipe(steps=arguments.steps, seed=arguments.seed, **size))
+    names = {name: value for name, value in vars(arguments).items() if name.endswith("_weight")}
+    reached = pretrain(arguments.out, Recipe(steps=arguments.steps, seed=arguments.seed, **size, **names))
     print(f"{arguments.out}: held-out accuracy {reached:.3f} on 500 single-object scenes")

@@ -5,11 +5,12 @@ from collections.abc import Iterable
 from toco_lab.config import Config
 from toco_lab.data.classes import DataError
 
+TOY = ("toy_world", "toy_objects")  # which only the toy data set reads
 UNUSED = {
     "toy": ("data_root", "label_source", "classes", "crowds"),
-    "voc": ("classes", "crowds"),
-    "coco": ("classes",),
-    "folder": ("crowds",),
+    "voc": ("classes", "crowds", *TOY),
+    "coco": ("classes", *TOY),
+    "folder": ("crowds", *TOY),
 }
 
 

@@ -5,6 +5,7 @@ from . import example_maps as example_maps
 from . import gallery as gallery
 from . import label_folder as label_folder
 from . import label_summary as label_summary
+from . import part_recall as part_recall
 from . import prediction as prediction
 from . import pseudo_labels as pseudo_labels
 from . import samples as samples
@@ -16,6 +17,7 @@ from .evaluate import Evaluation as Evaluation
 from .evaluate import evaluate_model as evaluate_model
 from .evaluate import evaluate_run as evaluate_run
 from .example_maps import gallery_rows as gallery_rows
+from .part_recall import recall_by_part as recall_by_part
 from .prediction import native_cams as native_cams
 from .prediction import predict as predict
 from .pseudo_labels import Thresholds as Thresholds

@@ -187,12 +187,14 @@ class ToCo(nn.Module):
     def read(self, features: TokenFeatures, *, segment: bool = True) -> ToCoOutput:
         """The heads applied to given tokens.
 
-        Image logits come from tokens pooled over positions, channel by channel (in ToCo their maximum).
+        Image logits come from tokens pooled over positions, channel by channel (in ToCo their maximum). With the
+        pooling `max_and_class` the final ones come from the mean of that maximum and the class token, so that what
+        shapes the class token reaches the weights that make the CAM.
         """
         cam, cam_aux = self.cams(features)
         return ToCoOutput(
             features=features,
-            logits=self.classifier(self._pooled(features.patch_tokens)).flatten(1),
+            logits=self.classifier(self._read_by_classifier(features)).flatten(1),
             aux_logits=self.aux_classifier(self._pooled(features.aux_patch_tokens)).flatten(1),
             cam=cam,
             cam_aux=cam_aux,
@@ -201,7 +203,12 @@ class ToCo(nn.Module):
 
     def _pooled(self, tokens: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, D, 1, 1)."""
-        return tokens.amax((2, 3), keepdim=True) if self.pooling == "max" else tokens.mean((2, 3), keepdim=True)
+        return tokens.mean((2, 3), keepdim=True) if self.pooling == "average" else tokens.amax((2, 3), keepdim=True)
+
+    def _read_by_classifier(self, features: TokenFeatures) -> Tensor:
+        """What the final classifier reads of an image, (B, D, 1, 1)."""
+        pooled = self._pooled(features.patch_tokens)
+        return (pooled + features.class_token[:, :, None, None]) / 2 if self.pooling == "max_and_class" else pooled
 
     def forward(self, image: Tensor, *, segment: bool = True) -> ToCoOutput:
         """Normalised images (B, 3, H, W) -> `ToCoOutput`. No state changes: only `update_teacher` moves the teacher."""

@@ -82,13 +82,16 @@ class StepOutput:
 
 
 def loss_weights(cfg: Config, step: int) -> dict[str, float]:
-    """Weight of each term at a step (0-based): CTC and PTC, and segmentation, join at their start steps."""
+    """Weight of each term at a step (0-based): CTC and PTC, and segmentation, join at their start steps; CTC may leave
+    again at `cfg.ctc_stop_step`.
+    """
     contrast, segment = step >= cfg.contrast_start_step, step >= cfg.seg_start_step + cfg.late_segmentation
+    class_tokens = contrast and step >= cfg.ctc_start_step and (step < cfg.ctc_stop_step or cfg.ctc_stop_step == 0)
     return {
         "cls": cfg.w_cls,
         "cls_aux": cfg.w_cls_aux,
         "ptc": cfg.w_ptc * contrast,
-        "ctc": cfg.w_ctc * contrast,
+        "ctc": cfg.w_ctc * class_tokens,
         "distil": cfg.w_distil * contrast,
         "seg": cfg.w_seg * segment,
         "reg": cfg.w_reg * segment,

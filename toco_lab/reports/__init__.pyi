@@ -1,5 +1,6 @@
 from . import ablation as ablation
 from . import comparison as comparison
+from . import contrast as contrast
 from . import export as export
 from . import galleries as galleries
 from . import parts as parts

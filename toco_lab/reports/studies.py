@@ -11,7 +11,7 @@ Most studies are said by their grid alone. One that measures more than a run doe
 import dataclasses
 import runpy
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,21 +151,52 @@ def write_study(study: Study, *, root: Path | str = ROOT) -> str:
     return write(study, Path(root))
 
 
-def write_results(study: Study, root: Path) -> str:
-    """What a study leaves that its grid says alone: the scores of its runs, compared row by row."""
+def write_results(
+    study: Study,
+    root: Path,
+    *,
+    measures: Callable[[RunDir], Mapping[str, float]] | None = None,
+    picture: Callable[[], Figure] | None = None,
+) -> str:
+    """What a study leaves that its grid says alone: the scores of its runs, compared row by row.
+
+    Args:
+        study: What was asked.
+        root: Folder that holds the runs.
+        measures: Further numbers of a run, by heading: columns of table.csv, and a second table of the summary.
+        picture: Makes figure.png; None draws every run as a dot.
+
+    Raises:
+        ValueError: If no run is finished.
+    """
     table = sweep_table(root, study.grid)
     table = table[table["state"] == "done"]
     if table.empty:
         raise ValueError(f"no run of {study.name} is finished in {root}; `{study.command}` makes them")
     frame = table[[name for name in KEPT if name in table]].round(4)
+    further = pd.DataFrame()
+    if measures is not None:
+        made = {run.folder.name: RunDir(run.folder) for run in study.grid.runs(root)}
+        further = pd.DataFrame([measures(made[name]) for name in frame["run"]], index=frame.index).round(4)
     summary = summarise(frame)
-    text = _markdown(study, frame, summary, root)
-    study.keep(frame, text, printed.ablation_plot(frame, summary, titles=TITLES))
+    frame = frame.join(further)
+    text = _markdown(study, frame, summary, root, further_table(frame, further.columns))
+    figure = printed.ablation_plot(frame, summary, titles=TITLES) if picture is None else picture()
+    study.keep(frame, text, figure)
     return text
 
 
-def _markdown(study: Study, frame: pd.DataFrame, summary: pd.DataFrame, root: Path) -> str:
-    """What was asked, how it was measured, the table, the figure and the command."""
+def further_table(frame: pd.DataFrame, headings: Iterable[str]) -> list[str]:
+    """The lines of a second Markdown table, of what a study measures beyond the scores; none without headings."""
+    headings = list(headings)
+    if not headings:
+        return []
+    wide = wide_table(summarise(frame, scores=headings)).drop(columns="images", errors="ignore").reset_index()
+    return [*markdown_lines(wide.columns, wide.to_numpy()), ""]
+
+
+def _markdown(study: Study, frame: pd.DataFrame, summary: pd.DataFrame, root: Path, further: Sequence[str] = ()) -> str:
+    """What was asked, how it was measured, the table, its `further` lines, the figure and the command."""
     runs = {run.folder.name: run for run in study.grid.runs(root)}
     configs: list[Config] = [runs[name].config for name in frame["run"]]
     seconds = f"{frame['seconds'].mean():.0f} s a run on one thread, evaluation included"
@@ -174,7 +205,7 @@ def _markdown(study: Study, frame: pd.DataFrame, summary: pd.DataFrame, root: Pa
     wide = wide_table(summary).reset_index()
     parts = [
         study.grid.about.strip(), "", protocol, "", *markdown_lines(wide.columns, wide.to_numpy()), "",
-        "![every run a dot](figure.png)", "", f"    {study.command}", "",
+        *further, "![every run a dot](figure.png)", "", f"    {study.command}", "",
     ]  # fmt: skip
     return "\n".join(parts)
 

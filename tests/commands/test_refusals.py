@@ -80,7 +80,7 @@ def test_a_file_where_a_folder_is_needed(command: list[str], refused, smoke_run:
 
 @pytest.mark.parametrize("command", [["report", "RUN"], ["data", "check", "smoke"], ["data", "show", "smoke"]])
 def test_a_folder_where_a_file_is_needed(command: list[str], refused, smoke_run: RunDir, tmp_path: Path) -> None:
-    (out := tmp_path / "out.html").mkdir()
+    (out := tmp_path / ("out.png" if command[0] == "data" else "out.html")).mkdir()
     error = refused(*(word.replace("RUN", str(smoke_run.path)) for word in command), "--out", out)
     assert f"{out}: Is a directory. A file is needed there" in error
     assert list(out.iterdir()) == [] and list(tmp_path.iterdir()) == [out]

@@ -19,6 +19,7 @@ from toco_lab.data.classes import label_names
 from toco_lab.data.images import RULE
 from toco_lab.data.loader import EvalSample, EvalSamples, eval_samples
 from toco_lab.data.masks import check_classes_shown
+from toco_lab.evaluation.crop_objects import CropObjects
 from toco_lab.evaluation.example_maps import map_rows
 from toco_lab.evaluation.gallery import NUM_IMAGES, save_gallery
 from toco_lab.evaluation.prediction import BATCH, FUSIONS, grouped_by_size, predict
@@ -35,6 +36,8 @@ from toco_lab.words import counted
 
 # what can be measured; `seg_crf` is measured as well where the config asks for it, and `labels` along with the CAMs
 TARGETS = (CAM, CAM_AUX, CAM_REFINED, SEG)
+
+Observe = Callable[[Sequence[EvalSample], Mapping[str, Tensor]], None]
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ def evaluate_model(
     split: str | None = None,
     checkpoint: str = "",
     gallery: int = 0,
+    observe: Observe | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Score a model on a split, image by image, keeping confusion matrices only.
@@ -94,6 +98,7 @@ def evaluate_model(
         split: None takes `cfg.val_split`.
         checkpoint: Hash of the weights, for the protocol record.
         gallery: How many images, from the first on, have their maps kept.
+        observe: Called with images of one size and what `predict` says of them.
         progress: Show a progress bar.
 
     Raises:
@@ -119,6 +124,8 @@ def evaluate_model(
             label = torch.stack([image_label_of(sample) for sample in group]).to(device)
             predicted = predict(model, cfg, image, label, targets)
             counts.add(group, label, predicted)
+            if observe is not None:
+                observe(group, predicted)
             if first := [sample for sample in group if sample.name in shown]:
                 rows |= zip((sample.name for sample in first), map_rows(first, predicted), strict=True)
             bar.update(len(group))
@@ -274,12 +281,15 @@ def protocol_record(cfg: Config, target: str, split: str, images: int, checkpoin
 def validator(cfg: Config, targets: Sequence[str] = VALIDATED) -> Callable[[ToCo, int], dict[str, float]]:
     """What `loop.fit` calls every `cfg.val_every` steps: mIoU of the targets on the validation split.
 
-    Segmentation is a single pass, as in the published training log: one scale, no flip.
+    Segmentation is a single pass, as in the published training log: one scale, no flip. With CTC and the auxiliary CAM
+    comes what `CropObjects` counts.
     """
     quick = cfg.replace(eval_seg_scales=(1.0,), eval_seg_flip=False)
 
     def validate(model: ToCo, step: int) -> dict[str, float]:
-        scores = evaluate_model(model, quick, targets=targets, progress=False).scores
-        return {target: scores[target] for target in targets}
+        crops = CropObjects(cfg) if cfg.w_ctc > 0 and CAM_AUX in targets else None
+        observe = crops.add if crops else None
+        scores = evaluate_model(model, quick, targets=targets, observe=observe, progress=False).scores
+        return {target: scores[target] for target in targets} | (crops.shares() if crops else {})
 
     return validate

@@ -126,8 +126,9 @@ def textbook_losses(
     weights = loss_weights(cfg, step)
     total = sum(weights[name] * terms[name] for name in LOSSES)
     losses = LossTerms(
-        **terms, total=total, positive_cosine=pairs.positive_cosine, negative_cosine=pairs.negative_cosine
-    )
+        **terms, total=total, positive_cosine=pairs.positive_cosine, negative_cosine=pairs.negative_cosine,
+        **crop_statistics(student.detach(), teacher, views.flags),
+    )  # fmt: skip
     return StepOutput(losses, cams, label, token_label, region, views)
 
 
@@ -188,34 +189,69 @@ def region_masks(cam_aux: Tensor, image_label: Tensor, cfg: Config) -> Tensor:
 
 
 def local_views(batch: Batch, region: Tensor, cfg: Config, generator: torch.Generator | None = None) -> LocalViews:
-    """Step 2: crops around uncertain positions, cut one by one; positive where they show enough of an object."""
-    size, (height, width) = cfg.local_crop_size, region.shape[-2:]
-    half = size // 2
+    """Step 2: crops around uncertain and background positions, cut one by one, with the kind of each."""
+    size, number = cfg.local_crop_size, cfg.num_local_crops
+    count = [side - size for side in region.shape[-2:]]  # start rows and columns
+    chance = torch.rand(len(region), count[0] * count[1], generator=generator) if cfg.ctc_between == "ignore" else None
     images, flags = [], []
-    for source, mask, box in zip(batch.local_source, region, batch.valid_box.tolist(), strict=True):
-        centres = mask[half : height - half, half : width - half]
-        wanted = centres == 1 if cfg.crop_candidates == "uncertain" else centres < 2
-        allowed = torch.ones_like(wanted)
+    for i, (source, mask, box) in enumerate(zip(batch.local_source, region, batch.valid_box.tolist(), strict=True)):
+        rows, columns = (list(range(starts)) for starts in count)
         if cfg.crops_in_valid_box:
             top, bottom, left, right = box
-            rows, columns = _starts(top, bottom, size, height - size), _starts(left, right, size, width - size)
-            allowed = torch.zeros_like(wanted)
-            allowed[torch.tensor(rows)[:, None], torch.tensor(columns)] = True
-        places = (wanted & allowed).nonzero()
-        if len(places) < cfg.num_local_crops:
-            places = allowed.nonzero()
-        order = torch.randperm(len(places), generator=generator)[: cfg.num_local_crops]
-        crops, positive = [], [1.0, 1.0]  # the global views are positives
-        for number in range(cfg.num_local_crops):
-            top, left = places[order[number % len(order)]].tolist()
-            crops.append(source[:, top : top + size, left : left + size])
-            shown = mask[top : top + size, left : left + size]
-            if cfg.crop_content == "area":
-                shown = shown > 0
-            positive.append(float(shown.float().mean() > cfg.crop_min_content))
-        images.append(torch.stack(crops))
-        flags.append(torch.tensor(positive))
+            rows, columns = _starts(top, bottom, size, count[0]), _starts(left, right, size, count[1])
+        allowed = [(row, column) for row in rows for column in columns]
+        if chance is None:
+            corners = _any_candidates(mask, allowed, cfg, generator)
+        else:
+            corners = _both_kinds(mask, allowed, chance[i].view(count), cfg)
+        corners = [corners[turn % len(corners)] for turn in range(number)] if chance is None else corners
+        images.append(torch.stack([source[:, top : top + size, left : left + size] for top, left in corners]))
+        flags.append(torch.tensor([1.0, 1.0] + [_kind(mask, corner, cfg) for corner in corners]))  # global views first
     return LocalViews(torch.stack(images, 1).flatten(0, 1), torch.stack(flags))
+
+
+def _centre(mask: Tensor, corner: tuple[int, int], cfg: Config) -> int:
+    half = cfg.local_crop_size // 2
+    return int(mask[corner[0] + half, corner[1] + half])
+
+
+def _kind(mask: Tensor, corner: tuple[int, int], cfg: Config) -> float:
+    """1 for a positive, 0 for a negative, 255 for a crop that is left out."""
+    size, (top, left) = cfg.local_crop_size, corner
+    shown = mask[top : top + size, left : left + size]
+    content = float((shown > 0 if cfg.crop_content == "area" else shown).float().mean())
+    if cfg.ctc_between == "negative":
+        return float(content > cfg.crop_min_content)
+    centre = _centre(mask, corner, cfg)
+    if centre == 1 and content > cfg.crop_min_content:
+        return 1.0
+    return 0.0 if centre == 0 and content <= cfg.crop_max_negative else 255.0
+
+
+def _any_candidates(
+    mask: Tensor, allowed: list[tuple[int, int]], cfg: Config, generator: torch.Generator | None
+) -> list[tuple[int, int]]:
+    """Corners of crops around candidates, whatever they show; of any crops where there are too few."""
+    wanted = (1,) if cfg.crop_candidates == "uncertain" else (0, 1)
+    places = [corner for corner in allowed if _centre(mask, corner, cfg) in wanted]
+    if len(places) < cfg.num_local_crops:
+        places = allowed
+    return [places[index] for index in torch.randperm(len(places), generator=generator)[: cfg.num_local_crops]]
+
+
+def _both_kinds(mask: Tensor, allowed: list[tuple[int, int]], chance: Tensor, cfg: Config) -> list[tuple[int, int]]:
+    """Corners of crops, half asking for positives, half for negatives: the best places of a random order."""
+    chosen = []
+    for asked, sign, number in ((1.0, -1, -(-cfg.num_local_crops // 2)), (0.0, 1, cfg.num_local_crops // 2)):
+        ranked = []
+        for corner in allowed:
+            kind = _kind(mask, corner, cfg)
+            left_out = 2 if _centre(mask, corner, cfg) < 2 else 3
+            order = left_out if kind == 255 else int(kind != asked)
+            ranked.append((order, sign * float(chance[corner]), corner))
+        ranked.sort()
+        chosen += [ranked[turn % min(len(ranked), number)][2] for turn in range(number)]
+    return chosen
 
 
 def _starts(begin: int, end: int, size: int, count: int) -> list[int]:
@@ -255,8 +291,24 @@ def ctc_loss(student: Tensor, teacher: Tensor, flags: Tensor, temperature: float
                     total = total - torch.log(e / (e + negative + 1e-4))
             if negative_only_term:
                 total = total - torch.log(1 / (1 + negative + 1e-4))
-        losses.append(total / len(teacher[i::batch]) / (sum(kinds) + 1e-4))
+        losses.append(total / len(teacher[i::batch]) / (kinds.count(1) + 1e-4))
     return torch.stack(losses).mean()
+
+
+def crop_statistics(student: Tensor, teacher: Tensor, flags: Tensor) -> dict[str, Tensor]:
+    """How alike the teacher's global views are to the local crops of each kind, and the shares of the kinds."""
+    batch, cosines = len(flags), {1: [], 0: [], 255: []}
+    for i, kinds in enumerate(flags[:, 2:].tolist()):
+        for kind, crop in zip(kinds, student[i::batch][2:], strict=True):
+            cosines[kind] += [F.cosine_similarity(view, crop, dim=0) for view in teacher[i::batch]]
+    total = sum(len(found) for found in cosines.values())
+    named = zip(("positive", "negative", "ignored"), cosines.values(), strict=True)
+    found = {}
+    for name, values in named:
+        found[f"ctc_{name}_share"] = student.new_tensor(len(values) / total)
+        if name != "ignored":
+            found[f"ctc_{name}_cosine"] = torch.stack(values).mean() if values else student.new_tensor(torch.nan)
+    return found
 
 
 # --- patch token contrast ---------------------------------------------------------------------------------------------

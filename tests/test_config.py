@@ -1,6 +1,7 @@
 """Config: presets, strict overrides, JSON, digest, released behaviour."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -90,14 +91,16 @@ def test_a_new_field_leaves_the_names_of_old_runs_alone():
 
 def test_the_second_view_counts_in_names_as_the_side_it_has():
     """224 was the default of `view2_size` once: such runs keep their names, and a view of another size has another."""
-    cfg = Config.preset("voc_vit_b")
+    crops = {"crop_candidates": "uncertain", "ctc_between": "negative"}  # as they were then
+    cfg = Config.preset("voc_vit_b").replace(**crops)
     former = cfg.replace(view2_size=224)
     assert former.digest() == "85d189ed" != cfg.digest()  # the digest of the preset before
     assert cfg.digest() == cfg.replace(view2_size=448).digest()
     assert config_differences({"none": cfg, "spelt out": cfg.replace(view2_size=448)}) == {}  # one folder, one run
     assert config_differences({"none": cfg, "former": former}) == {"view2_size": {"none": None, "former": 224}}
     assert cfg.replace(crop_size=224).digest() == former.replace(crop_size=224).digest()
-    assert Config.preset("toy").digest() == "6fd8d628" and Config.preset("smoke").digest() == "c63acaf1"
+    toys = (Config.preset(name).replace(**crops) for name in ("toy", "smoke"))
+    assert [toy.digest() for toy in toys] == ["6fd8d628", "c63acaf1"]
     assert Config.from_json(former.to_json()).digest() == former.digest()
     with pytest.raises(ValueError, match="view2_size 8 is less than patch_size 16"):
         cfg.replace(patch_size=16, view2_size=8)
@@ -112,12 +115,42 @@ def test_options_of_dupl_count_in_the_digest_only_where_they_are_on():
 
 def test_released_switches_every_quirk_on():
     sound = Config.preset("voc_vit_b")
+    assert sound.crop_candidates == sound.released().crop_candidates == "not_foreground"  # right, and the default
+    sound = sound.replace(crop_candidates="uncertain", ctc_between="negative")
     differing = config_differences({"sound": sound, "released": sound.released()})
     quirks = {f.name for f in dataclasses.fields(Config) if f.metadata["quirk"] is not None}
-    assert set(differing) == quirks
+    assert set(differing) | {"ctc_between"} == quirks
     assert sound.released().released() == sound.released()
     assert {"flip_views_independently", "flip_valid_box", "ptc_box_units", "crops_in_valid_box"} <= quirks
     assert sound.released().late_segmentation  # `n_iter <= 2000` has weight 0 for 2,001 steps
+
+
+@pytest.mark.parametrize("name, old, released", [
+    ("toy", "6fd8d628", "45d15c85"), ("voc_vit_b", "85d189ed", "0e8d36f3"), ("coco_deit_b", "95e52d52", "12d5ad40"),
+])  # fmt: skip
+def test_runs_from_before_crops_of_both_kinds_keep_their_names_and_their_crops(name, old, released):
+    cfg = Config.preset(name).replace(view2_size=64 if name == "toy" else 224)
+    assert cfg.released().replace(colours_on="image").digest() == released  # with the views of then: what it did
+    before = cfg.replace(crop_candidates="uncertain", ctc_between="negative")
+    assert before.digest() == old != cfg.digest()
+    written = json.loads(before.to_json())
+    del written["ctc_between"], written["crop_max_negative"]  # as an older version wrote it
+    assert Config.from_json(json.dumps(written)) == before
+    assert Config.from_json(cfg.to_json()) == cfg
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"crop_max_negative": 0.3}, ["crop_max_negative 0.3", "crop_min_content 0.2", "ctc_between to 'negative'"]),
+    ({"crop_min_content": 0.01}, ["crop_max_negative 0.05", "crop_min_content 0.01"]),
+    ({"crop_candidates": "uncertain"}, ["crop_candidates 'uncertain'", "no negatives", "ctc_between to 'negative'"]),
+])  # fmt: skip
+def test_crop_settings_that_contradict_each_other_are_refused_unless_flags_come_from_content_alone(changes, words):
+    cfg = Config.preset("voc_vit_b")
+    with pytest.raises(ValueError) as error:
+        cfg.replace(**changes)
+    for word in words:
+        assert word in str(error.value)
+    assert cfg.replace(ctc_between="negative", **changes).ctc_between == "negative"
 
 
 def test_every_field_is_explained():

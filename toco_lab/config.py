@@ -216,9 +216,24 @@ class Config:
     )
     num_local_crops: int = opt(8, "local crops per image", at_least=1, up_to=1024)
     local_crop_size: int = opt(96, "side of a local crop, in pixels (even)", at_least=2, up_to=MOST_PIXELS)
-    crop_min_content: float = opt(0.2, "a local crop with this share of content or less is a negative", within=(0, 1))
     crop_candidates: Literal["uncertain", "not_foreground"] = opt(
-        "uncertain", "where centres of local crops may lie", quirk="not_foreground"
+        "not_foreground",
+        "where centres of local crops may lie: uncertain regions and background (paper), or uncertain regions alone",
+        quirk="not_foreground",
+        before="uncertain",
+    )
+    crop_min_content: float = opt(
+        0.2, "a local crop that shows more content than this is a positive of CTC", within=(0, 1)
+    )
+    crop_max_negative: float = opt(
+        0.05, "a local crop that shows this much content or less is a negative (ctc_between `ignore`)", within=(0, 1)
+    )
+    ctc_between: Literal["ignore", "negative"] = opt(
+        "ignore",
+        "local crops that are no clean positive (uncertain centre, content) and no clean negative (background centre, "
+        "next to no content): left out of CTC, or (negative) flagged by content alone, as positive or negative",
+        quirk="negative",
+        before="negative",
     )
     crop_content: Literal["area", "double_foreground"] = opt(
         "area",
@@ -387,7 +402,7 @@ class Config:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Inverse of `to_json`. Missing fields take their default.
+        """Inverse of `to_json`. A missing field takes the value that runs had before there was such a field.
 
         Raises:
             ValueError: For text that is no JSON object, an unknown field, or a value that does not fit.
@@ -398,7 +413,8 @@ class Config:
             raise ValueError(f"config: cannot be read as JSON: {error}") from error
         if not isinstance(fields, dict):
             raise ValueError(f"config: must be a JSON object of fields and values, got {shown(fields)}")
-        return cls().replace(**fields)
+        before = {f.name: f.metadata["before"] for f in dataclasses.fields(cls) if f.metadata["before"] != f.default}
+        return cls().replace(**before | fields)
 
     @property
     def view2_side(self) -> int:
@@ -408,14 +424,15 @@ class Config:
     def digest(self) -> str:
         """Eight hex digits over the fields that can change a number, seed left out: runs of one digest are repeats.
 
-        Fields at their default do not count, so a field added later leaves the names of old runs alone. `view2_size`
-        counts as the side it stands for, and not where that is 224, which was its default once. For the data set
-        `folder` the folder's name counts too, because no other field says which images they are.
+        Fields at their default do not count, so a field added later leaves the names of old runs alone; where runs did
+        something else before, that is what does not count (`before` of `fields.opt`). `view2_size` counts as the side
+        it stands for, and not where that is 224, which was its default once. For the data set `folder` the folder's
+        name counts too, because no other field says which images they are.
         """
         kept = {
             f.name: value
             for f in dataclasses.fields(self)
-            if f.metadata["result"] and f.name != "seed" and (value := getattr(self, f.name)) != f.default
+            if f.metadata["result"] and f.name != "seed" and (value := getattr(self, f.name)) != f.metadata["before"]
         }
         kept.pop("view2_size", None)
         if self.view2_side != FORMER_VIEW2_SIZE:

@@ -132,7 +132,7 @@ class Limits:
         return ""
 
 
-def opt(default: Any, help: str, *, result: bool = True, quirk: Any = None, **limits: Any) -> Any:
+def opt(default: Any, help: str, *, result: bool = True, quirk: Any = None, before: Any = None, **limits: Any) -> Any:
     """A documented dataclass field.
 
     Args:
@@ -140,9 +140,12 @@ def opt(default: Any, help: str, *, result: bool = True, quirk: Any = None, **li
         help: One sentence, shown by `--help`, `Config.to_frame` and the notebooks.
         result: False where the value cannot change a number (log interval, workers): left out of the digest.
         quirk: The value that reproduces the authors' released code, where it differs from the sound reading.
+        before: What runs did before the field was there, or before `default` became its default, where that is another
+            value: files without the field mean it, and the digest leaves it out in place of the default.
         limits: What the value may be: the attributes of `Limits`.
     """
-    about = {"help": help, "result": result, "quirk": quirk, "limits": Limits(**limits)}
+    before = default if before is None else before
+    about = {"help": help, "result": result, "quirk": quirk, "before": before, "limits": Limits(**limits)}
     return dataclasses.field(default=default, metadata=about)
 
 

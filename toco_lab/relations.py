@@ -42,6 +42,7 @@ def check_relations(cfg: "Config") -> None:
         f"low_threshold must be below high_threshold, got {cfg.low_threshold} and {cfg.high_threshold}",
     )
     _check_fall(cfg)
+    _check_crops(cfg)
     _check_training(cfg)
     _check_sizes(cfg)
     _check_backbone(cfg)
@@ -97,6 +98,22 @@ def _check_fall(cfg: "Config") -> None:
         all(cfg.low_threshold < end <= cfg.high_threshold for end in ends),
         f"high_threshold_end must lie above low_threshold {cfg.low_threshold} and not above high_threshold "
         f"{cfg.high_threshold}, from which it falls, got {shown(ends)}",
+    )
+
+
+def _check_crops(cfg: "Config") -> None:
+    """Both kinds of local crops must be possible, and none may be both."""
+    ignored = cfg.ctc_between == "ignore"
+    _require(
+        not ignored or cfg.crop_max_negative <= cfg.crop_min_content,
+        f"crop_max_negative {cfg.crop_max_negative} must not be above crop_min_content {cfg.crop_min_content}: a crop "
+        "that shows as much would be a positive as well. Lower it, or set ctc_between to 'negative', which does not "
+        "read it",
+    )
+    _require(
+        not ignored or cfg.crop_candidates == "not_foreground",
+        "crop_candidates 'uncertain' with ctc_between 'ignore' leaves no negatives, which are centred on background: "
+        "set ctc_between to 'negative' as well, or leave crop_candidates 'not_foreground'",
     )
 
 

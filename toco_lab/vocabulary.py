@@ -36,6 +36,19 @@ CAM_AUX_TUNED = "cam_aux_tuned"
 CAM_REFINED_TUNED = "cam_refined_tuned"
 TUNED = {CAM: CAM_TUNED, CAM_AUX: CAM_AUX_TUNED, CAM_REFINED: CAM_REFINED_TUNED}
 VALIDATED = (CAM, CAM_AUX, SEG)  # what validation during training adds to metrics.csv
+# Beside them: how much true object the positive and the negative local crops of the validation images show.
+CROP_OBJECTS = ("ctc_positive_object", "ctc_negative_object")
+
+# Columns of metrics.csv about the local crops of CTC: cosines of their projections, and the shares of their kinds.
+CROP_STATISTICS = (
+    "ctc_positive_cosine",
+    "ctc_negative_cosine",
+    "ctc_positive_share",
+    "ctc_negative_share",
+    "ctc_ignored_share",
+)
+# The file of a run that an older version began lacks these, also when it is continued.
+COLUMNS_ADDED_LATER = CROP_STATISTICS + tuple(f"val_{name}" for name in CROP_OBJECTS)
 
 # Values of the column `class` that are the mean score of a target and no class.
 MIOU = "mIoU"
@@ -65,6 +78,13 @@ TITLES = {  # target, or column of metrics.csv -> what the reader sees
     "total_loss": "total loss",
     "positive_cosine": "|cos| of positive pairs",
     "negative_cosine": "|cos| of negative pairs",
+    "ctc_positive_cosine": "cosine of global views and positive crops",
+    "ctc_negative_cosine": "cosine of global views and negative crops",
+    "ctc_positive_share": "share of positive crops",
+    "ctc_negative_share": "share of negative crops",
+    "ctc_ignored_share": "share of ignored crops",
+    "val_ctc_positive_object": "true object in positive crops",
+    "val_ctc_negative_object": "true object in negative crops",
     "val_cam": "CAM mIoU",
     "val_cam_aux": "auxiliary CAM mIoU",
     "val_seg": "segmentation mIoU",

@@ -28,9 +28,10 @@ ROOT = Path(__file__).resolve().parents[2]
 # padded images (the valid box is smaller than the crop), three of them, one to three classes each, every term on
 CFG = Config.preset("smoke").replace(
     scale_range=(0.85, 0.97), batch_size=3, seg_start_step=0, low_threshold=0.35, high_threshold=0.5, num_local_crops=4,
-    crop_min_content=0.65, cam_scales=(1.0, 0.5, 1.5), warmup_steps=0,
+    crop_min_content=0.65, crop_max_negative=0.5, cam_scales=(1.0, 0.5, 1.5), warmup_steps=0,
 )  # fmt: skip
 RELEASED = CFG.released().replace(seg_start_step=0, crop_min_content=0.85)
+BEFORE = CFG.replace(crop_candidates="uncertain", ctc_between="negative")
 STEP = 3  # behind `aux_label_steps`: the pseudo label is that of the final CAM
 
 
@@ -116,7 +117,7 @@ def test_losses_and_gradients_are_those_of_the_fast_step(cfg, monkeypatch):
         torch.testing.assert_close(getattr(fast.cams.dense(), name), expected, rtol=0, atol=1e-9)
     for field in fields(fast.terms):
         value = getattr(fast.terms, field.name)
-        assert field.name == "distil" or value != 0, field.name
+        assert field.name in ("distil", "ctc_ignored_share") or value != 0, field.name
         torch.testing.assert_close(getattr(plain.terms, field.name), value, rtol=1e-8, atol=0, msg=field.name)
     assert_equal_gradients(gradients(models[1]), gradients(models[0]), relative=1e-7)
 
@@ -230,7 +231,7 @@ def boxed(batch: Batch) -> Batch:
 
 
 @pytest.mark.parametrize("change", [{}, {"crops_in_valid_box": False}, {"num_local_crops": 40}])
-@pytest.mark.parametrize("cfg", [CFG, RELEASED], ids=["sound", "released"])
+@pytest.mark.parametrize("cfg", [CFG, RELEASED, BEFORE], ids=["sound", "released", "before"])
 def test_regions_and_local_views(cfg, change, batch):
     batch, cfg = boxed(batch), cfg.replace(**change)
     cams = blobs(batch)
@@ -242,7 +243,7 @@ def test_regions_and_local_views(cfg, change, batch):
     found = textbook.local_views(batch, region, cfg, generator())
     expected = step.local_views(batch, region, cfg, generator())
     assert torch.equal(found.image, expected.image) and torch.equal(found.flags, expected.flags)
-    assert 0 < found.flags[:, 2:].mean() < 1
+    assert {0, 1} | ({255} if cfg.ctc_between == "ignore" else set()) == set(found.flags[:, 2:].flatten().tolist())
 
 
 @pytest.mark.parametrize("cfg", [CFG, RELEASED], ids=["sound", "released"])
@@ -286,7 +287,7 @@ def test_projections_encode_every_view(batch):
 
 @pytest.mark.parametrize("temperature, negative_only_term", [(0.5, False), (1.0, True)])
 def test_class_token_contrast(temperature, negative_only_term):
-    flags = torch.tensor([[1, 1, 0, 1, 0], [1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]).double()
+    flags = torch.tensor([[1, 1, 0, 1, 0], [1, 1, 1, 255, 1], [1, 1, 0, 255, 0]]).double()
     student = torch.randn(15, 8, generator=generator(), dtype=torch.float64).requires_grad_()
     teacher = torch.randn(6, 8, generator=generator(), dtype=torch.float64)
     expected = losses.ctc_loss(student, teacher, flags, temperature=temperature, negative_only_term=negative_only_term)

@@ -133,7 +133,7 @@ def test_crops_are_boxes_and_can_be_drawn_again(explorer):
     boxes = explorer.panel("regions and crops").crops
     assert [box.top for box in boxes] == crops.top[0].tolist()
     assert [box.left for box in boxes] == crops.left[0].tolist()
-    assert [box.positive for box in boxes] == crops.positive[0].bool().tolist()
+    assert [box.kind for box in boxes] == crops.kind[0].tolist()
     explorer.other_crops.click()
     assert explorer.views["regions and crops"].value
     assert [box.top for box in explorer.panel("regions and crops").crops] == explorer.session.local_crops(seed=1).top[

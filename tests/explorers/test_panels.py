@@ -10,7 +10,7 @@ from PIL import Image, ImageColor
 
 from toco_lab.explorers import panels
 from toco_lab.explorers.panels import (
-    CROP_COLOURS,
+    CROP_STYLES,
     REGIONS,
     CropBox,
     Panel,
@@ -76,20 +76,35 @@ def test_panels_break_into_rows():
     assert (picture(five, 4) == 200).all()
 
 
-def test_positive_crops_are_solid_and_negative_ones_dashed():
-    boxes = [CropBox(5, 5, 40, True), CropBox(10, 60, 40, False)]
+def test_positive_crops_are_solid_negative_ones_dashed_and_ignored_ones_dotted():
+    boxes = [CropBox(5, 5, 40, 1), CropBox(10, 60, 40, 0), CropBox(70, 60, 40, 255)]
     image = np.full((120, 120, 3), 200, np.uint8)
     region = np.ones((120, 120), np.int64)
     row = panel_row(image, [Panel("crops", region, legend=REGIONS, crops=boxes)], side=120)
     drawn = picture(row, shape=(120, 120))
 
-    def share(line, good):
-        return (line == ImageColor.getrgb(CROP_COLOURS[good])).all(-1).mean()
+    def is_line(line, kind):
+        return (line == ImageColor.getrgb(CROP_STYLES[kind].colour)).all(-1)
 
-    assert share(drawn[5, 8:43], True) == 1
-    assert share(drawn[8:43, 45], True) == 1
-    assert 0.3 < share(drawn[10, 63:98], False) < 0.8
-    assert share(drawn[25, 10:40], True) == 0
+    def pieces(line):
+        return int((np.diff(line.astype(int), prepend=0) == 1).sum())
+
+    solid, dashed, dotted = (is_line(drawn[*place], kind) for place, kind in (
+        ((5, slice(8, 43)), 1), ((10, slice(60, 101)), 0), ((70, slice(60, 101)), 255)
+    ))  # fmt: skip
+    assert solid.all() and is_line(drawn[8:43, 45], 1).all()
+    assert 0.3 < dashed.mean() < 0.8 and 0.2 < dotted.mean() < 0.7
+    assert pieces(solid) == 1 < pieces(dashed) < pieces(dotted)
+    assert not is_line(drawn[25, 10:40], 1).any()
+
+
+def test_the_three_kinds_of_crops_differ_for_the_colour_blind_and_from_the_regions():
+    """In dashes, in colour, and in brightness: no two are alike in a grey print."""
+    assert len({style.dash for style in CROP_STYLES.values()}) == 3
+    colours = [ImageColor.getrgb(style.colour) for style in CROP_STYLES.values()]
+    brightness = sorted(0.299 * red + 0.587 * green + 0.114 * blue for red, green, blue in colours)
+    assert min(np.diff(brightness)) > 5
+    assert not {style.colour for style in CROP_STYLES.values()} & {colour for _, colour in REGIONS.values()}
 
 
 def test_legend_names_what_is_there_once(monkeypatch):
@@ -98,13 +113,13 @@ def test_legend_names_what_is_there_once(monkeypatch):
     monkeypatch.setattr(panels, "_draw_entry", lambda *a: (written.append(astuple(a[4])), original(*a)))
     label = np.zeros((60, 80), np.uint8)
     label[0] = 255
-    cam, crop = np.zeros((60, 80)), CropBox(0, 0, 9, False)
+    cam, crop = np.zeros((60, 80)), CropBox(0, 0, 9, 0)
     panel_row(
         IMAGE, [Panel("l", label, legend=LEGEND), Panel("m", label, legend=LEGEND), Panel("c", cam, crops=[crop])]
     )
     assert written == [
-        ("bar", "CAM score", "", False), ("patch", "background", "#000000", False),
-        ("patch", "ignored (255)", "", False), ("line", "negative crop", "", False),
+        ("bar", "CAM score", "", 1), ("patch", "background", "#000000", 1),
+        ("patch", "ignored (255)", "", 1), ("line", "negative crop", "", 0),
     ]  # fmt: skip
 
 

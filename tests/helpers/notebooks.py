@@ -20,7 +20,11 @@ FILES = {  # what each notebook leaves in the folder of its run
         "figures/pseudo_label_thresholds.png",
         "figures/regions_and_crops.png",
     },
-    "02_losses_by_hand": {"figures/ptc_descent.png", "figures/ctc_wrong_flag.png"},
+    "02_losses_by_hand": {
+        "figures/ptc_descent.png",
+        "figures/ctc_wrong_flag.png",
+        "figures/ctc_contradictory_flag.png",
+    },
     "05_over_smoothing": {
         "smoothing.csv",
         "layer_cams.csv",

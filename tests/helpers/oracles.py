@@ -43,7 +43,7 @@ def ptc(tokens, mask, similarity):
 
 
 def ctc(student, teacher, flags, temperature, negative_only_term):
-    """InfoNCE per image and teacher view, exponentials as written."""
+    """InfoNCE per image and teacher view, exponentials as written; flags 1 positive, 0 negative, 255 ignored."""
     batch, views = flags.shape
     losses = []
     for i in range(batch):
@@ -51,12 +51,24 @@ def ctc(student, teacher, flags, temperature, negative_only_term):
         total = 0.0
         for v in range(2):
             e = [torch.exp(teacher[v * batch + i] @ student[j * batch + i] / temperature) for j in range(views)]
-            negative = sum((e[j] for j in range(views) if j not in positives), torch.zeros((), dtype=student.dtype))
+            negative = sum((e[j] for j in range(views) if flags[i, j] == 0), torch.zeros((), dtype=student.dtype))
             total = total - sum(torch.log(e[j] / (e[j] + negative + 1e-4)) for j in positives)
             if negative_only_term:
                 total = total - torch.log(1 / (1 + negative + 1e-4))
         losses.append(total / 2 / (len(positives) + 1e-4))
     return sum(losses) / batch
+
+
+def crop_cosines(student, teacher, flags):
+    """Mean cosine of the teacher's two global views with the local views of each kind (1, 0), one pair at a time."""
+    batch, views = flags.shape
+    found = {1: [], 0: [], 255: []}
+    for i in range(batch):
+        for j in range(2, views):
+            for v in range(2):
+                a, b = teacher[v * batch + i], student[j * batch + i]
+                found[int(flags[i, j])].append(((a @ b) / (a @ a).sqrt() / (b @ b).sqrt()).item())
+    return [np.mean(found[kind]) if found[kind] else math.nan for kind in (1, 0)]
 
 
 def seg(logits, label):

@@ -13,6 +13,7 @@ from toco_lab.method.losses import (
     affinity_mask,
     classification_loss,
     ctc_loss,
+    ctc_terms,
     distil_loss,
     ptc_loss,
     ptc_terms,
@@ -128,6 +129,8 @@ FLAGS = {
     "positives": [[1, 1, 1, 1, 1], [1, 1, 1, 1, 1]],
     "globals": [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0]],
     "one": [[1, 1]],
+    "ignored": [[1, 1, 0, 255, 1], [1, 1, 255, 255, 0]],
+    "all ignored": [[1, 1, 255, 255, 255], [1, 1, 255, 255, 255]],
 }
 
 
@@ -144,6 +147,57 @@ def test_ctc_equals_the_loops(case, temperature, negative_only_term):
     torch.testing.assert_close(actual, expected, rtol=1e-7, atol=1e-12)
     single = ctc_loss(student.float(), teacher.float(), flags.float(), **options)
     assert single.item() == pytest.approx(expected[0].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("negative_only_term", [True, False])
+def test_ctc_of_ignored_crops_is_that_of_the_crops_without_them(negative_only_term):
+    """Removed altogether, image by image: value and gradients stay, and the ignored crops get no gradient at all."""
+    flags = torch.tensor([[1, 1, 255, 0, 1, 255], [1, 1, 0, 255, 255, 1]])
+    student, teacher = randn(6, 2, 4), randn(2, 2, 4, seed=1)
+
+    def removed(s, t):
+        rows = [
+            oracles.ctc(s[kept, i], t[:, i], flags[i : i + 1, kept], 0.5, negative_only_term)
+            for i in range(2)
+            if len(kept := (flags[i] != 255).nonzero().flatten())
+        ]
+        return sum(rows) / 2
+
+    def found(s, t):
+        return ctc_loss(s.flatten(0, 1), t.flatten(0, 1), flags, negative_only_term=negative_only_term)
+
+    actual, expected = value_and_grad(found, student, teacher), value_and_grad(removed, student, teacher)
+    torch.testing.assert_close(actual, expected, rtol=1e-7, atol=1e-12)
+    gradient = actual[1][0]
+    assert (gradient.transpose(0, 1)[flags == 255] == 0).all()
+    assert (gradient.transpose(0, 1)[flags != 255].abs().sum(1) > 0).all()
+    elsewhere = torch.where((flags == 255).T[..., None], 1e3 * student, student)  # whatever they are
+    assert found(elsewhere, teacher) == actual[0]
+
+
+@pytest.mark.parametrize("case", FLAGS)
+def test_ctc_says_whether_the_kinds_of_crops_part(case):
+    flags = torch.tensor(FLAGS[case])
+    batch, views = flags.shape
+    student, teacher = randn(views * batch, 4).requires_grad_(), randn(2 * batch, 4, seed=1)
+    terms = ctc_terms(student, teacher, flags)
+    cosines = [terms.positive_cosine, terms.negative_cosine]
+    expected = oracles.crop_cosines(student.detach(), teacher, flags)
+    np.testing.assert_allclose(torch.stack(cosines), expected, rtol=1e-7)
+    shares = [terms.positive_share, terms.negative_share, terms.ignored_share]
+    local = FLAGS[case][0][2:] + (FLAGS[case][1][2:] if batch > 1 else [])
+    expected = [local.count(kind) / len(local) if local else np.nan for kind in (1, 0, 255)]
+    np.testing.assert_allclose(torch.stack(shares), expected)
+    assert terms.loss == ctc_loss(student, teacher, flags) and not any(v.requires_grad for v in cosines + shares)
+
+
+def test_ctc_cosines_are_the_same_under_autocast_and_at_any_length():
+    flags, student, teacher = torch.tensor(FLAGS["mixed"]), randn(10, 4).float(), randn(4, 4, seed=1).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = ctc_terms(7 * student, 0.1 * teacher, flags)
+    expected = ctc_terms(student, teacher, flags)
+    assert found.positive_cosine.item() == pytest.approx(expected.positive_cosine.item(), rel=1e-5)
+    assert found.negative_cosine.item() == pytest.approx(expected.negative_cosine.item(), rel=1e-5)
 
 
 def test_ctc_is_invariant_to_image_order_and_local_view_order():

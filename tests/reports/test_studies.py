@@ -150,7 +150,7 @@ def test_findings_do_not_hold_when_they_do_not():
 
 def test_rows_of_the_toy_table_differ_only_in_their_switches():
     configs = {(run.row, run.seed): run.config for run in open_study("toy_table", KEPT).grid.runs()}
-    base = Config.preset("toy").replace(token_snapshots=0)
+    base = Config.preset("toy").replace(token_snapshots=0, crop_candidates="uncertain", ctc_between="negative")
     assert configs["full ToCo", 0] == base
     assert configs["full ToCo, released oddities", 0] == base.released()
     baseline = configs["baseline", 2]

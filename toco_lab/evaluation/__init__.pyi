@@ -1,5 +1,6 @@
 from . import cam_per_layer as cam_per_layer
 from . import counts as counts
+from . import crop_objects as crop_objects
 from . import evaluate as evaluate
 from . import example_maps as example_maps
 from . import gallery as gallery

@@ -1,6 +1,6 @@
 """Evaluation of a model: mIoU of its CAMs and segmentation, F1 of its image labels, and the protocol of each number."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from toco_lab.backbones.activations import evaluating
@@ -15,9 +16,10 @@ from toco_lab.backbones.weights import weights_hash
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.data.classes import label_names
 from toco_lab.data.images import RULE
-from toco_lab.data.loader import EvalSamples, eval_samples
+from toco_lab.data.loader import EvalSample, EvalSamples, eval_samples
 from toco_lab.data.masks import check_classes_shown
 from toco_lab.evaluation.counts import Counts
+from toco_lab.evaluation.crop_objects import CropObjects
 from toco_lab.evaluation.example_maps import map_rows
 from toco_lab.evaluation.gallery import NUM_IMAGES, save_gallery
 from toco_lab.evaluation.prediction import BATCH, FUSIONS, grouped_by_size, predict
@@ -45,6 +47,8 @@ from toco_lab.words import counted
 # what can be measured; `seg_crf` is measured as well where the config asks for it, `labels` along with the CAMs, and
 # each CAM a second time at the threshold that is best on training images
 TARGETS = (CAM, CAM_AUX, CAM_REFINED, SEG)
+
+Observe = Callable[[Sequence[EvalSample], Mapping[str, Tensor]], None]
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,7 @@ def evaluate_model(
     split: str | None = None,
     checkpoint: str = "",
     gallery: int = 0,
+    observe: Observe | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Score a model on a split, image by image, keeping confusion matrices only.
@@ -110,6 +115,7 @@ def evaluate_model(
         split: None takes `cfg.val_split`.
         checkpoint: Hash of the weights, for the protocol record.
         gallery: How many images, from the first on, have their maps kept.
+        observe: Called with images of one size and what `predict` says of them.
         progress: Show a progress bar.
 
     Raises:
@@ -128,7 +134,8 @@ def evaluate_model(
     with evaluating(model):
         tuned = _tuned(model, cfg, maps, samples, progress=progress)
         counts = Counts(cfg, maps, tuned, next(model.parameters()).device)
-        rows = _count(model, cfg, samples, targets, counts, shown, f"evaluate {split}" if progress else "")
+        title = f"evaluate {split}" if progress else ""
+        rows = _count(model, cfg, samples, targets, counts, shown, title, observe)
     table, in_mean = counts.table(label_names(cfg))
     protocol = {
         target: protocol_record(cfg, target, split, len(samples), checkpoint) for target in table["target"].unique()
@@ -150,6 +157,7 @@ def _count(
     counts: Counts,
     shown: Collection[str],
     title: str,
+    observe: Observe | None,
 ) -> dict[str, dict[str, np.ndarray | None]]:
     """Count this process's share of the images; returns the maps of those that are `shown`, by name.
 
@@ -163,6 +171,8 @@ def _count(
             label = torch.stack([image_label_of(sample) for sample in group]).to(device)
             predicted = predict(model, cfg, image, label, targets, tuned=counts.tuned)
             counts.add(group, label, predicted)
+            if observe is not None:
+                observe(group, predicted)
             if first := [sample for sample in group if sample.name in shown]:
                 rows |= zip((sample.name for sample in first), map_rows(first, predicted), strict=True)
             bar.update(len(group))
@@ -299,12 +309,14 @@ def validator(cfg: Config, targets: Sequence[str] = VALIDATED) -> Callable[[ToCo
     """What `loop.fit` calls every `cfg.val_every` steps: mIoU of the targets on the validation split.
 
     Segmentation is a single pass, as in the published training log: one scale, no flip. CAMs have the config's
-    threshold alone.
+    threshold alone. With CTC and the auxiliary CAM comes what `CropObjects` counts.
     """
     quick = cfg.replace(eval_seg_scales=(1.0,), eval_seg_flip=False, threshold_images=0)
 
     def validate(model: ToCo, step: int) -> dict[str, float]:
-        scores = evaluate_model(model, quick, targets=targets, progress=False).scores
-        return {target: scores[target] for target in targets}
+        crops = CropObjects(cfg) if cfg.w_ctc > 0 and CAM_AUX in targets else None
+        observe = crops.add if crops else None
+        scores = evaluate_model(model, quick, targets=targets, observe=observe, progress=False).scores
+        return {target: scores[target] for target in targets} | (crops.shares() if crops else {})
 
     return validate

@@ -17,6 +17,7 @@ from toco_lab.data.classes import PALETTE
 from toco_lab.explorers.attribution import ATTRIBUTIONS
 from toco_lab.explorers.cam_session import CamSession, ImageIou
 from toco_lab.explorers.panels import REGIONS, CropBox, Panel, label_legend
+from toco_lab.method.crops import IGNORED, NEGATIVE, POSITIVE
 from toco_lab.vocabulary import CAM, CAM_AUX, SEG, TITLES
 
 VIEWS = {  # view -> tooltip of its button
@@ -185,13 +186,15 @@ class CamPanels:
     def _crops(self) -> Panel:
         choice = self.choice
         crops = self.session.local_crops(choice.low, choice.high, choice.crop_seed, **choice.cam)
-        corners = zip(crops.top[0].tolist(), crops.left[0].tolist(), crops.positive[0].tolist(), strict=True)
-        boxes = [CropBox(top, left, crops.size, positive > 0) for top, left, positive in corners]
-        count = sum(box.positive for box in boxes)
+        drawn = zip(crops.top[0].tolist(), crops.left[0].tolist(), crops.kind[0].int().tolist(), strict=True)
+        boxes = [CropBox(top, left, crops.size, kind) for top, left, kind in drawn]
+        kinds = [box.kind for box in boxes]
+        note = f"{kinds.count(POSITIVE)} positive, {kinds.count(NEGATIVE)} negative"
+        note += f", {kinds.count(IGNORED)} ignored" if IGNORED in kinds else ""
         return Panel(
             "regions and crops",
             _array(self.session.region(choice.low, choice.high, **choice.cam)),
-            note=f"{count} positive, {len(boxes) - count} negative, draw {choice.crop_seed}",
+            note=f"{note}, draw {choice.crop_seed}",
             legend=REGIONS,
             crops=boxes,
         )

@@ -23,7 +23,7 @@ from toco_lab.explorers.uploads import LONGEST_SIDE
 from toco_lab.files import require
 from toco_lab.method.cam import Cams, fuse_flip, min_max, resize
 from toco_lab.method.crf import crf_label
-from toco_lab.method.crops import LocalCrops, sample_local_crops
+from toco_lab.method.crops import LocalCrops, local_crops
 from toco_lab.method.labels import confident_label, mask_by_label, region_mask
 from toco_lab.method.model import ToCo
 from toco_lab.method.present import PresentClasses
@@ -280,12 +280,8 @@ class CamSession:
         Raises:
             ValueError: If the image is not larger than a crop.
         """
-        cfg, region = self.cfg, self.region(low, high, scales=scales, flip=flip)
-        return sample_local_crops(
-            region[None], crop_size=cfg.local_crop_size, num_crops=cfg.num_local_crops,
-            candidates=cfg.crop_candidates, content=cfg.crop_content, min_content=cfg.crop_min_content,
-            generator=torch.Generator().manual_seed(seed),
-        )  # fmt: skip
+        region = self.region(low, high, scales=scales, flip=flip)
+        return local_crops(region[None], self.cfg, generator=torch.Generator().manual_seed(seed))
 
     # --- inside ---------------------------------------------------------------------------------------------------
 

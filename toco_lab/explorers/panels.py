@@ -21,19 +21,41 @@ from PIL.PngImagePlugin import PngInfo
 from toco_lab.figures.pictures import CAM_COLOURS, IGNORED
 
 REGIONS = {0: ("certain background", "#1B2A41"), 1: ("uncertain", "#56B4E9"), 2: ("certain foreground", "#F0E442")}
-CROP_COLOURS = {True: "#009E73", False: "#D55E00"}  # positive, negative; their lines differ as well
+CROP_NAMES = {1: "positive crop", 0: "negative crop", IGNORED: "ignored crop"}  # by kind, as in `LocalCrops.kind`
 _INK, _GREY = "#111111", "#555555"
-_MARGIN, _LINE, _SWATCH, _DASH = 10, 18, 12, 7  # pixels
+_MARGIN, _LINE, _SWATCH = 10, 18, 12  # pixels
 
 
 @dataclass(frozen=True)
 class CropBox:
-    """A square in image pixels; a positive one is drawn solid, a negative one dashed."""
+    """A square in image pixels: solid for a positive (`kind` 1), dashed for a negative (0), dotted if ignored (255)."""
 
     top: int
     left: int
     size: int
-    positive: bool
+    kind: int
+
+
+@dataclass(frozen=True)
+class CropStyle:
+    """How the outline of a kind of crop is drawn; kinds differ in colour, in brightness of the rim and in dashes.
+
+    Attributes:
+        colour: Of the line.
+        rim: Colour and width of a line below it, so that it shows on any ground.
+        dash: Length of a dash and of the gap after it, in pixels; None draws a solid line.
+    """
+
+    colour: str
+    rim: tuple[str, int]
+    dash: tuple[float, float] | None = None
+
+
+CROP_STYLES = {  # colours of Okabe and Ito, which differ for the colour-blind as well
+    1: CropStyle("#009E73", ("white", 5)),
+    0: CropStyle("#D55E00", ("black", 3), (8, 6)),
+    IGNORED: CropStyle("#CC79A7", ("white", 3), (3, 5)),
+}
 
 
 @dataclass(frozen=True)
@@ -110,7 +132,7 @@ def panel_row(
             canvas.paste(Image.fromarray(painted), (x, top))
         for crop in panel.crops:
             corner = x + factor * crop.left, top + factor * crop.top
-            _draw_box(draw, *corner, factor * crop.size, positive=crop.positive)
+            _draw_box(draw, *corner, factor * crop.size, crop.kind)
     for x, row, entry in legend:
         _draw_entry(draw, canvas, x, rows * cell_height + _MARGIN + row * _LINE, entry, (vmin, vmax))
     return np.asarray(canvas)
@@ -183,25 +205,23 @@ def _scaled(array: np.ndarray, size: tuple[int, int], *, smooth: bool = True) ->
     return np.asarray(Image.fromarray(array).resize(size, how))
 
 
-def _draw_box(draw: ImageDraw.ImageDraw, x: float, y: float, size: float, *, positive: bool) -> None:
-    """A square with a light (positive) or dark rim, so that it shows on any ground."""
+def _draw_box(draw: ImageDraw.ImageDraw, x: float, y: float, size: float, kind: int) -> None:
+    """The outline of a crop of a kind."""
     corners = [(x, y), (x + size, y), (x + size, y + size), (x, y + size), (x, y)]
     for begin, end in itertools.pairwise(corners):
-        _draw_line(draw, begin, end, positive=positive)
+        _draw_line(draw, begin, end, kind)
 
 
-def _draw_line(
-    draw: ImageDraw.ImageDraw, begin: tuple[float, float], end: tuple[float, float], *, positive: bool
-) -> None:
-
-    draw.line([begin, end], fill="white" if positive else "black", width=5 if positive else 3)
+def _draw_line(draw: ImageDraw.ImageDraw, begin: tuple[float, float], end: tuple[float, float], kind: int) -> None:
+    style = CROP_STYLES[kind]
+    draw.line([begin, end], fill=style.rim[0], width=style.rim[1])
     (x0, y0), (x1, y1) = begin, end
-    pieces = 1 if positive else max(1, round(math.dist(begin, end) / (2 * _DASH)))
+    length = math.dist(begin, end)
+    drawn, gap = style.dash or (length, 0)
+    pieces = max(1, round(length / (drawn + gap)))
     for piece in range(pieces):
-        part = [
-            (x0 + s * (x1 - x0), y0 + s * (y1 - y0)) for s in (piece / pieces, (piece + (positive or 0.6)) / pieces)
-        ]
-        draw.line(part, fill=CROP_COLOURS[positive], width=3)
+        shares = piece / pieces, (piece + drawn / (drawn + gap)) / pieces
+        draw.line([(x0 + s * (x1 - x0), y0 + s * (y1 - y0)) for s in shares], fill=style.colour, width=3)
 
 
 @dataclass(frozen=True)
@@ -211,7 +231,7 @@ class _LegendEntry:
     kind: str
     name: str
     colour: str = ""
-    positive: bool = False
+    crop: int = 1
 
     @property
     def symbol_width(self) -> int:
@@ -229,9 +249,8 @@ def _legend(panels: Sequence[Panel]) -> list[_LegendEntry]:
                 entries += [_LegendEntry("patch", "ignored (255)")] if IGNORED in values else []
             else:
                 entries.insert(0, _LegendEntry("bar", "CAM score"))
-        for positive, name in ((True, "positive crop"), (False, "negative crop")):
-            if any(crop.positive == positive for crop in panel.crops):
-                entries.append(_LegendEntry("line", name, positive=positive))
+        shown = {crop.kind for crop in panel.crops}
+        entries += [_LegendEntry("line", name, crop=kind) for kind, name in CROP_NAMES.items() if kind in shown]
     return list(dict.fromkeys(entries))
 
 
@@ -257,7 +276,7 @@ def _draw_entry(
         canvas.paste(Image.fromarray(np.ascontiguousarray(strip)), (x + 10, y + 2))
         draw.text((x + 142, y), high, fill=_INK, font=_font(12))
     elif entry.kind == "line":
-        _draw_line(draw, (x, y + 8), (x + 28, y + 8), positive=entry.positive)
+        _draw_line(draw, (x, y + 8), (x + 28, y + 8), entry.crop)
     else:
         draw.rectangle((x, y + 2, x + _SWATCH, y + 2 + _SWATCH), fill=entry.colour or "white", outline="black")
         for step in range(4, 2 * _SWATCH, 6) if not entry.colour else ():  # hatched

@@ -7,7 +7,7 @@ what is wrong with these maps:
 - Patch tokens of deep layers become nearly equal (over-smoothing), so the CAM of the last layer is flat. Patch token
   contrast (PTC) teaches the final tokens to differ where the tokens of an earlier block still do.
 - A CAM covers only the most discriminative part of an object. Class token contrast (CTC) pulls the class token of a
-  local crop around an uncertain region towards that of the whole image.
+  local crop around an uncertain region towards that of the whole image, and pushes that of a crop of background away.
 
 Symbols
 -------
@@ -30,11 +30,13 @@ One training step (`step.compute_losses`)
 1. CAMs: `cam.multi_scale_cam` runs image and mirror image at several scales without gradient and normalises each map
    to [0, 1). It gives a CAM of the final and one of the auxiliary tokens, for the present classes alone.
 2. Local crops: `labels.region_mask` splits the image by the auxiliary CAM into background, uncertain and foreground.
-   `crops.sample_local_crops` draws crops around uncertain positions; one that shows too little of an object is a
-   negative.
+   `crops.sample_local_crops` draws half of the crops around uncertain positions, to be positives where they show
+   enough of an object, and half around background, to be negatives where they show next to none. What is neither is
+   ignored.
 3. CTC: `step.class_token_contrast` projects the class tokens of two global views (the training image, and a random part
    of the unscaled image at the size of the crop) and of the local crops; `losses.ctc_loss` contrasts the teacher's
-   projections of the global views with the student's of all views.
+   projections of the global views with the student's of all views. The second global view is always a positive,
+   whatever it shows.
 4. PTC: `labels.token_labels` labels every token by the auxiliary CAM, `losses.affinity_mask` makes pairs of equal and
    of different labels, and `losses.ptc_terms` raises the |cos| of final tokens in the former and lowers it in the
    latter.
@@ -53,8 +55,9 @@ Quirks
 In places the released code departs from the plain reading of the paper. Each place has a field of the `Config` marked
 "quirk": its default is the sound behaviour, and `Config.released` switches all of them to the released one. Here:
 
-- `crop_candidates`, `crop_content`, `crops_in_valid_box` (step 2): crops may be centred on background, count confident
-  foreground double, and may lie on padding.
+- `ctc_between`, `crop_content`, `crops_in_valid_box` (step 2): a crop is a positive or a negative by its content alone,
+  crops count confident foreground double, and may lie on padding. (`crop_candidates` has a released value too, which is
+  the default: crops of background belong to the paper.)
 - `ctc_negative_only_term` (step 3): a term without positives is added once per image.
 - `ptc_box_units` (step 4): the valid box is used in pixels on the token grid, so most padded images drop out.
 - `late_segmentation` (step 7): the segmentation losses join one step late.

@@ -121,25 +121,46 @@ def ptc_loss(patch_tokens: Tensor, affinity: Tensor, *, similarity: Literal["abs
     return ptc_terms(patch_tokens, affinity, similarity=similarity).loss
 
 
-def ctc_loss(
+@dataclass(frozen=True)
+class CtcTerms:
+    """Class token contrast with what it must be read with: whether the two kinds of local crops part.
+
+    Attributes:
+        loss: Scalar.
+        positive_cosine: Scalar, detached: mean cosine of the teacher's global views with the student's positive local
+            crops over the batch, in [-1, 1]; NaN if there are none. The global views themselves do not count.
+        negative_cosine: The same with the negative crops.
+        positive_share, negative_share, ignored_share: Of the local crops of the batch, in [0, 1]; NaN without crops.
+    """
+
+    loss: Tensor
+    positive_cosine: Tensor
+    negative_cosine: Tensor
+    positive_share: Tensor
+    negative_share: Tensor
+    ignored_share: Tensor
+
+
+def ctc_terms(
     student: Tensor, teacher: Tensor, flags: Tensor, *, temperature: float = 0.5, negative_only_term: bool = False
-) -> Tensor:
+) -> CtcTerms:
     """Class token contrast: InfoNCE between the teacher's global views and the student's global and local views.
 
     Paper: section on class token contrast. Per image, with z = <teacher_v, student_j> / temperature (raw dot products),
     Neg_v = sum of exp(z_vj) over negatives j and P the positives: mean over the teacher's views v of
-    sum_P -log(exp(z_vj) / (exp(z_vj) + Neg_v + 1e-4)) / (|P| + 1e-4); then the mean over images.
+    sum_P -log(exp(z_vj) / (exp(z_vj) + Neg_v + 1e-4)) / (|P| + 1e-4); then the mean over images. Ignored views are in
+    no sum and in no count, and get no gradient.
 
     Args:
-        student: (V * B, D), view-major: row v * B + i is view v of image i.
+        student: (V * B, D), view-major: row v * B + i is view v of image i. The first T views are the global ones.
         teacher: (T * B, D), view-major; T = 2 global views.
-        flags: (B, V), 1 where the view is a positive.
+        flags: (B, V): 1 where the view is a positive, 0 a negative, 255 ignored.
         temperature: > 0.
         negative_only_term: Add log(1 + Neg_v + 1e-4) to each sum, as the released code always does (its
             `for ... else` never breaks); False leaves it at the terms of the positives.
 
     Returns:
-        Scalar >= 0.
+        The loss, a scalar >= 0, with cosines and shares of the local crops.
 
     Raises:
         ValueError: If the rows of student and teacher do not fit `flags`.
@@ -155,14 +176,41 @@ def ctc_loss(
     teacher = _at_least_fp32(teacher).unflatten(0, (-1, batch))
     with torch.autocast(student.device.type, enabled=False):
         z = torch.einsum("tbd,vbd->btv", teacher, student) / temperature  # (B, T, V)
-    positive = (flags == 1)[:, None]  # (B, 1, V)
+    positive, negative = (flags == 1)[:, None], (flags == 0)[:, None]  # (B, 1, V)
     # -log(e / (e + Neg + 1e-4)) = softplus(log(Neg + 1e-4) - z), and that log is a logsumexp: nothing overflows.
     epsilon = torch.full_like(z[..., :1], CTC_EPSILON).log()
-    log_negatives = torch.cat([z.masked_fill(positive, -torch.inf), epsilon], dim=2).logsumexp(2, keepdim=True)
+    log_negatives = torch.cat([z.masked_fill(~negative, -torch.inf), epsilon], dim=2).logsumexp(2, keepdim=True)
     terms = (F.softplus(log_negatives - z) * positive).sum(2)  # (B, T)
     if negative_only_term:
         terms = terms + F.softplus(log_negatives).squeeze(2)
-    return (terms.mean(1) / (positive.sum(2).squeeze(1) + CTC_EPSILON)).mean()
+    loss = (terms.mean(1) / (positive.sum(2).squeeze(1) + CTC_EPSILON)).mean()
+    return CtcTerms(loss, *_crop_statistics(student, teacher, flags))
+
+
+@torch.no_grad()
+def _crop_statistics(student: Tensor, teacher: Tensor, flags: Tensor) -> list[Tensor]:
+    """The numbers of `CtcTerms` after the loss, of student (V, B, D), teacher (T, B, D) and flags (B, V)."""
+    local = len(teacher)
+    with torch.autocast(student.device.type, enabled=False):
+        cosine = torch.einsum(
+            "tbd,vbd->btv", F.normalize(teacher, dim=2, eps=1e-8), F.normalize(student[local:], dim=2, eps=1e-8)
+        )
+    kinds = [flags[:, local:] == kind for kind in (1, 0, IGNORE_INDEX)]  # (B, n) each
+    means = [(cosine * kind[:, None]).sum() / (local * kind.sum()) for kind in kinds[:2]]
+    return means + [kind.to(cosine.dtype).mean() for kind in kinds]
+
+
+def ctc_loss(
+    student: Tensor, teacher: Tensor, flags: Tensor, *, temperature: float = 0.5, negative_only_term: bool = False
+) -> Tensor:
+    """The loss of `ctc_terms` alone.
+
+    Example:
+        >>> tokens = torch.eye(3)  # of one image: two global views and a local crop, all orthogonal
+        >>> [round(ctc_loss(tokens, tokens[:2], torch.tensor([[1, 1, kind]])).item(), 2) for kind in (0, 255)]
+        [0.41, 0.0]
+    """
+    return ctc_terms(student, teacher, flags, temperature=temperature, negative_only_term=negative_only_term).loss
 
 
 def distil_loss(cam: Tensor, target: Tensor, image_label: Tensor, inside: Tensor) -> Tensor:

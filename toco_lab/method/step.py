@@ -1,7 +1,7 @@
 """The losses of one training step, with each encoder pass made once: steps 1 to 7 of `toco_lab.method`."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -11,14 +11,15 @@ from toco_lab.backbones.pixels import denormalise
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.method.batch import Batch
 from toco_lab.method.cam import Cams, multi_scale_cam, resize
-from toco_lab.method.crops import cut_local_views, sample_local_crops
+from toco_lab.method.crops import cut_local_views, local_crops
 from toco_lab.method.falling_threshold import high_threshold
 from toco_lab.method.labels import confident_label, inside_box, region_mask, token_box, token_labels
 from toco_lab.method.losses import (
+    CtcTerms,
     PtcTerms,
     affinity_mask,
     classification_loss,
-    ctc_loss,
+    ctc_terms,
     distil_loss,
     ptc_terms,
     reg_loss,
@@ -38,6 +39,9 @@ class LossTerms:
 
     `positive_cosine` and `negative_cosine` are the mean |cos| of PTC's pairs, NaN while PTC is off. PTC itself is 0.5
     both when all tokens are equal and when all are orthogonal, so it must never be read without them.
+
+    `ctc_positive_cosine` to `ctc_ignored_share` are those of `losses.CtcTerms`, NaN while CTC is off: whether positive
+    and negative crops part, and how many there are of each kind.
     """
 
     cls: Tensor
@@ -50,11 +54,16 @@ class LossTerms:
     total: Tensor
     positive_cosine: Tensor
     negative_cosine: Tensor
+    ctc_positive_cosine: Tensor
+    ctc_negative_cosine: Tensor
+    ctc_positive_share: Tensor
+    ctc_negative_share: Tensor
+    ctc_ignored_share: Tensor
 
 
 @dataclass(frozen=True)
 class LocalViews:
-    """Local views: image (n*B, 3, c, c) view-major; flags (B, 2 + n), 1 = positive, the two global views first."""
+    """Local views: image (n*B, 3, c, c), view-major; flags (B, 2 + n), see `LocalCrops.flags`."""
 
     image: Tensor
     flags: Tensor
@@ -134,7 +143,7 @@ def compute_losses(
     # step 1: multi-scale CAM
     present = PresentClasses.of(batch.image_label, batch.max_present)
     cams = multi_scale_cam(model, batch.image, cfg.cam_scales, present=present, plain=features.detach())
-    label = token_label = region = pairs = None
+    label = token_label = region = pairs = crops = None
     # steps 5 and 6: pseudo label and segmentation. After step 3, the memory that refinement and energy need for a
     # moment would come on top of what the graph of the views keeps
     if output.seg_logits is not None:
@@ -153,9 +162,10 @@ def compute_losses(
     if "ctc" in on:
         region = region_mask(cams.cam_aux, present, low=cfg.low_threshold, high=cfg.high_threshold)
         views = views or local_views(batch, region, cfg, generator)
-        losses["ctc"] = class_token_contrast(model, features.class_token, batch.view2, views, cfg)
+        crops = class_token_contrast(model, features.class_token, batch.view2, views, cfg)
+        losses["ctc"] = crops.loss
     # step 7: the sum
-    terms = weighted_terms(losses, weights, pairs)
+    terms = weighted_terms(losses, weights, pairs, crops)
     return StepOutput(terms, cams, label, token_label, region, views if "ctc" in on else None)
 
 
@@ -163,19 +173,15 @@ def compute_losses(
 
 
 def local_views(batch: Batch, region: Tensor, cfg: Config, generator: torch.Generator | None = None) -> LocalViews:
-    """Cut the local views of a batch around uncertain positions of its region mask (B, H, W)."""
-    crops = sample_local_crops(
-        region, crop_size=cfg.local_crop_size, num_crops=cfg.num_local_crops, candidates=cfg.crop_candidates,
-        content=cfg.crop_content, min_content=cfg.crop_min_content, generator=generator,
-        valid_box=batch.valid_box if cfg.crops_in_valid_box else None,
-    )  # fmt: skip
+    """Cut the local views of a batch around positions of its region mask (B, H, W)."""
+    crops = local_crops(region, cfg, valid_box=batch.valid_box, generator=generator)
     return LocalViews(cut_local_views(batch.local_source, crops), crops.flags)
 
 
 # --- step 3: class token contrast -------------------------------------------------------------------------------------
 
 
-def class_token_contrast(model: ToCo, class_token: Tensor, view2: Tensor, views: LocalViews, cfg: Config) -> Tensor:
+def class_token_contrast(model: ToCo, class_token: Tensor, view2: Tensor, views: LocalViews, cfg: Config) -> CtcTerms:
     """CTC of a batch: the teacher's two global views against the student's two global and n local views.
 
     Both heads read the same encoder: the teacher's tokens are the student's, and view 1 (`class_token`, (B, D), of
@@ -189,7 +195,7 @@ def class_token_contrast(model: ToCo, class_token: Tensor, view2: Tensor, views:
     else:
         with torch.no_grad():
             teacher = model.teacher_head(global_tokens)
-    return ctc_loss(
+    return ctc_terms(
         student, teacher, views.flags, temperature=cfg.ctc_temperature, negative_only_term=cfg.ctc_negative_only_term
     )
 
@@ -293,14 +299,19 @@ def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def weighted_terms(
-    losses: Mapping[str, Tensor], weights: Mapping[str, float], pairs: PtcTerms | None = None
+    losses: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    pairs: PtcTerms | None = None,
+    crops: CtcTerms | None = None,
 ) -> LossTerms:
     """The terms of a step and their weighted total; terms that are not among `losses` are 0."""
     zero = losses["cls"].new_zeros(())
     losses = dict.fromkeys(LOSSES, zero) | dict(losses)
+    nan = zero * torch.nan
     return LossTerms(
         **losses,
         total=sum((weights[name] * losses[name] for name in LOSSES), start=zero),
-        positive_cosine=pairs.positive_cosine if pairs else zero * torch.nan,
-        negative_cosine=pairs.negative_cosine if pairs else zero * torch.nan,
+        positive_cosine=pairs.positive_cosine if pairs else nan,
+        negative_cosine=pairs.negative_cosine if pairs else nan,
+        **{f"ctc_{field.name}": getattr(crops, field.name) if crops else nan for field in fields(CtcTerms)[1:]},
     )

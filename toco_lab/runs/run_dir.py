@@ -199,7 +199,7 @@ class RunDir:
         path = self.path / "metrics.csv"
         text = complete_lines(path, METRICS_REMEDY)
         row = {key: _plain(value) for key, value in row.items()}
-        columns = next(csv.reader([text.partition("\n")[0]])) if text else list(row)
+        columns = self.metrics_columns() or list(row)
         unknown = [key for key in row if key not in columns]
         if unknown:
             raise ValueError(f"{path} has no column {', '.join(map(repr, unknown))}; it has {columns}")
@@ -212,6 +212,11 @@ class RunDir:
             with atomic_write(path, "w") as file:
                 file.write(text)
         append_text(path, buffer.getvalue())
+
+    def metrics_columns(self) -> list[str]:
+        """Columns of metrics.csv; none before the first row."""
+        text = complete_lines(self.path / "metrics.csv", METRICS_REMEDY)
+        return next(csv.reader([text.partition("\n")[0]])) if text else []
 
     def metrics(self) -> pd.DataFrame:
         """Rows of metrics.csv, one per logged step; empty before the first. Half a last line is left out.

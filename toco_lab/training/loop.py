@@ -23,7 +23,7 @@ from toco_lab.training.finite import check_weights, mean_terms
 from toco_lab.training.learner import Learner, compiled, train_step
 from toco_lab.training.optimiser import learning_rate
 from toco_lab.training.processes import is_first, num_processes, resolve_device, share, total, wait
-from toco_lab.vocabulary import VALIDATED
+from toco_lab.vocabulary import COLUMNS_ADDED_LATER, CROP_OBJECTS, VALIDATED
 
 KEPT_CHECKPOINTS = 2
 
@@ -212,13 +212,17 @@ class _Training:
         terms = total(torch.stack(self.terms)) / num_processes()
         means = mean_terms(terms.cpu(), done - len(self.terms), self.run)
         self.terms = []
-        scores = dict.fromkeys(VALIDATED, math.nan)  # always: validation may be switched on when a run continues
+        # always: validation may be switched on when a run continues
+        scores = dict.fromkeys(VALIDATED + CROP_OBJECTS, math.nan)
         if score and self.validate is not None:
             scores |= self.validate(self.learner.model.eval(), done)
             self.learner.model.train()
         if is_first():
             row = {"step": done, "lr": learning_rate(self.cfg, done - 1), "images": done * self.cfg.batch_size} | means
-            self.run.append_metrics(row | {f"val_{name}": value for name, value in scores.items()})
+            row |= {f"val_{name}": value for name, value in scores.items()}
+            there = self.run.metrics_columns()
+            missing = set(COLUMNS_ADDED_LATER).difference(there) if there else ()
+            self.run.append_metrics({name: value for name, value in row.items() if name not in missing})
         return means
 
     def _keep_tokens(self, done: int) -> None:

@@ -93,7 +93,7 @@ def test_the_whole_command_says_so_in_one_line_and_writes_nothing(
         ("train smoke --w-ptx 1", "unknown option '--w-ptx', did you mean '--w-ptc'?"),
         ("train smoke --zzzzzz", "unknown option '--zzzzzz'; --help shows all"),
         ("train smok", "'smok' is not expected, did you mean 'smoke'?"),
-        ("train", "Expected one of {toy, smoke, "),
+        ("train", "Expected one of {toy, toy_parts, smoke, "),
         ("trian smoke", "'trian' is not expected, did you mean 'train'?"),
         ("runs lisst", "'lisst' is not expected"),
         ("data check toy here", "'here' is not expected"),

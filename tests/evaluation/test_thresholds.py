@@ -186,7 +186,8 @@ def test_without_a_second_score_everything_is_as_before(model):
 def test_no_pass_over_training_images_where_nothing_would_come_of_it(model, monkeypatch):
     monkeypatch.setattr("toco_lab.evaluation.evaluate.tune_thresholds", None)  # a call would raise
     assert set(evaluate_model(model, CFG, targets=("seg",), progress=False).scores) == {"seg"}
-    assert set(validator(CFG)(model, 1)) == {"cam", "cam_aux", "seg"}  # validation during training
+    validated = set(validator(CFG)(model, 1))  # during training
+    assert validated == {"cam", "cam_aux", "seg", "ctc_positive_object", "ctc_negative_object"}
 
 
 def folder_of_two_lists(root, *, train_masks):

@@ -79,9 +79,9 @@ def declared_parameters(notebook: Path | str) -> dict[str, Declared]:
         raise ValueError(f"there is no notebook {notebook}")
     try:
         cells = nbformat.read(notebook, as_version=4).cells
+        source = next((cell["source"] for cell in cells if "parameters" in tags_of(cell)), "")
     except Exception as error:  # nbformat raises whatever a damaged file leads to
-        raise ValueError(f"{notebook} cannot be read as a notebook: {error}") from error
-    source = next((cell.source for cell in cells if "parameters" in tags_of(cell)), "")
+        raise ValueError(f"{notebook} cannot be read as a notebook: {error!r}") from error
     try:
         body = ast.parse(source, type_comments=True).body
     except (SyntaxError, ValueError) as error:

@@ -188,7 +188,7 @@ def test_overrides_that_are_no_fields_and_values_are_named(tmp_path: Path) -> No
             start("smoke", overrides, tmp_path / "run")
 
 
-@pytest.mark.parametrize("name", ["..", "", ".", "a/../../b", "/tmp/elsewhere"])
+@pytest.mark.parametrize("name", ["..", "", ".", "a/../../b", "/elsewhere"])
 def test_a_name_that_leads_out_of_the_root_makes_no_run(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture
 ) -> None:

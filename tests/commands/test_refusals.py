@@ -11,7 +11,7 @@ import pytest
 from helpers.refusing import fill_disk, limited
 
 from toco_lab.commands.app import main
-from toco_lab.refusals import in_words
+from toco_lab.files import in_words
 from toco_lab.runs import run_dir
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training import loop

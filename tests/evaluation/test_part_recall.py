@@ -18,8 +18,12 @@ CFG = Config.preset("toy_parts").replace(val_images=11, toy_objects=1, pretraine
 def recalls(monkeypatch, predicted) -> dict[str, float]:
     """Of label maps (11, H, W) in place of a model's, part by part."""
     shown = iter(predicted)
-    maps = {"cam": lambda n: torch.from_numpy(np.stack([next(shown) for _ in range(n)])).long()}
-    monkeypatch.setattr(module, "predict", lambda model, cfg, image, label, targets: {"cam": maps["cam"](len(image))})
+
+    def predict(model, cfg, image, label, targets):
+        winners = torch.from_numpy(np.stack([next(shown) for _ in image])).long()
+        return {"cam_winners": winners, "cam_scores": (winners > 0).float()}
+
+    monkeypatch.setattr(module, "predict", predict)
     table = recall_by_part(ToCo(CFG).eval(), CFG, targets=["cam"])
     assert set(table["target"]) == {"cam"} and set(table["threshold"]) == {0.5}
     return dict(zip(table["part"], table["recall"], strict=True))
@@ -35,6 +39,19 @@ def test_recall_is_counted_part_by_part(monkeypatch):
     assert recalls(monkeypatch, [mask % 6 + (mask > 0) for mask in masks]) == {"background": 1, "head": 0, "body": 0}
     everywhere = [np.full_like(mask, mask.max()) for mask in masks]
     assert recalls(monkeypatch, everywhere) == {"background": 0, "head": 1, "body": 1}
+
+
+def test_one_pass_serves_all_thresholds_and_none_is_an_error(monkeypatch):
+    passes, real = [], module.predict
+    monkeypatch.setattr(module, "predict", lambda *arguments: passes.append(1) or real(*arguments))
+    model, cfg, thresholds = ToCo(CFG).eval(), CFG.replace(val_images=3), (0.2, 0.5, 0.8)
+    table = recall_by_part(model, cfg, targets=("cam",), thresholds=thresholds)
+    assert len(passes) == 1
+    for one in thresholds:
+        alone = recall_by_part(model, cfg.replace(background_threshold=one), targets=("cam",))
+        assert table[table["threshold"] == one]["recall"].tolist() == alone["recall"].tolist()
+    with pytest.raises(ValueError, match="at least one background threshold"):
+        recall_by_part(model, cfg, thresholds=())
 
 
 def test_a_lower_threshold_finds_no_less_of_any_part():

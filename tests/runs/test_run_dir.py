@@ -310,18 +310,13 @@ def test_a_run_that_vanishes_while_it_is_read(run):
 
 
 @pytest.fixture
-def other_process(cfg, tmp_path):
-    """Starts a living process that works at the run `mine`; with `more`, a line of Python, it does that as well."""
+def living():
+    """Starts a process that lives until the end of the test, once it has run some Python on a folder, `sys.argv[1]`."""
     started = []
 
-    def start(more="pass"):
-        code = (
-            "import os, sys, time; from toco_lab.config import Config; from toco_lab.runs import RunDir\n"
-            "run = RunDir.create(Config.preset('smoke'), sys.argv[1], name='mine')\n"
-            f"{more}\nprint('open', flush=True); time.sleep(120)"
-        )
-        command = [sys.executable, "-c", code, str(tmp_path)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    def start(code, folder):
+        script = f"import os, sys, time; from pathlib import Path\n{code}"
+        process = subprocess.Popen([sys.executable, "-c", script, str(folder)], stdout=subprocess.PIPE, text=True)
         started.append(process)
         assert process.stdout.readline() == "open\n"
         return process
@@ -331,6 +326,21 @@ def other_process(cfg, tmp_path):
         process.kill()
         process.wait()
         process.stdout.close()
+
+
+@pytest.fixture
+def other_process(living, cfg, tmp_path):
+    """Starts a living process that works at the run `mine`; with `more`, a line of Python, it does that as well."""
+
+    def start(more="pass"):
+        return living(
+            "from toco_lab.config import Config; from toco_lab.runs import RunDir\n"
+            "run = RunDir.create(Config.preset('smoke'), sys.argv[1], name='mine')\n"
+            f"{more}\nprint('open', flush=True); time.sleep(120)",
+            tmp_path,
+        )
+
+    return start
 
 
 def test_delete_removes_the_folder_and_what_a_killed_deletion_left(run, tmp_path):
@@ -473,25 +483,13 @@ def test_what_is_no_run_is_not_deleted(run, cfg, tmp_path):
 
 
 @pytest.fixture
-def worker_at(tmp_path):
+def worker_at(living):
     """Starts a process that is the only worker of a folder."""
-    started = []
-
-    def start(path):
-        code = (
-            "import sys, time; from pathlib import Path; from toco_lab.runs.locks import only_worker\n"
-            "with only_worker(Path(sys.argv[1])):\n    print('open', flush=True); time.sleep(120)"
-        )
-        process = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
-        started.append(process)
-        assert process.stdout.readline() == "open\n"
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+    code = (
+        "from toco_lab.runs.locks import only_worker\n"
+        "with only_worker(Path(sys.argv[1])):\n    print('open', flush=True); time.sleep(120)"
+    )
+    return lambda path: living(code, path)
 
 
 def test_a_second_worker_is_refused_and_a_dead_one_holds_nothing(smoke_run, tmp_path, worker_at, capsys):

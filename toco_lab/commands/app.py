@@ -14,7 +14,7 @@ from toco_lab.commands.runs import runs
 from toco_lab.commands.sweeps import run, study, sweep
 from toco_lab.commands.train import train
 from toco_lab.commands.trained import evaluate, import_released, pseudo_labels, report
-from toco_lab.refusals import in_words
+from toco_lab.files import in_words
 
 app = Commands()
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from toco_lab.data.classes import DataError
-from toco_lab.files import refusals_named
-from toco_lab.refusals import in_words
+from toco_lab.files import in_words, refusals_named
 from toco_lab.words import counted
 
 LARGEST_RATIO = 100  # of what is unpacked to the archive: 1 for pictures, about 5 for COCO's json

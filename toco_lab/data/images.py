@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from toco_lab.data.classes import DataError
-from toco_lab.refusals import in_words
+from toco_lab.files import in_words
 
 # The rules above in short, for the protocol of a number.
 RULE = "EXIF orientation applied, transparent on white, 16 bits / 257, floats in [0, 1] x 255, first picture of a file"

@@ -1,15 +1,16 @@
 """How much of each part of an object a map finds: heads against bodies in the toy world of parts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
+from torch import Tensor
 
 from toco_lab.config import Config
 from toco_lab.data.loader import eval_samples
 from toco_lab.data.readers import PartsReader
 from toco_lab.data.toy_parts import BODY, HEAD
-from toco_lab.evaluation.prediction import BATCH, grouped_by_size, predict
+from toco_lab.evaluation.prediction import BATCH, grouped_by_size, label_above, predict
 from toco_lab.evaluation.samples import image_label_of, mask_of
 from toco_lab.method.model import ToCo
 from toco_lab.vocabulary import CAM, CAM_AUX, SEG
@@ -51,8 +52,11 @@ def recall_by_part(
             f"the images of {cfg.dataset!r} have no parts on record: recall by part needs dataset 'toy' with toy_world "
             "'parts' (preset toy_parts)"
         )
-    protocols = [cfg.replace(background_threshold=one) for one in thresholds or [cfg.background_threshold]]
-    device, counts = next(model.parameters()).device, dict.fromkeys(_keys(targets, protocols), (0, 0))
+    wanted = [float(one) for one in (thresholds if thresholds is not None else [cfg.background_threshold])]
+    if not wanted:
+        raise ValueError("thresholds must name at least one background threshold")
+    device = next(model.parameters()).device
+    counts = {(target, one, part): (0, 0) for target in targets for one in wanted for part in PARTS}
     first = 0
     for group in grouped_by_size(iter(samples), BATCH):
         image = torch.stack([sample.image for sample in group]).to(device)
@@ -60,17 +64,17 @@ def recall_by_part(
         truth = torch.stack([mask_of(sample) for sample in group])
         part = torch.stack([torch.from_numpy(samples.reader.part(first + i)) for i in range(len(group))])
         first += len(group)
-        for one in protocols:
-            predicted = predict(model, one, image, label, targets)
-            for target in targets:
-                right = predicted[target].cpu() == truth
-                for name, number in PARTS.items():
-                    key, there = (target, one.background_threshold, name), part == number
-                    hits, pixels = counts[key]
-                    counts[key] = hits + int((right & there).sum()), pixels + int(there.sum())
+        predicted = predict(model, cfg, image, label, targets)  # one pass serves every threshold
+        for target, one, name in counts:
+            right, there = _label(predicted, target, one).cpu() == truth, part == PARTS[name]
+            hits, pixels = counts[target, one, name]
+            counts[target, one, name] = hits + int((right & there).sum()), pixels + int(there.sum())
     rows = [(*key, hits / pixels if pixels else float("nan"), pixels) for key, (hits, pixels) in counts.items()]
     return pd.DataFrame(rows, columns=["target", "threshold", "part", "recall", "pixels"])
 
 
-def _keys(targets: Sequence[str], protocols: Sequence[Config]) -> list[tuple[str, float, str]]:
-    return [(target, one.background_threshold, part) for target in targets for one in protocols for part in PARTS]
+def _label(predicted: Mapping[str, Tensor], target: str, threshold: float) -> Tensor:
+    """The label map (B, H, W) of a target at a background threshold, which a segmentation has none of."""
+    if target == SEG:
+        return predicted[target]
+    return label_above(predicted[f"{target}_scores"], predicted[f"{target}_winners"], threshold)

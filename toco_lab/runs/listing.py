@@ -8,8 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from toco_lab.config import config_differences
-from toco_lab.files import read_text
-from toco_lab.refusals import in_words
+from toco_lab.files import in_words, read_text
 from toco_lab.runs.run_dir import CONFIG_FIELDS, METRICS_REMEDY, RunDir
 from toco_lab.runs.small_files import TABLES, complete_lines, damaged, number_in, read_rows
 from toco_lab.vocabulary import MEAN_SCORES

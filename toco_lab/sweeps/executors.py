@@ -16,8 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from toco_lab.files import append_text
-from toco_lab.refusals import in_words
+from toco_lab.files import append_text, in_words
 from toco_lab.sweeps import worker
 from toco_lab.words import counted
 

@@ -20,8 +20,7 @@ import nbformat
 import papermill
 from nbformat import NotebookNode
 
-from toco_lab.files import atomic_write
-from toco_lab.refusals import in_words
+from toco_lab.files import atomic_write, in_words
 from toco_lab.runs.small_files import read_json_file
 from toco_lab.sweeps.parameters import check_parameters
 

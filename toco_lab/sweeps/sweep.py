@@ -16,8 +16,7 @@ from typing import Literal
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from toco_lab.files import atomic_write, require
-from toco_lab.refusals import in_words
+from toco_lab.files import atomic_write, in_words, require
 from toco_lab.runs.locks import SWEEP_LOCK
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.runs.scores import run_scores

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from toco_lab.config import Config, config_differences
-from toco_lab.files import atomic_write
-from toco_lab.refusals import in_words
+from toco_lab.files import atomic_write, in_words
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.runs.scores import run_scores
 from toco_lab.runs.small_files import SHAPES, read_json_file

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from toco_lab.backbones.weights import CheckpointError, find_weights, weights_hash
 from toco_lab.config import Config
 from toco_lab.data.loader import train_loader
+from toco_lab.files import in_words
 from toco_lab.method.model import ToCo
-from toco_lab.refusals import in_words
 from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import initial_model, load_checkpoint, save_checkpoint

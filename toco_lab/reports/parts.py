@@ -30,6 +30,7 @@ DIGITS = 5  # that count, of a number in a figure
 BETWEEN = " · "  # two facts of a protocol
 Bundle = tuple[dict[str, Any], dict[str, str]]  # contents by MIME type, and metadata
 
+LONG_TEXT = 60  # letters in a cell of the last column, which then gets room for sentences on a page
 _WIDE = 6  # columns; more do not fit on a page of LaTeX as they are
 _FORMULA = re.compile(r"[=@]|[+-][^\W\d]|[+-][(=@]")  # what a spreadsheet would run at the beginning of a cell
 _LATEX = str.maketrans({
@@ -96,7 +97,8 @@ class Table:
         if "state" in cells:
             cells["state"] = [f'<span class="state {state}">{state}</span>' for state in cells["state"]]
         with pd.option_context("display.max_colwidth", None):
-            rows = cells.to_html(index=False, escape=False, border=0, classes="sortable", justify="unset")
+            kinds = ["sortable"] + ["wordy"] * any(len(cell) > LONG_TEXT for cell in self.frame.iloc[:, -1])
+            rows = cells.to_html(index=False, escape=False, border=0, classes=kinds, justify="unset")
         rows = rows.replace("<thead>", f"<caption>{escape(self.caption)}</caption><thead>", 1)
         below = "".join(f'<p class="protocol">{escape(line)}</p>' for line in self.protocols())
         shown = f'<div class="scroll">{rows}</div>{below}'

@@ -298,6 +298,16 @@ class Config:
     weight_decay: float = opt(0.01, "decoupled weight decay of AdamW, all parameters", at_least=0)
     betas: tuple[float, ...] = opt((0.9, 0.999), "AdamW betas", at_least=0, below=1, length=2)
     warmup_steps: int = opt(1500, "linear warm-up steps W", at_least=0, up_to=MOST_STEPS)
+    encoder_start_step: int = opt(
+        0,
+        "first step in which the encoder learns, with a warm-up of its own; before it heads and decoder learn alone, "
+        "so that no random head pulls at a pretrained encoder. At `steps` or above: never (linear probing)",
+        at_least=0,
+        up_to=MOST_STEPS,
+    )
+    frozen_blocks: int = opt(
+        0, "ViT: the first n blocks, and what lies before them, keep their weights", at_least=0, up_to=1000
+    )
     warmup_ratio: float = opt(
         1e-6, "first learning rate as a share of the peak (the released code calls it an lr)", within=(0, 1)
     )

@@ -184,6 +184,10 @@ def _check_backbone(cfg: "Config") -> None:
         "miss. Leave it False",
     )
     _require(
+        kind == "vit" or cfg.frozen_blocks == 0,
+        f"frozen_blocks is for plain ViTs; {name} is none: leave it 0. encoder_start_step holds the encoder of any",
+    )
+    _require(
         not (cfg.weights_tag and "." in name),
         f"backbone {name} names its weights already; leave weights_tag {cfg.weights_tag!r} out, or the tag in the name",
     )

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from toco_lab.backbones.anti_smoothing import add_attn_scale, add_feat_scale
 from toco_lab.backbones.interfaces import Encoder, PlainViT
-from toco_lab.backbones.kinds import is_plain_vit
+from toco_lab.backbones.kinds import blocks_of, is_plain_vit
 from toco_lab.backbones.stages import TRAINED_STAGED
 from toco_lab.config import VIT_SIZES, Config, backbone_kind
 from toco_lab.files import did_you_mean, require
+from toco_lab.words import counted
 
 
 def build_encoder(cfg: Config) -> Encoder:
@@ -44,11 +45,30 @@ def build_encoder(cfg: Config) -> Encoder:
             encoder._pos_embed = types.MethodType(_add_positions, encoder)
             encoder.pos_embed_antialias = cfg.pos_embed_antialias
         encoder.pos_embed.requires_grad_(False)
+    freeze_blocks(encoder, cfg.frozen_blocks)
     if cfg.anti_smoothing == "attn_scale":
         add_attn_scale(encoder)
     elif cfg.anti_smoothing == "feat_scale":
         add_feat_scale(encoder)
     return encoder
+
+
+def freeze_blocks(encoder: PlainViT, count: int) -> None:
+    """Let the first `count` blocks of a plain ViT learn nothing, nor anything before them: no gradient reaches them.
+
+    Raises:
+        ValueError: If the encoder has fewer blocks.
+    """
+    blocks = blocks_of(encoder)
+    if count > len(blocks):
+        raise ValueError(f"frozen_blocks {count} is more than the {counted(len(blocks), 'block')} of the backbone")
+    if count == 0:
+        return
+    learning = [*blocks[count:], *(part for name in ("norm", "fc_norm") if (part := getattr(encoder, name, None)))]
+    kept = {id(weight) for part in learning for weight in part.parameters()}
+    for weight in encoder.parameters():
+        if id(weight) not in kept:
+            weight.requires_grad_(False)
 
 
 def _arguments(cfg: Config) -> dict[str, Any]:

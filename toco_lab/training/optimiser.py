@@ -6,6 +6,8 @@ from torch import nn
 from toco_lab.config import Config
 from toco_lab.method.model import ToCo
 
+ENCODER_GROUPS = ("encoder", "encoder norms")
+
 
 def build_optimizer(model: ToCo, cfg: Config) -> torch.optim.AdamW:
     """AdamW in four groups: encoder, its norms, classifiers with the projection head, decoder.
@@ -17,8 +19,8 @@ def build_optimizer(model: ToCo, cfg: Config) -> torch.optim.AdamW:
     heads = [*model.projection_head.parameters(), *model.classifier.parameters(), *model.aux_classifier.parameters()]
     encoder = [p for p in model.encoder.parameters() if p.requires_grad]
     groups = [
-        ("encoder", [p for p in encoder if id(p) not in norms], 1.0),
-        ("encoder norms", [p for p in encoder if id(p) in norms], 1.0),
+        (ENCODER_GROUPS[0], [p for p in encoder if id(p) not in norms], 1.0),
+        (ENCODER_GROUPS[1], [p for p in encoder if id(p) in norms], 1.0),
         ("heads", heads, cfg.head_lr_factor),
         ("decoder", list(model.decoder.parameters()), cfg.head_lr_factor),
     ]
@@ -47,7 +49,24 @@ def learning_rate(cfg: Config, step: int) -> float:
     return cfg.learning_rate * (1 - (step - begin) / (cfg.steps - begin)) ** cfg.poly_power
 
 
+def encoder_factor(cfg: Config, step: int) -> float:
+    """What the encoder's rate is multiplied by, in [0, 1]: 0 before `encoder_start_step`, then a linear warm-up."""
+    if cfg.encoder_start_step == 0:
+        return 1.0
+    learnt = step - cfg.encoder_start_step + 1
+    return min(max(learnt / max(cfg.warmup_steps, 1), 0.0), 1.0)
+
+
 def set_learning_rate(optimizer: torch.optim.Optimizer, cfg: Config, step: int) -> None:
-    """Set the rate of each group for a 0-based step: the encoder's, times the factor of the group."""
+    """Set the rate of each group for a 0-based step, and let the encoder take part from `encoder_start_step` on.
+
+    A group's rate is `learning_rate` times its factor, an encoder's group's times `encoder_factor` too. An encoder that
+    does not learn yet gets no gradient either, so its backward pass costs nothing.
+    """
+    ramp = encoder_factor(cfg, step)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(cfg, step) * group["lr_factor"]
+        if group["name"] in ENCODER_GROUPS:
+            group["lr"] *= ramp
+            for weight in group["params"]:
+                weight.requires_grad_(ramp > 0)

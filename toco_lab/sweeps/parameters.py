@@ -9,13 +9,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import nbformat
-from nbformat import NotebookNode
+from typing import TYPE_CHECKING, Any
 
 from toco_lab.config import Config
 from toco_lab.files import did_you_mean
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 PARAMETER_TYPES: dict[str, type | tuple[type, ...]] = {
     "str": str,
@@ -77,6 +77,8 @@ def declared_parameters(notebook: Path | str) -> dict[str, Declared]:
     """
     if not Path(notebook).is_file():
         raise ValueError(f"there is no notebook {notebook}")
+    import nbformat  # a sweep that trains needs none of Jupyter
+
     try:
         cells = nbformat.read(notebook, as_version=4).cells
         source = next((cell["source"] for cell in cells if "parameters" in tags_of(cell)), "")
@@ -117,7 +119,7 @@ def plain(name: str, value: Any) -> Any:
     raise ValueError(f"parameter {name!r} cannot hold {value!r} ({kind}); give numbers, text, lists or dicts")
 
 
-def tags_of(cell: NotebookNode) -> list[str]:
+def tags_of(cell: "NotebookNode") -> list[str]:
     """Tags of a cell, like `parameters`."""
     return cell.metadata.get("tags", [])
 

@@ -5,7 +5,7 @@ import timm
 import torch
 import torch.nn.functional as F
 
-from toco_lab.backbones import kinds
+from toco_lab.backbones import build, kinds
 from toco_lab.backbones.build import build_encoder
 from toco_lab.backbones.pixels import pieces_of
 from toco_lab.config import Config
@@ -197,3 +197,26 @@ def test_pieces_have_some_two_thousand_tokens(size, count):
     pieces = pieces_of(image, 16)
     assert len(pieces[0]) == count and sum(map(len, pieces)) == 70
     assert len(pieces_of(image.to("meta"), 16)) == 1  # no CPU: all at once
+
+
+def test_positions_are_resampled_once_for_each_grid_until_they_change(monkeypatch):
+    model = ToCo(tiny(image_size=32, crop_size=32, local_crop_size=16))
+    encoder, calls = model.encoder, []
+    plain = build._resampled
+    monkeypatch.setattr(build, "_resampled", lambda *given: calls.append(given[-2:]) or plain(*given))
+    patches = torch.rand(1, 3, 5, encoder.embed_dim)
+    with torch.inference_mode():
+        first = encoder._pos_embed(patches)
+    again = encoder._pos_embed(patches.clone().requires_grad_())
+    again.sum().backward()  # what was resampled without gradient serves a pass with one
+    assert calls == [(3, 5)] and torch.equal(first, again)
+    with torch.no_grad():
+        encoder.pos_embed.add_(1.0)  # as loading weights does
+    moved = encoder._pos_embed(patches)
+    assert calls == [(3, 5)] * 2 and (moved - first).min() > 0.5
+    for width in range(6, 6 + build._GRIDS_KEPT):
+        encoder._pos_embed(torch.rand(1, 3, width, encoder.embed_dim))
+    assert len(encoder._position_grids) == build._GRIDS_KEPT and (3, 5) not in encoder._position_grids
+    encoder.pos_embed.requires_grad_(True)
+    encoder._pos_embed(patches).sum().backward()
+    assert encoder.pos_embed.grad is not None and encoder.pos_embed.grad.abs().sum() > 0

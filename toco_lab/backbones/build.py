@@ -19,6 +19,8 @@ from toco_lab.config import VIT_SIZES, Config, backbone_kind
 from toco_lab.files import did_you_mean, require
 from toco_lab.words import counted
 
+_GRIDS_KEPT = 8  # grids of resampled positions; images of their own sizes would need one each
+
 
 def build_encoder(cfg: Config) -> Encoder:
     """The timm model that the config names, with random weights, for any image size.
@@ -149,10 +151,36 @@ def _add_positions(encoder: PlainViT, patches: Tensor) -> Tensor:
     learnt = (getattr(encoder, name, None) for name in ("cls_token", "dist_token", "reg_token"))
     prefix = [token.expand(batch, -1, -1) for token in learnt if token is not None]
     placed = 0 if encoder.no_embed_class else encoder.num_prefix_tokens  # prefix tokens that have a position
-    grid = positions[:, placed:].transpose(1, 2).unflatten(2, encoder.patch_embed.grid_size)
-    if grid.shape[-2:] != (height, width):
-        grid = F.interpolate(grid, (height, width), mode="bicubic", antialias=encoder.pos_embed_antialias)
-    tokens = patches.reshape(batch, -1, dim) + grid.flatten(2).transpose(1, 2)
+    tokens = patches.reshape(batch, -1, dim) + _positions_on_grid(encoder, placed, height, width)
     if placed:
         prefix = [torch.cat(prefix, dim=1) + positions[:, :placed]]
     return encoder.pos_drop(torch.cat([*prefix, tokens], dim=1))
+
+
+def _positions_on_grid(encoder: PlainViT, placed: int, height: int, width: int) -> Tensor:
+    """Positions of the patches (1, h*w, D), resampled to a grid where it is not the model's own.
+
+    A training step asks for the same few grids again and again, and the resampling took a sixth of a ViT-B step's time
+    on a GPU: frozen positions are resampled once, until other weights are loaded or the model moves.
+    """
+    positions = cast(Tensor, encoder.pos_embed)
+    if tuple(encoder.patch_embed.grid_size) == (height, width):
+        return positions[:, placed:]
+    if positions.requires_grad or positions.is_inference() or torch.compiler.is_compiling():
+        return _resampled(encoder, positions, placed, height, width)
+    state = (positions.data_ptr(), positions._version, positions.device, positions.dtype, encoder.pos_embed_antialias)
+    kept: dict[tuple[int, int], tuple[Any, Tensor]] = encoder.__dict__.setdefault("_position_grids", {})
+    known = kept.pop((height, width), None)
+    if known is None or known[0] != state:
+        with torch.inference_mode(False), torch.no_grad():
+            known = state, _resampled(encoder, positions, placed, height, width)
+    kept[height, width] = known  # the last of the dictionary: the first is the one that was not asked for the longest
+    if len(kept) > _GRIDS_KEPT:
+        del kept[next(iter(kept))]
+    return known[1]
+
+
+def _resampled(encoder: PlainViT, positions: Tensor, placed: int, height: int, width: int) -> Tensor:
+    grid = positions[:, placed:].transpose(1, 2).unflatten(2, encoder.patch_embed.grid_size)
+    grid = F.interpolate(grid, (height, width), mode="bicubic", antialias=encoder.pos_embed_antialias)
+    return grid.flatten(2).transpose(1, 2)

@@ -66,7 +66,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, cfg: Config, step: int) 
     ramp = encoder_factor(cfg, step)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(cfg, step) * group["lr_factor"]
-        if group["name"] in ENCODER_GROUPS:
+        if group.get("name") in ENCODER_GROUPS:
             group["lr"] *= ramp
             for weight in group["params"]:
                 weight.requires_grad_(ramp > 0)

@@ -127,7 +127,7 @@ def textbook_losses(
     total = sum(weights[name] * terms[name] for name in LOSSES)
     losses = LossTerms(
         **terms, total=total, positive_cosine=pairs.positive_cosine, negative_cosine=pairs.negative_cosine,
-        **crop_statistics(student.detach(), teacher, views.flags),
+        **crop_statistics(student.detach(), teacher, views.flags), noise_share=total.detach() * torch.nan,
     )  # fmt: skip
     return StepOutput(losses, cams, label, token_label, region, views)
 

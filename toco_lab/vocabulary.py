@@ -48,7 +48,7 @@ CROP_STATISTICS = (
     "ctc_ignored_share",
 )
 # The file of a run that an older version began lacks these, also when it is continued.
-COLUMNS_ADDED_LATER = CROP_STATISTICS + tuple(f"val_{name}" for name in CROP_OBJECTS)
+COLUMNS_ADDED_LATER = (*CROP_STATISTICS, *(f"val_{name}" for name in CROP_OBJECTS), "noise_share")
 
 # Values of the column `class` that are the mean score of a target and no class.
 MIOU = "mIoU"
@@ -83,6 +83,7 @@ TITLES = {  # target, or column of metrics.csv -> what the reader sees
     "ctc_positive_share": "share of positive crops",
     "ctc_negative_share": "share of negative crops",
     "ctc_ignored_share": "share of ignored crops",
+    "noise_share": "foreground taken for noise",
     "val_ctc_positive_object": "true object in positive crops",
     "val_ctc_negative_object": "true object in negative crops",
     "val_cam": "CAM mIoU",

@@ -202,6 +202,9 @@ def test_the_noise_filter_acts_from_its_step_on_and_the_loss_is_that_of_the_labe
     plain, early, late = (compute_losses(model, batch, c, step) for c, step in ((cfg, 2), (on, 1), (on, 2)))
     assert torch.equal(early.terms.total, compute_losses(model, batch, cfg, 1).terms.total)
     dropped = late.pseudo_label != plain.pseudo_label
+    share = dropped.sum() / ((plain.pseudo_label > 0) & (plain.pseudo_label < 255)).sum()
+    torch.testing.assert_close(late.terms.noise_share, share)
+    assert 0 < share < 1 and plain.terms.noise_share.isnan() and early.terms.noise_share.isnan()
     assert dropped.any() and (late.pseudo_label[dropped] == 255).all() and (plain.pseudo_label[dropped] > 0).all()
 
     logits = F.interpolate(model(batch.image).seg_logits, batch.image.shape[-2:], mode="bilinear", align_corners=False)

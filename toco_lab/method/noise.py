@@ -83,6 +83,11 @@ def fit_two_gaussians(values: Tensor, counted: Tensor) -> TwoGaussians:
     return mixture
 
 
+def foreground(label: Tensor) -> Tensor:
+    """Where a label (B, H, W) is a class, neither background nor ignored: bool of the same shape."""
+    return (label != 0) & (label != IGNORE_INDEX)
+
+
 def ignore_noise(
     label: Tensor, loss: Tensor, *, posterior: float = 0.95, gap: float = 1.0, min_pixels: int = 1000
 ) -> Tensor:
@@ -108,15 +113,15 @@ def ignore_noise(
     """
     if loss.shape != label.shape:
         raise ValueError(f"loss {tuple(loss.shape)} does not fit label {tuple(label.shape)}: need (B, H, W) twice")
-    foreground = (label != 0) & (label != IGNORE_INDEX)
+    classes = foreground(label)
     values = loss.detach().float().flatten(1)
-    counted = foreground.flatten(1) & (values > LEAST_LOSS)
+    counted = classes.flatten(1) & (values > LEAST_LOSS)
     mixture, number = fit_two_gaussians(values, counted), counted.sum(1)
     both = mixture.weight.amin(1) * number >= 1  # equal losses are one heap
     filtered = (number > min_pixels) & both & (mixture.gap > gap)  # (B,)
     above = values > mixture.mean.amin(1, keepdim=True)
     noisy = above & (mixture.upper_posterior(values) > posterior) & filtered[:, None]
-    return label.masked_fill(foreground & noisy.view_as(label), IGNORE_INDEX)
+    return label.masked_fill(classes & noisy.view_as(label), IGNORE_INDEX)
 
 
 def _best_cut(values: Tensor, counted: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from toco_lab.method.losses import (
     seg_loss,
 )
 from toco_lab.method.model import ToCo
-from toco_lab.method.noise import ignore_noise
+from toco_lab.method.noise import foreground, ignore_noise
 from toco_lab.method.present import PresentClasses
 from toco_lab.method.refine import refine_cam
 
@@ -42,6 +42,9 @@ class LossTerms:
 
     `ctc_positive_cosine` to `ctc_ignored_share` are those of `losses.CtcTerms`, NaN while CTC is off: whether positive
     and negative crops part, and how many there are of each kind.
+
+    `noise_share` is the share of the pseudo label's foreground that the noise filter took away, in [0, 1]; NaN while
+    the filter is off or there is no foreground.
     """
 
     cls: Tensor
@@ -59,6 +62,7 @@ class LossTerms:
     ctc_positive_share: Tensor
     ctc_negative_share: Tensor
     ctc_ignored_share: Tensor
+    noise_share: Tensor
 
 
 @dataclass(frozen=True)
@@ -143,14 +147,16 @@ def compute_losses(
     # step 1: multi-scale CAM
     present = PresentClasses.of(batch.image_label, batch.max_present)
     cams = multi_scale_cam(model, batch.image, cfg.cam_scales, present=present, plain=features.detach())
-    label = token_label = region = pairs = crops = None
+    label = token_label = region = pairs = crops = noise = None
     # steps 5 and 6: pseudo label and segmentation. After step 3, the memory that refinement and energy need for a
     # moment would come on top of what the graph of the views keeps
     if output.seg_logits is not None:
         pixels = denormalise(batch.image, model.mean, model.std)
         label = pseudo_label(cams, pixels, batch, cfg, step)
         logits = enlarge(output.seg_logits, label.shape[-2:])
-        label = without_noise(label, logits, cfg, step)
+        if cfg.noise_start_step is not None and step >= cfg.noise_start_step:
+            whole, label = label, without_noise(label, logits, cfg)
+            noise = 1 - foreground(label).sum() / foreground(whole).sum()
         losses |= segmentation_losses(logits, label, pixels, batch, cfg, on)
     # step 4: patch token contrast
     if "ptc" in on:
@@ -165,7 +171,7 @@ def compute_losses(
         crops = class_token_contrast(model, features.class_token, batch.view2, views, cfg)
         losses["ctc"] = crops.loss
     # step 7: the sum
-    terms = weighted_terms(losses, weights, pairs, crops)
+    terms = weighted_terms(losses, weights, pairs, crops, noise)
     return StepOutput(terms, cams, label, token_label, region, views if "ctc" in on else None)
 
 
@@ -246,10 +252,8 @@ def pseudo_label(cams: Cams, pixels: Tensor, batch: Batch, cfg: Config, step: in
 
 
 @torch.no_grad()
-def without_noise(label: Tensor, logits: Tensor, cfg: Config, step: int) -> Tensor:
+def without_noise(label: Tensor, logits: Tensor, cfg: Config) -> Tensor:
     """The pseudo label (B, H, W) after the noise filter, which judges it by the losses of logits (B, C + 1, H, W)."""
-    if cfg.noise_start_step is None or step < cfg.noise_start_step:
-        return label
     loss = F.cross_entropy(logits.float(), label, ignore_index=IGNORE_INDEX, reduction="none")
     return ignore_noise(label, loss, posterior=cfg.noise_posterior, gap=cfg.noise_gap, min_pixels=cfg.noise_min_pixels)
 
@@ -303,6 +307,7 @@ def weighted_terms(
     weights: Mapping[str, float],
     pairs: PtcTerms | None = None,
     crops: CtcTerms | None = None,
+    noise: Tensor | None = None,
 ) -> LossTerms:
     """The terms of a step and their weighted total; terms that are not among `losses` are 0."""
     zero = losses["cls"].new_zeros(())
@@ -314,4 +319,5 @@ def weighted_terms(
         positive_cosine=pairs.positive_cosine if pairs else nan,
         negative_cosine=pairs.negative_cosine if pairs else nan,
         **{f"ctc_{field.name}": getattr(crops, field.name) if crops else nan for field in fields(CtcTerms)[1:]},
+        noise_share=nan if noise is None else noise,
     )

@@ -117,6 +117,9 @@ def test_losses_and_gradients_are_those_of_the_fast_step(cfg, monkeypatch):
         torch.testing.assert_close(getattr(fast.cams.dense(), name), expected, rtol=0, atol=1e-9)
     for field in fields(fast.terms):
         value = getattr(fast.terms, field.name)
+        if field.name == "noise_share":  # of a filter that neither of them has on
+            assert value.isnan() and getattr(plain.terms, field.name).isnan()
+            continue
         assert field.name in ("distil", "ctc_ignored_share") or value != 0, field.name
         torch.testing.assert_close(getattr(plain.terms, field.name), value, rtol=1e-8, atol=0, msg=field.name)
     assert_equal_gradients(gradients(models[1]), gradients(models[0]), relative=1e-7)

@@ -70,6 +70,6 @@ def predict(
     print(done)
     if done.failed:
         there = done.made + done.kept
-        lines = [f"{path}: {reason}" for path, reason in done.failed.items()]
+        lines = [reason if path in reason else f"{path}: {reason}" for path, reason in done.failed.items()]
         others = f"the other {counted(there, 'is', 'are')} done" if there else "none is done"
         raise ValueError("\n".join([f"{counted(len(lines), 'image')} could not be predicted, {others}:", *lines]))

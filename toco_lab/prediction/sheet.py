@@ -38,7 +38,8 @@ h1 {{ font-size: 1.3rem; }} h2 {{ font-size: 1rem; margin: 0 0 .3rem; overflow-w
 .legend i.scale {{ width: 6em; margin: 0 .4em; background: linear-gradient(to right, {scale}); }}
 article {{ border-top: 1px solid var(--line); padding: .8rem 0; break-inside: avoid; }}
 .row {{ display: flex; flex-wrap: wrap; gap: .6rem; }}
-figure {{ margin: 0; max-width: 100%; }} figure img {{ display: block; max-width: 100%; height: auto; }}
+figure {{ margin: 0; width: 13rem; max-width: calc(50% - .3rem); }}
+figure img {{ display: block; width: 100%; height: auto; }}
 figcaption, .soft {{ color: var(--soft); font-size: .85rem; }}
 </style></head><body>
 <h1>{title}</h1>

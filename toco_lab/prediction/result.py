@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN_CAMS = 4  # of the present classes with the highest scores
+DRAWN_SIDE = 1000  # pixels of a picture in a figure, at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,10 +76,11 @@ class Prediction:
         """Image, CAMs of the present classes (four at most) and mask in a row; `size` is a side in inches."""
         from toco_lab.figures.pictures import cam_gallery, plain_text
 
-        row: dict[str, np.ndarray | None] = {"image": self.image}
+        step = -(-max(self.mask.shape) // DRAWN_SIDE)  # a photo has far more pixels than the figure
+        row: dict[str, np.ndarray | None] = {"image": self.image[::step, ::step]}
         for name in self.strongest[:SHOWN_CAMS]:
-            row[plain_text(f"CAM {name} ({100 * self.labels[name]:.0f} %)")] = self.cam(name)
-        row["mask" if self.present else "mask (no class is present)"] = self.mask
+            row[plain_text(f"CAM {name} ({100 * self.labels[name]:.0f} %)")] = self.cam(name)[::step, ::step]
+        row["mask" if self.present else "mask (no class is present)"] = self.mask[::step, ::step]
         legend = ("background", *self.class_names)
         return cam_gallery([row], palette=PALETTE, class_names=legend, size=size, title=plain_text(self.name))
 

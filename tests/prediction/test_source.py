@@ -92,6 +92,9 @@ def test_a_sweep_that_shares_its_runs_has_those_of_its_table(smoke_run, tmp_path
         scored(smoke_run, tmp_path / "shared", name, cam=cam)
     sweep = tmp_path / "sweep"
     sweep.mkdir()
+    (sweep / "grid.yaml").write_text("{}")
+    with pytest.raises(ValueError, match="is not finished and lists no runs yet"):
+        best_run(sweep)
     pd.DataFrame({"run": ["mine", "never_made"]}).to_csv(sweep / "sweep.csv", index=False)
     (sweep / "grid.yaml").write_text(json.dumps({"name": "sweep", "folder": "shared"}))
     run, chosen = best_run(sweep)

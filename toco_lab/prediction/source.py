@@ -150,6 +150,10 @@ def best_run(folder: Path, by: str = BY) -> tuple[RunDir, str]:
         known |= found.keys()
         if by in found and run.checkpoints():
             scores[run.path] = found[by]
+    if not runs and (folder / "grid.yaml").is_file():
+        raise ValueError(
+            f"the sweep {folder} is not finished and lists no runs yet: wait for it, or name one of its runs"
+        )
     if not runs:
         raise ValueError(f"{folder} is no run (it has no config.json) and holds none")
     if not scores:

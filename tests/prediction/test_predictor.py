@@ -1,6 +1,8 @@
 """One image: the same maps and masks as the evaluation, whatever the image is given as."""
 
 import io
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -234,6 +236,20 @@ def test_the_protocol_says_what_defines_a_mask(model, smoke_run, samples):
 
 
 # --- the result -------------------------------------------------------------------------------------------------------
+
+
+def test_show_draws_below_the_cell_or_in_a_viewer(model, samples, monkeypatch):
+    found, seen = model.predict(samples[0].raw), []
+    monkeypatch.delitem(sys.modules, "IPython", raising=False)
+    monkeypatch.setattr(Image.Image, "show", lambda picture, title: seen.append((picture.size, title)))
+    found.show()
+    assert seen[0][0][0] > 300 and seen[0][1] == "image"
+    ipython, display = types.ModuleType("IPython"), types.ModuleType("IPython.display")
+    ipython.get_ipython, display.display = object, seen.append
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    found.show()
+    assert seen[1] is found and len(seen) == 2
 
 
 def test_a_result_draws_and_saves_itself(model, samples, tmp_path):

@@ -8,6 +8,8 @@
        |
     explorers                click and slide
        |
+    prediction               any image: its classes, CAMs and mask
+       |
     evaluation, smoothing, tokens    how good is it? how alike are the tokens? the tokens a run keeps
        |
     training                 fit, kill, continue

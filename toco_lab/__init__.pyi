@@ -5,6 +5,7 @@ from . import evaluation as evaluation
 from . import explorers as explorers
 from . import figures as figures
 from . import method as method
+from . import prediction as prediction
 from . import reports as reports
 from . import runs as runs
 from . import smoothing as smoothing
@@ -50,6 +51,10 @@ from .method import refine as refine
 from .method import step as step
 from .method.cam import multi_scale_cam as multi_scale_cam
 from .method.model import ToCo as ToCo
+from .prediction import Prediction as Prediction
+from .prediction import Predictor as Predictor
+from .prediction import load as load
+from .prediction import predict_folder as predict_folder
 from .presets import BASELINE as BASELINE
 from .reports import build_report as build_report
 from .runs import RunDir as RunDir

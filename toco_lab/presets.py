@@ -87,10 +87,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     # encoder; the numbers were chosen on 506 images of VOC 2012, see docs/results.md.
     "voc_vit_s": _VOC | _SMALL_DATA,
     # python -m toco_lab train coco_deit_b --data-root path/to/COCO2014
-    # MS COCO 2014, ImageNet-1k weights: 27 h on four A100 in the paper; 41.3.
+    # MS COCO 2014, ImageNet-1k weights: 27 h on four A100 in the paper; with MS + CRF 41.3.
     "coco_deit_b": _COCO | {"backbone": DEIT_B},
     # python -m toco_lab train coco_vit_b --data-root path/to/COCO2014
-    # The same with ImageNet-21k weights, as long: 42.2.
+    # The same with ImageNet-21k weights, as long: with MS + CRF 42.2.
     "coco_vit_b": _COCO | {"backbone": VIT_B},
     # python -m toco_lab train folder --data-root path/to/folder
     # Your own images: VOC's numbers, so as long and as much memory as VOC; classes and lists come from the folder.

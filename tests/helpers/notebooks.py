@@ -19,6 +19,7 @@ FILES = {  # what each notebook leaves in the folder of its run
         "figures/cam_and_attributions.png",
         "figures/pseudo_label_thresholds.png",
         "figures/regions_and_crops.png",
+        "figures/prediction.png",
     },
     "02_losses_by_hand": {
         "figures/ptc_descent.png",

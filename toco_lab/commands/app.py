@@ -10,6 +10,7 @@ import sys
 from toco_lab.commands.data import data
 from toco_lab.commands.demo import demo
 from toco_lab.commands.parser import Commands, options_of, parse
+from toco_lab.commands.predict import predict
 from toco_lab.commands.runs import runs
 from toco_lab.commands.sweeps import run, study, sweep
 from toco_lab.commands.train import train
@@ -21,6 +22,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 app.command(train)
 app.command(evaluate)
 app.command(aliases=["pseudo_labels"])(pseudo_labels)
+app.command(predict)
 app.command(report)
 app.command(run)
 app.command(sweep)

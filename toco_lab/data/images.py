@@ -54,10 +54,29 @@ def read_rgb(source: bytes | Path, where: str = "") -> np.ndarray:
         DataError: If there is no such file, it cannot be decoded, or its numbers are no colours.
     """
     where = where or str(source)
-    picture = load(source, where)
+    return as_displayed(load(source, where), where)
+
+
+def as_displayed(picture: Image.Image, where: str) -> np.ndarray:
+    """A decoded picture as it is displayed, uint8 RGB (H, W, 3), by the rules above; `where` is what an error calls it.
+
+    Raises:
+        DataError: If its numbers are no colours.
+    """
     turn = _TURNS.get(orientation(picture))
     picture = _as_rgb(picture, where)
     return np.array(picture.transpose(turn) if turn is not None else picture)
+
+
+def scaled_down(raw: np.ndarray, longest_side: int | None) -> np.ndarray:
+    """An image (H, W, 3) uint8 of which no side is longer than `longest_side`, smaller ones as they are; None or 0
+    keeps every size.
+    """
+    if not longest_side or max(raw.shape[:2]) <= longest_side:
+        return raw
+    factor = longest_side / max(raw.shape[:2])
+    height, width = (max(1, round(factor * side)) for side in raw.shape[:2])
+    return np.array(Image.fromarray(raw).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def load(source: bytes | Path, where: str = "", remedy: str = _SAVE_AGAIN) -> Image.Image:

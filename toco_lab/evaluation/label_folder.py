@@ -13,7 +13,7 @@ images beside it, it is the `data_root` of the preset `folder`.
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,36 +68,12 @@ class LabelFolder:
         save_scores(self._scores(name), image_label, scores)
 
     def write_protocol(self, record: Mapping[str, Any]) -> None:
-        """Write what defines these labels; `check_protocol` compares with it when the command runs again.
-
-        One that is there stays: it says by which version the labels were begun.
-        """
-        if self._protocol.is_file():
-            return
-        with atomic_write(self._protocol, "w") as file:
-            json.dump(record, file, indent=1)
+        """`write_protocol` of this folder."""
+        write_protocol(self.path, record)
 
     def check_protocol(self, record: Mapping[str, Any]) -> None:
-        """Refuse a folder that holds anything but labels of the same protocol.
-
-        Where an older version wrote no key of `ADDED_LATER`, that is no difference.
-
-        Raises:
-            ValueError: Naming what differs.
-        """
-        mend = f"Delete {self.path}, or choose another --out"
-        if not self._protocol.is_file():
-            if self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
-                raise ValueError(f"{self.path} holds files and no protocol.json: nobody knows what they are. {mend}")
-            return
-        there = read_json_file(self._protocol, {}, remedy=mend)
-        differing = [
-            f"{key} ({there.get(key)!r} there, {record.get(key)!r} wanted)"
-            for key in sorted({*there, *record})
-            if there.get(key) != record.get(key) and (key in there or key not in ADDED_LATER)
-        ]
-        if differing:
-            raise ValueError(f"{self.path} holds pseudo labels of another protocol: {', '.join(differing)}. {mend}")
+        """`check_protocol` of this folder."""
+        check_protocol(self.path, record, "pseudo labels")
 
     def finish(
         self, split: str, classes: Sequence[str], image_labels: Mapping[str, np.ndarray], *, with_images: bool
@@ -124,15 +100,52 @@ class LabelFolder:
         if with_images:
             _link(self.path / IMAGES, Path("..") / IMAGES)
 
-    @property
-    def _protocol(self) -> Path:
-        return self.path / "protocol.json"
-
     def _mask(self, name: str) -> Path:
         return self.path / MASKS / f"{name}.png"
 
     def _scores(self, name: str) -> Path:
         return self.path / "scores" / f"{name}.npz"
+
+
+def write_protocol(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write what defines the files of a folder; `check_protocol` compares with it when the command runs again.
+
+    One that is there stays: it says by which version the work was begun.
+    """
+    path = folder / "protocol.json"
+    if path.is_file():
+        return
+    with atomic_write(path, "w") as file:
+        json.dump(record, file, indent=1)
+
+
+def check_protocol(folder: Path, record: Mapping[str, Any], what: str, *, apart: Collection[str] = ()) -> None:
+    """Refuse a folder that holds anything but what this protocol defines.
+
+    Where an older version wrote no key of `ADDED_LATER`, that is no difference.
+
+    Args:
+        folder: It may be new or empty.
+        record: The protocol, as JSON gives it back.
+        what: Which files these are, for the error.
+        apart: Keys that may differ.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    mend = f"Delete {folder}, or choose another --out"
+    if not (folder / "protocol.json").is_file():
+        if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
+            raise ValueError(f"{folder} holds files and no protocol.json: nobody knows what they are. {mend}")
+        return
+    there = read_json_file(folder / "protocol.json", {}, remedy=mend)
+    differing = [
+        f"{key} ({there.get(key)!r} there, {record.get(key)!r} wanted)"
+        for key in sorted({*there, *record} - set(apart))
+        if there.get(key) != record.get(key) and (key in there or key not in ADDED_LATER)
+    ]
+    if differing:
+        raise ValueError(f"{folder} holds {what} of another protocol: {', '.join(differing)}. {mend}")
 
 
 def save_scores(path: Path, image_label: Tensor, scores: Tensor) -> None:

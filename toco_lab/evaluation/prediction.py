@@ -1,6 +1,6 @@
 """What a model says of an image: its CAMs at native size, its segmentation, and the label maps made from them."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,7 @@ from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED, LABELS, SEG, SEG_CRF,
 FUSIONS = {"voc": "sum over flip, maximum over scales", "coco": "maximum over flip, sum over scales"}
 CAM_TARGETS = frozenset({CAM, CAM_AUX, CAM_REFINED, LABELS})  # targets that need the CAM passes
 BATCH = 8  # images of one size that are evaluated together
+LabelRule = Callable[[Tensor], Tensor]  # image logits (B, C) -> image labels (B, C) in {0, 1}
 
 
 @torch.no_grad()
@@ -64,14 +65,18 @@ class NativeCams(Cams):
 
 
 @torch.no_grad()
-def native_cams(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor) -> NativeCams:
+def native_cams(
+    model: ToCo, cfg: Config, image: Tensor, image_label: Tensor | LabelRule, *, flip: bool = True
+) -> NativeCams:
     """The CAMs that are evaluated and that pseudo labels are made from.
 
     Args:
         model: In evaluation mode.
         cfg: Gives `eval_cam_size` and `cam_scales`.
         image: Normalised, native size, (B, 3, H, W).
-        image_label: TRUE image labels, (B, C) in {0, 1}.
+        image_label: TRUE image labels, (B, C) in {0, 1}; where nobody knows them, a rule that makes labels from the
+            logits of the plain pass.
+        flip: As in `multi_scale_cam`.
 
     Raises:
         ValueError: If the model, or a part of it, is in training mode, `image` is no batch of images, or `image_label`
@@ -87,12 +92,17 @@ def native_cams(model: ToCo, cfg: Config, image: Tensor, image_label: Tensor) ->
         )
     check_images(image)
     check_normalised(image)
-    check_image_label(image_label, len(image), model.classifier.out_channels)
+    num_classes = model.classifier.out_channels
+    if not callable(image_label):
+        check_image_label(image_label, len(image), num_classes)  # before the encoder runs
     resized = at_evaluation_size(image, cfg.eval_cam_size)
     plain = model(resized, segment=False)
+    if callable(image_label):
+        image_label = image_label(plain.logits)
+        check_image_label(image_label, len(image), num_classes)
     cams = multi_scale_cam(
         model, resized, cfg.cam_scales, present=PresentClasses.of(image_label), plain=plain.features,
-        size=image.shape[-2:],
+        size=image.shape[-2:], flip=flip,
     )  # fmt: skip
     return NativeCams(cams.cam, cams.cam_aux, cams.present, plain.logits)
 

@@ -197,16 +197,26 @@ def kind_record(
     """What defines the labels of a kind: `evaluate.protocol_record`, and what is particular to labels."""
     record = protocol_record(cfg, KINDS[kind], split, len(names), checkpoint)
     del record["background_threshold"], record["miou_over"]
-    par = {"dilations": cfg.par_dilations, "iterations": cfg.par_iterations, "scale": _defaults(refine_cam)["scale"]}
-    probability = "softmax over a constant background score and the CAM of the present classes"
     record |= {
         "kind": kind, "low_threshold": thresholds.low, "high_threshold": thresholds.high,
-        "par": par if kind == "refined" else False,
-        "crf": {"probability": probability, **_defaults(dense_crf)} if kind == "crf" else False,
+        "par": par_settings(cfg) if kind == "refined" else False,
+        "crf": crf_settings() if kind == "crf" else False,
         "image_labels": "masks" if cfg.dataset == "toy" else cfg.label_source, "classes": class_names(cfg),
         "names": hashlib.sha256("\n".join(names).encode()).hexdigest()[:12], "config": cfg.digest(),
     }  # fmt: skip
     return json.loads(json.dumps(record))  # lists in place of tuples, as it is read back
+
+
+def par_settings(cfg: Config) -> dict[str, Any]:
+    """What a protocol says of PAR."""
+    return {"dilations": cfg.par_dilations, "iterations": cfg.par_iterations, "scale": _defaults(refine_cam)["scale"]}
+
+
+def crf_settings(
+    probability: str = "softmax over a constant background score and the CAM of the present classes",
+) -> dict[str, Any]:
+    """What a protocol says of the dense CRF, which begins with this probability."""
+    return {"probability": probability, **_defaults(dense_crf)}
 
 
 def _defaults(function: Any) -> dict[str, Any]:

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from toco_lab.data.images import read_rgb
+from toco_lab.data.images import read_rgb, scaled_down
 
 LONGEST_SIDE = 1024  # pixels; a larger image is scaled down to it
 
@@ -33,9 +32,4 @@ def decode_image(
     if longest_side is not None and longest_side < 1:
         raise ValueError(f"longest_side must be at least 1 pixel, got {longest_side}")
     raw = read_rgb(source, "the uploaded file") if isinstance(source, bytes) else read_rgb(Path(source))
-    if longest_side is None or max(raw.shape) <= longest_side:
-        return raw
-    picture = Image.fromarray(raw)
-    factor = longest_side / max(picture.size)
-    width, height = (max(1, round(factor * side)) for side in picture.size)
-    return np.array(picture.resize((width, height), Image.Resampling.LANCZOS))
+    return scaled_down(raw, longest_side)

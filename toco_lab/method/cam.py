@@ -44,6 +44,7 @@ def multi_scale_cam(
     present: PresentClasses | None = None,
     plain: TokenFeatures | None = None,
     size: Sequence[int] | None = None,
+    flip: bool = True,
 ) -> Cams:
     """Multi-scale CAM of the final and of the auxiliary tokens (step 1 of `toco_lab.method`).
 
@@ -57,6 +58,7 @@ def multi_scale_cam(
         present: The classes to make maps of; absent ones cost nothing. None takes all C classes in their order.
         plain: Tokens of `image`, if a pass at scale 1 was already made: that pass is not repeated.
         size: The maps are resized to it at the end; None leaves them at H x W.
+        flip: False leaves the mirror images out, which takes half the passes.
 
     Returns:
         Maps of the present classes, (B, S, H, W); `.dense()` has one for every class.
@@ -78,7 +80,8 @@ def multi_scale_cam(
         num_classes = model.classifier.out_channels
         present = PresentClasses.of(image.new_ones(len(image), num_classes), num_classes)
     shares = (
-        fuse_flip(present.gather(raw_cams(model, image, scale, plain=plain)), image.shape[-2:]) for scale in scales
+        fuse_flip(present.gather(raw_cams(model, image, scale, plain=plain, flip=flip)), image.shape[-2:], flip=flip)
+        for scale in scales
     )
     maps = min_max(reduce(torch.add, shares))  # (2, B, S, H, W)
     cam, cam_aux = maps if size is None else resize_each(maps, size)
@@ -86,7 +89,9 @@ def multi_scale_cam(
 
 
 @torch.no_grad()
-def raw_cams(model: ToCo, image: Tensor, scale: float, *, plain: TokenFeatures | None = None) -> Tensor:
+def raw_cams(
+    model: ToCo, image: Tensor, scale: float, *, plain: TokenFeatures | None = None, flip: bool = True
+) -> Tensor:
     """The raw CAMs of one scale: no ReLU, not normalised, at token resolution.
 
     Args:
@@ -94,21 +99,23 @@ def raw_cams(model: ToCo, image: Tensor, scale: float, *, plain: TokenFeatures |
         image: Normalised images at scale 1, (B, 3, H, W).
         scale: Of the image.
         plain: As in `multi_scale_cam`.
+        flip: False leaves the mirror image out.
 
     Returns:
         (2, 2, B, C, h, w): from the final and from the auxiliary tokens; of the image and of its mirror image (still
-        mirrored). If the two kinds of tokens have different grids, all maps have the finer one.
+        mirrored); (2, 1, B, C, h, w) without `flip`. If the two kinds of tokens have different grids, all maps have the
+        finer one.
     """
     scaled = image if scale == 1 else resize(image, scaled_size(image, scale))
-    if scale == 1 and plain is not None:
-        passes, rest = [model.cams(plain)], scaled.flip(-1)
-    else:
-        passes, rest = [], torch.cat([scaled, scaled.flip(-1)])
-    passes += [model.cams(model.encode(piece)) for piece in pieces_of(rest, model.patch_size)]
+    passes, rest = ([model.cams(plain)], []) if scale == 1 and plain is not None else ([], [scaled])
+    if flip:
+        rest.append(scaled.flip(-1))
+    if rest:
+        passes += [model.cams(model.encode(piece)) for piece in pieces_of(torch.cat(rest), model.patch_size)]
     heads = [torch.cat(maps) for maps in zip(*passes, strict=True)]  # twice (2B, C, h, w)
     finer = max((maps.shape[-2:] for maps in heads), key=sum)
     heads = [maps if maps.shape[-2:] == finer else resize(maps, finer) for maps in heads]
-    return torch.stack([maps.unflatten(0, (2, -1)) for maps in heads])
+    return torch.stack([maps.unflatten(0, (1 + flip, -1)) for maps in heads])
 
 
 def scaled_size(image: Tensor, scale: float) -> list[int]:
@@ -125,13 +132,13 @@ def fuse_flip(raw: Tensor, size: Sequence[int], *, flip: bool = True) -> Tensor:
     Args:
         raw: (K, 2, B, C, h, w): K kinds of maps, each of the image and of its mirror image, as from `raw_cams`.
         size: (H, W).
-        flip: False leaves the mirror image out.
+        flip: False leaves the mirror image out, whether or not there is one.
 
     Returns:
         (K, B, C, H, W).
     """
-    straight, mirrored = resize_each(raw, size).unbind(1)
-    return (torch.maximum(straight, mirrored.flip(-1)) if flip else straight).relu_()
+    straight, *mirrored = resize_each(raw, size).unbind(1)
+    return (torch.maximum(straight, mirrored[0].flip(-1)) if flip else straight).relu_()
 
 
 def min_max(cam: Tensor) -> Tensor:

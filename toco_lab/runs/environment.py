@@ -12,7 +12,7 @@ from typing import Any
 
 from toco_lab.files import project_root
 
-_PACKAGES = ("torch", "torchvision", "timm", "torchmetrics", "numpy", "pandas")
+_PACKAGES = ("toco_lab", "torch", "torchvision", "timm", "torchmetrics", "numpy", "pandas")
 
 
 def environment(device: str = "auto") -> dict[str, Any]:

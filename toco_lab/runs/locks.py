@@ -43,10 +43,14 @@ def held_by_another(path: Path) -> bool | None:
 
 
 @contextlib.contextmanager
-def only_worker(folder: Path) -> Iterator[None]:
+def only_worker(folder: Path, work: str = "trains, evaluates or labels this run") -> Iterator[None]:
     """Inside, this is the only process that trains, evaluates or labels the run in a folder.
 
     A notebook that merely holds a run open is no worker. A lock file that may not be opened stops nobody.
+
+    Args:
+        folder: Of a run, or of other files that only one process should write.
+        work: What another process does there, for the error.
 
     Raises:
         ValueError: If another living process is at it.
@@ -55,9 +59,7 @@ def only_worker(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0.2)  # longer than `held_by_another` holds it in order to look
     except Timeout:
-        raise ValueError(
-            f"{folder} is in use: another process trains, evaluates or labels this run; wait for it, or stop it"
-        ) from None
+        raise ValueError(f"{folder} is in use: another process {work}; wait for it, or stop it") from None
     except OSError:
         yield
         return

@@ -1,0 +1,13 @@
+"""Any image and a trained model: which classes it sees, where, and a mask. One image, or whole folders.
+
+    model = tl.load("results/RUN")        # a run, a checkpoint file, the authors' file, or a sweep (its best run)
+    result = model.predict("photo.jpg")   # a path, a PIL image or an array
+    result.show()
+
+`source` finds the weights, `recipe` says how a mask is made and what its protocol is, `predictor` makes it, `result`
+holds it; `pictures_given` finds the images a person names, `output` and `folder` write many, `sheet` shows them.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,17 @@
+from . import folder as folder
+from . import output as output
+from . import pictures_given as pictures_given
+from . import predictor as predictor
+from . import recipe as recipe
+from . import result as result
+from . import sheet as sheet
+from . import source as source
+from .folder import FolderPredictions as FolderPredictions
+from .folder import predict_folder as predict_folder
+from .predictor import Predictor as Predictor
+from .predictor import read_image as read_image
+from .recipe import PredictOptions as PredictOptions
+from .recipe import Recipe as Recipe
+from .result import Prediction as Prediction
+from .source import best_run as best_run
+from .source import load as load

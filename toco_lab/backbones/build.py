@@ -168,7 +168,7 @@ def _positions_on_grid(encoder: PlainViT, placed: int, height: int, width: int) 
         return positions[:, placed:]
     if positions.requires_grad or positions.is_inference() or torch.compiler.is_compiling():
         return _resampled(encoder, positions, placed, height, width)
-    state = (positions.data_ptr(), positions._version, positions.device, positions.dtype, encoder.pos_embed_antialias)
+    state = (positions._version, positions.device, positions.dtype, encoder.pos_embed_antialias)
     kept: dict[tuple[int, int], tuple[Any, Tensor]] = encoder.__dict__.setdefault("_position_grids", {})
     known = kept.pop((height, width), None)
     if known is None or known[0] != state:

@@ -14,6 +14,7 @@ from .catalogue import METRICS as METRICS
 from .catalogue import Metric as Metric
 from .catalogue import measure as measure
 from .catalogue import metric_table as metric_table
+from .formulas import gram_distance as gram_distance
 from .formulas import layer_cka as layer_cka
 from .formulas import pair_cosine as pair_cosine
 from .formulas import token_similarity as token_similarity

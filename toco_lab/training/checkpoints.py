@@ -124,7 +124,7 @@ def initial_model(cfg: Config) -> ToCo:
         except Exception as error:  # network, hub and file errors of several libraries
             raise CheckpointError(
                 f"the pretrained weights of {name!r} cannot be downloaded ({type(error).__name__}: {error}). "
-                f"Without a network, pass a local file: weights='path/to/{cfg.backbone}.safetensors' "
+                f"Without a network, pass a local file: weights='path/to/{cfg.backbone.rpartition('/')[2]}.safetensors' "
                 f"(--weights on the command line), or pretrained=False to start from random weights"
             ) from error
         load_encoder(model.encoder, downloaded.state_dict(), f"timm's {name}")

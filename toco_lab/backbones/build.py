@@ -117,9 +117,9 @@ def _create(name: str, arguments: dict[str, Any]) -> Encoder:
         if ":" not in name:
             raise
         raise ValueError(
-            f"backbone {name!r} cannot be fetched ({type(error).__name__}: {str(error).partition('. ')[0]}). Check the "
-            "name. Without a network it must lie in the cache of the Hub (HF_HOME), or be a folder with config.json and "
-            "model.safetensors: local-dir:FOLDER"
+            f"backbone {name!r} cannot be fetched ({type(error).__name__}: {str(error).partition('. ')[0]}). "
+            "Check the name. Without a network it must lie in the cache of the Hub (HF_HOME), or be a folder with "
+            "config.json and model.safetensors: local-dir:FOLDER"
         ) from error
 
 

@@ -1,6 +1,8 @@
 """Own networks as encoders: the tokens are those of the network, its numbers stay, and every tool reads it."""
 
 import copy
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from toco_lab.smoothing.per_layer import smoothing_per_layer
 from toco_lab.tokens.snapshots import maps_of_model
 
 SIDE = 32
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "own_model.md"
 
 
 class Tokens(nn.Module):
@@ -167,6 +170,14 @@ def test_token_maps_of_any_model(own):
     shown = (image[0] * 0.2 + 0.5).mul(255).clamp(0, 255).round().byte().permute(1, 2, 0)
     np.testing.assert_allclose(maps.image.astype(int), shown, atol=1)  # of a half, rounding decides
     assert TokenExplorer([maps]).selection["image"] == "a"
+
+
+def test_the_page_about_own_models_runs():
+    names: dict = {}
+    for block in re.findall(r"(?ms)^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"))[:2]:
+        exec(compile(block, PAGE.name, "exec"), names)
+    assert names["frame"]["layer"].max() == 4 and names["heat"].shape == (2, 6, 6)
+    assert names["cams"].cam.shape == (2, 5, 96, 96)
 
 
 # --- maps -------------------------------------------------------------------------------------------------------------

@@ -156,6 +156,8 @@ def test_cams_of_an_own_model_are_its_classifier_at_each_token():
     session = CamSession(model, cfg)
     session.set_image(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8))
     assert session.image.output.cam.shape == (1, 3, 4, 4)
+    model.train().read(model.encode(image)).logits.sum().backward()
+    assert net.blocks[0].linear1.weight.grad.any()  # it can be trained
     with pytest.raises(ValueError, match=r"classifier has weights \(2, 12\), needed are .* \(3, 12\)"):
         ToCo(cfg, encoder=model.encoder, classifier=nn.Linear(12, 2))
 
@@ -244,6 +246,11 @@ def test_a_vit_of_torchvision_becomes_timms(torchvision_vit):
     for attribution in ATTRIBUTIONS.values():
         assert attribution(vit, image, 1).shape == (2, 32, 32)
     assert capture(vit, torch.randn(1, 3, 48, 64)).grid == (6, 8)  # of any size
+    cfg = Config.preset("smoke").replace(num_classes=3, aux_layer=-2)
+    model = ToCo(cfg, encoder=vit, classifier=torchvision_vit.heads.head).eval()
+    head = torchvision_vit.heads.head.weight
+    raw = torch.einsum("cd,bnd->bcn", head, ours.final[:, 1:]).unflatten(2, (4, 4)).detach()
+    torch.testing.assert_close(model(image).cam, raw, rtol=1e-4, atol=1e-4)
 
 
 def test_a_changed_vit_of_torchvision_is_refused(torchvision_vit):

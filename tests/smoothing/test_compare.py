@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from helpers.folders import SAMPLES, needs_samples
 from helpers.smoothing import gram
 from PIL import Image
 
@@ -23,6 +24,7 @@ from toco_lab.smoothing.per_layer import smoothing_per_layer
 from toco_lab.smoothing.token_colours import principal_colours
 from toco_lab.training.checkpoints import load_run_model
 
+DINOV2 = SAMPLES.parent / "weights" / "dinov2_vits14_fp16.safetensors"
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "num_heads": 2, "num_classes": 0, "dynamic_img_size": True}
 
 
@@ -116,6 +118,21 @@ def test_principal_colours_by_a_singular_value_decomposition(shape):
     assert principal_colours(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))[:, 2].tolist() == [0.5] * 3
 
 
+@needs_samples
+@pytest.mark.data
+@pytest.mark.skipif(not DINOV2.is_file(), reason=f"no pretrained ViT: {DINOV2} is not there")
+def test_a_real_pretrained_vit_rises_at_its_end():
+    """The textbook curve, and its tokens told apart from random ones, on two photographs."""
+    photographs = sorted(SAMPLES.rglob("*.jpg"))[:2]
+    models = {"DINOv2": f"vit_small_patch14_dinov2={DINOV2}", "random": "vit_small_patch14_dinov2=random"}
+    found = measure_models(models, photographs, metrics=["Gram distance"], progress=False)
+    curve = found.table[(found.table["variant"] == "absolute, off-diagonal") & (found.table["site"] == "after block")]
+    trained, drawn = (curve[curve["model"] == name].set_index("layer")["value"] for name in models)
+    assert trained[12] == trained.max() > trained[5] + 0.2 and drawn.max() - drawn.min() < 0.01
+    between = found.gram.groupby("layer")["value"].mean()
+    assert between[12] > between[1] > 0.02
+
+
 # --- models by name ---------------------------------------------------------------------------------------------------
 
 
@@ -148,6 +165,7 @@ def test_a_model_of_timm_with_weights(tmp_path):
     "source, kind, message",
     [
         ("vit_smal_patch14_dinov2", ValueError, "no model of timm, did you mean 'vit_small_patch14_dinov2'"),
+        (3, ValueError, "a model must be a module, a run, or the name of .*, got a int"),
         ("results/nothing", FileNotFoundError, "results/nothing: there is no such folder or file"),
         ("test_vit=nothing.safetensors", CheckpointError, "no weights file nothing.safetensors"),
         ("xcit_nano_12_p8_224=random", ValueError, "Xcit cannot be read: it is no plain ViT"),
@@ -193,8 +211,9 @@ def test_what_are_no_images(tmp_path):
         compare_models({"a": small(0)}, [np.zeros((4, 4, 3))])
     with pytest.raises(ValueError, match="no image to measure"):
         compare_models({"a": small(0)}, [])
-    with pytest.raises(ValueError, match="no model to compare"):
-        compare_models({}, tmp_path)
+    for models in ({}, ["test_vit=random"]):
+        with pytest.raises(ValueError, match=r"models must be at least one model by its name, \{name: model\}, got"):
+            compare_models(models, tmp_path)
 
 
 def test_the_command_writes_a_report_and_its_tables(tmp_path, pictures, smoke_run, capsys):
@@ -220,7 +239,8 @@ def test_the_command_writes_a_report_and_its_tables(tmp_path, pictures, smoke_ru
     assert set(table["metric"]) == {"pairwise cosine", "Gram distance", "token-norm outliers"}
     protocol = json.loads((out / "protocol.json").read_text())
     assert (
-        protocol["image_names"] == ["inner/<0>.png", "inner/<1>.png"] and protocol["image_size"] == "64 x 64, resized"
+        protocol["image_names"] == ["inner/<0>.png", "inner/<1>.png"]
+        and protocol["image_size"] == "64 x 64, resized (bilinear)"
     )
     assert protocol["models"][smoke_run.name]["weights"].startswith("step_00000004 (")
     assert set(pd.read_csv(out / "images.csv")["image"]) == {"inner/<0>.png", "inner/<1>.png", "all images"}

@@ -23,6 +23,7 @@ from toco_lab.vocabulary import AFTER_BLOCK, FINAL_NORM, MEAN_ABSOLUTE_COSINE
 from toco_lab.words import counted
 
 Section = Sequence[Part | Table]
+_FLAT = 0.01  # range of a curve that is called flat
 _HOW_TO_READ = (
     "Higher means that the patch tokens of an image are more alike: smoother. A line runs through the blocks, the "
     "diamond behind it is the final norm; the band is from the lower to the upper quartile over images. Compare with "
@@ -36,7 +37,7 @@ _PANELS = (
 _PICTURES = (
     "The first three principal components of the patch tokens, scaled to length 1, as red, green and blue. In one row "
     "of a model all images share one basis, so equal colours are alike tokens; between rows and models colours say "
-    "nothing. Single bright patches on flat ground are artifacts."
+    "nothing. A single patch of another colour on flat ground may be an artifact."
 )
 _ARTIFACTS = (
     "The share of tokens longer than the median plus 5 standard deviations (by the median absolute deviation), one cut "
@@ -56,7 +57,7 @@ def write_model_report(comparison: ModelComparison, folder: Path, *, title: str 
     Args:
         comparison: What `smoothing.measure_models` found.
         folder: Made if needed; files of these names are replaced.
-        title: Heading; "" takes the names of the models.
+        title: Heading; "" counts the models.
 
     Returns:
         The files.
@@ -71,7 +72,7 @@ def write_model_report(comparison: ModelComparison, folder: Path, *, title: str 
         with atomic_write(folder / name, "w") as file:
             file.write(text)
     page = folder / "report.html"
-    title = title or f"Over-smoothing: {', '.join(comparison.protocol['models'])}"
+    title = title or f"Over-smoothing of {counted(len(comparison.protocol['models']), 'model')}"
     write_page(_notebook(_sections(comparison, title)), page, title)
     return [page, *(folder / name for name in texts)]
 
@@ -110,6 +111,8 @@ def found_out(comparison: ModelComparison) -> list[str]:
         places = {blocks.index[0]: "", blocks.idxmin(): " (lowest)", blocks.idxmax(): " (highest)"}
         places.setdefault(blocks.index[-1], "")
         said = [f"{blocks[block]:.2f} after block {block}{words}" for block, words in sorted(places.items())]
+        if blocks.max() - blocks.min() < _FLAT:
+            said = [f"{blocks.mean():.2f} after every block"]
         line = f"{model}: mean |cos| between patch tokens is {', '.join(said)}"
         if FINAL_NORM in means:
             line += f"; and {means[FINAL_NORM].iloc[-1]:.2f} after the final norm"

@@ -136,8 +136,8 @@ def measure_models(
         FileNotFoundError: If there is no such folder.
         ValueError: For no model, a folder without images, a model or a metric that is not known.
     """
-    if not models:
-        raise ValueError("there is no model to compare: give at least one")
+    if not isinstance(models, Mapping) or not models:
+        raise ValueError(f"models must be at least one model by its name, {{name: model}}, got {str(models)[:60]}")
     metrics = list(dict.fromkeys([MEAN_ABSOLUTE_COSINE[0], *metrics]))
     pictures = read_pictures(images, num_images)
     opened = [open_model(source, name=name, device=device) for name, source in models.items()]
@@ -285,7 +285,7 @@ def _protocol(
         "images": len(names),
         "images_from": str(images) if isinstance(images, Path | str) else "a list",
         "image_names": names,
-        "image_size": f"{size} x {size}, resized" if size else "native",
+        "image_size": f"{size} x {size}, resized (bilinear)" if size else "native",
         "images_read": image_files.RULE,
         "models": {
             one.name: {

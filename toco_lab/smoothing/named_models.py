@@ -69,6 +69,11 @@ def open_model(
         return _named(name or type(source).__name__, source, f"as given ({state_hash(source)})")
     if isinstance(source, RunDir):
         return _of_run(source, name, device)
+    if not isinstance(source, Path | str):
+        raise ValueError(
+            f"a model must be a module, a run, or the name of a folder, a file or a model of timm, got a "
+            f"{type(source).__name__}"
+        )
     text = str(source)
     if Path(text).is_dir() and ":" not in text:
         return _of_run(RunDir(text), name, device)
@@ -169,9 +174,10 @@ def _created(name: str, *, pretrained: bool) -> nn.Module:
         except Exception as error:  # of the network, the Hub and the files, from several libraries
             if not pretrained and ":" not in name:
                 raise ValueError(f"model {name!r} cannot be made: {error}") from error
+            cached = "it must lie in the cache of the Hub (HF_HOME)"
+            remedy = cached if ":" in name else f"give them as a file, {name}=FILE, or take {name}={RANDOM}"
             raise CheckpointError(
                 f"the pretrained weights of {name!r} cannot be had ({type(error).__name__}: "
-                f"{str(error).partition('. ')[0]}). Without a network give them as a file, {name}=FILE, or take "
-                f"{name}={RANDOM}"
+                f"{str(error).partition('. ')[0]}). Without a network {remedy}"
             ) from error
     raise AssertionError("the last of the options is none")

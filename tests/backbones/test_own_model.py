@@ -3,6 +3,7 @@
 import copy
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -300,6 +301,53 @@ def test_a_vit_of_transformers():
     model = from_transformers(transformers.Dinov2Model(dino))
     seen = capture(model, torch.randn(1, 3, 28, 42))
     assert seen.grid == (2, 3) and seen.num_prefix == 1 and seen.norm == "LayerNorm"
+
+    masked = transformers.ViTMAEModel(transformers.ViTMAEConfig(**sizes, image_size=32, patch_size=8))
+    with pytest.raises(ValueError, match="ViTMAEModel leaves out patches at random"):
+        from_transformers(masked)
+
+
+class LikeTransformers(nn.Module):
+    """What a model of transformers looks like from outside: a config, `pixel_values`, tuples, an object of outputs."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layernorm_before, self.dense = nn.LayerNorm(12), nn.Linear(12, 12)
+
+        def forward(self, x):
+            return (x + self.dense(self.layernorm_before(x)), "attention")
+
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(num_hidden_layers=2, image_size=[SIDE, SIDE])
+        self.embeddings, self.pre_layernorm = nn.Conv2d(3, 12, 8, stride=8), nn.LayerNorm(12)
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList([self.Block(), self.Block()])})
+        self.layernorm, self.pooled_layernorm, self.classifier = nn.LayerNorm(12), nn.LayerNorm(12), nn.Linear(12, 3)
+
+    def forward(self, *, pixel_values, interpolate_pos_encoding=False):
+        assert interpolate_pos_encoding
+        x = self.pre_layernorm(self.embeddings(pixel_values).flatten(2).mT)
+        for block in self.encoder["layer"]:
+            x = block(x)[0]
+        x = self.layernorm(x)
+        return SimpleNamespace(logits=self.classifier(self.pooled_layernorm(x.mean(1))), last_hidden_state=x)
+
+
+def test_what_looks_like_transformers_is_read_without_it():
+    torch.manual_seed(0)
+    net = LikeTransformers()
+    model, image = from_transformers(net), torch.randn(2, 3, SIDE, 48)
+    with torch.no_grad():
+        x = net.pre_layernorm(net.embeddings(image).flatten(2).mT)
+        expected = [x := block(x)[0] for block in net.encoder["layer"]]
+        expected.append(net.layernorm(x))
+    seen = capture(model, image)
+    for tokens, one in zip([*seen.after_block, seen.final], expected, strict=True):
+        torch.testing.assert_close(tokens, one)
+    assert model.final.name == "layernorm" and model.num_classes == 3 and seen.grid == (4, 6)
+    torch.testing.assert_close(model(image), net(pixel_values=image, interpolate_pos_encoding=True).logits)
+    assert grad_cam(model, image, 2).shape == (2, 4, 6)
 
 
 def test_what_is_no_vision_model_of_transformers():

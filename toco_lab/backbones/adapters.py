@@ -111,7 +111,9 @@ def _renamed(name: str) -> str:
 
 
 def from_transformers(network: nn.Module) -> OwnModel:
-    """A vision model of Hugging Face transformers as an encoder: ViT, DeiT, DINOv2, DINOv3 and others of plain blocks.
+    """A vision model of Hugging Face transformers as an encoder.
+
+    Tried are ViT, DeiT, DINOv2 (with registers too), DINOv3, BEiT, CLIP, SigLIP and I-JEPA.
 
     Its blocks are the list of as many parts as `config.num_hidden_layers` says, and its final norm is the layer norm
     behind them. A classifier in it keeps working, so Grad-CAM explains its classes. Images of other sizes than
@@ -121,7 +123,8 @@ def from_transformers(network: nn.Module) -> OwnModel:
         network: A model of transformers that takes `pixel_values`.
 
     Raises:
-        ValueError: If it has no such config or blocks; `adapt` reads any network whose blocks you name.
+        ValueError: If it has no such config or blocks, when `adapt` reads any network whose blocks you name; or if it
+            leaves out patches and shuffles the others (ViTMAE).
     """
     config = getattr(network, "config", None)
     depth, size = getattr(config, "num_hidden_layers", None), getattr(config, "image_size", None)
@@ -132,6 +135,11 @@ def from_transformers(network: nn.Module) -> OwnModel:
             f"{type(network).__name__} is no vision model of transformers with plain blocks (config.image_size, "
             "config.num_hidden_layers and a list of as many blocks); tl.backbones.adapt reads any network whose blocks "
             "you name"
+        )
+    if hasattr(config, "mask_ratio"):
+        raise ValueError(
+            f"{type(network).__name__} leaves out patches at random and shuffles the others, so its tokens have no "
+            "places: load its weights into a ViTModel"
         )
     blocks = [f"{lists[0]}.{number}" for number in range(cast(int, depth))]
     call = partial(_call_transformers, _interpolates(network))

@@ -137,7 +137,10 @@ def _of_run(run: RunDir, name: str, device: str | torch.device) -> NamedModel:
 def _of_checkpoint(path: Path, name: str, device: str | torch.device) -> NamedModel:
     state = read_weights(path)
     if not isinstance(state.get("config"), str):
-        raise CheckpointError(f"{path} does not say which model it is of: give its name too, NAME={path}")
+        raise CheckpointError(
+            f"{path} does not say which model it is of: give its name too, NAME={path}; "
+            "a released checkpoint of ToCo becomes a run by import_released"
+        )
     model = ToCo(cfg := Config.from_json(state["config"]))
     model.load_state_dict(load_checkpoint(path, cfg, model=model)["model"])
     return _named(name or path.stem, model.eval().to(device), f"{path.stem} ({weights_hash(path)})")

@@ -30,7 +30,6 @@ def smoothing(
         device: auto, cpu, cuda ...
     """
     from toco_lab.files import check_writable
-    from toco_lab.reports.models import found_out, write_model_report
     from toco_lab.smoothing.compare import COMPARED, measure_models
     from toco_lab.smoothing.named_models import names_of
     from toco_lab.training.processes import resolve_device
@@ -46,6 +45,8 @@ def smoothing(
         metrics=metrics or COMPARED,
         device=resolve_device(device),
     )
+    from toco_lab.reports.models import found_out, write_model_report  # nbformat takes seconds: errors come first
+
     for line in found_out(found):
         print(line)
     for path in write_model_report(found, out):

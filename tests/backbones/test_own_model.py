@@ -219,6 +219,15 @@ def test_maps_whose_channels_are_as_many_as_their_rows():
     torch.testing.assert_close(capture(again, image).final, net(image).detach().flatten(2).mT)
 
 
+def test_what_the_network_changes_in_place_was_read_before():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 5, 8, stride=8), nn.ReLU(inplace=True), nn.Conv2d(5, 5, 1))
+    image = torch.randn(1, 3, 32, 32)
+    seen = capture(adapt(net, ["0", "2"], image_size=32), image)
+    torch.testing.assert_close(seen.after_block[0], net[0](image).detach().flatten(2).mT)
+    assert (seen.after_block[0] < 0).any()
+
+
 # --- torchvision ------------------------------------------------------------------------------------------------------
 
 

@@ -252,4 +252,5 @@ def test_the_command_writes_a_report_and_its_tables(tmp_path, pictures, smoke_ru
 def test_the_command_without_images_is_one_line(tmp_path, capsys):
     assert main(["smoothing", "test_vit=random", "--images", str(tmp_path / "nothing")]) == 2
     assert "error:" in (said := capsys.readouterr().err) and "no such folder of images" in said
-    assert main(["smoothing", "tst_vit=random", "--images", str(tmp_path)]) == 2
+    assert main(["smoothing", "--images", str(tmp_path)]) == 2
+    assert "needs at least one MODEL" in capsys.readouterr().err

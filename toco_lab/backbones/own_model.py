@@ -60,10 +60,13 @@ class TokenLayer(nn.Module):
         return output[:, self.num_prefix :].mT.unflatten(2, grid)
 
     def back(self, output: Tensor, patches: Tensor) -> Tensor:
-        """The output with these patches, (B, D, h, w), in its own layout."""
+        """The output with these patches, (B, D, h, w), in its own layout.
+
+        A copy: what the network then changes in place, an activation for example, was read before.
+        """
         if self.layout == TOKENS:
             return torch.cat([output[:, : self.num_prefix], patches.flatten(2).mT], dim=1)
-        return patches.permute(0, 2, 3, 1) if self.layout == LAST else patches
+        return (patches.permute(0, 2, 3, 1) if self.layout == LAST else patches).clone()
 
 
 class OwnModel(Encoder):

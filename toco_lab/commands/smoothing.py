@@ -34,6 +34,8 @@ def smoothing(
     from toco_lab.smoothing.named_models import names_of
     from toco_lab.training.processes import resolve_device
 
+    if not models:
+        raise ValueError("smoothing needs at least one MODEL: the folder of a run, a checkpoint, or a name of timm")
     if size < 0 or num_images < 1:
         raise ValueError(f"--size must be at least 0 and --num-images at least 1, got {size} and {num_images}")
     check_writable(out / "report.html")

@@ -59,6 +59,7 @@ from .presets import BASELINE as BASELINE
 from .reports import build_report as build_report
 from .runs import RunDir as RunDir
 from .runs import list_runs as list_runs
+from .smoothing import compare_models as compare_models
 from .smoothing import smoothing_of_run as smoothing_of_run
 from .smoothing import smoothing_per_layer as smoothing_per_layer
 from .sweeps import Grid as Grid

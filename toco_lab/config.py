@@ -128,7 +128,9 @@ class Config:
 
     # --- model --------------------------------------------------------------------------------------------------
     backbone: str = opt(
-        "deit_base_patch16_224", "timm model name: a plain ViT or DeiT, a Swin, ResNet or ConvNeXt", filled=True
+        "deit_base_patch16_224",
+        "timm model name: a plain ViT or DeiT, a Swin, ResNet or ConvNeXt; hf-hub:OWNER/NAME or local-dir:FOLDER",
+        filled=True,
     )
     weights_tag: str = opt(
         "", "timm's tag of the pretrained weights, fb_in1k or augreg_in21k, say; empty = the backbone's default"

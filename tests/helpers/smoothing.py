@@ -240,6 +240,21 @@ def cka(x, y):
     return squared(y.T @ x) / math.sqrt(squared(x.T @ x) * squared(y.T @ y))
 
 
+def gram(x, y):
+    pairs = [(i, j) for i in range(len(x)) for j in range(len(x))]
+    return sum((cosine(x[i], x[j]) - cosine(y[i], y[j])) ** 2 for i, j in pairs) / len(pairs)
+
+
+def border_cosines(image):
+    """Cosines of the inner tokens, and of those at the border, with the mean of the latter; nan for none inside."""
+    last = image.grid[0] - 1, image.grid[1] - 1
+    outer = [row in (0, last[0]) or column in (0, last[1]) for row, column in places(image.grid)]
+    border = sum(token for token, out in zip(image.x, outer, strict=True) if out) / sum(outer)
+    found = {side: [cosine(token, border) for token, out in zip(image.x, outer, strict=True) if out == side]
+             for side in (False, True)}  # fmt: skip
+    return found[False] or [math.nan], found[True]
+
+
 def mean_of_hc(image):
     return squared(np.ones((len(image.x), 1)) * (sum(image.x) / len(image.x)))
 
@@ -311,6 +326,11 @@ ORACLE = {
         lambda image: embedding_cosine(image, True) - embedding_cosine(image, False)
     ),
     ("CKA", "block before"): lambda image: cka(image.x, image.previous_tokens),
+    ("Gram distance", "block before"): lambda image: gram(image.x, image.previous_tokens),
+    ("cosine to the mean border token", "mean over inner tokens"): lambda image: np.mean(border_cosines(image)[0]),
+    ("cosine to the mean border token", "inner minus border"): (
+        lambda image: np.mean(border_cosines(image)[0]) - np.mean(border_cosines(image)[1])
+    ),
 }  # fmt: skip
 
 

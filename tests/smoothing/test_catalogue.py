@@ -75,6 +75,7 @@ def test_equal_tokens():
         ("effective rank", "sigma, not centred"), ("effective rank", "sigma^2, not centred"),
         ("stable rank", "not centred"), ("attention entropy", "over log T"),
         ("cross-layer attention similarity", "columns, block before"),
+        ("cosine to the mean border token", "mean over inner tokens"),
     ]  # fmt: skip
     undefined = [
         ("pairwise cosine", "centred, absolute, off-diagonal"), ("pairwise cosine", "centred, raw, off-diagonal"),
@@ -87,8 +88,8 @@ def test_equal_tokens():
         ("attention entropy", "nats"): math.log(14),
         ("mean attention distance", "pixels"): uniform_attention_distance((3, 4), PATCH),
     }
-    free = {  # depend on the class token, the embedding, or the number of pairs
-        ("PTC loss", "absolute, true label"), ("class-patch cosine", "mean"),
+    free = {  # depend on the class token, the embedding, the block before, or the number of pairs
+        ("PTC loss", "absolute, true label"), ("class-patch cosine", "mean"), ("Gram distance", "block before"),
         ("neighbour similarity of outliers", "normal tokens"),
         ("relative log amplitude", "at 1.0 pi"), ("relative log amplitude", "last bin of the shifted transform"),
     }  # fmt: skip
@@ -194,6 +195,6 @@ def test_metric_table():
     assert list(zip(table["metric"], table["variant"], strict=True)) == list(METRICS)
     rows = [int(row.rstrip("abcde")) for row in table["row"]]
     assert rows == sorted(rows)
-    assert set(table["row"]) == {*"1a 1b 1c 1d 1e".split(), *map(str, [*range(2, 10), *range(11, 23)])}
+    assert set(table["row"]) == {*"1a 1b 1c 1d 1e".split(), *map(str, [*range(2, 10), *range(11, 25)])}
     assert table.drop(columns="needs").map(lambda text: bool(text.strip())).all(axis=None)
     assert set(", ".join(filter(None, table["needs"])).split(", ")) <= {*TokenView.__dataclass_fields__}

@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers.smoothing import HEADS, cka, image_of, log_amplitude, make_view, sigma, spectrum, value
+from helpers.smoothing import HEADS, cka, gram, image_of, log_amplitude, make_view, sigma, spectrum, value
 
 from toco_lab.smoothing.formulas import (
     RankMe,
     attention_spectrum,
+    gram_distance,
     layer_cka,
     radial_band_energy,
     relative_log_amplitude,
@@ -75,6 +76,18 @@ def test_layer_cka():
                 assert result[index, a, b].item() == pytest.approx(cka(x, y), rel=1e-6)
     assert result[:, 0, 3].tolist() == pytest.approx([1, 1], abs=1e-6)
     assert result[:, 4].isnan().all() and result[:, :, 4].isnan().all()
+
+
+def test_gram_distance_of_two_models():
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(2, 6, width, generator=generator) for width in (4, 9))
+    found = gram_distance(one, other)
+    expected = [gram(x.double().numpy(), y.double().numpy()) for x, y in zip(one, other, strict=True)]
+    assert found.dtype == torch.float64 and found.tolist() == pytest.approx(expected)
+    turned = one @ torch.linalg.qr(torch.randn(4, 4, generator=generator)).Q * 3
+    assert gram_distance(one, turned).tolist() == pytest.approx([0, 0], abs=1e-10)
+    with pytest.raises(ValueError, match=r"\(2, 6, 4\) and \(2, 5, 9\) cannot be compared"):
+        gram_distance(one, other[:, :5])
 
 
 def slow_rankme(rows):

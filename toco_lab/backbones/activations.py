@@ -4,7 +4,7 @@ The model is afterwards as it was: hooks are removed, fused attention is on agai
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +21,8 @@ from toco_lab.backbones.kinds import (
     is_timm_attention,
     stage_maps,
 )
+from toco_lab.backbones.modes import evaluating
+from toco_lab.backbones.own_model import OwnModel
 from toco_lab.vocabulary import NO_NORM
 
 
@@ -124,7 +126,9 @@ def _capture_vit(
 
 
 def _capture_stages(encoder: Encoder, image: Tensor, grid: tuple[int, int]) -> Activations:
-    with evaluating(encoder):
+    own = encoder if isinstance(encoder, OwnModel) else None
+    prefixed: AbstractContextManager[list[Tensor]] = own.prefix_tokens() if own else nullcontext([])
+    with evaluating(encoder), prefixed as prefixes:
         try:
             final, maps = stage_maps(encoder, image, range(len(blocks_of(encoder))))
         except (AssertionError, TypeError, RuntimeError) as error:
@@ -134,15 +138,18 @@ def _capture_stages(encoder: Encoder, image: Tensor, grid: tuple[int, int]) -> A
             size = f"{image.shape[-2]} x {image.shape[-1]} pixels, which fill whole tokens"
             raise ValueError(f"{type(encoder).__name__} cannot be read with an image of {size}: {reason}") from error
     norm = final_norm(encoder)
+    tokens = [one.flatten(2).mT for one in (*maps, final)]
+    if prefixes:
+        tokens = [torch.cat(pair, dim=1) for pair in zip(prefixes, tokens, strict=True)]
     return Activations(
         grid=grid,
         block_grids=[(one.shape[-2], one.shape[-1]) for one in maps],
-        num_prefix=0,
+        num_prefix=own.num_prefix_tokens if own else 0,
         patch_embedding=None,
         embedding=None,
-        after_block=[one.flatten(2).mT for one in maps],
+        after_block=tokens[:-1],
         after_attention=[],
-        final=final.flatten(2).mT,
+        final=tokens[-1],
         norm=NO_NORM if norm is None else type(norm).__name__,
         attention=[],
     )
@@ -179,18 +186,6 @@ def attention_maps(model: nn.Module) -> Iterator[list[Tensor]]:
         for part, value, hook in zip(parts, fused, hooks, strict=True):
             part.fused_attn = value
             hook.remove()
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the `with`; afterwards every submodule is in its own mode again."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 @contextmanager

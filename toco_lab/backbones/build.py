@@ -113,10 +113,18 @@ def _create(name: str, arguments: dict[str, Any]) -> Encoder:
         if isinstance(error, AssertionError) and arguments["global_pool"] == "token":
             return _create(name, arguments | {"global_pool": ""})
         raise ValueError(_no_backbone(name, str(error) or type(error).__name__)) from error
+    except Exception as error:  # of the network, the Hub and the files, from several libraries
+        if ":" not in name:
+            raise
+        raise ValueError(
+            f"backbone {name!r} cannot be fetched ({type(error).__name__}: {str(error).partition('. ')[0]}). "
+            "Check the name. Without a network it must lie in the cache of the Hub (HF_HOME), or be a folder with "
+            "config.json and model.safetensors: local-dir:FOLDER"
+        ) from error
 
 
 def _no_backbone(name: str, reason: str) -> str:
-    hint = "" if timm.is_model(name) else did_you_mean(name.partition(".")[0], timm.list_models())
+    hint = "" if timm.is_model(name) or ":" in name else did_you_mean(name.partition(".")[0], timm.list_models())
     return (
         f"backbone {name!r} cannot be built: {reason}{hint}. Backbones are "
         "timm's plain ViTs (vit, deit, eva), Swin and Swin v2, ResNet and ConvNeXt; BEiT and other families are read "

@@ -37,7 +37,10 @@ class Stage:
 
 def refusal(encoder: nn.Module, reason: str) -> ValueError:
     """The error for a model that cannot be read: its class, why, and what is read."""
-    return ValueError(f"{type(encoder).__name__} cannot be read: {reason}. Read are timm's {READ}")
+    return ValueError(
+        f"{type(encoder).__name__} cannot be read: {reason}. Read are timm's {READ}; any other network by "
+        "tl.backbones.adapt, from_torchvision or from_transformers"
+    )
 
 
 def stages_of(encoder: nn.Module) -> list[Stage]:
@@ -112,8 +115,11 @@ def channels_last(encoder: nn.Module, output: Any, stage: Stage, size: Sequence[
 
 
 def declared_last(encoder: nn.Module) -> bool | None:
-    """Whether a model of a family that can be trained has its channels last; None for others, whose blocks may vary."""
-    if all(one.__name__ not in TRAINED_STAGED for one in type(encoder).__mro__):
+    """Whether a model of a family that can be trained has its channels last, and an own model that `adapt` reads (no).
+
+    None for others, whose blocks may vary.
+    """
+    if all(one.__name__ not in (*TRAINED_STAGED, "OwnModel") for one in type(encoder).__mro__):
         return None
     return getattr(encoder, "output_fmt", "NCHW") == "NHWC"
 

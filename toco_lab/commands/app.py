@@ -12,6 +12,7 @@ from toco_lab.commands.demo import demo
 from toco_lab.commands.parser import Commands, options_of, parse
 from toco_lab.commands.predict import predict
 from toco_lab.commands.runs import runs
+from toco_lab.commands.smoothing import smoothing
 from toco_lab.commands.sweeps import run, study, sweep
 from toco_lab.commands.train import train
 from toco_lab.commands.trained import evaluate, import_released, pseudo_labels, report
@@ -24,6 +25,7 @@ app.command(evaluate)
 app.command(aliases=["pseudo_labels"])(pseudo_labels)
 app.command(predict)
 app.command(report)
+app.command(smoothing)
 app.command(run)
 app.command(sweep)
 app.command(study)

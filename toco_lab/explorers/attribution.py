@@ -67,7 +67,8 @@ def grad_cam(model: nn.Module, image: Tensor, class_index: int | Tensor, *, laye
             as is usual for ViTs: behind the last attention no patch has a gradient if the logit reads the class token.
             It sees what passes through that attention, not what a patch of ToCo carries past it. With
             `model.encoder.norm` of a ToCo model the result is the ReLU of its CAM, divided by the number of patches.
-            For a model in stages None takes the last block, as the paper does; any layer that gives a map will do.
+            For a model in stages None takes the last block, as the paper does; any layer that gives a map will do. For
+            an own model with a class token (`backbones.adapt`) None takes the last block but one.
 
     Returns:
         (B, h, w), >= 0; zero throughout where every patch speaks against the class.
@@ -84,8 +85,9 @@ def grad_cam(model: nn.Module, image: Tensor, class_index: int | Tensor, *, laye
     image, grid = fill_patches(encoder, image)
     plain = is_plain_vit(encoder)
     if layer is None:
-        last = blocks_of(encoder)[-1]
-        layer = last.get_submodule("norm1") if plain else last
+        blocks = blocks_of(encoder)
+        behind = not plain and getattr(encoder, "cls_token", None) is not None and len(blocks) > 1
+        layer = blocks[-1].get_submodule("norm1") if plain else blocks[-2 if behind else -1]
     with evaluating(model), torch.enable_grad(), _output_of(layer) as outputs:
         logit = _class_logit(model, image, class_index)
         (gradient,) = torch.autograd.grad(logit, outputs)

@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toco_lab.backbones.build import build_encoder, image_statistics
-from toco_lab.backbones.kinds import block_widths, class_token_pass, fill_patches, is_plain_vit, stage_maps, token_side
+from toco_lab.backbones.kinds import (
+    any_encoder_of,
+    block_widths,
+    class_token_pass,
+    fill_patches,
+    is_plain_vit,
+    stage_maps,
+    token_side,
+)
 from toco_lab.backbones.pixels import check_images
 from toco_lab.config import Config
 
@@ -100,14 +108,20 @@ class ToCo(nn.Module):
     Only the projection head has a teacher: both heads read the same encoder. The position embedding of a ViT is
     frozen. `patch_size` is the side of a final token in pixels.
 
+    Args:
+        cfg: Its backbone is built, with random weights, unless `encoder` is given.
+        encoder: A network of your own, see `backbones.adapt`; it is not copied.
+        classifier: A linear classifier of the final tokens, D to C = `cfg.num_classes`, whose CAMs are asked for. Its
+            weights are copied; its bias, which is equal at all places, is left out.
+
     Raises:
-        ValueError: If timm cannot make the backbone, if it is of a family that is not read here, or if `aux_layer`
-            names no block.
+        ValueError: If timm cannot make the backbone, if it is of a family that is not read here, if `aux_layer` names
+            no block, or if the classifier does not fit.
     """
 
-    def __init__(self, cfg: Config) -> None:
+    def __init__(self, cfg: Config, *, encoder: nn.Module | None = None, classifier: nn.Linear | None = None) -> None:
         super().__init__()
-        self.encoder = build_encoder(cfg)
+        self.encoder = build_encoder(cfg) if encoder is None else any_encoder_of(encoder)
         widths = block_widths(self.encoder)
         blocks = len(widths)
         if not -blocks <= cfg.aux_layer < blocks:
@@ -120,12 +134,24 @@ class ToCo(nn.Module):
         width, head = self.encoder.num_features, (cfg.head_hidden, cfg.head_bottleneck, cfg.head_out)
         self.classifier = nn.Conv2d(width, cfg.num_classes, 1, bias=False)
         self.aux_classifier = nn.Conv2d(widths[self.aux_index], cfg.num_classes, 1, bias=False)
+        if classifier is not None:
+            self._take(classifier)
         self.decoder = LargeFOVDecoder(width, cfg.decoder_width, cfg.num_classes + 1, cfg.decoder_dilation)
         self.projection_head = ProjectionHead(width, *head)
         self.teacher_head = copy.deepcopy(self.projection_head).requires_grad_(False)
         self.teacher_momentum = cfg.teacher_momentum
         self.aux_is_final = self.aux_index == blocks - 1
         self.train()
+
+    def _take(self, classifier: nn.Linear) -> None:
+        """Copy a linear classifier of final tokens; ValueError if its shape is another one."""
+        given, needed = tuple(classifier.weight.shape[:2]), tuple(self.classifier.weight.shape[:2])
+        if given != needed:
+            raise ValueError(
+                f"classifier has weights {given}, needed are (num_classes of the config, channels of a token) {needed}"
+            )
+        with torch.no_grad():
+            self.classifier.weight.copy_(classifier.weight.reshape(self.classifier.weight.shape))
 
     @property
     def num_prefix_tokens(self) -> int:

@@ -3,6 +3,7 @@ from . import comparison as comparison
 from . import contrast as contrast
 from . import export as export
 from . import galleries as galleries
+from . import models as models
 from . import parts as parts
 from . import sections as sections
 from . import studies as studies
@@ -12,6 +13,7 @@ from .ablation import wide_table as wide_table
 from .comparison import compare as compare
 from .comparison import compare_folders as compare_folders
 from .export import build_report as build_report
+from .models import write_model_report as write_model_report
 from .sections import Report as Report
 from .studies import all_studies as all_studies
 from .studies import findings as findings

@@ -11,6 +11,8 @@
     per_layer                                             the table of any model on given images
        |
     of_runs                                               the same of a run on its validation images: smoothing.csv
+       |
+    named_models, token_colours, compare                  whole models side by side, on any images
 
 `catalogue.metric_table` lists every metric with its source.
 """

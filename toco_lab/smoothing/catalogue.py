@@ -21,6 +21,7 @@ from toco_lab.smoothing.arithmetic import mean_where, off_diagonal_mean, ratio
 from toco_lab.smoothing.formulas import (
     attention_energy,
     effective_rank,
+    inner_minus_border,
     log_amplitude_at_last_bin,
     outlier_neighbour_excess,
     participation_ratio,
@@ -76,6 +77,8 @@ _ROY = "Roy and Vetterli 2007"
 _WANG = "Wang et al. 2022, arXiv 2203.05962"
 _PARK = "Park and Kim 2022, arXiv 2202.06709"
 _REGISTERS = "Darcet et al. 2024, arXiv 2309.16588"
+_DINOV3 = "DINOv3, Simeoni et al. 2025, arXiv 2508.10104"
+_BORDER = "derived; the border as background: Wei et al., ECCV 2012"
 _ENTROPY = "Zhai et al. 2023, arXiv 2303.06296"
 
 METRICS: dict[MetricKey, Metric] = {  # (metric, variant); a new metric is one more entry
@@ -289,6 +292,20 @@ METRICS: dict[MetricKey, Metric] = {  # (metric, variant); a new metric is one m
         "nothing fixed (NaN for equal tokens)", "Kornblith et al. 2019, arXiv 1905.00414",
         "Whether a block changes the pattern of its tokens at all; near 1 with and without over-smoothing.",
         ("previous_tokens",),
+    ),
+    ("Gram distance", "block before"): Metric(
+        lambda view: (view.cosine - view.previous_cosine).square().mean((1, 2)), "23",
+        "the mean squared 1 - cosine before", "after the Gram objective of " + _DINOV3,
+        "How much a block changes which places are alike; unlike 22 it sees a direction that all tokens come to share.",
+        ("previous_tokens",),
+    ),
+    ("cosine to the mean border token", "mean over inner tokens"): Metric(
+        lambda view: view.border_cosine[:, view.inner].mean(1), "24", "1", _BORDER,
+        "How much the inside of an image, where objects are as a rule, looks like its border; NaN without an inside.",
+    ),
+    ("cosine to the mean border token", "inner minus border"): Metric(
+        inner_minus_border, "24", "0", _BORDER,
+        "Negative where inside and border can be told apart; needs objects in the middle, as photographs have.",
     ),
 }  # fmt: skip
 

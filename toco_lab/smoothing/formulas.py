@@ -224,6 +224,41 @@ def layer_cka(tokens: Sequence[Tensor]) -> Tensor:
     return (flat @ flat.mT).clamp(0, 1)
 
 
+def gram_distance(tokens: Tensor, others: Tensor) -> Tensor:
+    """How differently two layers, or two models, relate the same places: mean squared difference of their cosines.
+
+    (1 / N^2) sum_ij (cos(x_i, x_j) - cos(y_i, y_j))^2: the Gram objective of DINOv3 (Simeoni et al. 2025, arXiv
+    2508.10104), which keeps the patches of a student related as those of an early teacher are, over the number of
+    entries. Turning or scaling all tokens of a side changes nothing, so widths and models may differ.
+
+    Args:
+        tokens: Patch tokens, (B, N, D).
+        others: Of the same images and places, (B, N, D'); D' may differ.
+
+    Returns:
+        (B,) float64, from 0 (each pair of places is as alike in both) to 4.
+
+    Raises:
+        ValueError: If they differ in images or places.
+
+    Example:
+        >>> gram_distance(torch.eye(2)[None], torch.ones(1, 2, 3)).item()  # orthogonal here, equal there
+        0.5
+    """
+    if tokens.ndim != 3 or tokens.shape[:2] != others.shape[:2]:
+        raise ValueError(
+            f"the cosines of tokens {tuple(tokens.shape)} and {tuple(others.shape)} cannot be compared: both must be "
+            "(B, N, D) of the same images and places"
+        )
+    here, there = (TokenView(side, (1, side.shape[1])).cosine for side in (tokens, others))
+    return (here - there).square().mean((1, 2))
+
+
+def inner_minus_border(view: TokenView) -> Tensor:
+    """Mean `border_cosine` of the inner tokens minus that of the border itself, (B,); NaN without inner tokens."""
+    return view.border_cosine[:, view.inner].mean(1) - view.border_cosine[:, ~view.inner].mean(1)
+
+
 class RankMe:
     """RankMe of all tokens of a data set: exp(-sum_k p_k log p_k), p_k = sigma_k / sum sigma + eps.
 

@@ -44,6 +44,12 @@ class LayerStack(TokenView):
         return torch.cat([before, self.unit_gram[:-1]])
 
     @cached_property
+    def previous_cosine(self) -> Tensor:
+        """`cosine` of the layer before each layer, (L, N, N), taken from the stack where it is there."""
+        first = TokenView(self.need("previous_tokens"), self.grid).cosine
+        return torch.cat([first, self.cosine[:-1]])
+
+    @cached_property
     def attention_similarity(self) -> Tensor:
         """Cosine of each column of the attention with that of the layer before, (L, heads, T)."""
         now, first, lengths = self.need("attention"), self.need("previous_attention"), self.column_lengths

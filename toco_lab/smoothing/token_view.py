@@ -183,6 +183,11 @@ class TokenView:
         return TokenView(self.need("previous_tokens"), self.grid).unit_gram
 
     @cached_property
+    def previous_cosine(self) -> Tensor:
+        """`cosine` of the block before, (B, N, N). Needs `previous_tokens`."""
+        return TokenView(self.need("previous_tokens"), self.grid).cosine
+
+    @cached_property
     def moment(self) -> Tensor:
         """X^T X, (B, D, D)."""
         return self.x.mT @ self.x
@@ -227,6 +232,19 @@ class TokenView:
         return self.norms > norm_cut(self.norms)[:, None]
 
     # --- the grid -----------------------------------------------------------------------------------------
+
+    @cached_property
+    def inner(self) -> Tensor:
+        """(N,) bool: tokens that are not at the border of the grid; none on a grid of fewer than 3 rows or columns."""
+        inside = torch.zeros(self.grid, dtype=torch.bool, device=self.tokens.device)
+        inside[1:-1, 1:-1] = True
+        return inside.flatten()
+
+    @cached_property
+    def border_cosine(self) -> Tensor:
+        """Cosine of each token with the mean of the tokens at the border of the grid, (B, N)."""
+        border = F.normalize(self.x[:, ~self.inner].mean(1), dim=1)
+        return (self.unit @ border[:, :, None]).squeeze(2).clamp(-1, 1)
 
     @cached_property
     def num_neighbours(self) -> Tensor:

@@ -3,14 +3,16 @@
 They feed the token explorer, where a slider moves through training.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
 
 from toco_lab.backbones.activations import capture
-from toco_lab.backbones.kinds import fill_patches, final_norm
-from toco_lab.backbones.pixels import denormalise
+from toco_lab.backbones.kinds import any_encoder_of, fill_patches, final_norm
+from toco_lab.backbones.pixels import check_normalised, denormalise
 from toco_lab.config import Config
 from toco_lab.data.loader import EvalSample, eval_samples
 from toco_lab.files import require
@@ -48,21 +50,75 @@ def token_maps(
 
 
 def _token_maps(model: ToCo, cfg: Config, sample: EvalSample, *, name: str, weights: str, step: int) -> TokenMaps:
-    image = sample.image[None].to(next(model.parameters()).device)
-    image, grid = fill_patches(model.encoder, at_evaluation_size(image, cfg.eval_cam_size))
-    seen = capture(model, image)
+    image = at_evaluation_size(sample.image[None].to(next(model.parameters()).device), cfg.eval_cam_size)
+    statistics = model.mean, model.std
+    return _maps_of_image(
+        model.encoder, image, statistics, name=name, weights=weights, image_name=sample.name, step=step
+    )
+
+
+def maps_of_model(
+    model: nn.Module,
+    images: Iterable[Tensor],
+    *,
+    name: str,
+    weights: str = "",
+    image_names: Iterable[str] | None = None,
+    mean: Sequence[float] = IMAGENET_DEFAULT_MEAN,
+    std: Sequence[float] = IMAGENET_DEFAULT_STD,
+) -> list[TokenMaps]:
+    """The tokens of any model on given images, for the token explorer: a timm model, one of your own, or a ToCo.
+
+    Args:
+        model: As in `smoothing_per_layer`.
+        images: Normalised images, (3, H, W) each.
+        name: Of the model, as the reader will see it.
+        weights: Which weights it carries.
+        image_names: Of the images; numbers from 0 by default. Maps of several models are matched by them.
+        mean: Of the colours, in 0..1, by which the images are normalised; they are shown as they were before.
+        std: Likewise.
+    """
+    encoder = any_encoder_of(model)
+    device = next(encoder.parameters()).device
+    named: Iterable[tuple[object, Tensor]] = (
+        enumerate(images) if image_names is None else zip(image_names, images, strict=True)
+    )
+    maps = []
+    for image_name, image in named:
+        check_normalised(image, f"image {image_name!r}")
+        maps.append(
+            _maps_of_image(
+                encoder, image[None].to(device), (mean, std), name=name, weights=weights, image_name=str(image_name)
+            )
+        )
+    return maps
+
+
+def _maps_of_image(
+    encoder: nn.Module,
+    image: Tensor,
+    statistics: tuple[Sequence[float], Sequence[float]],
+    *,
+    name: str,
+    weights: str,
+    image_name: str,
+    step: int = 0,
+) -> TokenMaps:
+    """The tokens of one normalised image, (1, 3, H, W)."""
+    image, grid = fill_patches(encoder, image)
+    seen = capture(encoder, image)
     layers = {
         f"block {number}": seen.patches(tokens)[0]
         for number, tokens in enumerate(seen.after_block, start=1)
         if tokens.shape == seen.final.shape
     }
-    if final_norm(model.encoder) is not None:
+    if final_norm(encoder) is not None:
         layers[FINAL_NORM] = seen.patches(seen.final)[0]
-    pixels = denormalise(image, model.mean, model.std)[0].clamp(0, 255).round().to(torch.uint8)
+    pixels = denormalise(image, *statistics)[0].clamp(0, 255).round().to(torch.uint8)
     return TokenMaps(
         model=name,
         weights=weights,
-        image_name=sample.name,
+        image_name=image_name,
         image=pixels.permute(1, 2, 0).cpu().numpy(),
         grid=grid,
         steps=(step,),

@@ -118,13 +118,13 @@ def initial_model(cfg: Config) -> ToCo:
     if cfg.pretrained and cfg.weights:
         load_backbone_weights(model.encoder, cfg.weights)
     elif cfg.pretrained:
-        name = full_backbone_name(cfg)
+        name, file = full_backbone_name(cfg), f"{cfg.backbone.rpartition('/')[2]}.safetensors"
         try:
             downloaded = timm.create_model(name, pretrained=True, num_classes=0)
         except Exception as error:  # network, hub and file errors of several libraries
             raise CheckpointError(
                 f"the pretrained weights of {name!r} cannot be downloaded ({type(error).__name__}: {error}). "
-                f"Without a network, pass a local file: weights='path/to/{cfg.backbone}.safetensors' "
+                f"Without a network, pass a local file: weights='path/to/{file}' "
                 f"(--weights on the command line), or pretrained=False to start from random weights"
             ) from error
         load_encoder(model.encoder, downloaded.state_dict(), f"timm's {name}")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from toco_lab.attribution.catalogue import Attribution
 from toco_lab.config import Config
 from toco_lab.data.classes import PALETTE, class_names
 from toco_lab.data.loader import eval_samples
@@ -355,7 +356,7 @@ def test_a_view_that_fails_says_so_beside_the_others(explorer, monkeypatch):
     def broken(*_):
         raise RuntimeError("no gradient <here>")
 
-    monkeypatch.setitem(cam_session.ATTRIBUTIONS, "Grad-CAM", broken)
+    monkeypatch.setitem(cam_session.ATTRIBUTIONS, "Grad-CAM", Attribution(broken, "what it shows"))
     show(explorer, "CAM", "Grad-CAM")
     assert "Grad-CAM: no gradient &lt;here&gt;" in explorer.message.value
     assert "CAM: strongest class" in explorer.text.value

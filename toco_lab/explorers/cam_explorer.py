@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from toco_lab.explorers.attribution import ATTRIBUTIONS
+from toco_lab.attribution.catalogue import ATTRIBUTIONS
 from toco_lab.explorers.cam_controls import CamControls, one_of
 from toco_lab.explorers.cam_panels import CamPanels, Refinement, ViewPanel
 from toco_lab.explorers.cam_runs import OpenRun, Run, config_of, open_run, runs_by_name

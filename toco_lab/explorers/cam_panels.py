@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from toco_lab.attribution.catalogue import ATTRIBUTIONS
 from toco_lab.config import IGNORE_INDEX
 from toco_lab.data.classes import PALETTE
-from toco_lab.explorers.attribution import ATTRIBUTIONS
 from toco_lab.explorers.cam_session import CamSession, ImageIou
 from toco_lab.explorers.panels import REGIONS, CropBox, Panel, label_legend
 from toco_lab.method.crops import IGNORED, NEGATIVE, POSITIVE
@@ -30,7 +30,7 @@ VIEWS = {  # view -> tooltip of its button
     TITLES[SEG]: "what the decoder predicts in one pass",
     "truth": "the mask, which training never sees",
     "regions and crops": "uncertain regions of the auxiliary CAM, and local crops that class token contrast could draw",
-} | {name: f"{name} of the chosen class" for name in ATTRIBUTIONS}
+} | {name: attribution.about for name, attribution in ATTRIBUTIONS.items()}
 SOURCE_NAMES = {TITLES[CAM]: CAM, TITLES[CAM_AUX]: CAM_AUX}  # as a reader knows them -> as `CamSession` does
 
 
@@ -145,7 +145,7 @@ class CamPanels:
         else:
             score = session.score(SOURCE_NAMES[view], class_index, **self.choice.cam)
         name = ": strongest class" if class_index is None else f": {self.class_names[class_index]}"
-        name = "" if view == "attention rollout" else name  # it knows no class
+        name = name if view not in ATTRIBUTIONS or ATTRIBUTIONS[view].knows_class else ""
         return Panel(view + name, _array(score), note=_contrast(score, session.image.truth, class_index))
 
     def _truth(self) -> Panel:

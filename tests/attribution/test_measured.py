@@ -1,6 +1,7 @@
 """Faithfulness over a data set: the table is the mean of what `map_scores` says, and a true map beats its controls."""
 
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from toco_lab.attribution.catalogue import ATTRIBUTIONS, methods_of
 from toco_lab.attribution.controls import CONTROLS
 from toco_lab.attribution.faithfulness import map_scores
 from toco_lab.attribution.measured import attribution_table, measure_attributions
+from toco_lab.commands.app import main
 from toco_lab.config import Config
 from toco_lab.data.loader import eval_samples
 from toco_lab.method.cam import multi_scale_cam
@@ -70,6 +72,10 @@ def test_the_table_carries_its_protocol(pair):
     assert rows["steps"].astype(object).where(rows["steps"].notna(), None).tolist() == [4, 4, None]
     assert rows.loc["pointing game", "tolerance"] == 3, "0.03 of the 96 pixels of the masks"
     assert rows["tolerance"].isna().tolist() == [True, True, False]
+    cfg = cfg.replace(eval_cam_size=64)
+    ends = measure_attributions(model, cfg, methods=["Grad-CAM"], **FEW).curves.set_index(["measure", "share"])["score"]
+    starts = ends["insertion", 0.0], ends["deletion", 1.0]
+    assert rows["baseline_score"].tolist()[:2] == pytest.approx(starts) and math.isnan(rows["baseline_score"].iloc[2])
     other = {"insertion_baseline": "mean", "deletion_baseline": "blur"}
     swapped = attribution_table(model, cfg, methods=["Grad-CAM"], **other, **FEW).set_index("measure")["baseline"]
     assert swapped["insertion"] == "mean colour" and swapped["deletion"].startswith("blur")
@@ -147,7 +153,7 @@ def test_a_plain_timm_model_and_images_of_ones_own(classes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"methods": ["Grad-Cam"]}, "unknown method 'Grad-Cam', did you mean 'Grad-CAM'"),
+        ({"methods": ["Grad-Cam"]}, "unknown method 'Grad-Cam', did you mean 'Grad-CAM'\\?"),
         ({"methods": []}, "at least one attribution"),
         ({"blocks": [9]}, "block 9 is not one of the 4 blocks"),
         ({"images": 0}, "images must be at least 1"),
@@ -226,6 +232,34 @@ def test_a_true_map_beats_a_random_and_an_inverted_one(toy):
 def id_of(image: torch.Tensor) -> float:
     """A number that tells images apart."""
     return image.double().sum().item()
+
+
+def test_a_summary_in_words_names_every_setting(pair):
+    model, cfg = pair
+    measured = measure_attributions(model, cfg, methods=["CAM", "Grad-CAM"], blocks=[2], tolerance=5, **FEW)
+    words = str(measured).splitlines()
+    values = measured.table.set_index(["method", "measure"])["value"]["Grad-CAM"]
+    assert words[0].split() == ["method", "block", "insertion", "deletion", "pointing", "game"]
+    assert words[2].split() == ["Grad-CAM", "block", "2", *(f"{100 * value:.1f}" for value in values)]
+    assert words[3].startswith(f"per cent over 2 images, {measured.protocol['cases']} cases (an image")
+    assert words[4].endswith("deletion (less is better) to mean colour; 4 steps, sigmoid of the class logit")
+    assert words[6] == "pointing game (more is better): maximum on the class or 5 pixels beside it"
+
+
+def test_the_command_writes_table_curves_and_figure(smoke_run, tmp_path, capsys):
+    folder = shutil.copytree(smoke_run.path, tmp_path / "run")
+    asked = "--images 2 --methods CAM Grad-CAM --blocks 1 2 --steps 3".split()
+    assert main(["attributions", str(folder), *asked]) == 0
+    run = tl.RunDir(folder)
+    table = run.read_table("attributions")
+    assert table["method"].unique().tolist() == ["CAM", "Grad-CAM"] and len(table) == 3 * 3
+    assert len(run.read_table("attribution_curves")) == 3 * 2 * 4
+    assert (folder / "figures" / "attributions.json").stat().st_size > 1000
+    assert "pointing game (more is better)" in capsys.readouterr().out
+    before = run.read_table("attributions")
+    assert main(["attributions", str(folder), "--methods", "Grad-Cam"]) == 2
+    assert "did you mean 'Grad-CAM'" in capsys.readouterr().err
+    pd.testing.assert_frame_equal(run.read_table("attributions"), before)
 
 
 def test_the_figure_shows_curves_with_their_areas(pair):

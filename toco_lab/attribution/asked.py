@@ -80,8 +80,9 @@ def makers_of(
             makers |= {(name, block): _at_block(ATTRIBUTIONS[name], block) for block in numbers}
         else:
             known = [*cams, *ATTRIBUTIONS, *CONTROLS]
-            more = "" if cams else ". CAM and auxiliary CAM need a ToCo model and its config"
-            raise ValueError(f"unknown method {name!r}{did_you_mean(name, known)}; there are: {', '.join(known)}{more}")
+            more = ". That needs a ToCo model and its config" if name in CAMS else ""
+            hint = did_you_mean(name, known) or f"; there are: {', '.join(known)}"
+            raise ValueError(f"unknown method {name!r}{hint}{more}")
     if not makers:
         raise ValueError("methods must name at least one attribution")
     return makers

@@ -30,6 +30,7 @@ from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.training.processes import resolve_device
 from toco_lab.vocabulary import DELETION, INSERTION, POINTING
+from toco_lab.words import counted
 
 NUM_IMAGES = 20
 TOLERANCE = 0.03  # of the longer side of an image: 15 pixels of 500, as in the paper of the pointing game
@@ -62,14 +63,34 @@ class Faithfulness:
             place = {"model": self.protocol["model"], "method": method, "block": block}
             for measure in (INSERTION, DELETION):
                 asked = {"steps": self.protocol["steps"], "baseline": self.protocol["baseline"][measure]}
+                asked |= {"baseline_score": self.protocol["baseline_score"][measure], "tolerance": math.nan}
                 rows.append(place | self._summary(measure, cases[measure], cases["image"]) | asked)
             distances = cases["distance"].dropna()
             if len(distances):
                 hits = (distances <= self.tolerance).astype(float)
                 rows.append(place | self._summary(POINTING, hits, cases["image"]) | {"tolerance": self.tolerance})
-        columns = [*place, "measure", "value", "standard_error", "cases", "images", "steps", "baseline", "tolerance"]
-        table = pd.DataFrame(rows, columns=columns).astype({"block": "Int64", "steps": "Int64"})
+        table = pd.DataFrame(rows).astype({"block": "Int64", "steps": "Int64"})
         return table.assign(**{name: self.protocol[name] for name in _PROTOCOL})
+
+    def __str__(self) -> str:
+        """A compact table of per cent: a row per map, its three numbers, and below it what they depend on."""
+        table = self.table.assign(value=lambda frame: 100 * frame["value"])
+        table["block"] = table["block"].map(lambda block: "" if pd.isna(block) else f"block {block}")
+        wide = table.pivot_table(index=["method", "block"], columns="measure", values="value", sort=False)
+        asked = self.protocol
+        images, cases = counted(asked["images"], "image"), counted(asked["cases"], "case")
+        lines = [
+            wide.reset_index().rename_axis(columns=None).to_string(index=False, float_format="{:.1f}".format),
+            f"per cent over {images}, {cases} (an image and one of its classes) of {asked['dataset']} "
+            f"{asked['split']}, image size {asked['image_size']}",
+            f"insertion (more is better) from {asked['baseline'][INSERTION]}; deletion (less is better) to "
+            f"{asked['baseline'][DELETION]}; {counted(asked['steps'], 'step')}, {asked['score']}",
+            f"an image that is all baseline scores {100 * asked['baseline_score'][INSERTION]:.1f} (insertion) and "
+            f"{100 * asked['baseline_score'][DELETION]:.1f} (deletion)",
+        ]
+        if not math.isnan(self.tolerance):
+            lines.append(f"pointing game (more is better): maximum on the class or {self.tolerance:g} pixels beside it")
+        return "\n".join(lines)
 
     @staticmethod
     def _summary(measure: str, values: pd.Series, images: pd.Series) -> dict[str, Any]:
@@ -91,9 +112,10 @@ def attribution_table(model: RunDir | nn.Module, cfg: Config | None = None, **op
     Returns:
         A row per map and measure: model, method, block (empty: the usual one), measure (`insertion`, `deletion`,
         `pointing game`), value in [0, 1] (mean area, or share of hits), standard_error over the cases, cases (an image
-        and one of its classes), images, steps, baseline, tolerance (pixels), score (what was read of the model),
-        dataset, split, image_size, checkpoint, seed (of training). There are no rows of the pointing game without
-        masks.
+        and one of its classes), images, steps, baseline, baseline_score (mean class score of an image that is all
+        baseline: where it is high, the baseline gives the class away), tolerance (pixels), score (what was read of the
+        model), dataset, split, image_size, checkpoint, seed (of training). There are no rows of the pointing game
+        without masks.
     """
     return measure_attributions(model, cfg, **options).table
 
@@ -191,7 +213,13 @@ def _gathered(
     if tolerance is None:
         tolerance = round(TOLERANCE * median(sides)) if cases["distance"].notna().any() else math.nan
     protocol = protocol | {"images": len(sides), "cases": len(rows) // len(makers)}
-    return Faithfulness(cases.astype({"block": "Int64"}), _curves(found, protocol), protocol, tolerance)
+    curves = _curves(found, protocol)
+    ends = {INSERTION: 0.0, DELETION: 1.0}  # share of the pixels at which an image is all baseline
+    protocol["baseline_score"] = {
+        measure: curves[(curves["measure"] == measure) & (curves["share"] == end)]["score"].iloc[0]
+        for measure, end in ends.items()
+    }
+    return Faithfulness(cases.astype({"block": "Int64"}), curves, protocol, tolerance)
 
 
 def _described(baseline: Baseline) -> str:

@@ -15,7 +15,7 @@ from toco_lab.commands.runs import runs
 from toco_lab.commands.smoothing import smoothing
 from toco_lab.commands.sweeps import run, study, sweep
 from toco_lab.commands.train import train
-from toco_lab.commands.trained import evaluate, import_released, pseudo_labels, report
+from toco_lab.commands.trained import attributions, evaluate, import_released, pseudo_labels, report
 from toco_lab.files import in_words
 
 app = Commands()
@@ -24,6 +24,7 @@ app.command(train)
 app.command(evaluate)
 app.command(aliases=["pseudo_labels"])(pseudo_labels)
 app.command(predict)
+app.command(attributions)
 app.command(report)
 app.command(smoothing)
 app.command(run)

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 _DASHES = ("solid", "dash", "dot", "dashdot")
-_PANELS = {INSERTION: ("insertion, from", "more is better"), DELETION: ("deletion, to", "less is better")}
+_PANELS = {  # measure -> word before its baseline, what moves, what is better
+    INSERTION: ("from", "pixels put in", "more is better"),
+    DELETION: ("to", "pixels taken out", "less is better"),
+}
 
 
 def faithfulness_curves(curves: pd.DataFrame, *, colours: Mapping[str, str] | None = None) -> "go.Figure":
@@ -36,11 +39,8 @@ def faithfulness_curves(curves: pd.DataFrame, *, colours: Mapping[str, str] | No
     frame = curves.assign(name=[_name(*row) for row in curves[["method", "block"]].itertuples(index=False)])
     names = list(dict.fromkeys(frame["name"]))
     colours = colours or assign_colours(names)
-    titles = []
-    for measure, (words, better) in _PANELS.items():
-        baselines = frame[frame["measure"] == measure]["baseline"].unique()
-        titles.append(escaped(f"{words} {', '.join(baselines)}") + f"<br><sub>{better}</sub>")
-    figure = make_subplots(1, 2, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.05)
+    titles = [f"{measure}<br><sub>{better}</sub>" for measure, (_, _, better) in _PANELS.items()]
+    figure = make_subplots(1, 2, subplot_titles=titles, shared_yaxes=True, horizontal_spacing=0.06)
     for number, name in enumerate(names):
         rows = frame[frame["name"] == name]
         areas = rows.groupby("measure")["area"].first()
@@ -55,14 +55,27 @@ def faithfulness_curves(curves: pd.DataFrame, *, colours: Mapping[str, str] | No
                 hovertemplate=f"{escaped(name)}<br>%{{x:.0f}} % of the pixels: %{{y:.2f}}, quartiles "
                 "%{customdata[0]:.2f} to %{customdata[1]:.2f}<extra></extra>",
             )  # fmt: skip
-    figure.update_xaxes(title="share of the pixels, %", range=[0, 100])
+    for column, (_, moved, _) in enumerate(_PANELS.values(), start=1):
+        figure.update_xaxes(title=f"{moved}, %", title_font_size=13, range=[0, 100], row=1, col=column)
     figure.update_yaxes(range=[0, 1.02])
-    figure.update_yaxes(title="class score", col=1)
-    over = (
-        f"mean over {counted(number_range(frame['images']), 'image')}, {counted(number_range(frame['cases']), 'case')}"
-    )
-    heading = heading_of("Does the map find what the model uses?", f"{over}; in brackets the two areas under the curve")
-    return styled(figure, height=470, title=heading, top=110)
+    figure.update_yaxes(title="class score", title_font_size=13, col=1)
+    heading = heading_of("Does the map find what the model uses?", _counts(frame))
+    below = 75 + 22 * -(-len(names) // 3)  # pixels for the legend, three entries to a row
+    styled(figure, height=400 + below, title=f"{heading}<br><sub>{escaped(_baselines(frame))}</sub>", top=120)
+    return figure.update_layout(margin_b=below, height=400 + below)
+
+
+def _counts(frame: pd.DataFrame) -> str:
+    images, cases = (counted(number_range(frame[f"{what}s"]), what) for what in ("image", "case"))
+    return f"mean over {images}, {cases}; in brackets the two areas under the curve"
+
+
+def _baselines(frame: pd.DataFrame) -> str:
+    """What insertion begins with and deletion ends with, as far as the table has them."""
+    parts = []
+    for measure, (words, _, _) in _PANELS.items():
+        parts += [f"{measure} {words} {name}" for name in frame[frame["measure"] == measure]["baseline"].unique()]
+    return "; ".join(parts)
 
 
 def _name(method: str, block: int | None) -> str:

@@ -12,11 +12,12 @@ import torch
 from PIL import Image
 
 from toco_lab.attribution.catalogue import Attribution
+from toco_lab.attribution.faithfulness import map_scores
 from toco_lab.config import Config
 from toco_lab.data.classes import PALETTE, class_names
 from toco_lab.data.loader import eval_samples
 from toco_lab.explorers import cam_session
-from toco_lab.explorers.cam_controls import FIRST_VIEWS, STRONGEST
+from toco_lab.explorers.cam_controls import FIRST_VIEWS, STRONGEST, USUAL
 from toco_lab.explorers.cam_explorer import CamExplorer
 from toco_lab.explorers.cam_panels import VIEWS
 from toco_lab.explorers.panels import label_legend, panel_row
@@ -152,6 +153,7 @@ def test_crops_are_boxes_and_can_be_drawn_again(explorer):
         ("source", "cam_aux", "pseudo label"),
         ("flip", False, "CAM"),
         ("class_picker", 0, "CAM"),
+        ("block", 2, "Grad-CAM"),
         ("image_slider", 2, "image"),
         ("image_picker", "toy_val_000003", "truth"),
     ],
@@ -220,6 +222,19 @@ def test_the_encoder_runs_once_per_image(pair):
     hook.remove()
 
 
+def test_attributions_are_read_at_the_chosen_block(explorer):
+    session, strongest = explorer.session, explorer.session.image.strongest_class
+    assert [value for _, value in explorer.block.options] == [USUAL, 1, 2, 3, 4]
+    assert explorer.block.disabled  # no attribution is shown
+    show(explorer, "attention rollout", "CAM")
+    assert not explorer.block.disabled
+    explorer.block.value = 2
+    panel = explorer.panel("attention rollout")
+    np.testing.assert_array_equal(panel.array, session.attribution("attention rollout", strongest, 2))
+    assert panel.title == "attention rollout (block 2)"
+    assert explorer.panel("CAM").title == "CAM: strongest class"
+
+
 # --- slow actions -----------------------------------------------------------------------------------------------------
 
 
@@ -237,6 +252,44 @@ def test_refining_waits_for_its_button(explorer, method):
     assert explorer.progress.value == ""
     explorer.image_slider.value = 1
     assert explorer.panel("refined label").array is None
+
+
+def test_faithfulness_waits_for_its_button_and_stays_with_its_map(explorer):
+    show(explorer, "CAM", "Grad-CAM", "truth")
+    chosen = explorer.session.image.present[0]
+    explorer.class_picker.value = chosen
+    low = explorer.picture.value
+    assert explorer.panel("CAM").details == ""
+    explorer.measure_button.click()
+    session = explorer.session
+    for view, score in (("CAM", session.score("cam", chosen)), ("Grad-CAM", session.attribution("Grad-CAM", chosen))):
+        where = session.image.truth == chosen + 1
+        found = map_scores(session.model, session.image.pixels, score[None], chosen, on_class=where)[0]
+        details = explorer.panel(view).details
+        assert details.startswith(f"insertion {found.insertion_area:.2f}, deletion {found.deletion_area:.2f}, top ")
+        assert details.endswith("on it" if found.distance == 0 else f"{found.distance:.0f} px off")
+        assert details in explorer.text.value
+    assert explorer.panel("truth").details == "" and explorer.progress.value == explorer.message.value == ""
+    assert pixels(explorer).shape[0] > np.asarray(Image.open(io.BytesIO(low))).shape[0]  # a line more
+    explorer.flip.value = False
+    assert explorer.panel("CAM").details == ""  # another map
+    assert explorer.panel("Grad-CAM").details != ""
+    explorer.flip.value = True
+    assert explorer.panel("CAM").details != ""
+
+
+def test_faithfulness_says_what_cannot_be_measured(explorer):
+    show(explorer, "CAM", "Grad-CAM")
+    explorer.measure_button.click()
+    assert "choose one class to measure this map" in explorer.text.value
+    assert "Grad-CAM: " in explorer.text.value and "insertion 0." in explorer.text.value
+    show(explorer, "truth")
+    explorer.measure_button.click()
+    assert "no map is shown: switch on CAM, Grad-CAM or another one" in explorer.message.value
+    upload(explorer, png())
+    show(explorer, "Grad-CAM")
+    explorer.measure_button.click()
+    assert "insertion" in explorer.text.value and ", top" not in explorer.text.value  # nobody knows where it is
 
 
 # --- runs and images of one's own -------------------------------------------------------------------------------------
@@ -372,6 +425,7 @@ def test_settings_bring_the_picture_back(explorer, pair):
     explorer.low.value, explorer.high.value, explorer.background.value, explorer.opacity.value = 0.15, 0.55, 0.35, 0.9
     explorer.source.value, explorer.flip.value, explorer.class_picker.value = "cam_aux", False, 3
     explorer.scale_boxes.children[0].value = False
+    explorer.block.value = 2
     explorer.refine_par.click()
     explorer.other_crops.click()
     explorer.low.value = 0.25
@@ -401,6 +455,7 @@ def test_settings_bring_the_picture_back(explorer, pair):
         ({"scales": [3.0]}, "no scale 3.0; there are: 1.0, 0.5"),
         ({"class": "unicorn"}, "no class 'unicorn'"),
         ({"views": ["CAM", "gone"]}, "no view 'gone'"),
+        ({"block": 5}, "no block 5; there are: 1, 2, 3, 4"),
         ({"low": 0.9}, "low < high <= 1, got 0.9 and 0.7"),
     ],
 )

@@ -15,6 +15,8 @@ from toco_lab.explorers.controls import ControlBox, button, wide, wrapped_row
 from toco_lab.vocabulary import CAM, CAM_AUX, TITLES
 
 FIRST_VIEWS = (TITLES[CAM], TITLES[CAM_AUX], "pseudo label", "truth")
+USUAL = 0  # value of the block picker: each attribution is read where it is usual
+_BLOCK_TOOLTIP = "where attributions (rollout, Grad-CAM ...) are read; off while none is shown"
 STRONGEST = -1  # value of the class picker: the strongest present class, at each pixel
 _STEP = 0.01  # of the sliders
 _PLAIN = ("source", "flip", "low", "high", "background", "opacity")  # controls whose value is their setting
@@ -42,10 +44,12 @@ class CamControls(ControlBox):
         scales = widgets.HBox([widgets.Label("scales"), self.scale_boxes, self.flip])
         self._arrange(
             wrapped_row(self.run_picker, self.image_picker, self.image_slider, self.upload),
-            wrapped_row(self.class_picker, self.source, scales),
+            wrapped_row(self.class_picker, self.source, self.block, scales),
             wrapped_row(self.low, self.high, self.background, self.opacity),
             wrapped_row(*self.views.values()),
-            wrapped_row(self.refine_par, self.refine_crf, self.other_crops, self.save_button, self.progress),
+            wrapped_row(
+                self.refine_par, self.refine_crf, self.other_crops, self.measure_button, self.save_button, self.progress
+            ),
             self.message,
             self.picture,
             self.text,
@@ -73,6 +77,9 @@ class CamControls(ControlBox):
         self.source = widgets.Dropdown(
             options=SOURCE_NAMES, description="labels from", tooltip="which CAM the labels are made from", **wide(260)
         )
+        self.block = widgets.Dropdown(
+            options=[("as usual", USUAL)], description="block", tooltip=_BLOCK_TOOLTIP, **wide(260)
+        )
         self.scale_boxes = widgets.HBox()
         self.flip = _checkbox("flip", "also the mirror image", 70)
 
@@ -93,6 +100,7 @@ class CamControls(ControlBox):
         self.refine_par = button("Refine (PAR)", "magic", "pixel-adaptive refinement, as in training; up to a second")
         self.refine_crf = button("Refine (CRF)", "magic", "dense CRF; some seconds")
         self.other_crops = button("Other crops", "random", "draw other local crops")
+        self.measure_button = button("Faithfulness", "check", "insertion and deletion of the maps shown; some seconds")
         self.save_button = button("Save PNG", "download", "write the picture into the folder of the run")
         self.progress = widgets.HTML()
 
@@ -131,6 +139,13 @@ class CamControls(ControlBox):
         with self._quietly():
             self.class_picker.options = options
             self.class_picker.value = chosen if chosen in dict(options).values() else STRONGEST
+
+    def _offer_blocks(self, count: int) -> None:
+        """The chosen block is kept if it is still there."""
+        chosen = self.block.value
+        with self._quietly():
+            self.block.options = [("as usual", USUAL), *((str(number), number) for number in range(1, count + 1))]
+            self.block.value = chosen if chosen <= count else USUAL
 
     # --- values that exclude each other -------------------------------------------------------------------------
 
@@ -172,6 +187,7 @@ class CamControls(ControlBox):
             high=self.high.value,
             background=self.background.value,
             crop_seed=self._crop_seed,
+            block=self.block.value or None,
         )
 
     def _read_settings(self, class_names: Sequence[str]) -> dict[str, Any]:
@@ -184,6 +200,7 @@ class CamControls(ControlBox):
             "scales": list(self._chosen_scales),
             **{name: getattr(self, name).value for name in _PLAIN},
             "crop_seed": self._crop_seed,
+            "block": self.block.value or None,
             "views": [view for view, toggle in self.views.items() if toggle.value],
         }
 
@@ -199,6 +216,8 @@ class CamControls(ControlBox):
         for scale in settings["scales"]:
             one_of("scale", scale, self._scales)
         one_of("source", settings["source"], list(SOURCE_NAMES.values()))
+        if settings["block"] is not None:
+            one_of("block", settings["block"], [value for _, value in self.block.options if value != USUAL])
         for view in settings["views"]:
             one_of("view", view, self.views)
         if not 0 <= low < high <= 1:
@@ -211,6 +230,7 @@ class CamControls(ControlBox):
                 getattr(self, control).value = settings[control]
             for view, toggle in self.views.items():
                 toggle.value = view in settings["views"]
+            self.block.value = settings["block"] or USUAL
         self._crop_seed = settings["crop_seed"]
 
 

@@ -10,15 +10,16 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from toco_lab.attribution.catalogue import ATTRIBUTIONS
+from toco_lab.backbones.kinds import blocks_of
 from toco_lab.explorers.cam_controls import CamControls, one_of
-from toco_lab.explorers.cam_panels import CamPanels, Refinement, ViewPanel
+from toco_lab.explorers.cam_panels import SOURCE_NAMES, CamPanels, Refinement, ViewPanel
 from toco_lab.explorers.cam_runs import OpenRun, Run, config_of, open_run, runs_by_name
 from toco_lab.explorers.cam_session import CamSession
 from toco_lab.explorers.panels import Figure, Panel, as_figure, panel_row, png_bytes
@@ -46,9 +47,10 @@ class CamExplorer(CamControls):
     Attributes:
         run_picker, image_picker, image_slider, upload: Which model looks at which image.
         class_picker, source, scale_boxes, flip: Which CAM.
+        block: At which block attributions are read.
         low, high, background, opacity: Sliders.
         views: Toggle button of each of `VIEWS`.
-        refine_par, refine_crf, other_crops, save_button: Actions.
+        refine_par, refine_crf, other_crops, measure_button, save_button: Actions.
         picture: The Image widget.
         message: What went wrong and what to do about it, or what a control did on its own.
         text: The picture in words and numbers, also for who cannot see it.
@@ -135,12 +137,21 @@ class CamExplorer(CamControls):
         self.upload.observe(lambda _: self._take_upload(), "value")
         for threshold in (self.low, self.high):
             threshold.observe(self._threshold_moved, "value")
-        quick = [self.class_picker, self.source, self.flip, self.background, self.opacity, *self.views.values()]
+        quick = [
+            self.class_picker,
+            self.source,
+            self.block,
+            self.flip,
+            self.background,
+            self.opacity,
+            *self.views.values(),
+        ]
         for control in quick:
             control.observe(lambda _: self._update(), "value")
         self.refine_par.on_click(lambda _: self._refine_clicked("par"))
         self.refine_crf.on_click(lambda _: self._refine_clicked("crf"))
         self.other_crops.on_click(lambda _: self._draw_other_crops())
+        self.measure_button.on_click(lambda _: self._measure_clicked())
         self.save_button.on_click(lambda _: self._save_clicked())
 
     def _open_run(self) -> None:
@@ -157,6 +168,7 @@ class CamExplorer(CamControls):
     def _offer_what_the_run_has(self) -> None:
         self._offer_images(self._chosen_run.image_names(self._num_images) + list(self._uploads))
         self._offer_scales(self.session.scales, self._scale_ticked)
+        self._offer_blocks(len(blocks_of(self.session.model.encoder)))
 
     def _show_image(self) -> None:
         """Encode the chosen image, unless the run's session has it already. If that fails the picture stays."""
@@ -239,21 +251,36 @@ class CamExplorer(CamControls):
             self.views["regions and crops"].value = True
         self._update()
 
+    def _measure_clicked(self) -> None:
+        with self._working("measuring the maps"):
+            if self._has_maps():
+                self._update(measure=True)
+            else:
+                self._say("no map is shown: switch on CAM, Grad-CAM or another one")
+
+    def _has_maps(self) -> bool:
+        maps = {*SOURCE_NAMES, *ATTRIBUTIONS}
+        return any(toggle.value for view, toggle in self.views.items() if view in maps)
+
     def _save_clicked(self) -> None:
         with self._working("saving"):
             self._say(f"saved as {self.save()}")
 
     # --- the picture --------------------------------------------------------------------------------------------
 
-    def _update(self, note: str = "") -> None:
-        """Read the controls, ask the session, draw. A view that fails leaves its panel empty and says why."""
+    def _update(self, note: str = "", *, measure: bool = False) -> None:
+        """Read the controls, ask the session, draw. A view that fails leaves its panel empty and says why.
+
+        With `measure` the maps that are shown say how faithful they are; what was measured is shown again later.
+        """
         if self._quiet or self._shown is None:
             return
         chosen = [view for view, toggle in self.views.items() if toggle.value] or ["image"]
+        self.block.disabled = not set(chosen) & set(ATTRIBUTIONS)
         shown, problems = [], []
         for view in chosen:
             try:
-                shown.append(self._view(view))
+                shown.append(self._view(view, measure=measure))
             except Exception as error:  # whatever it is: raised in a callback it would vanish
                 shown.append(ViewPanel(Panel(view, note="see the message above")))
                 problems.append(f"{view}: {error}")
@@ -263,9 +290,9 @@ class CamExplorer(CamControls):
         self.text.value = self._panels().in_words(shown)
         self._say("; ".join(filter(None, [*problems, note])), problem=bool(problems))
 
-    def _view(self, view: str) -> ViewPanel:
+    def _view(self, view: str, *, measure: bool = False) -> ViewPanel:
         with self._busy(f"computing {view}") if view in ATTRIBUTIONS else nullcontext():
-            return self._panels().view(view)
+            return replace(self._panels(), measure=measure).view(view)
 
     def _panels(self) -> CamPanels:
         upload = self._uploads.get(self.session.image.name)

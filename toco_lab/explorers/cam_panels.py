@@ -5,7 +5,7 @@ Session and choice in, panels out: no widget is known here, and nothing is drawn
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,7 @@ class CamChoice:
         low, high: Thresholds of the pseudo label and of the regions.
         background: Threshold of the CAM label.
         crop_seed: Draw of the local crops.
+        block: At which attributions are read, from 1; None reads each where it is usual.
     """
 
     class_index: int | None
@@ -55,6 +56,7 @@ class CamChoice:
     high: float
     background: float
     crop_seed: int
+    block: int | None = None
 
     @property
     def cam(self) -> dict[str, Any]:
@@ -87,6 +89,7 @@ class CamPanels:
         class_names: Of the classes 0..C-1.
         choice: What is asked for.
         refinement: The refined label; None until somebody asks for one.
+        measure: Whether maps are measured (`CamSession.faithfulness`); else they show what was measured before.
         original_size: (H, W) of an uploaded picture before it was scaled down; None for an image of a data set.
     """
 
@@ -94,6 +97,7 @@ class CamPanels:
     class_names: tuple[str, ...]
     choice: CamChoice
     refinement: Refinement | None = None
+    measure: bool = False
     original_size: tuple[int, int] | None = None
 
     def view(self, view: str) -> ViewPanel:
@@ -129,7 +133,7 @@ class CamPanels:
         image = self.session.image
         labels = ", ".join(self.class_names[index] for index in image.present) or "none"
         how = "true" if image.label_source == "true" else "predicted by the model, for nobody gave them"
-        titles = "; ".join(view.panel.title + (f" ({view.panel.note})" if view.panel.note else "") for view in views)
+        titles = "; ".join(_panel_in_words(view.panel) for view in views)
         words = f"{image.name}, {self.sizes} pixels, image labels ({how}): {labels}. Panels: {titles}."
         scored = [(view.panel.title, view.iou) for view in views if view.iou is not None]
         table = _iou_table(scored, ("background", *self.class_names)) if scored else ""
@@ -139,14 +143,30 @@ class CamPanels:
 
     def _map(self, view: str) -> Panel:
         session, class_index = self.session, self.choice.class_index
+        key: Hashable
         if view in ATTRIBUTIONS:
             class_index = session.image.strongest_class if class_index is None else class_index
-            score = session.attribution(view, class_index)
+            score, key = session.attribution(view, class_index, self.choice.block), (view, self.choice.block)
         else:
             score = session.score(SOURCE_NAMES[view], class_index, **self.choice.cam)
+            key = (view, self.choice.scales, self.choice.flip)
         name = ": strongest class" if class_index is None else f": {self.class_names[class_index]}"
         name = name if view not in ATTRIBUTIONS or ATTRIBUTIONS[view].knows_class else ""
-        return Panel(view + name, _array(score), note=_contrast(score, session.image.truth, class_index))
+        if view in ATTRIBUTIONS and self.choice.block is not None:
+            name = f" (block {self.choice.block}){name}"
+        note, details = _contrast(score, session.image.truth, class_index), self._details(score, class_index, key)
+        return Panel(view + name, _array(score), note=note, details=details)
+
+    def _details(self, score: Tensor, class_index: int | None, key: Hashable) -> str:
+        """How faithful a map (H, W) is, where that was measured."""
+        if class_index is None:
+            return "choose one class to measure this map" if self.measure else ""
+        found = self.session.faithfulness(score, class_index, key, measure=self.measure)
+        if found is None:
+            return ""
+        pointing = {0: ", top on it", math.inf: ", flat"}.get(found.distance, f", top {found.distance:.0f} px off")
+        pointing = "" if math.isnan(found.distance) else pointing
+        return f"insertion {found.insertion_area:.2f}, deletion {found.deletion_area:.2f}{pointing}"
 
     def _truth(self) -> Panel:
         truth = self.session.image.truth
@@ -198,6 +218,11 @@ class CamPanels:
             legend=REGIONS,
             crops=boxes,
         )
+
+
+def _panel_in_words(panel: Panel) -> str:
+    more = "; ".join(filter(None, (panel.note, panel.details)))
+    return f"{panel.title} ({more})" if more else panel.title
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -67,6 +67,7 @@ class Panel:
         array: uint8 (H, W, 3) is a picture, floats (H, W) are a CAM, integers (H, W) a label map, as in
             `figures.cam_gallery`; None leaves the panel empty.
         note: A second, smaller line, for the number that belongs to the panel.
+        details: A third line, as small; where no panel of a row has one, it takes no room.
         legend: Name and colour ("#rrggbb") of each value of a label map; 255 is always white and hatched.
         crops: Boxes over the panel.
     """
@@ -74,6 +75,7 @@ class Panel:
     title: str
     array: np.ndarray | None = None
     note: str = ""
+    details: str = ""
     legend: Mapping[int, tuple[str, str]] = field(default_factory=dict)
     crops: Sequence[CropBox] = ()
 
@@ -114,7 +116,8 @@ def panel_row(
     longest = max(image.shape[:2])
     factor = side / longest if longest > side else side // longest
     height, width = (max(1, round(factor * pixels)) for pixels in image.shape[:2])
-    cell_width, cell_height = max(width, 190), height + 2 * _LINE + _MARGIN
+    lines = 3 if any(panel.details for panel in panels) else 2
+    cell_width, cell_height = max(width, 190), height + lines * _LINE + _MARGIN
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     canvas_width = max(columns * (cell_width + _MARGIN) + _MARGIN, 420)
@@ -125,8 +128,9 @@ def panel_row(
     for i, panel in enumerate(panels):
         x, y = _MARGIN + i % columns * (cell_width + _MARGIN), _MARGIN // 2 + i // columns * cell_height
         draw.text((x, y), _fitting_text(panel.title, 13, cell_width), fill=_INK, font=_font(13))
-        draw.text((x, y + _LINE), _fitting_text(panel.note, 11, cell_width), fill=_GREY, font=_font(11))
-        top = y + 2 * _LINE
+        for line, text in enumerate((panel.note, panel.details), start=1):
+            draw.text((x, y + line * _LINE), _fitting_text(text, 11, cell_width), fill=_GREY, font=_font(11))
+        top = y + lines * _LINE
         if panel.array is not None:
             painted = _painted(panel.array, panel.legend, ground, opacity, (vmin, vmax))
             canvas.paste(Image.fromarray(painted), (x, top))

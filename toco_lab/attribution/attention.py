@@ -71,12 +71,13 @@ def attention_rollout(
         raise ValueError(f"attention between {size} tokens is not that of {num_prefix} and {grid[0]} x {grid[1]} more")
     if not 0 <= discard < 1:
         raise ValueError(f"discard must be a share, 0 <= discard < 1, got {discard!r}")
-    flow = torch.eye(size, device=attentions[0].device)
-    for attention in attentions:
+    # only the row of the class token is followed, from the last layer down: no product of matrices
+    row = torch.eye(1, size, device=attentions[0].device).expand(len(attentions[0]), 1, -1)
+    for attention in reversed(attentions):
         fused = _without_smallest(fuse_heads(attention, heads), int(discard * size * size))
-        layer = (fused + torch.eye(size, device=flow.device)) / 2
-        flow = layer / layer.sum(2, keepdim=True) @ flow
-    return flow[:, 0, num_prefix:].unflatten(1, grid)
+        row = row / (fused.sum(2)[:, None] + 1)  # (B, 1, T); the identity adds 1 to each row of a layer
+        row = row @ fused + row
+    return row[:, 0, num_prefix:].unflatten(1, grid)
 
 
 def _without_smallest(fused: Tensor, count: int) -> Tensor:

@@ -34,7 +34,7 @@ def grad_cam(
             For a model in stages None takes the last block, as the paper does; any layer that gives a map will do. For
             an own model with a class token (`backbones.adapt`) None takes the last block but one.
         block: The same of another block than the last, from 1: its first norm, or in a model in stages its output. The
-            earlier the block, the longer the way back: up to about two more passes.
+            earlier the block, the longer the way back: up to 1.5 more passes.
 
     Returns:
         (B, h, w), >= 0; zero throughout where every patch speaks against the class.

@@ -150,6 +150,19 @@ def test_a_plain_timm_model_and_images_of_ones_own(classes):
     assert measured.protocol["score"].startswith("softmax" if classes else "cosine")
 
 
+@pytest.mark.parametrize("logits", [0, 5])
+def test_an_own_network_is_measured_like_any_other(logits):
+    torch.manual_seed(0)
+    head = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, logits)] if logits else []
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 8, 8), torch.nn.GELU(), torch.nn.Conv2d(8, 8, 1), *head)
+    model = tl.backbones.adapt(net, layers=["0", "2"], image_size=32)
+    measured = measure_attributions(model, images=[torch.randn(3, 32, 32)], steps=3, progress=False)
+    table = measured.table
+    own = ["Grad-CAM"] if logits else []
+    assert list(dict.fromkeys(table["method"])) == [*own, "class token similarity", "class token Grad-CAM", *CONTROLS]
+    assert table["value"].between(-1, 1).all() and measured.protocol["score"].startswith("soft" if logits else "cos")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

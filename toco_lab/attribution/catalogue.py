@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toco_lab.attribution.attention import class_token_attention, gradient_attention, rollout
-from toco_lab.attribution.classifier_maps import block_cam
+from toco_lab.attribution.classifier_maps import block_cam, linear_heads
 from toco_lab.attribution.directions import token_similarity
 from toco_lab.attribution.gradients import direction_grad_cam, grad_cam
 from toco_lab.attribution.reading import checked_classes, number_of_classes
@@ -17,6 +17,7 @@ from toco_lab.backbones.kinds import any_encoder_of, is_plain_vit, is_timm_atten
 from toco_lab.method.cam import min_max
 
 CLASSIFIER, ATTENTION, CLASS_TOKEN = "a classifier", "attention that can be read", "a class token"
+LINEAR = "a classifier that is one linear map of the final tokens"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Attribution:
         make: (model, image, class_index, block=) -> (B, h, w), >= 0, any scale; the class is left out where it is of no
             importance.
         about: What it shows, and what `block` means, for a reader.
-        needs: Among `CLASSIFIER`, `ATTENTION`, `CLASS_TOKEN`.
+        needs: Among `CLASSIFIER`, `LINEAR`, `ATTENTION`, `CLASS_TOKEN`.
         knows_class: Whether the map depends on the class.
     """
 
@@ -84,7 +85,7 @@ ATTRIBUTIONS: dict[str, Attribution] = {
     "CAM of one block": Attribution(
         block_cam,
         "the classifier applied to the tokens behind this block (the last one), at one scale",
-        frozenset({CLASSIFIER}),
+        frozenset({LINEAR}),
     ),
     "class token attention": Attribution(
         class_token_attention,
@@ -118,6 +119,8 @@ def methods_of(model: nn.Module) -> list[str]:
 def _properties(model: nn.Module) -> set[str]:
     encoder = any_encoder_of(model)
     has = {CLASSIFIER} if number_of_classes(model) else set()
+    if linear_heads(model):
+        has.add(LINEAR)
     if getattr(encoder, "cls_token", None) is not None:
         has.add(CLASS_TOKEN)
     if is_plain_vit(encoder) and all(is_timm_attention(getattr(block, "attn", None)) for block in encoder.blocks):

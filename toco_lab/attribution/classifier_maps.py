@@ -66,14 +66,20 @@ def _normed(encoder: Encoder, patches: Tensor) -> Tensor:
 
 def _classifier_weight(model: nn.Module) -> Tensor:
     """(C, D) of the classifier that reads the final tokens; of a distilled model the mean of its two."""
-    if isinstance(model, ToCo):
-        return model.classifier.weight.flatten(1).float()
     if not number_of_classes(model):
         raise ValueError("the model has no classifier: make it with num_classes > 0, or use ToCo")
+    heads = linear_heads(model)
+    if not heads:
+        raise ValueError(f"the classifier of {type(model).__name__} is not known to be linear in the final tokens")
+    return torch.stack([head.weight.flatten(1).float() for head in heads]).mean(0)
+
+
+def linear_heads(model: nn.Module) -> list[nn.Linear | nn.Conv2d]:
+    """The classifier of ToCo or of a timm model, two of a distilled one; none where it is not linear or not known."""
+    if isinstance(model, ToCo):
+        return [model.classifier]
     get = getattr(model, "get_classifier", None)  # of every timm model
     found = get() if callable(get) else None
     heads = found if isinstance(found, tuple) else (found,)
-    if not all(isinstance(head, nn.Linear | nn.Conv2d) for head in heads):
-        kinds = ", ".join(type(head).__name__ for head in heads)
-        raise ValueError(f"the classifier of {type(model).__name__} ({kinds}) is no linear map of the final tokens")
-    return torch.stack([head.weight.flatten(1).float() for head in heads]).mean(0)
+    linear = [head for head in heads if isinstance(head, nn.Linear | nn.Conv2d)]
+    return linear if len(linear) == len(heads) else []

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from toco_lab.attribution.reading import check_image, checked_classes, logits_of, number_of_classes
 from toco_lab.backbones.activations import evaluating
+from toco_lab.backbones.interfaces import Encoder
 from toco_lab.backbones.kinds import any_encoder_of, token_side
+from toco_lab.backbones.own_model import OwnModel
 from toco_lab.backbones.pixels import pieces_of
 from toco_lab.method.model import ToCo
 
@@ -68,7 +70,7 @@ def scorer(model: nn.Module, image: Tensor, class_index: int | None = None) -> S
 
     It is the probability of the class: the sigmoid of its logit in ToCo, whose classes do not exclude each other, and
     the softmax in a timm classifier. Of a model without a classifier it is the cosine between its embedding (what timm
-    gives with num_classes=0) and that of the whole image.
+    gives with num_classes=0, and the mean of the final patches of an own model) and that of the whole image.
 
     Args:
         model: ToCo, or any encoder that is read here.
@@ -81,12 +83,18 @@ def scorer(model: nn.Module, image: Tensor, class_index: int | None = None) -> S
     classes = number_of_classes(model)
     if not classes:
         encoder = any_encoder_of(model)
-        whole = encoder(image).flatten(1)
-        return lambda copies: F.cosine_similarity(encoder(copies).flatten(1), whole)
+        embed = _mean_token if isinstance(encoder, OwnModel) else nn.Module.__call__
+        whole = embed(encoder, image).flatten(1)
+        return lambda copies: F.cosine_similarity(embed(encoder, copies).flatten(1), whole)
     index = int(checked_classes(class_index, 1, classes))
     if isinstance(model, ToCo):
         return lambda copies: logits_of(model, copies)[:, index].sigmoid()
     return lambda copies: logits_of(model, copies).softmax(1)[:, index]
+
+
+def _mean_token(encoder: Encoder, image: Tensor) -> Tensor:
+    """The embedding of an own model without logits: the mean of its final patches, (B, D)."""
+    return encoder.forward_features(image).mean((2, 3))
 
 
 @torch.no_grad()

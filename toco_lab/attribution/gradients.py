@@ -72,8 +72,8 @@ def direction_grad_cam(
     Args:
         model: Any encoder that is read here, with or without a classifier.
         image: Normalised, (B, 3, H, W).
-        towards: `class token` (the mean of the patches where there is none, and in an own model), or row and column of a
-            patch from 0.
+        towards: `class token` (the mean of the patches where there is none, and in an own model), or row and column
+            of a patch from 0.
         block: As in `grad_cam`.
 
     Returns:

@@ -156,7 +156,7 @@ class CamControls(ControlBox):
         shown = [view for view, toggle in self.views.items() if toggle.value]
         idle = []
         for name, tooltip in self._tooltips.items():
-            control, views = getattr(self, name), READ_BY.get(name, set())
+            control, views = getattr(self, name), READ_BY.get(name, frozenset())
             off = not maps if name == "opacity" else not views.intersection(shown)
             moved = "maps and labels" if name == "opacity" else ", ".join(view for view in VIEWS if view in views)
             if name == "scale_boxes":

@@ -111,7 +111,9 @@ class CamExplorer(CamControls):
         with self._quietly():
             self.run_picker.value = one_of("run", new["run"], self.run_picker.options)
             self._offer_runs(self.run_picker.options)
-            self.beside.value = one_of("run beside it", new["beside"] or NO_RUN, dict(self.beside.options).values())
+            self.beside.value = one_of(
+                "run beside it", new["beside"] or NO_RUN, [value for _, value in self.beside.options]
+            )
         self._open_runs()
         with self._quietly():
             self.image_picker.value = one_of("image", new["image"], self.image_picker.options)
@@ -315,7 +317,9 @@ class CamExplorer(CamControls):
         if self._quiet or self._shown is None:
             return
         chosen = [view for view, toggle in self.views.items() if toggle.value] or ["image"]
-        rows, words, problems = [], [], []
+        rows: list[list[Panel | None]] = []
+        words: list[str] = []
+        problems: list[str] = []
         for run in self._chosen:
             shown = {view: self._view_or_problem(view, run, problems) for view in chosen if self._is_shown(view, run)}
             rows.append([shown[view].panel if view in shown else None for view in chosen])

@@ -22,8 +22,8 @@ class PanelPicture(anywidget.AnyWidget):
 
     _esm = Path(__file__).parent / "static" / "panel_picture.js"
     value = T.Bytes().tag(sync=True)
-    panels = T.List().tag(sync=True)
-    legend = T.List().tag(sync=True)
+    panels: T.List[dict] = T.List().tag(sync=True)
+    legend: T.List[dict] = T.List().tag(sync=True)
 
     def show(self, picture: Picture, rows: Sequence[Sequence[Panel | None]], columns: int) -> None:
         """Show the panels of `rows`, a row for each run.

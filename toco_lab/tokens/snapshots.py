@@ -4,9 +4,12 @@ They feed the token explorer, where a slider moves through training.
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from toco_lab.backbones.activations import capture
 from toco_lab.backbones.kinds import fill_patches, final_norm
@@ -17,7 +20,7 @@ from toco_lab.files import require
 from toco_lab.method.cam import at_evaluation_size
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.tokens.quantise import quantise_tokens
+from toco_lab.tokens.quantise import quantise_images
 from toco_lab.tokens.token_maps import TokenMaps, load_run_maps, save_token_maps
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.vocabulary import FINAL_NORM
@@ -44,31 +47,46 @@ def token_maps(
         weights: Which weights it carries.
         step: Optimiser steps it was trained for.
     """
-    return [_token_maps(model, cfg, sample, name=name, weights=weights, step=step) for sample in samples]
+    seen = [_layers_of(model, cfg, sample) for sample in samples]
+    tokens = quantise_images([list(one.layers.values()) for one in seen]) if seen else []
+    return [
+        TokenMaps(
+            model=name,
+            weights=weights,
+            image_name=one.name,
+            image=one.pixels,
+            grid=one.grid,
+            steps=(step,),
+            layers=tuple(one.layers),
+            tokens=small,
+        )
+        for one, small in zip(seen, tokens, strict=True)
+    ]
 
 
-def _token_maps(model: ToCo, cfg: Config, sample: EvalSample, *, name: str, weights: str, step: int) -> TokenMaps:
+@dataclass(frozen=True)
+class _Seen:
+    """What a model made of one image: its patch tokens (N, D) by layer, and what it saw, (H, W, 3) uint8."""
+
+    name: str
+    layers: dict[str, Tensor]
+    grid: tuple[int, int]
+    pixels: np.ndarray
+
+
+def _layers_of(model: ToCo, cfg: Config, sample: EvalSample) -> _Seen:
     image = sample.image[None].to(next(model.parameters()).device)
     image, grid = fill_patches(model.encoder, at_evaluation_size(image, cfg.eval_cam_size))
     seen = capture(model, image)
     layers = {
-        f"block {number}": seen.patches(tokens)[0]
+        f"block {number}": seen.patches(tokens)[0].cpu()
         for number, tokens in enumerate(seen.after_block, start=1)
         if tokens.shape == seen.final.shape
     }
     if final_norm(model.encoder) is not None:
-        layers[FINAL_NORM] = seen.patches(seen.final)[0]
+        layers[FINAL_NORM] = seen.patches(seen.final)[0].cpu()
     pixels = denormalise(image, model.mean, model.std)[0].clamp(0, 255).round().to(torch.uint8)
-    return TokenMaps(
-        model=name,
-        weights=weights,
-        image_name=sample.name,
-        image=pixels.permute(1, 2, 0).cpu().numpy(),
-        grid=grid,
-        steps=(step,),
-        layers=tuple(layers),
-        tokens=quantise_tokens([list(layers.values())]),
-    )
+    return _Seen(sample.name, layers, grid, pixels.permute(1, 2, 0).cpu().numpy())
 
 
 def save_snapshot(run: RunDir, model: ToCo, cfg: Config, samples: Iterable[EvalSample], step: int) -> None:

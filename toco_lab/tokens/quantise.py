@@ -137,7 +137,7 @@ class QuantisedTokens:
 _TABLES = ("widths", "errors", "bases", "lengths", "length_ends")  # fields whose first axis is the steps
 
 
-def _at(array: np.ndarray | None, steps: list[int]) -> np.ndarray | None:
+def _at(array: Any, steps: list[int]) -> Any:
     return None if array is None else array[steps]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 SEPARATION = 2.0  # Ashman's D: below it two Gaussians have one mode between them
 RATIO = 1.5  # the longer tokens are at least so many times as long: a split within a few per cent is no artifact
-_ROUNDS = 200  # of EM, at most
+_ROUNDS = 100  # of EM, at most
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _fitted(logs: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         total = joint.sum(axis=0).clip(min=np.finfo(float).tiny)
         own = joint / total
         now = np.log(total).sum()
-        if now - before < 1e-8 * len(logs):
+        if now - before < 1e-6 * len(logs):
             break
         before = now
     order = np.argsort(means)

@@ -13,10 +13,11 @@ import numpy as np
 
 from toco_lab.files import atomic_write, require
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.tokens.quantise import QuantisedTokens
+from toco_lab.tokens.quantise import QuantisedTokens, join_steps
 from toco_lab.words import counted
 
 _FORMAT = 1  # of the saved file
+_LATER = ("bases", "lengths", "length_ends")  # arrays that files of earlier versions lack
 # what numpy raises for a damaged file: cut off, a wrong checksum, an unknown compression, an array missing, ...
 _DAMAGE = (ValueError, TypeError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
@@ -71,10 +72,17 @@ class TokenMaps:
         """Cosine of one patch to all, (h, w) in [-1, 1]; arguments as in `QuantisedTokens.similarity`."""
         return self.tokens.similarity(step, layer, patch).reshape(self.grid)
 
+    def similarity_of(
+        self, other: "TokenMaps", theirs: tuple[int, int], ours: tuple[int, int], patch: int
+    ) -> np.ndarray:
+        """Cosine of a patch of another image to all of this one, (h, w); as `QuantisedTokens.similarity_of`."""
+        return self.tokens.similarity_of(other.tokens, theirs, ours, patch).reshape(self.grid)
+
 
 def save_token_maps(path: Path | str, maps: TokenMaps) -> None:
     """Write maps as .npz, atomically."""
     tokens = maps.tokens
+    later = {name: getattr(tokens, name) for name in _LATER if getattr(tokens, name) is not None}
     with atomic_write(path) as file:
         np.savez_compressed(
             file,
@@ -90,6 +98,7 @@ def save_token_maps(path: Path | str, maps: TokenMaps) -> None:
             widths=tokens.widths,
             errors=tokens.errors,
             dim=tokens.dim,
+            **later,
         )
 
 
@@ -129,6 +138,7 @@ def _from_arrays(saved: Mapping[str, np.ndarray]) -> TokenMaps:
             errors=saved["errors"],
             num_tokens=h * w,
             dim=int(saved["dim"]),
+            **{name: saved[name] for name in _LATER if name in saved},
         ),
     )
 
@@ -155,12 +165,7 @@ def merge_steps(maps: Sequence[TokenMaps]) -> TokenMaps:
     steps = tuple(step for step, _ in taken)
     if len(set(steps)) < len(steps):
         raise ValueError(f"two snapshots hold the same step: {list(steps)}")
-    tokens = replace(
-        first.tokens,
-        values=np.concatenate([part.values for _, part in taken]),
-        widths=np.concatenate([part.widths for _, part in taken]),
-        errors=np.concatenate([part.errors for _, part in taken]),
-    )
+    tokens = join_steps([part for _, part in taken])
     last = max(maps, key=lambda snapshots: snapshots.steps[-1])
     return replace(first, weights=last.weights, steps=steps, tokens=tokens)
 

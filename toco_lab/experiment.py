@@ -175,12 +175,12 @@ def start(preset: str, overrides: Mapping[str, Any], run_dir: Path | str) -> tup
 def enter_notebook() -> Path:
     """Relative paths count from the project's folder, which is returned; figures are shown as pictures.
 
-    plotly's are kept in its own format and as an HTML export shows them, without a network. Outside a notebook neither
+    plotly's are kept in its own format and as HTML, which an export shows without a network. Outside a notebook neither
     matplotlib nor plotly is imported.
     """
     if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
-        import plotly.io
+        from toco_lab.figures.saved import show_figures
 
         shell.run_line_magic("matplotlib", "inline")
-        plotly.io.renderers.default = "plotly_mimetype+notebook"
+        show_figures()
     return enter_project()

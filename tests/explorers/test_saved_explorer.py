@@ -4,12 +4,14 @@ import base64
 import json
 import re
 
+import numpy as np
 import pytest
 from helpers.token_records import small_maps, two_models
 
 from toco_lab.explorers import saved_explorer
 from toco_lab.explorers.saved_explorer import SAVED, saved_explorer_html
 from toco_lab.explorers.token_explorer import TokenExplorer
+from toco_lab.tokens.token_maps import thin_layers
 
 
 def parts(html: str) -> tuple[dict, dict, int]:
@@ -38,8 +40,8 @@ def test_two_on_one_page_have_ids_of_their_own() -> None:
 @pytest.mark.parametrize(("share", "steps", "images", "says"), [
     (1.0, 4, 3, ""),
     (0.6, 2, 3, "2 of 4 training steps"),
-    (0.2, 1, 2, "1 of 4 training steps and all but 1 image"),
-    (0.1, 1, 1, "1 of 4 training steps and all but 2 images"),
+    (0.2, 1, 2, "1 of 4 training steps, all but 1 image"),
+    (0.1, 1, 1, "1 of 4 training steps, all but 2 images"),
 ])  # fmt: skip
 def test_too_many_tokens_are_thinned_and_it_is_said(
     monkeypatch: pytest.MonkeyPatch, share: float, steps: int, images: int, says: str
@@ -47,14 +49,24 @@ def test_too_many_tokens_are_thinned_and_it_is_said(
     maps = [small_maps((0, 10, 20, 30), image_name=name, seed=seed) for seed, name in enumerate("xyz")]
     most = round(share * sum(one.tokens.values.nbytes for one in maps))
     monkeypatch.setattr(saved_explorer, "SAVED_BYTES", most)
-    html = saved_explorer_html(maps, "here", state={"image": 2, "step": 30})
+    html = saved_explorer_html(maps, "here", state={"image": 2, "step": 30, "left": 0, "layer": 0})
     meta, state, size = parts(html)
     assert size <= most and len(meta["images"]) == images and len(meta["maps"][0][0]["steps"]) == steps
     assert meta["images"][state["image"]] == "z", "the image that is shown is the last to go"
     assert (f"holds {says};" in html) if says else ("This copy" not in html)
 
 
-def test_an_image_that_does_not_fit_at_all_leaves_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saved_explorer, "SAVED_BYTES", 10)
-    html = saved_explorer_html([small_maps()], "here", state={"image": 0})
-    assert "too many for a saved notebook" in html and "<script" not in html
+def test_of_one_large_image_some_layers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a ViT-B at 448 pixels, whose tokens have 2.6 MB."""
+    maps = small_maps((0,), layers=5)
+    most = round(0.6 * maps.tokens.values.nbytes)
+    monkeypatch.setattr(saved_explorer, "SAVED_BYTES", most)
+    state = {"image": 0, "left": 0, "layer": 3, "patch": 7}
+    html = saved_explorer_html([maps], "here", state=state)
+    meta, state, size = parts(html)
+    (entry,) = meta["maps"][0]
+    assert size <= most and entry["layers"] == ["block 1", "block 3", "final norm"] and state["layer"] == 1
+    assert "holds 3 of 5 layers;" in html
+    thinned = thin_layers(maps, most)
+    for index, layer in enumerate((0, 2, 4)):
+        np.testing.assert_array_equal(thinned.similarity(0, index, 7), maps.similarity(0, layer, 7))

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 import pytest
 from helpers.browser import running_browser
 from helpers.finished_runs import make_run
+from helpers.notebooks import MOST_BYTES
 from helpers.token_records import make_maps
 from nbconvert import HTMLExporter
 
@@ -17,7 +18,6 @@ from toco_lab.sweeps.notebooks import execute_notebook
 from toco_lab.sweeps.saved_outputs import WIDGET, make_readable
 from toco_lab.tokens.token_maps import save_token_maps
 
-MOST_BYTES = 5_000_000
 FIGURE = go.Figure(go.Scatter(y=[1, 3, 2], name="</script>"))
 STATE = "application/vnd.jupyter.widget-state+json"
 

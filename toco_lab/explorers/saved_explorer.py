@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from toco_lab.explorers.token_page import explorer_html
-from toco_lab.tokens.token_maps import TokenMaps, thin_steps
+from toco_lab.tokens.token_maps import TokenMaps, maps_by_image, thin_layers, thin_steps
 from toco_lab.words import counted
 
 SAVED = 'class="saved-token-explorer"'  # marks the HTML
@@ -15,8 +15,8 @@ def saved_explorer_html(
 ) -> str:
     """A token explorer that needs neither a kernel nor a network, as a piece of HTML.
 
-    Of more tokens than `SAVED_BYTES` first the training steps in between are left out, then the last images; it says
-    so. Where not even one image fits, it says that alone.
+    Of more tokens than `SAVED_BYTES` first the training steps in between are left out, then the last images, then
+    layers in between; it says so.
 
     Args:
         maps: As for `TokenExplorer`.
@@ -24,25 +24,38 @@ def saved_explorer_html(
         state: The traits of `TokenExplorer` when it was shown.
         colours: As in `pack_for_browser`.
     """
-    names = list(dict.fromkeys(one.image_name for one in maps))
-    shown = names[state["image"]]
-    for count in range(len(names), 0, -1):
-        first = [name for name in names if name != shown][: count - 1]
-        kept = [name for name in names if name == shown or name in first]
-        chosen = [one for one in maps if one.image_name in kept]
-        thinned = [thin_steps(one, SAVED_BYTES // len(chosen)) for one in chosen]
+    table = maps_by_image(maps)
+    shown = list(table)[state["image"]]
+    kept, thinned = _fitting(table, shown)
+    models = list(table[shown])
+    before = table[shown][models[state["left"]]].layers
+    after = next(one for one in thinned if (one.image_name, one.model) == (shown, models[state["left"]])).layers
+    layer = min(range(len(after)), key=lambda index: abs(before.index(after[index]) - state["layer"]))
+    html = explorer_html(
+        thinned, element_id=element_id, colours=colours, **{**state, "image": kept.index(shown), "layer": layer}
+    )
+    return f"<div {SAVED}>{html}<p>{_left_out(maps, thinned, len(table) - len(kept))}</p></div>"
+
+
+def _fitting(table: Mapping[str, Mapping[str, TokenMaps]], shown: str) -> tuple[list[str], list[TokenMaps]]:
+    """The images whose maps fit, and these maps; the image that is shown is the last to go."""
+    others = [name for name in table if name != shown]
+    for count in range(len(others), -1, -1):
+        kept = [name for name in table if name == shown or name in others[:count]]
+        chosen = [one for name in kept for one in table[name].values()]
+        share = SAVED_BYTES // len(chosen)
+        thinned = [thin_steps(one, share) for one in chosen]
         if sum(one.tokens.values.nbytes for one in thinned) <= SAVED_BYTES:
-            said = _left_out(maps, thinned, len(names) - count)
-            html = explorer_html(
-                thinned, element_id=element_id, colours=colours, **(dict(state) | {"image": kept.index(shown)})
-            )
-            return f"<div {SAVED}>{html}<p>{said}</p></div>"
-    return f"<div {SAVED}><p>The tokens are too many for a saved notebook; run it to see the token explorer.</p></div>"
+            return kept, thinned
+    return [shown], [thin_layers(one, share) for one in thinned]
 
 
 def _left_out(maps: Sequence[TokenMaps], kept: Sequence[TokenMaps], images: int) -> str:
     """What the copy lacks, as a sentence; nothing where it lacks nothing."""
-    steps, left = max(len(one.steps) for one in maps), max(len(one.steps) for one in kept)
-    parts = [f"{left} of {counted(steps, 'training step')}"] if left < steps else []
+    parts = []
+    for kind in ("steps", "layers"):
+        there, left = (max(len(getattr(one, kind)) for one in some) for some in (maps, kept))
+        word = "training step" if kind == "steps" else "layer"
+        parts += [f"{left} of {counted(there, word)}"] if left < there else []
     parts += [f"all but {counted(images, 'image')}"] if images else []
-    return f"This copy in the saved notebook holds {' and '.join(parts)}; run the notebook to see all." if parts else ""
+    return f"This copy in the saved notebook holds {', '.join(parts)}; run the notebook to see all." if parts else ""

@@ -228,3 +228,25 @@ def thin_steps(maps: TokenMaps, max_bytes: int) -> TokenMaps:
     else:
         kept = [total - 1]
     return replace(maps, steps=tuple(maps.steps[index] for index in kept), tokens=maps.tokens.take(kept))
+
+
+def thin_layers(maps: TokenMaps, max_bytes: int) -> TokenMaps:
+    """As many layers as fit: the first, the last, and some between them at even distances.
+
+    Args:
+        maps: Of one model and image.
+        max_bytes: Most bytes of tokens. If not even two layers fit, the last one is kept, whatever its size.
+    """
+    tokens, total = maps.tokens, len(maps.layers)
+    sizes = tokens.num_tokens * tokens.widths.sum(axis=0)
+    for count in range(total, 1, -1):
+        kept = np.linspace(0, total - 1, count).round().astype(int).tolist()
+        if sizes[kept].sum() <= max_bytes:
+            break
+    else:
+        kept = [total - 1]
+    slabs = [tokens.slab(step, layer).ravel() for step in range(len(maps.steps)) for layer in kept]
+    thinned = replace(
+        tokens, values=np.concatenate(slabs), widths=tokens.widths[:, kept], errors=tokens.errors[:, kept]
+    )
+    return replace(maps, layers=tuple(maps.layers[index] for index in kept), tokens=thinned)

@@ -44,7 +44,7 @@ FILES = {  # what each notebook leaves in the folder of its run
 
 
 def check_executed(output: Path, run_dir: Path, name: str) -> None:
-    """An executed notebook has a record of success, is small, shows a figure, and left its files in the folder of the run."""
+    """An executed notebook has a record of success, is small, shows a figure, and left its files in its run."""
     assert read_record(output)["state"] == "done"
     assert output.stat().st_size < MOST_BYTES, "what is heavy in it?"
     cells = nbformat.read(output, as_version=4).cells

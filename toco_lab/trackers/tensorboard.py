@@ -12,6 +12,7 @@ from PIL import Image
 
 from toco_lab.config import Config
 from toco_lab.runs.run_dir import RunDir
+from toco_lab.runs.scores import SCORES
 
 
 class TensorBoard:
@@ -27,7 +28,8 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=record.get("step", 0) + 1 if known else 0)
         if not known:
             fields = {name: _plain(value) for name, value in asdict(cfg).items()}
-            for summary in hparams(fields, {}):  # `add_hparams` would make a second run of it
+            scores = {f"final/{name}": 0.0 for name in SCORES}  # names alone count
+            for summary in hparams(fields, scores):  # `add_hparams` would make a second run of it
                 self._writer._get_file_writer().add_summary(summary)
             self._writer.add_text("config", _markdown(cfg.to_frame().reset_index()), 0)
         self._writer.flush()

@@ -11,6 +11,7 @@ from . import runs as runs
 from . import smoothing as smoothing
 from . import sweeps as sweeps
 from . import tokens as tokens
+from . import trackers as trackers
 from . import training as training
 from . import vocabulary as vocabulary
 from .config import Config as Config

@@ -5,6 +5,7 @@ it is computed in the browser (static/token_numbers.js and token_explorer.js), s
 The same JavaScript serves notebooks, as an anywidget, and offline pages (`token_page`).
 """
 
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
@@ -161,6 +162,7 @@ class TokenExplorer(anywidget.AnyWidget):
             ValueError: If the maps do not fit together, or a name or index is not among them.
         """
         self._table = [list(row.values()) for row in maps_by_image(maps).values()]
+        self._colours = colours
         self.maps = tuple(maps)
         packed = pack_for_browser(maps, colours=colours)
         images, models = packed.meta["images"], [model["name"] for model in packed.meta["models"]]
@@ -210,6 +212,19 @@ class TokenExplorer(anywidget.AnyWidget):
     def similarity_maps(self, selection: Mapping[str, Any] | None = None) -> list[SimilarityMap]:
         """What is shown now, or what another selection shows, as arrays for a figure."""
         return similarity_maps(self.maps, self.selection if selection is None else selection)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        """The widget, and its offline form: what the notebook's file shows once its kernel is gone."""
+        from toco_lab.explorers.saved_explorer import saved_explorer_html
+
+        bundle = super()._repr_mimebundle_(**kwargs)
+        if bundle is None:  # closed
+            return None
+        data, metadata = bundle
+        state = {name: getattr(self, name) for name in STATE}
+        element_id = f"token-explorer-{secrets.token_hex(4)}"
+        html = saved_explorer_html(self.maps, element_id, state=state, colours=self._colours)
+        return {**data, "text/html": html}, metadata
 
     @T.validate("image", "left", "right", "other", "asked", "layer", "patch")
     def _check_range(self, proposal: Any) -> int:

@@ -133,6 +133,16 @@ class QuantisedTokens:
             self, values=np.concatenate(slabs), **{name: _at(getattr(self, name), steps) for name in _TABLES}
         )
 
+    def take_layers(self, layers: Sequence[int]) -> "QuantisedTokens":
+        """The same tokens at these layers (indices) only."""
+        layers = list(layers)
+        slabs = [self.slab(step, layer).ravel() for step in range(len(self.widths)) for layer in layers]
+        kept: dict[str, Any] = {}
+        for name in _TABLES:
+            table = getattr(self, name)
+            kept[name] = None if table is None else table[:, layers]
+        return replace(self, values=np.concatenate(slabs), **kept)
+
 
 _TABLES = ("widths", "errors", "bases", "lengths", "length_ends")  # fields whose first axis is the steps
 

@@ -233,3 +233,21 @@ def thin_steps(maps: TokenMaps, max_bytes: int) -> TokenMaps:
     else:
         kept = [total - 1]
     return replace(maps, steps=tuple(maps.steps[index] for index in kept), tokens=maps.tokens.take(kept))
+
+
+def thin_layers(maps: TokenMaps, max_bytes: int) -> TokenMaps:
+    """As many layers as fit: the first, the last, and some between them at even distances.
+
+    Args:
+        maps: Of one model and image.
+        max_bytes: Most bytes of tokens. If not even two layers fit, the last one is kept, whatever its size.
+    """
+    tokens, total = maps.tokens, len(maps.layers)
+    sizes = tokens.num_tokens * tokens.widths.sum(axis=0)
+    for count in range(total, 1, -1):
+        kept = np.linspace(0, total - 1, count).round().astype(int).tolist()
+        if sizes[kept].sum() <= max_bytes:
+            break
+    else:
+        kept = [total - 1]
+    return replace(maps, layers=tuple(maps.layers[index] for index in kept), tokens=tokens.take_layers(kept))

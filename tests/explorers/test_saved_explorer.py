@@ -27,7 +27,7 @@ def test_the_widget_brings_its_offline_form() -> None:
     data, _ = explorer._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in data
     meta, state, size = parts(data["text/html"])
-    assert meta["images"] == ["cat", "</script>dog"] and size == sum(one.tokens.values.nbytes for one in maps)
+    assert meta["images"] == ["cat", "</script>dog"] and size == sum(int(one.tokens.slab_bytes.sum()) for one in maps)
     chosen = {"image": 1, "patch": 2 * 8 + 3, "layer": 1, "step": 20, "left": 0, "right": 1}
     assert state == chosen | {"other": -1, "asked": 0, "show": "similarity to the patch"}
     assert SAVED in data["text/html"] and "This copy" not in data["text/html"]
@@ -49,7 +49,7 @@ def test_too_many_tokens_are_thinned_and_it_is_said(
     monkeypatch: pytest.MonkeyPatch, share: float, steps: int, images: int, says: str
 ) -> None:
     maps = [small_maps((0, 10, 20, 30), image_name=name, seed=seed) for seed, name in enumerate("xyz")]
-    most = round(share * sum(one.tokens.values.nbytes for one in maps))
+    most = round(share * sum(int(one.tokens.slab_bytes.sum()) for one in maps))
     monkeypatch.setattr(saved_explorer, "SAVED_BYTES", most)
     html = saved_explorer_html(maps, "here", state={"image": 2, "step": 30, "left": 0, "layer": 0})
     meta, state, size = parts(html)
@@ -60,7 +60,7 @@ def test_too_many_tokens_are_thinned_and_it_is_said(
 
 def test_a_second_image_that_is_shown_stays_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     maps = [small_maps(image_name=name, seed=seed) for seed, name in enumerate("xyz")]
-    monkeypatch.setattr(saved_explorer, "SAVED_BYTES", round(0.7 * sum(one.tokens.values.nbytes for one in maps)))
+    monkeypatch.setattr(saved_explorer, "SAVED_BYTES", round(0.7 * sum(int(one.tokens.slab_bytes.sum()) for one in maps)))
     html = saved_explorer_html(maps, "here", state={"image": 2, "left": 0, "layer": 0, "other": 1})
     meta, state, _ = parts(html)
     assert meta["images"] == ["y", "z"] and (state["image"], state["other"]) == (1, 0)
@@ -69,7 +69,7 @@ def test_a_second_image_that_is_shown_stays_as_well(monkeypatch: pytest.MonkeyPa
 def test_of_one_large_image_some_layers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """As of a ViT-B at 448 pixels, whose tokens have 2.6 MB."""
     maps = small_maps((0,), layers=5)
-    most = round(0.6 * maps.tokens.values.nbytes)
+    most = round(0.6 * int(maps.tokens.slab_bytes.sum()))
     monkeypatch.setattr(saved_explorer, "SAVED_BYTES", most)
     state = {"image": 0, "left": 0, "layer": 3, "patch": 7}
     html = saved_explorer_html([maps], "here", state=state)

@@ -49,7 +49,7 @@ def _fitting(table: Mapping[str, Mapping[str, TokenMaps]], shown: set[str]) -> t
         chosen = [one for name in kept for one in table[name].values()]
         share = SAVED_BYTES // len(chosen)
         thinned = [thin_steps(one, share) for one in chosen]
-        if sum(one.tokens.values.nbytes for one in thinned) <= SAVED_BYTES:
+        if sum(one.tokens.slab_bytes.sum() for one in thinned) <= SAVED_BYTES:
             return kept, thinned
     return kept, [thin_layers(one, share) for one in thinned]
 

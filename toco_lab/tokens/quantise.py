@@ -71,6 +71,11 @@ class QuantisedTokens:
         """Largest |cosine - exact cosine| over all pairs, layers and steps."""
         return float(self.errors.max())
 
+    @property
+    def slab_bytes(self) -> np.ndarray:
+        """Bytes of each slab with its lengths, (num_steps, num_layers) int."""
+        return self.num_tokens * (self.widths + (self.lengths is not None))
+
     def slab(self, step: int, layer: int) -> np.ndarray:
         """Tokens of one step and layer (both indices), (N, k) int8."""
         sizes = self.num_tokens * self.widths

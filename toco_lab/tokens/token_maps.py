@@ -225,7 +225,7 @@ def thin_steps(maps: TokenMaps, max_bytes: int) -> TokenMaps:
         max_bytes: Most bytes of tokens. If not even two snapshots fit, the last one is kept, whatever its size.
     """
     total = len(maps.steps)
-    sizes = maps.tokens.num_tokens * maps.tokens.widths.sum(axis=1)
+    sizes = maps.tokens.slab_bytes.sum(axis=1)
     for count in range(total, 1, -1):
         kept = np.linspace(0, total - 1, count).round().astype(int).tolist()
         if sizes[kept].sum() <= max_bytes:
@@ -243,7 +243,7 @@ def thin_layers(maps: TokenMaps, max_bytes: int) -> TokenMaps:
         max_bytes: Most bytes of tokens. If not even two layers fit, the last one is kept, whatever its size.
     """
     tokens, total = maps.tokens, len(maps.layers)
-    sizes = tokens.num_tokens * tokens.widths.sum(axis=0)
+    sizes = tokens.slab_bytes.sum(axis=0)
     for count in range(total, 1, -1):
         kept = np.linspace(0, total - 1, count).round().astype(int).tolist()
         if sizes[kept].sum() <= max_bytes:

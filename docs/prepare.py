@@ -19,14 +19,15 @@ from plotly.offline import get_plotlyjs
 from sphinx.ext.apidoc import main as apidoc
 
 from toco_lab.config import Config
+from toco_lab.explorers.saved_explorer import SAVED
+from toco_lab.figures.saved import PLOTLY
 from toco_lab.presets import PRESETS
 from toco_lab.smoothing.catalogue import metric_table
 from toco_lab.sweeps.notebooks import NotebookJob, execute_notebook, is_done
+from toco_lab.sweeps.saved_outputs import WIDGET
 
 DOCS = Path(__file__).resolve().parent
 NOTEBOOKS = sorted((DOCS.parent / "notebooks").glob("*.ipynb"))
-PLOTLY = "application/vnd.plotly.v1+json"
-WIDGET = "application/vnd.jupyter.widget-view+json"
 STATIC = "*An interactive panel stands here when the notebook runs in Jupyter; this page shows its figures.*"
 
 
@@ -63,6 +64,8 @@ def as_html(output: NotebookNode) -> NotebookNode | None:
         figure = plotly.io.from_json(json.dumps(data[PLOTLY]), skip_invalid=True)
         body = plotly.io.to_html(figure, full_html=False, include_plotlyjs=False, config={"responsive": True})
         shown = {"text/html": f'<script src="../_static/plotly.min.js"></script>{body}'}
+    elif SAVED in data.get("text/html", ""):
+        shown = {"text/html": data["text/html"]}
     elif WIDGET in data:
         shown = {"text/markdown": STATIC}
     elif "<script" in data.get("text/html", ""):

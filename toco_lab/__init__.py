@@ -6,7 +6,7 @@
        |
     experiment               ONE run: train, evaluate, measure, keep tokens
        |
-    explorers                click and slide
+    explorers, trackers      click and slide; runs told to TensorBoard, W&B, MLflow
        |
     prediction, attribution  any image: its classes, CAMs and mask; where did a logit come from, is the map right?
        |

@@ -12,6 +12,7 @@ from . import runs as runs
 from . import smoothing as smoothing
 from . import sweeps as sweeps
 from . import tokens as tokens
+from . import trackers as trackers
 from . import training as training
 from . import vocabulary as vocabulary
 from .attribution import attribution_table as attribution_table

@@ -5,7 +5,7 @@ without masks, several processes, a run that was killed.
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from toco_lab.runs.names import check_run_name
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.of_runs import smoothing_of_run
 from toco_lab.tokens.snapshots import Snapshots
+from toco_lab.trackers.logbook import Logbook, tracking
+from toco_lab.trackers.tracker import check_trackers
 from toco_lab.training.checkpoints import initial_model
 from toco_lab.training.loop import fit
 from toco_lab.training.processes import everywhere, is_first, resolve_device
@@ -68,7 +70,7 @@ def open_run(cfg: Config, root: Path | str = "results", *, name: str | None = No
     return run
 
 
-def train(run: RunDir, *, progress: bool = True) -> ToCo:
+def train(run: RunDir, *, log_to: str | Sequence[str] = (), progress: bool = True) -> ToCo:
     """Train a run, or continue it from its last checkpoint; a finished one is loaded and returned as it is.
 
     With validation where the config asks for it and the images have masks, and with token snapshots of the probe
@@ -76,29 +78,54 @@ def train(run: RunDir, *, progress: bool = True) -> ToCo:
 
     Args:
         run: Its config says everything.
+        log_to: Trackers that are told every row and the CAMs of every validation, among `trackers.TRACKERS`. They
+            change no number, and stop nothing.
         progress: Show a progress bar.
 
     Returns:
         The trained model, in evaluation mode.
+
+    Raises:
+        ValueError: For a tracker that there is not, or that is not installed; and as `fit`.
     """
     require(run, RunDir, "run", ": open one with RunDir(folder)")
+    names = check_trackers(log_to)
+    with tracking(run, names if is_first() else ()) as log:
+        return _train(run, log, pictures=bool(names), progress=progress)
+
+
+def _train(run: RunDir, log: Logbook, *, pictures: bool, progress: bool) -> ToCo:
     cfg = run.config()
     scored = cfg.val_every > 0 and not missing_truth(cfg)
-    return fit(cfg, run, validate=validator(cfg) if scored else None, snapshot=Snapshots(run), progress=progress)
+    validate = validator(cfg, show=log.pictures if pictures else None) if scored else None
+    return fit(cfg, run, validate=validate, snapshot=Snapshots(run), on_row=log.row, progress=progress)
 
 
-def make(run: RunDir, *, progress: bool = True) -> Evaluation:
+def make(run: RunDir, *, log_to: str | Sequence[str] = (), progress: bool = True) -> Evaluation:
     """Train a run, evaluate it and measure its over-smoothing; what an earlier attempt has finished is not done again,
     unless its file is damaged.
 
     Inside `process_group` all processes call it: training and evaluation are shared out, the first one measures.
 
+    Args:
+        run: Its config says everything.
+        log_to: As in `train`; at the end the trackers are told scores, protocol, over-smoothing per layer and CAMs.
+        progress: Show progress bars.
+
     Returns:
         The evaluation, read from the run's folder where it was there already.
     """
     require(run, RunDir, "run", ": open one with RunDir(folder)")
+    names = check_trackers(log_to)
+    with tracking(run, names if is_first() else ()) as log:
+        _train(run, log, pictures=bool(names), progress=progress)
+        evaluated = _evaluate_and_measure(run, progress=progress)
+        log.finish()
+    return evaluated
+
+
+def _evaluate_and_measure(run: RunDir, *, progress: bool) -> Evaluation:
     cfg = run.config()
-    train(run, progress=progress)
     device = str(resolve_device(cfg.device))
     # the first process may have begun to write when another looks
     evaluated, measured = everywhere((_evaluation_there(run), _smoothing_there(run)))[0]
@@ -148,12 +175,12 @@ def start(preset: str, overrides: Mapping[str, Any], run_dir: Path | str) -> tup
 def enter_notebook() -> Path:
     """Relative paths count from the project's folder, which is returned; figures are shown as pictures.
 
-    plotly's are kept in its own format and as an HTML export shows them, without a network. Outside a notebook neither
+    plotly's are kept in its own format and as HTML, which an export shows without a network. Outside a notebook neither
     matplotlib nor plotly is imported.
     """
     if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
-        import plotly.io
+        from toco_lab.figures.saved import show_figures
 
         shell.run_line_magic("matplotlib", "inline")
-        plotly.io.renderers.default = "plotly_mimetype+notebook"
+        show_figures()
     return enter_project()

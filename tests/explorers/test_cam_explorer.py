@@ -17,7 +17,7 @@ from toco_lab.config import Config
 from toco_lab.data.classes import PALETTE, class_names
 from toco_lab.data.loader import eval_samples
 from toco_lab.explorers import cam_session
-from toco_lab.explorers.cam_controls import FIRST_VIEWS, STRONGEST, USUAL
+from toco_lab.explorers.cam_controls import FIRST_VIEWS, NO_RUN, STRONGEST, USUAL
 from toco_lab.explorers.cam_explorer import CamExplorer
 from toco_lab.explorers.cam_panels import VIEWS
 from toco_lab.explorers.panels import label_legend, panel_row
@@ -50,6 +50,12 @@ def pixels(explorer):
 def png(colour="red", size=(40, 48)):
     file = io.BytesIO()
     Image.new("RGB", size, colour).save(file, "png")
+    return file.getvalue()
+
+
+def np_png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
     return file.getvalue()
 
 
@@ -169,7 +175,7 @@ def test_every_control_changes_the_picture(explorer, name, value, view):
 def test_scales_change_the_picture_and_one_stays(explorer):
     before = explorer.picture.value
     large, small = explorer.scale_boxes.children
-    assert (large.description, small.description) == ("1", "0.5")
+    assert (large.description, small.description) == ("scale 1", "scale 0.5")
     large.value = False
     assert explorer.picture.value != before
     np.testing.assert_array_equal(explorer.panel("CAM").array, explorer.session.score("cam", scales=(0.5,)))
@@ -240,7 +246,7 @@ def test_attributions_are_read_at_the_chosen_block(explorer):
 
 @pytest.mark.parametrize("method", ["par", "crf"])
 def test_refining_waits_for_its_button(explorer, method):
-    assert explorer.panel("refined label").note == "press a Refine button"
+    assert explorer.panel("refined label").note == "press Refine: 0.25 to 0.70, CAM, scales 1, 0.5, flip"
     explorer.low.value = 0.2
     getattr(explorer, f"refine_{method}").click()
     panel = explorer.panel("refined label")
@@ -295,8 +301,121 @@ def test_faithfulness_says_what_cannot_be_measured(explorer):
 # --- runs and images of one's own -------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def other_pair() -> tuple[ToCo, Config]:
+    """Another model for the same data, read only."""
+    cfg = Config.preset("smoke").replace(w_ptc=0.0)
+    torch.manual_seed(1)
+    return ToCo(cfg).eval(), cfg
+
+
+def test_two_runs_share_image_class_and_sliders(pair, other_pair):
+    calls = [0, 0]
+    hooks = [
+        model.encoder.patch_embed.register_forward_hook(lambda *_, i=i: calls.__setitem__(i, calls[i] + 1))
+        for i, (model, _) in enumerate((pair, other_pair))
+    ]
+    explorer = CamExplorer(pair, other_pair)
+    first, second = explorer.sessions
+    assert (explorer.run_picker.value, explorer.beside.value) == (first, second) == explorer.run_picker.options
+    assert calls == [3, 3]  # an encoder pass each, with its mirror image and half size
+    for control, value in (("image_slider", 1), ("low", 0.1), ("class_picker", 2), ("flip", False)):
+        getattr(explorer, control).value = value
+    assert calls == [6, 6]
+    for session in explorer.sessions.values():
+        assert session.image.name == "toy_val_000001" and session.image.label_source == "true"
+    for run, session in explorer.sessions.items():
+        np.testing.assert_array_equal(explorer.panel("CAM", run).array, session.score("cam", 2, flip=False))
+        label = explorer.panel("pseudo label", run).array
+        np.testing.assert_array_equal(label, session.pseudo_label(0.1, 0.7, flip=False))
+    assert (explorer.panel("CAM", first).array != explorer.panel("CAM", second).array).any()
+    assert [(one["heading"], one["view"]) for one in explorer.picture.panels] == [
+        (first, 0), (first, 1), (first, 2), ("all runs", 3), (second, 0), (second, 1), (second, 2),
+    ]  # fmt: skip
+    assert explorer.text.value.count("Panels:") == 2 and f"<p>{second}: toy_val_000001" in explorer.text.value
+    for hook in hooks:
+        hook.remove()
+
+
+def test_two_runs_share_block_and_faithfulness(pair, other_pair):
+    explorer = CamExplorer(pair, other_pair)
+    show(explorer, "CAM", "Grad-CAM", "attention rollout")
+    chosen = explorer.session.image.present[0]
+    explorer.class_picker.value, explorer.block.value = chosen, 2
+    name = class_names(pair[1])[chosen]
+    explorer.measure_button.click()
+    for run, session in explorer.sessions.items():
+        array = explorer.panel("Grad-CAM", run).array
+        np.testing.assert_array_equal(array, session.attribution("Grad-CAM", chosen, 2))
+        score = session.score("cam", chosen)
+        where = session.image.truth == chosen + 1
+        found = map_scores(session.model, session.image.pixels, score[None], chosen, on_class=where)[0]
+        measured = f"insertion {found.insertion_area:.2f}, deletion {found.deletion_area:.2f}"
+        assert explorer.panel("CAM", run).details.startswith(measured)
+        assert explorer.panel("attention rollout", run).details.startswith(f"{name}: insertion ")
+    assert explorer.text.value.count("insertion ") == 6
+    assert all("insertion " in one["details"] and one["details"] in one["words"] for one in explorer.picture.panels)
+    assert explorer.settings()["block"] == 2
+
+
+def test_blocks_are_those_that_both_runs_have(pair):
+    torch.manual_seed(3)
+    cfg = pair[1].replace(w_ptc=0.0)
+    shallow = ToCo(cfg).eval()
+    shallow.encoder.blocks = shallow.encoder.blocks[:3]
+    explorer = CamExplorer(pair, (shallow, cfg))
+    assert [value for _, value in explorer.block.options] == [USUAL, 1, 2, 3]
+    explorer.beside.value = NO_RUN
+    explorer.block.value = 4
+    explorer.beside.value = explorer.run_picker.options[1]
+    assert [value for _, value in explorer.block.options] == [USUAL, 1, 2, 3]
+    assert explorer.block.value == USUAL
+
+
+def test_the_second_run_can_go_swap_and_come_back(pair, other_pair):
+    explorer = CamExplorer([pair, other_pair])
+    first, second = explorer.run_picker.options
+    both = explorer.picture.value
+    explorer.beside.value = NO_RUN
+    assert list(explorer.sessions) == [first]
+    assert explorer.picture.value == CamExplorer(pair).picture.value
+    explorer.beside.value = second
+    assert explorer.picture.value == both
+    explorer.run_picker.value = second
+    assert list(explorer.sessions) == [second, first]
+    settings = explorer.settings()
+    assert (settings["run"], settings["beside"]) == (second, first)
+    explorer.apply({"run": first, "beside": second})
+    assert explorer.picture.value == both
+    explorer.refine_par.click()
+    for run, session in explorer.sessions.items():
+        np.testing.assert_array_equal(explorer.panel("refined label", run).array, session.refined_label())
+    with pytest.raises(ValueError, match="no run beside it"):
+        explorer.apply({"beside": first})
+    with pytest.raises(ValueError, match="no run 'third'"):
+        explorer.panel("CAM", "third")
+
+
+def test_a_run_with_other_classes_predicts_its_labels_and_knows_its_own(pair):
+    torch.manual_seed(2)
+    shared = class_names(pair[1])[1]
+    cfg = pair[1].replace(dataset="folder", data_root="nowhere", num_classes=3, classes=("cat", shared, "dog"))
+    explorer = CamExplorer(pair, (ToCo(cfg).eval(), cfg))
+    _, second = explorer.sessions
+    assert explorer.sessions[second].image.label_source == "predicted"
+    names = class_names(pair[1])
+    explorer.class_picker.value = 1
+    score = explorer.sessions[second].score("cam", 1)
+    np.testing.assert_array_equal(explorer.panel("CAM", second).array, score)
+    absent = next(name for name in names if name not in cfg.classes)
+    explorer.class_picker.value = names.index(absent)
+    assert f"{second}, CAM: this run does not know the class &#x27;{absent}&#x27;" in explorer.message.value
+    assert explorer.panel("pseudo label", second).array is not None
+
+
 def test_runs_are_compared_on_one_image(smoke_run, pair):
-    explorer = CamExplorer([smoke_run, pair, pair])
+    explorer = CamExplorer([smoke_run, pair], pair)
+    explorer.beside.value = NO_RUN
     name = pair[1].run_name()
     assert explorer.run_picker.options == ("smoke", name, f"{name} (2)")
     explorer.image_slider.value = 2
@@ -311,12 +430,17 @@ def test_runs_are_compared_on_one_image(smoke_run, pair):
 
 def test_a_run_that_can_not_be_opened_is_named_and_left(pair, tmp_path: Path):
     explorer = CamExplorer([pair, RunDir.create(pair[1], tmp_path, name="untrained")])
-    before = explorer.picture.value
-    explorer.run_picker.value = "untrained"
-    assert explorer.message.value.count("untrained") == 2
-    assert "has no checkpoint yet; train it first" in explorer.message.value
-    assert explorer.picture.value == before
-    assert explorer.run_picker.value == pair[1].run_name()
+    for attempt in ("constructor", "beside", "run_picker"):
+        before = explorer.picture.value
+        if attempt != "constructor":
+            explorer.low.value += 0.01
+            assert explorer.message.value == "" and explorer.picture.value != before
+            before = explorer.picture.value
+            getattr(explorer, attempt).value = "untrained"
+        assert explorer.message.value.count("untrained") == 2
+        assert "has no checkpoint yet; train it first" in explorer.message.value
+        assert explorer.picture.value == before != b""
+        assert (explorer.run_picker.value, explorer.beside.value) == (pair[1].run_name(), NO_RUN)
 
 
 def test_nothing_works_without_an_open_run_and_says_so(pair, tmp_path: Path):
@@ -344,6 +468,52 @@ def test_an_upload_is_shown_with_predicted_labels(explorer):
     explorer.image_slider.value = 0
     explorer.image_picker.value = "upload 1: mine.png"
     assert explorer.session.image.raw[0, 0].tolist() == [255, 0, 0]
+
+
+def test_after_an_upload_a_class_is_shown_that_the_model_sees(explorer):
+    names = class_names(explorer.session.cfg)
+    absent = next(i for i in range(len(names)) if i not in explorer.session.image.present)
+    explorer.class_picker.value = absent
+    upload(explorer, np_png(explorer.session.image.raw))
+    image = explorer.session.image
+    best = int(image.output.logits[0].argmax())
+    assert explorer.class_picker.value == image.strongest_class == best
+    score = 100 * float(image.output.logits[0, best].sigmoid())
+    assert explorer.class_picker.label == f"{names[best]} (predicted, {score:.0f} %)"
+    assert f"CAM: {names[best]}" in explorer.text.value
+    explorer.image_slider.value = 0  # nobody chose that class: it goes with the upload
+    assert explorer.class_picker.value == STRONGEST
+    explorer.class_picker.value = image.present[-1]
+    explorer.image_picker.value = "upload 1: mine.png"
+    assert explorer.class_picker.value == image.present[-1]  # the model sees it: what somebody chose stays
+
+
+def test_controls_that_move_nothing_are_disabled_and_say_why(explorer):
+    """Each control that is not disabled changes the picture, each that is does not."""
+    other = {
+        "low": 0.1, "high": 0.9, "background": 0.3, "opacity": 0.2, "source": "cam_aux", "flip": False,
+        "class_picker": 1, "block": 2,
+    }  # fmt: skip
+    for views in (
+        ["image"], ["CAM"], ["CAM label"], ["pseudo label", "truth"], ["refined label"], ["segmentation"], ["Grad-CAM"],
+    ):  # fmt: skip
+        show(explorer, *views)
+        for name, value in other.items():
+            control, before, picture = getattr(explorer, name), getattr(explorer, name).value, explorer.picture.value
+            notes = [panel["note"] for panel in explorer.picture.panels]
+            control.value = value
+            moved = explorer.picture.value != picture or notes != [panel["note"] for panel in explorer.picture.panels]
+            assert moved == (not control.disabled), (views, name)
+            said = f"{control.description} (moves " in explorer.idle.value
+            assert said == control.disabled == control.tooltip.startswith("moves nothing that is shown, only: ")
+            control.value = before
+        assert all(box.disabled == ("scales (moves" in explorer.idle.value) for box in explorer.scale_boxes.children)
+        maps = set(views) & {"CAM", "Grad-CAM"}
+        assert explorer.measure_button.disabled == (not maps) == ("Faithfulness (moves " in explorer.idle.value)
+    show(explorer, "class token attention")
+    assert explorer.class_picker.disabled and not explorer.block.disabled  # it knows no class
+    show(explorer, "CAM label", "pseudo label", "CAM", "Grad-CAM")
+    assert explorer.idle.value == ""
 
 
 @pytest.mark.parametrize(

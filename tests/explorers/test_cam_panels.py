@@ -42,10 +42,13 @@ def test_titles_say_what_was_asked_for(session):
 
 def test_a_refined_label_is_the_one_that_was_asked_for(session):
     panels = CamPanels(session, NAMES, CHOICE)
-    assert panels.view("refined label").panel.note == "press a Refine button"
+    assert panels.view("refined label").panel.note == "press Refine: 0.25 to 0.70, CAM, scales 1, 0.5, flip"
     label = session.pseudo_label(0.1, 0.2)
-    refined = replace(panels, refinement=Refinement(label, {"method": "crf", "low": 0.1, "high": 0.2}))
+    arguments = {"method": "crf", "low": 0.1, "high": 0.2, "source": "cam", "scales": [1.0, 0.5], "flip": True}
+    refined = replace(panels, refinement=Refinement(label, arguments))
     shown = refined.view("refined label")
+    assert shown.panel.note.endswith("press Refine again: 0.25 to 0.70, CAM, scales 1, 0.5, flip")
+    assert "press" not in replace(refined, choice=replace(CHOICE, low=0.1, high=0.2)).view("refined label").panel.note
     assert shown.panel.title == "CRF of 0.10 to 0.20"
     np.testing.assert_array_equal(shown.panel.array, label)
     assert shown.iou.miou == session.iou(label).miou

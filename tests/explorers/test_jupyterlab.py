@@ -95,8 +95,8 @@ def test_the_token_explorer_follows_mouse_keys_and_kernel(lab: tuple, smoke_run:
 
 
 SHOWN = """async () => {  // SHA-256 of the picture in the page
-    const image = document.querySelector(".jp-OutputArea img.widget-image");
-    if (!image) return "";
+    const image = document.querySelector(".jp-OutputArea .toco-panels img");
+    if (!image?.src) return "";
     const bytes = await (await fetch(image.src)).arrayBuffer();
     const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
     return [...digest].map((byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -119,7 +119,7 @@ def test_the_cam_explorer_follows_a_slider_and_takes_an_upload(lab: tuple, smoke
         return json.loads(page.evaluate(IN_KERNEL, "import json; print(json.dumps(explorer.settings()))"))
 
     with executed(lab, "01_cam_explorer") as page:
-        page.locator("img.widget-image").wait_for()
+        page.locator(".toco-panels canvas").first.wait_for()
         before = settings()  # answered behind all cells, which move the widget as well
         until(page, lambda: page.evaluate(SHOWN), seen_at(before))
 

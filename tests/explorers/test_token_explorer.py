@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import traitlets
-from helpers.token_records import GRID, others, two_models
+from helpers.token_records import GRID, others, two_images, two_models
 
 from toco_lab.explorers.token_explorer import TokenExplorer, similarity_maps
 from toco_lab.tokens.token_maps import TokenMaps
@@ -73,6 +73,37 @@ def test_a_finer_grid_is_matched_by_place_and_a_missing_layer_by_depth(maps):
     assert left["map"][2, 5] == pytest.approx(1) and right["map"][5, 11] == pytest.approx(1)
     by_name = similarity_maps(maps, selection | {"layer": "block 1"})
     assert [panel["title"] for panel in by_name] == ["a, block 1, step 20", "b, block 1"]
+
+
+def test_a_patch_is_looked_for_in_another_image():
+    maps = two_images()
+    explorer = TokenExplorer(maps, other="dog", patch=(2, 3), layer="block 1", step=0)
+    own, there = explorer.similarity_maps()
+    unit = [one.tokens.unit_tokens(0, 0) for one in maps]
+    assert np.allclose(there["map"].ravel(), unit[1] @ unit[0][2 * 8 + 3], atol=1e-6)
+    assert np.allclose(own["map"].ravel(), unit[0] @ unit[0][2 * 8 + 3], atol=1e-6)
+    assert own["patch"] == (2, 3) and np.ravel_multi_index(there["patch"], (5, 7)) == there["map"].argmax()
+    assert (own["found"], there["found"], there["title"]) == (False, True, "dog: a, block 1, step 0")
+    said = explorer.selection
+    assert (said["image"], said["other"], said["asked"], said["right"]) == ("cat", "dog", 0, None)
+    assert said["similarity"]["right"]["maximum"] == pytest.approx(there["map"].max(), abs=1e-4)
+    assert json.loads(json.dumps(said)) == said
+    explorer.asked, explorer.patch = 1, 4 * 7 + 6  # a patch of the second image in the first
+    assert (explorer.selection["row"], explorer.selection["column"]) == (4, 6)
+    back, own = explorer.similarity_maps()
+    assert np.allclose(back["map"].ravel(), unit[0] @ unit[1][34], atol=1e-6)
+    assert own["patch"] == (4, 6) and back["found"]
+    explorer.other = 0  # the image itself: none
+    assert explorer.selection["other"] is None and explorer.selection["similarity"]["right"] is None
+
+
+def test_images_that_were_not_kept_together_are_refused(maps):
+    with pytest.raises(ValueError, match="not kept together: keep them again"):
+        TokenExplorer(maps, other=1)
+    with pytest.raises(ValueError, match="no image 'bird'"):
+        TokenExplorer(maps, other="bird")
+    with pytest.raises(traitlets.TraitError, match="show"):
+        TokenExplorer(maps, show="nothing")
 
 
 def test_what_is_not_there_is_refused_by_name(maps):

@@ -1,8 +1,10 @@
 """Token explorers on offline pages: the fragments of HTML, and their JavaScript driven in a real browser."""
 
+import base64
 import io
 import json
 import re
+import zlib
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -10,9 +12,10 @@ import matplotlib
 import numpy as np
 import pytest
 from helpers.browser import offline_page, running_browser
-from helpers.token_records import GRID, LAYERS, others, two_models
+from helpers.token_records import GRID, LAYERS, others, two_images, two_models
 from PIL import Image
 
+from toco_lab.explorers.browser_data import pack_for_browser
 from toco_lab.explorers.token_explorer import MODULE, TokenExplorer, similarity_maps
 from toco_lab.explorers.token_page import explorer_element_html, explorer_html
 from toco_lab.tokens.token_maps import TokenMaps
@@ -55,12 +58,13 @@ class Scripts(HTMLParser):
 def test_the_module_is_embedded_unchanged_and_once(maps):
     page = explorer_html(maps, element_id="first") + explorer_element_html(maps[:2], "second", right=1)
     scripts = dict(Scripts(page).scripts)
-    assert json.loads(scripts["token-explorer-module"]) == MODULE.read_text(encoding="utf-8")
+    assert json.loads(scripts["token-explorer-module"]) == MODULE
     assert page.count("function mount") == 1
     meta, state = json.loads(scripts["first-meta"])
     assert meta["images"] == ["cat", "</script>dog"] and state == {}
     assert json.loads(scripts["second-meta"])[1] == {"right": 1}
     assert len(Scripts(page).scripts) == 2 + 3 + 3
+    assert zlib.decompress(base64.b64decode(scripts["second-data"])) == pack_for_browser(maps[:2]).tokens
 
 
 def test_bad_ids_and_states_are_refused(maps):
@@ -71,7 +75,7 @@ def test_bad_ids_and_states_are_refused(maps):
 
 
 def test_the_module_asks_the_network_for_nothing():
-    source = MODULE.read_text(encoding="utf-8")
+    source = MODULE
     assert not re.search(r"\bimport\b[\s(]|\bfetch\(|XMLHttpRequest", source)
     assert set(re.findall(r"https?://[^\"' ]+", source)) == {"http://www.w3.org/2000/svg"}
 
@@ -258,6 +262,131 @@ def test_two_models_side_by_side(page, maps):
     driver.state(left="b", right=None)
 
 
+@pytest.fixture(scope="module")
+def images() -> list[TokenMaps]:
+    return two_images()
+
+
+@pytest.fixture
+def pair_page(browser, images, tmp_path):
+    path = tmp_path / "page.html"
+    head = '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><link rel="icon" href="data:,"><title>t</title>'
+    path.write_text(f"{head}</head><body>{explorer_html(images, element_id='first')}</body></html>", encoding="utf-8")
+    with offline_page(browser, path, viewport={"width": 1000, "height": 900}) as page:
+        yield page
+
+
+@pytest.mark.browser
+def test_a_patch_is_looked_for_in_a_second_image(pair_page, images):
+    driver = Driver(pair_page)
+    driver.state(other=None)
+    driver.find("text=Compare").click()  # one model: the next image
+    driver.click(1, 2)
+    state = driver.state(image="cat", other="dog", asked=0, row=1, column=2, right=None)
+    _, there = same_as_python(images, state, driver)
+    row, column = there["patch"]
+    best = minus(f"most alike: row {row + 1}, column {column + 1} ({there['map'].max():.2f})")
+    pair_page.mouse.move(2, 2)
+    assert minus(driver.find(".panels .readout").nth(1).inner_text()).startswith(best)
+    assert [title.split("\n")[0] for title in driver.find("figure .title").all_inner_texts()] == ["cat", "dog"]
+    driver.click(4, 5, side=1, grid=(5, 7))  # and the other way round
+    state = driver.state(image="cat", other="dog", asked=1, row=4, column=5)
+    same_as_python(images, state, driver)
+    assert driver.find(".panels .mark").evaluate_all("all => all.map((n) => n.classList.contains('found'))") == [
+        True,
+        False,
+    ]
+    driver.pictures.nth(1).press("ArrowUp")
+    same_as_python(images, driver.state(row=3, column=5), driver)
+    driver.find(".sliders input").first.press("Home")
+    same_as_python(images, driver.state(layer="block 1"), driver)
+    circles = driver.find(".plot circle")
+    heights = [
+        float(circles.nth(i).get_attribute("cy")) for i in range(4)
+    ]  # two layers of the first image, then of the second
+    means = [
+        others(similarity_maps(images, driver.state() | {"layer": layer})[side]).mean()
+        for side in range(2) for layer in ("block 1", "final norm")
+    ]  # fmt: skip
+    slope, offset = np.polyfit(np.clip(means, 0, 1), heights, 1)
+    assert slope < 0 and np.allclose(slope * np.clip(means, 0, 1) + offset, heights, atol=0.5)
+    driver.find(".thumbs button").nth(1).click()  # the second one: they change places
+    same_as_python(images, driver.state(image="dog", other="cat", asked=0, row=3, column=5), driver)
+    driver.find("text=Compare").click()
+    driver.state(image="dog", other=None)
+
+
+@pytest.mark.browser
+def test_images_that_were_not_kept_together_are_not_on_offer(browser, maps, tmp_path):
+    path = tmp_path / "page.html"
+    alone = [one for one in maps if one.model == "a"]
+    path.write_text(
+        f'<!DOCTYPE html><meta charset="utf-8"><link rel="icon" href="data:,">{explorer_html(alone, other=1)}',
+        encoding="utf-8",
+    )
+    with offline_page(browser, path) as page:
+        driver = Driver(page, "token-explorer")
+        driver.state(other=None)
+        button = driver.find("text=Compare")
+        assert button.is_disabled() and "keep them again" in button.get_attribute("title")
+
+
+def components(tokens: list[np.ndarray]) -> list[np.ndarray]:
+    """The first three principal components of unit tokens as bytes, of all of them together: (N, 3) for each image."""
+    pooled = np.concatenate(tokens)
+    centred = pooled - pooled.mean(0)
+    axes = np.linalg.svd(centred, full_matrices=False)[2][:3]
+    axes *= np.sign(axes[np.arange(3), np.abs(axes).argmax(1)])[:, None]
+    placed = centred @ axes.T
+    place = np.sort(placed, axis=0)
+    low, high = place[round(0.02 * (len(placed) - 1))], place[round(0.98 * (len(placed) - 1))]
+    bytes_of = (255 * (placed - low) / (high - low)).clip(0, 255)
+    return np.split(bytes_of, np.cumsum([len(one) for one in tokens])[:-1])
+
+
+@pytest.mark.browser
+def test_components_are_colours_of_each_image_or_of_all(pair_page, images):
+    driver = Driver(pair_page)
+    driver.find("text=Compare").click()
+    unit = [one.tokens.unit_tokens(1, 1) for one in images]
+    for show, expected in (
+        ("colours", [components([one])[0] for one in unit]),
+        ("shared colours", components(unit)),
+    ):
+        driver.find("label:has-text('Map') select").select_option(show)
+        driver.state(show=show, other="dog", layer="final norm", step=10)
+        for side, (colours, one) in enumerate(zip(expected, images, strict=True)):
+            assert np.abs(driver.pixels(side) - colours.reshape(*one.grid, 3)).max() <= 1.5
+        assert driver.find(".bar").evaluate("n => getComputedStyle(n).visibility") == "hidden"
+    assert np.abs(expected[0] - components([unit[0]])[0]).max() > 20  # the two differ
+
+
+@pytest.mark.browser
+def test_lengths_are_shown_with_the_share_of_artifacts(pair_page, images):
+    driver = Driver(pair_page)
+    driver.find("label:has-text('Map') select").select_option("length")
+    driver.find(".thumbs button").nth(1).click()
+    driver.state(show="length", image="dog")
+    lengths = images[1].tokens.token_lengths(1, 1)
+    scaled = (np.log(lengths) - np.log(lengths.min())) / np.log(lengths.max() / lengths.min())
+    colours = matplotlib.colormaps["viridis"](scaled.reshape(5, 7))[..., :3] * 255
+    assert np.abs(driver.pixels() - colours).max() < 5
+    pair_page.mouse.move(2, 2)
+    told = driver.find(".readout").first.inner_text().replace("\xa0", " ")
+    assert told.startswith(f"artifacts: {100 * 3 / 35:.1f} % of the tokens, longer than ")
+    assert np.sort(lengths)[-4] < float(told.split()[-1]) < np.sort(lengths)[-3]
+    assert driver.find(".plot text").first.inner_html() == "share of artifact tokens, by layer"
+    heights = [float(driver.find(".plot circle").nth(i).get_attribute("cy")) for i in range(2)]
+    assert heights[1] < heights[0]  # none after the first block
+    assert driver.find(".gradient span").last.inner_text() == f"{lengths.max():.3g}"
+    driver.click(0, 0, grid=(5, 7), action="hover")
+    assert driver.find(".readout").first.inner_text() == f"row 1, column 1: length {lengths[0]:.3g}"
+    driver.find(".thumbs button").nth(0).click()
+    pair_page.mouse.move(2, 2)
+    driver.state(image="cat")
+    assert driver.find(".readout").first.inner_text() == "no artifacts: the lengths have one mode"
+
+
 @pytest.mark.browser
 def test_readout_follows_the_pointer_in_both_panels(page, maps):
     driver = Driver(page)
@@ -408,7 +537,9 @@ def test_traits_drive_the_picture_and_removal_leaves_nothing(page, maps):
             const {mount} = await tokenExplorer, element = document.createElement("div");
             const meta = JSON.parse(document.getElementById("first-meta").textContent)[0];
             const letters = atob(document.getElementById("first-data").textContent);
-            const bytes = Uint8Array.from(letters, (letter) => letter.charCodeAt(0));
+            const packed = new Blob([Uint8Array.from(letters, (letter) => letter.charCodeAt(0))]);
+            const stream = packed.stream().pipeThrough(new DecompressionStream("deflate"));
+            const bytes = new Uint8Array(await new Response(stream).arrayBuffer());
             const shifted = new DataView(new Uint8Array([1, 2, 3, ...bytes]).buffer, 3);  // as a kernel sends it
             const {model, remove} = mount(element, meta, shifted);
             document.body.append(element);  // a notebook attaches after rendering

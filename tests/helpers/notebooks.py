@@ -6,6 +6,7 @@ import nbformat
 
 from toco_lab.sweeps.notebooks import read_record
 
+MOST_BYTES = 5_000_000  # of an executed notebook: GitHub and mail take it, a browser opens it at once
 FILES = {  # what each notebook leaves in the folder of its run
     "00_start_here": {
         "figures/scene.png",
@@ -44,8 +45,9 @@ FILES = {  # what each notebook leaves in the folder of its run
 
 
 def check_executed(output: Path, run_dir: Path, name: str) -> None:
-    """An executed notebook has a record of success, shows a figure, and left its files in the folder of the run."""
+    """An executed notebook has a record of success, is small, shows a figure, and left its files in its run."""
     assert read_record(output)["state"] == "done"
+    assert output.stat().st_size < MOST_BYTES, "what is heavy in it?"
     cells = nbformat.read(output, as_version=4).cells
     shown = [kind for cell in cells for out in cell.get("outputs", []) for kind in out.get("data", {})]
     assert {"image/png", "application/vnd.plotly.v1+json"} & set(shown), "no figure in the executed notebook"

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from toco_lab.explorers.token_explorer import SimilarityMap
-from toco_lab.tokens.quantise import quantise_tokens
+from toco_lab.tokens.quantise import join_steps, quantise_images, quantise_tokens
 from toco_lab.tokens.token_maps import TokenMaps
 
 LAYERS = ("block 1", "block 2", "block 3", "final norm")
@@ -37,8 +37,30 @@ def two_models() -> list[TokenMaps]:
     ]
 
 
+def two_images() -> list[TokenMaps]:
+    """Two images of different grids that one model kept together, at two steps; 3 tokens of the second are long."""
+    generator = torch.Generator().manual_seed(5)
+    grids, mixing = (GRID, (5, 7)), torch.randn(6, 24, generator=generator)
+
+    def layers(h, w, long):
+        tokens = [torch.randn(h * w, 6, generator=generator) @ mixing for _ in range(2)]
+        tokens[1][:long] *= 30
+        return tokens
+
+    steps = [quantise_images([layers(*grid, long) for grid, long in zip(grids, (0, 3), strict=True)]) for _ in range(2)]
+    return [
+        TokenMaps(
+            "a", "random", name, np.random.default_rng(h).integers(0, 256, (h * PATCH, w * PATCH, 3), np.uint8),
+            (h, w), (0, 10), ("block 1", "final norm"), join_steps([step[image] for step in steps]),
+        )
+        for image, (name, (h, w)) in enumerate(zip(("cat", "dog"), grids, strict=True))
+    ]  # fmt: skip
+
+
 def others(panel: SimilarityMap) -> np.ndarray:
     """Similarities of the chosen patch to all others."""
+    if panel.get("found"):
+        return panel["map"].astype(float).ravel()
     row, column = panel["patch"]
     return np.delete(panel["map"].astype(float).ravel(), row * panel["map"].shape[1] + column)
 

@@ -154,3 +154,8 @@ def test_a_picture_that_cannot_be_shown_is_named(tmp_path):
         (tmp_path / name).write_text(content)
         shown = parts.picture(tmp_path / name, "r").data["text/html"]
         assert f"{name} cannot be shown" in shown and 'class="missing"' in shown
+
+
+def test_the_words_beside_a_part_do_not_repeat_it():
+    """A notebook's file keeps them: an explorer or a picture would be in it twice."""
+    assert len(repr(parts.Part({"text/html": 1000 * "x"}, "tokens"))) < 60

@@ -1,12 +1,14 @@
 """Quantised tokens: the int8 tokens against exact cosines, and the error they claim."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import timm
 import torch
 from helpers.token_records import low_rank
 
-from toco_lab.tokens.quantise import quantise_tokens
+from toco_lab.tokens.quantise import quantise_images, quantise_tokens
 
 
 def exact_cosine(tokens: torch.Tensor) -> np.ndarray:
@@ -35,16 +37,56 @@ def test_similarity_is_the_cosine_within_the_error_it_claims():
             errors.append(difference)
     assert quantised.error == pytest.approx(max(errors), abs=2e-6)
     assert 0.001 < quantised.error <= 0.02
-    assert quantised.widths.tolist() == [[8, 32], [32, 8]]  # each slab as narrow as it can be
+    assert quantised.widths.tolist() == [[8, 24], [24, 8]]  # each slab as narrow as it can be
 
 
-@pytest.mark.parametrize(("max_error", "width"), [(0.3, 16), (0.02, 32), (0.0, 64)])
+@pytest.mark.parametrize(("max_error", "width"), [(0.3, 16), (0.02, 24), (0.0, 64)])
 def test_a_smaller_error_costs_dimensions(max_error, width):
     quantised = quantise_tokens([[low_rank(rank=20)]], max_error=max_error)
     assert quantised.widths.tolist() == [[width]]
     difference = np.abs(all_similarities(quantised) - exact_cosine(low_rank(rank=20))).max()
     assert difference == pytest.approx(quantised.error, abs=2e-6)
     assert (quantised.error <= max_error) == (max_error > 0)  # what int8 alone costs is said, not hidden
+
+
+def test_images_quantised_together_are_compared_within_the_error_they_claim():
+    torch.manual_seed(3)
+    mixing = torch.randn(20, 64)
+    images = [[torch.randn(n, 20) @ mixing + 0.1 * torch.randn(n, 64) for _ in range(2)] for n in (30, 12)]
+    first, second = quantise_images(images)
+    assert (first.num_tokens, second.num_tokens) == (30, 12)
+    assert np.array_equal(first.bases, second.bases) and len(set(first.bases.ravel().tolist())) == 2
+    for layer in range(2):
+        exact = exact_cosine(torch.cat([images[0][layer], images[1][layer]]))
+        place, seen = (0, layer), np.zeros((42, 42))
+        for rows, one in ((slice(0, 30), first), (slice(30, 42), second)):
+            for columns, other in ((slice(0, 30), first), (slice(30, 42), second)):
+                seen[rows, columns] = [other.similarity_of(one, place, place, patch) for patch in range(one.num_tokens)]
+        assert np.abs(seen - exact).max() == pytest.approx(first.errors[0, layer], abs=2e-6)
+        assert 0.001 < first.errors[0, layer] == second.errors[0, layer] <= 0.02
+    alone = quantise_tokens([images[1]])
+    with pytest.raises(ValueError, match="not kept together: keep them again"):
+        alone.similarity_of(first, (0, 0), (0, 0), 3)
+    with pytest.raises(ValueError, match="not kept together"):
+        first.similarity_of(second, (0, 1), (0, 0), 3)  # another layer has other directions
+    assert np.array_equal(alone.similarity_of(alone, (0, 0), (0, 0), 3), alone.similarity(0, 0, 3))
+    with pytest.raises(ValueError, match="every image needs the same layers"):
+        quantise_images([images[0], images[1][:1]])
+
+
+def test_lengths_are_kept_within_a_step_of_their_logarithm():
+    tokens = low_rank(num_tokens=200)
+    quantised = quantise_tokens([[tokens, 3 * tokens], [torch.ones(200, 64), tokens]])
+    exact = tokens.norm(dim=1).numpy()
+    step = np.log(exact.max() / exact.min()) / 255
+    for place, factor in (((0, 0), 1), ((0, 1), 3), ((1, 1), 1)):
+        off = np.abs(np.log(quantised.token_lengths(*place) / (factor * exact)))
+        assert 0 < off.max() <= step / 2 + 1e-6
+    assert np.allclose(quantised.token_lengths(1, 0), 8)
+    assert quantised.take([1]).token_lengths(0, 1) == pytest.approx(quantised.token_lengths(1, 1))
+    zero = quantise_tokens([[torch.tensor([[0.0, 0.0], [3.0, 4.0]])]]).token_lengths(0, 0)
+    assert zero[0] < 1e-30 and zero[1] == pytest.approx(5)
+    assert replace(quantised, lengths=None).token_lengths(0, 0) is None  # kept by an earlier version
 
 
 def test_zero_equal_and_opposite_tokens():

@@ -46,7 +46,7 @@ def assert_same(one: TokenMaps, other: TokenMaps) -> None:
     for field in ("model", "weights", "image_name", "grid", "steps", "layers"):
         assert getattr(one, field) == getattr(other, field), field
     assert np.array_equal(one.image, other.image)
-    for field in ("values", "widths", "errors", "num_tokens", "dim"):
+    for field in ("values", "widths", "errors", "num_tokens", "dim", "bases", "lengths", "length_ends"):
         assert np.array_equal(getattr(one.tokens, field), getattr(other.tokens, field)), field
 
 
@@ -54,6 +54,17 @@ def test_files_keep_everything(tmp_path):
     maps = small_maps(model="tøco <b>")
     save_token_maps(tmp_path / "a" / "x.npz", maps)
     assert_same(load_token_maps(tmp_path / "a" / "x.npz"), maps)
+
+
+def test_files_of_earlier_versions_open_without_lengths_and_directions(tmp_path):
+    maps = small_maps()
+    old = replace(maps, tokens=replace(maps.tokens, bases=None, lengths=None, length_ends=None))
+    save_token_maps(tmp_path / "x.npz", old)
+    with np.load(tmp_path / "x.npz") as saved:
+        assert "bases" not in saved and "lengths" not in saved
+    assert_same(load_token_maps(tmp_path / "x.npz"), old)
+    mixed = merge_steps([old, replace(maps, steps=(20, 30))])  # what one of them lacks, the whole lacks
+    assert mixed.tokens.bases is None and mixed.tokens.lengths is None and len(mixed.steps) == 4
 
 
 def test_damaged_files_are_named(tmp_path):

@@ -31,7 +31,7 @@ app.command(run)
 app.command(sweep)
 app.command(study)
 app.command(data, name="data", help="Check, show, label and prepare data sets.")
-app.command(runs, name="runs", help="List, filter, compare, plot, open and delete runs.")
+app.command(runs, name="runs", help="List, filter, compare, plot, open, log and delete runs.")
 app.command(aliases=["import_released"])(import_released)
 app.command(demo)
 

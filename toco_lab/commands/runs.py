@@ -1,4 +1,4 @@
-"""The command `runs`: list, compare, plot, open and delete runs."""
+"""The command `runs`: list, compare, plot, open, log and delete runs."""
 
 import sys
 import tempfile
@@ -9,6 +9,7 @@ import tyro
 
 from toco_lab.commands.parser import Commands
 from toco_lab.files import atomic_write
+from toco_lab.trackers.tracker import TrackerName
 from toco_lab.words import counted
 
 runs = Commands()
@@ -156,6 +157,29 @@ def as_page(path: Path) -> Path:
 
             file.write(plotly.io.from_json(path.read_text(encoding="utf-8")).to_html(include_plotlyjs=True))
     return page
+
+
+@runs.command
+def log(
+    runs: tyro.conf.Positional[tuple[str, ...]], log_to: tuple[TrackerName, ...], root: Path = Path("results")
+) -> None:
+    """Send runs to trackers from their files. What a tracker has already is not sent again.
+
+    Args:
+        runs: Folders, or names below `root`.
+        log_to: The trackers; each needs its package, see docs/tracking.md.
+        root: Folder that holds the runs.
+    """
+    from toco_lab.runs import table as run_table
+    from toco_lab.trackers.logbook import log_run
+    from toco_lab.trackers.tracker import check_trackers
+
+    names = check_trackers(log_to)
+    if not runs or not names:
+        raise ValueError("give the runs to send, `runs list` shows them, and --log-to with a tracker")
+    for found in [run_table.find_run(root, name) for name in runs]:
+        log_run(found, names)
+        print(f"sent {found.path} to {', '.join(names)}")
 
 
 @runs.command

@@ -8,6 +8,7 @@ import tyro
 
 from toco_lab.commands.parser import refuse_given
 from toco_lab.fields import shown
+from toco_lab.trackers.tracker import TrackerName
 
 _LONGEST = 10**8  # seconds, three years
 
@@ -53,6 +54,7 @@ def sweep(
     cpus: float = 1.0,
     address: str | None = None,
     retry_failed: bool = False,
+    log_to: tuple[TrackerName, ...] = (),
     dry_run: bool = False,
 ) -> None:
     """Run a notebook, or train, over a grid of config fields and seeds. Killed, the same command continues it.
@@ -66,6 +68,7 @@ def sweep(
         cpus: CPU cores per run (ray).
         address: Of the ray cluster: auto or host:port; None starts one on this machine.
         retry_failed: Also make runs that failed before.
+        log_to: Trackers that are told every run, see docs/tracking.md; runs of a notebook when they are finished.
         dry_run: Say what would be done and how long it may take, and do nothing.
     """
     from toco_lab.reports.ablation import sweep_summary
@@ -82,7 +85,7 @@ def sweep(
         return
     table = run_sweep(
         wanted, root=root, workers=workers, executor=executor, gpus=gpus, cpus=cpus, address=address,
-        retry_failed=retry_failed,
+        retry_failed=retry_failed, log_to=log_to,
     )  # fmt: skip
     print(sweep_summary(table))
     print(f"every run: {root / wanted.name / 'sweep.csv'}")

@@ -13,6 +13,7 @@ from toco_lab.commands.parser import given_options
 from toco_lab.commands.trained import print_doubtful_truth, print_scores
 from toco_lab.config import Config, config_differences
 from toco_lab.presets import PRESETS
+from toco_lab.trackers.tracker import TrackerName
 from toco_lab.words import counted
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class TrainOptions:
     """folder name below it; None takes <preset>-<digest>-s<seed>"""
     evaluate: bool = True
     """score the trained model and measure its over-smoothing"""
+    log_to: tuple[TrackerName, ...] = ()
+    """also tell these trackers every row, score and CAM; each needs its package, see docs/tracking.md"""
     dry_run: bool = False
     """say what would be done, and do nothing"""
 
@@ -101,9 +104,9 @@ def train(options: tyro.conf.OmitArgPrefixes[OptionsOfAnyPreset]) -> None:
         if path is None:
             return
         run = opened or RunDir(path)
-        evaluation = experiment.make(run) if options.evaluate else None
+        evaluation = experiment.make(run, log_to=options.log_to) if options.evaluate else None
         if evaluation is None:
-            experiment.train(run)
+            experiment.train(run, log_to=options.log_to)
         if not is_first():
             return
     if evaluation is not None:
@@ -119,8 +122,10 @@ def _open_run(options: TrainOptions) -> "RunDir | None":
     from toco_lab.data.own_folder import complete_config
     from toco_lab.experiment import open_run
     from toco_lab.runs.names import check_run_name
+    from toco_lab.trackers.tracker import check_trackers
 
     check_run_name(options.name)
+    check_trackers(options.log_to)  # what is not installed is said before there is a folder
     cfg = _shared_out(complete_config(options.config()))
     _warn_of_batch_size(cfg, Config.preset(options.preset))
     if options.dry_run:

@@ -49,6 +49,7 @@ from toco_lab.words import counted
 TARGETS = (CAM, CAM_AUX, CAM_REFINED, SEG)
 
 Observe = Callable[[Sequence[EvalSample], Mapping[str, Tensor]], None]
+Show = Callable[[int, Mapping[str, Mapping[str, np.ndarray | None]]], None]
 
 
 @dataclass(frozen=True)
@@ -305,18 +306,29 @@ def protocol_record(cfg: Config, target: str, split: str, images: int, checkpoin
     }  # fmt: skip
 
 
-def validator(cfg: Config, targets: Sequence[str] = VALIDATED) -> Callable[[ToCo, int], dict[str, float]]:
+def validator(
+    cfg: Config, targets: Sequence[str] = VALIDATED, *, show: Show | None = None
+) -> Callable[[ToCo, int], dict[str, float]]:
     """What `loop.fit` calls every `cfg.val_every` steps: mIoU of the targets on the validation split.
 
     Segmentation is a single pass, as in the published training log: one scale, no flip. CAMs have the config's
     threshold alone. With CTC and the auxiliary CAM comes what `CropObjects` counts.
+
+    Args:
+        cfg: The run's config.
+        targets: Names of `TARGETS`.
+        show: Called as show(step, maps of the first images, as in `Evaluation.gallery`); the same in all processes.
     """
     quick = cfg.replace(eval_seg_scales=(1.0,), eval_seg_flip=False, threshold_images=0)
 
     def validate(model: ToCo, step: int) -> dict[str, float]:
         crops = CropObjects(cfg) if cfg.w_ctc > 0 and CAM_AUX in targets else None
         observe = crops.add if crops else None
-        scores = evaluate_model(model, quick, targets=targets, observe=observe, progress=False).scores
+        gallery = NUM_IMAGES if show else 0
+        found = evaluate_model(model, quick, targets=targets, gallery=gallery, observe=observe, progress=False)
+        if show:
+            show(step, found.gallery)
+        scores = found.scores
         return {target: scores[target] for target in targets} | (crops.shares() if crops else {})
 
     return validate

@@ -6,6 +6,7 @@ from . import cam_panels as cam_panels
 from . import cam_runs as cam_runs
 from . import cam_session as cam_session
 from . import controls as controls
+from . import panel_picture as panel_picture
 from . import panels as panels
 from . import run_browser as run_browser
 from . import session_image as session_image

@@ -3,6 +3,7 @@
 Nothing here knows a model, and nothing reacts: `cam_explorer` does both.
 """
 
+import html
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,14 +11,15 @@ import ipywidgets as widgets
 import traitlets
 
 from toco_lab.config import Config
-from toco_lab.explorers.cam_panels import SOURCE_NAMES, VIEWS, CamChoice
+from toco_lab.explorers.cam_panels import READ_BY, SOURCE_NAMES, VIEWS, CamChoice
 from toco_lab.explorers.controls import ControlBox, button, wide, wrapped_row
+from toco_lab.explorers.panel_picture import PanelPicture
 from toco_lab.vocabulary import CAM, CAM_AUX, TITLES
 
 FIRST_VIEWS = (TITLES[CAM], TITLES[CAM_AUX], "pseudo label", "truth")
 USUAL = 0  # value of the block picker: each attribution is read where it is usual
-_BLOCK_TOOLTIP = "where attributions (rollout, Grad-CAM ...) are read; off while none is shown"
 STRONGEST = -1  # value of the class picker: the strongest present class, at each pixel
+NO_RUN = ""  # value of the picker of a second run: none
 _STEP = 0.01  # of the sliders
 _PLAIN = ("source", "flip", "low", "high", "background", "opacity")  # controls whose value is their setting
 
@@ -41,11 +43,14 @@ class CamControls(ControlBox):
         self._make_views()
         self._make_actions()
         self._make_outputs()
-        scales = widgets.HBox([widgets.Label("scales"), self.scale_boxes, self.flip])
+        self._tooltips = {name: getattr(self, name).tooltip for name in (*READ_BY, "opacity")}
+        scales = widgets.HBox([self.scale_boxes, self.flip])
         self._arrange(
-            wrapped_row(self.run_picker, self.image_picker, self.image_slider, self.upload),
+            wrapped_row(self.run_picker, self.beside),
+            wrapped_row(self.image_picker, self.image_slider, self.upload),
             wrapped_row(self.class_picker, self.source, self.block, scales),
             wrapped_row(self.low, self.high, self.background, self.opacity),
+            self.idle,
             wrapped_row(*self.views.values()),
             wrapped_row(
                 self.refine_par, self.refine_crf, self.other_crops, self.measure_button, self.save_button, self.progress
@@ -59,6 +64,8 @@ class CamControls(ControlBox):
 
     def _make_image_controls(self, runs: Sequence[str]) -> None:
         self.run_picker = widgets.Dropdown(options=runs, description="run", tooltip="trained model", **wide(260))
+        self.beside = widgets.Dropdown(description="beside", tooltip="a second run, for the same image", **wide(260))
+        self._offer_runs(runs)
         self.image_picker = widgets.Dropdown(description="image", tooltip="image by name", **wide(260))
         self.image_slider = widgets.IntSlider(
             min=0, max=0, description="number", tooltip="image by number", continuous_update=False, **wide(260)
@@ -78,8 +85,9 @@ class CamControls(ControlBox):
             options=SOURCE_NAMES, description="labels from", tooltip="which CAM the labels are made from", **wide(260)
         )
         self.block = widgets.Dropdown(
-            options=[("as usual", USUAL)], description="block", tooltip=_BLOCK_TOOLTIP, **wide(260)
-        )
+            options=[("as usual", USUAL)], description="block",
+            tooltip="where attributions (rollout, Grad-CAM ...) are read", **wide(260),
+        )  # fmt: skip
         self.scale_boxes = widgets.HBox()
         self.flip = _checkbox("flip", "also the mirror image", 70)
 
@@ -95,6 +103,7 @@ class CamControls(ControlBox):
             view: widgets.ToggleButton(value=view in FIRST_VIEWS, description=view, tooltip=tooltip, layout=fitting)
             for view, tooltip in VIEWS.items()
         }
+        self.idle = widgets.HTML()  # which controls move nothing that is shown, and why
 
     def _make_actions(self) -> None:
         self.refine_par = button("Refine (PAR)", "magic", "pixel-adaptive refinement, as in training; up to a second")
@@ -105,12 +114,19 @@ class CamControls(ControlBox):
         self.progress = widgets.HTML()
 
     def _make_outputs(self) -> None:
-        # no tooltip for the picture: ipywidgets' JavaScript fails where a widget has a tooltip but no description
-        fitting = {"max_width": "100%", "object_fit": "contain", "align_self": "flex-start"}  # shrunk, never stretched
-        self.picture = widgets.Image(format="png", layout=fitting)
+        self.picture = PanelPicture()
         self.text = widgets.HTML()
 
     # --- what is on offer ---------------------------------------------------------------------------------------
+
+    def _offer_runs(self, names: Sequence[str]) -> None:
+        """Offer all but the chosen run to stand beside it; the one that did stays if it can."""
+        others = [name for name in names if name != self.run_picker.value]
+        second = self.beside.value
+        with self._quietly():
+            self.beside.options = [("no other run", NO_RUN), *((name, name) for name in others)]
+            self.beside.value = second if second in others else NO_RUN
+            self.beside.layout.display = "" if others else "none"
 
     def _offer_images(self, names: Sequence[str]) -> None:
         """The chosen image is kept if it is still there."""
@@ -124,17 +140,17 @@ class CamControls(ControlBox):
     def _offer_scales(self, scales: tuple[float, ...], on_change: Callable[[Any], None]) -> None:
         if self._scales == scales:
             return
-        boxes = [_checkbox(f"{scale:g}", f"the image at {scale:g} times its size", 65) for scale in scales]
+        boxes = [_checkbox(f"scale {scale:g}", f"the image at {scale:g} times its size", 90) for scale in scales]
         for box in boxes:
             box.observe(on_change, "value")
         self._scales, self.scale_boxes.children = scales, boxes
 
-    def _offer_classes(self, names: Sequence[str], present: Sequence[int]) -> None:
-        """Present classes come first."""
+    def _offer_classes(self, names: Sequence[str], present: Mapping[int, str]) -> None:
+        """Present classes come first, each with a word about how that is known."""
         chosen = self.class_picker.value
         absent = [index for index in range(len(names)) if index not in present]
         options = [("strongest present class", STRONGEST)]
-        options += [(f"{names[index]} (present)", index) for index in present]
+        options += [(f"{names[index]} ({how})", index) for index, how in present.items()]
         options += [(names[index], index) for index in absent]
         with self._quietly():
             self.class_picker.options = options
@@ -146,6 +162,28 @@ class CamControls(ControlBox):
         with self._quietly():
             self.block.options = [("as usual", USUAL), *((str(number), number) for number in range(1, count + 1))]
             self.block.value = chosen if chosen <= count else USUAL
+
+    def _switch_off_idle(self, *, maps: bool) -> None:
+        """Disable the controls that move nothing in the views that are shown, and say what they would move.
+
+        `maps`: whether there is a map or a label over the image, so that its opacity is seen.
+        """
+        shown = [view for view, toggle in self.views.items() if toggle.value]
+        idle = []
+        for name, tooltip in self._tooltips.items():
+            control, views = getattr(self, name), READ_BY.get(name, frozenset())
+            off = not maps if name == "opacity" else not views.intersection(shown)
+            moved = "maps and labels" if name == "opacity" else ", ".join(view for view in VIEWS if view in views)
+            if name == "scale_boxes":
+                for box in self.scale_boxes.children:
+                    box.disabled = off
+            else:
+                control.disabled = off
+                control.tooltip = f"moves nothing that is shown, only: {moved}" if off else tooltip
+            if off:
+                idle.append(f"{'scales' if name == 'scale_boxes' else control.description} (moves {moved})")
+        words = f"Without effect on what is shown: {'; '.join(idle)}." if idle else ""
+        self.idle.value = f'<span style="opacity: 0.75">{html.escape(words)}</span>' if words else ""
 
     # --- values that exclude each other -------------------------------------------------------------------------
 
@@ -195,6 +233,7 @@ class CamControls(ControlBox):
         index = self.class_picker.value
         return {
             "run": self.run_picker.value,
+            "beside": self.beside.value or None,
             "image": self.image_picker.value,
             "class": None if index == STRONGEST else class_names[index],
             "scales": list(self._chosen_scales),
@@ -205,7 +244,7 @@ class CamControls(ControlBox):
         }
 
     def _write_settings(self, settings: Mapping[str, Any], class_names: Sequence[str]) -> None:
-        """Set the controls to all of `settings` but the run and the image, without a reaction.
+        """Set the controls to all of `settings` but the runs and the image, without a reaction.
 
         Raises:
             ValueError: For a value that does not exist; then no control has changed.

@@ -6,7 +6,7 @@ Session and choice in, panels out: no widget is known here, and nothing is drawn
 import html
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,19 @@ VIEWS = {  # view -> tooltip of its button
     "truth": "the mask, which training never sees",
     "regions and crops": "uncertain regions of the auxiliary CAM, and local crops that class token contrast could draw",
 } | {name: attribution.about for name, attribution in ATTRIBUTIONS.items()}
+_MAPS = frozenset({TITLES[CAM], TITLES[CAM_AUX]})
+_LABELS = frozenset({"CAM label", "pseudo label", "refined label"})
+READ_BY = {  # control -> views it moves; a refined label says with what the next one would be made
+    "class_picker": _MAPS | {name for name, attribution in ATTRIBUTIONS.items() if attribution.knows_class},
+    "source": _LABELS,
+    "block": frozenset(ATTRIBUTIONS),
+    "scale_boxes": _MAPS | _LABELS | {"regions and crops"},
+    "flip": _MAPS | _LABELS | {"regions and crops"},
+    "low": frozenset({"pseudo label", "refined label", "regions and crops"}),
+    "high": frozenset({"pseudo label", "refined label", "regions and crops"}),
+    "background": frozenset({"CAM label"}),
+    "measure_button": _MAPS | set(ATTRIBUTIONS),
+}
 SOURCE_NAMES = {TITLES[CAM]: CAM, TITLES[CAM_AUX]: CAM_AUX}  # as a reader knows them -> as `CamSession` does
 
 
@@ -128,13 +141,17 @@ class CamPanels:
             return came if came == shown else f"{came}, shown and read at {read}"
         return f"{came}, read at {read}" if came == shown else f"{came}, shown at {shown}, read at {read}"
 
-    def in_words(self, views: Sequence[ViewPanel]) -> str:
-        """These views as HTML: what each shows, and a table of IoU in per cent where there are labels and a mask."""
+    def in_words(self, views: Sequence[ViewPanel], run: str = "") -> str:
+        """These views as HTML: what each shows, and a table of IoU in per cent where there are labels and a mask.
+
+        `run` is named first, where there are several.
+        """
         image = self.session.image
         labels = ", ".join(self.class_names[index] for index in image.present) or "none"
         how = "true" if image.label_source == "true" else "predicted by the model, for nobody gave them"
-        titles = "; ".join(_panel_in_words(view.panel) for view in views)
-        words = f"{image.name}, {self.sizes} pixels, image labels ({how}): {labels}. Panels: {titles}."
+        titles = "; ".join(replace(view.panel, heading="").words for view in views)
+        name = f"{run}: {image.name}" if run else image.name
+        words = f"{name}, {self.sizes} pixels, image labels ({how}): {labels}. Panels: {titles}."
         scored = [(view.panel.title, view.iou) for view in views if view.iou is not None]
         table = _iou_table(scored, ("background", *self.class_names)) if scored else ""
         return f"<p>{html.escape(words)}</p>{table}"
@@ -151,10 +168,13 @@ class CamPanels:
             score = session.score(SOURCE_NAMES[view], class_index, **self.choice.cam)
             key = (view, self.choice.scales, self.choice.flip)
         name = ": strongest class" if class_index is None else f": {self.class_names[class_index]}"
-        name = name if view not in ATTRIBUTIONS or ATTRIBUTIONS[view].knows_class else ""
+        knows_class = view not in ATTRIBUTIONS or ATTRIBUTIONS[view].knows_class
+        name = name if knows_class else ""
         if view in ATTRIBUTIONS and self.choice.block is not None:
             name = f" (block {self.choice.block}){name}"
         note, details = _contrast(score, session.image.truth, class_index), self._details(score, class_index, key)
+        if details and class_index is not None and not knows_class:  # the title does not name it
+            details = f"{self.class_names[class_index]}: {details}"
         return Panel(view + name, _array(score), note=note, details=details)
 
     def _details(self, score: Tensor, class_index: int | None, key: Hashable) -> str:
@@ -175,14 +195,34 @@ class CamPanels:
     def _made_label(self, view: str) -> ViewPanel:
         """A label that a CAM or the decoder gives, compared with the mask where it is known."""
         if view == "refined label" and self.refinement is None:
-            return ViewPanel(Panel(view, note="press a Refine button"))
+            return ViewPanel(Panel(view, note=f"press Refine: {self._next_refinement}"))
         title, label = self._title_and_label(view)
+        again = view == "refined label" and not self._refined_as_chosen
+        words = [f"press Refine again: {self._next_refinement}"] if again else []
         if self.session.image.truth is None:
-            return ViewPanel(self._label_panel(title, label))
+            return ViewPanel(self._label_panel(title, label, *words))
         iou = self.session.iou(label)
-        note = f"mIoU {100 * iou.miou:.1f} %"
-        note += f", {100 * iou.left_open:.0f} % left open" if iou.left_open > 0 else ""
-        return ViewPanel(self._label_panel(title, label, note), iou)
+        words.insert(0, f"mIoU {100 * iou.miou:.1f} %")
+        if iou.left_open > 0:
+            words.insert(1, f"{100 * iou.left_open:.0f} % left open")
+        return ViewPanel(self._label_panel(title, label, ", ".join(words)), iou)
+
+    @property
+    def _next_refinement(self) -> str:
+        """What a Refine button would start from now."""
+        choice = self.choice
+        source = next(name for name, field in SOURCE_NAMES.items() if field == choice.source)
+        scales = ", ".join(f"{scale:g}" for scale in choice.scales)
+        return f"{choice.low:.2f} to {choice.high:.2f}, {source}, scales {scales}{', flip' if choice.flip else ''}"
+
+    @property
+    def _refined_as_chosen(self) -> bool:
+        """Whether the controls are still where they were when the refined label was made."""
+        asked, choice = self.refinement.arguments if self.refinement else {}, self.choice
+        now = {"low": choice.low, "high": choice.high, "source": choice.source, **choice.cam}
+        return all(
+            tuple(asked[name]) == value if name == "scales" else asked[name] == value for name, value in now.items()
+        )
 
     def _title_and_label(self, view: str) -> tuple[str, Tensor]:
         session, choice = self.session, self.choice
@@ -218,11 +258,6 @@ class CamPanels:
             legend=REGIONS,
             crops=boxes,
         )
-
-
-def _panel_in_words(panel: Panel) -> str:
-    more = "; ".join(filter(None, (panel.note, panel.details)))
-    return f"{panel.title} ({more})" if more else panel.title
 
 
 def _array(tensor: Tensor) -> np.ndarray:

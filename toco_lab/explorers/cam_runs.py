@@ -1,8 +1,11 @@
 """The runs a CAM explorer may open, and what is known of one that is open."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
+
+import numpy as np
+from torch import Tensor
 
 from toco_lab.config import Config
 from toco_lab.data.classes import class_names
@@ -14,6 +17,42 @@ from toco_lab.training.checkpoints import load_run_model
 from toco_lab.training.processes import resolve_device
 
 Run = RunDir | tuple[ToCo, Config]  # a folder, or a model with its config
+
+
+@dataclass(frozen=True, eq=False)
+class SharedImage:
+    """An image that every run is shown, with what is known of it.
+
+    Attributes:
+        name: For titles.
+        raw: (H, W, 3) uint8.
+        image_label: (C,) in {0, 1}; None has each model predict it.
+        mask: (H, W) labels; None if unknown.
+    """
+
+    name: str
+    raw: np.ndarray
+    image_label: Tensor | None = None
+    mask: Tensor | None = None
+
+    def without_labels(self) -> "SharedImage":
+        """For a model whose classes are others."""
+        return replace(self, image_label=None, mask=None)
+
+    def set_in(self, session: CamSession) -> None:
+        """Have a session's model see it."""
+        session.set_image(self.raw, image_label=self.image_label, mask=self.mask, name=self.name)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether a session that has one of them need not see the other."""
+        if not isinstance(other, SharedImage):
+            return NotImplemented
+        pairs = ((self.raw, other.raw), (self.image_label, other.image_label), (self.mask, other.mask))
+        return self.name == other.name and all(
+            one is two or (one is not None and two is not None and np.array_equal(one, two)) for one, two in pairs
+        )
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -38,6 +77,13 @@ class OpenRun:
             return []
         return list(self.samples.reader.names[: min(most, len(self.samples))])
 
+    def sample(self, index: int) -> SharedImage:
+        """An image by its place in `image_names`."""
+        if self.samples is None:
+            raise ValueError(self.problem)
+        sample = self.samples[index]
+        return SharedImage(sample.name, sample.raw, sample.image_label, sample.mask)
+
 
 def open_run(run: Run, split: str | None) -> OpenRun:
     """Load a run's model and open its images; `split`: None takes `cfg.val_split`.
@@ -58,14 +104,14 @@ def config_of(run: Run) -> Config:
     return run.config() if isinstance(run, RunDir) else run[1]
 
 
-def runs_by_name(runs: Run | Sequence[Run]) -> dict[str, Run]:
-    """One run or several by name; equal names are numbered.
+def runs_by_name(*runs: Run | Sequence[Run]) -> dict[str, Run]:
+    """Runs, and lists of them, by name; equal names are numbered.
 
     Raises:
         ValueError: If there are none, or one is neither a RunDir nor a pair (model, config).
     """
     by_name: dict[str, Run] = {}
-    for run in _as_list(runs):
+    for run in (one for some in runs for one in _as_list(some)):
         is_pair = isinstance(run, tuple) and len(run) == 2
         if not isinstance(run, RunDir) and not (is_pair and isinstance(run[0], ToCo) and isinstance(run[1], Config)):
             raise ValueError(f"a run must be a RunDir, or a pair (model, config), got {type(run).__name__} {run!r:.60}")

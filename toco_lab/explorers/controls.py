@@ -11,7 +11,8 @@ import ipywidgets as widgets
 class KeyboardGuard(anywidget.AnyWidget):
     """Shows nothing; as a child of a box it keeps JupyterLab's shortcuts (b: a new cell) away from the box's controls.
 
-    Keys with Ctrl, Alt or Meta stay JupyterLab's: Ctrl+S saves the notebook.
+    Keys with Ctrl, Alt or Meta stay JupyterLab's: Ctrl+S saves the notebook. It also says to screen readers what
+    ipywidgets leaves out: the name of a slider, and whether a toggle button is pressed.
     """
 
     # JupyterLab walks upwards from the focused element and stops at the first element that either matches the selector
@@ -24,8 +25,28 @@ class KeyboardGuard(anywidget.AnyWidget):
                     if (el.parentElement?.contains(target))
                         target.toggleAttribute("data-lm-suppress-shortcuts", !(ctrlKey || altKey || metaKey));
                 };
+                const say = () => {
+                    const box = el.parentElement;
+                    for (const slider of box?.querySelectorAll(".widget-slider") ?? []) {
+                        const name = slider.querySelector(".widget-label")?.textContent ?? "";
+                        slider.querySelector("[role=slider]")?.setAttribute("aria-label", name);
+                    }
+                    for (const toggle of box?.querySelectorAll(".widget-toggle-button") ?? [])
+                        toggle.setAttribute("aria-pressed", toggle.classList.contains("mod-active"));
+                };
+                const watch = new MutationObserver(say);
+                // a notebook attaches an element after it has rendered it
+                const begin = setTimeout(() => {
+                    say();
+                    if (el.parentElement)
+                        watch.observe(el.parentElement, { subtree: true, childList: true, attributeFilter: ["class"] });
+                }, 0);
                 window.addEventListener("keydown", mark, true);
-                return () => window.removeEventListener("keydown", mark, true);
+                return () => {
+                    clearTimeout(begin);
+                    watch.disconnect();
+                    window.removeEventListener("keydown", mark, true);
+                };
             },
         };
     """

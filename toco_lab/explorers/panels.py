@@ -24,6 +24,10 @@ REGIONS = {0: ("certain background", "#1B2A41"), 1: ("uncertain", "#56B4E9"), 2:
 CROP_NAMES = {1: "positive crop", 0: "negative crop", IGNORED: "ignored crop"}  # by kind, as in `LocalCrops.kind`
 _INK, _GREY = "#111111", "#555555"
 _MARGIN, _LINE, _SWATCH = 10, 18, 12  # pixels
+_LINES = {  # above a panel, from the top: size, bold, colour
+    "heading": (13, True, _INK), "title": (13, False, _INK), "note": (11, False, _GREY), "details": (11, False, _GREY),
+}  # fmt: skip
+_ALWAYS = ("title", "note")  # lines that take their room also where no panel has one
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,10 @@ class Panel:
         array: uint8 (H, W, 3) is a picture, floats (H, W) are a CAM, integers (H, W) a label map, as in
             `figures.cam_gallery`; None leaves the panel empty.
         note: A second, smaller line, for the number that belongs to the panel.
-        details: A third line, as small; where no panel of a row has one, it takes no room.
+        details: A line below the note, as small; where no panel has one, it takes no room.
         legend: Name and colour ("#rrggbb") of each value of a label map; 255 is always white and hatched.
         crops: Boxes over the panel.
+        heading: A line above the title: the run, where panels of several runs stand together.
     """
 
     title: str
@@ -78,6 +83,32 @@ class Panel:
     details: str = ""
     legend: Mapping[int, tuple[str, str]] = field(default_factory=dict)
     crops: Sequence[CropBox] = ()
+    heading: str = ""
+
+    @property
+    def words(self) -> str:
+        """What stands above the panel, in one line."""
+        name = ", ".join(filter(None, [self.heading, self.title]))
+        more = "; ".join(filter(None, [self.note, self.details]))
+        return f"{name} ({more})" if more else name
+
+
+Box = tuple[int, int, int, int]  # left, top, width, height in pixels
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Panels with their legend as one picture, and where its parts are: a page may show them in other places.
+
+    Attributes:
+        pixels: (h, w, 3) uint8.
+        boxes: Of the array of each panel; None for a panel without one.
+        legend: Name and symbol of each entry of the legend.
+    """
+
+    pixels: np.ndarray
+    boxes: list[Box | None]
+    legend: list[tuple[str, Box]]
 
 
 def label_legend(palette: np.ndarray, class_names: Sequence[str]) -> dict[int, tuple[str, str]]:
@@ -113,33 +144,62 @@ def panel_row(
     """
     if not panels:
         raise ValueError("panel_row needs at least one panel")
+    return draw_panels(image, panels, opacity=opacity, vmin=vmin, vmax=vmax, columns=columns, side=side).pixels
+
+
+def draw_panels(
+    image: np.ndarray,
+    panels: Sequence[Panel | None],
+    *,
+    opacity: float = 0.6,
+    vmin: float = 0.0,
+    vmax: float = 1.0,
+    columns: int = 4,
+    side: int = 320,
+) -> Picture:
+    """As `panel_row`, with the places of all parts; None among the panels leaves a place empty."""
     longest = max(image.shape[:2])
     factor = side / longest if longest > side else side // longest
     height, width = (max(1, round(factor * pixels)) for pixels in image.shape[:2])
-    lines = 3 if any(panel.details for panel in panels) else 2
-    cell_width, cell_height = max(width, 190), height + lines * _LINE + _MARGIN
+    drawn = [panel for panel in panels if panel is not None]
+    lines = [name for name in _LINES if name in _ALWAYS or any(getattr(panel, name) for panel in drawn)]
+    cell_width, cell_height = max(width, 190), height + len(lines) * _LINE + _MARGIN
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     canvas_width = max(columns * (cell_width + _MARGIN) + _MARGIN, 420)
-    legend, legend_rows = _placed(_legend(panels), canvas_width)
+    legend, legend_rows = _placed(_legend(drawn), canvas_width)
     canvas = Image.new("RGB", (canvas_width, rows * cell_height + (legend_rows + 1) * _LINE + _MARGIN), "white")
     draw = ImageDraw.Draw(canvas)
     ground = _scaled(image, (width, height))
+    boxes: list[Box | None] = []
     for i, panel in enumerate(panels):
         x, y = _MARGIN + i % columns * (cell_width + _MARGIN), _MARGIN // 2 + i // columns * cell_height
-        draw.text((x, y), _fitting_text(panel.title, 13, cell_width), fill=_INK, font=_font(13))
-        for line, text in enumerate((panel.note, panel.details), start=1):
-            draw.text((x, y + line * _LINE), _fitting_text(text, 11, cell_width), fill=_GREY, font=_font(11))
-        top = y + lines * _LINE
-        if panel.array is not None:
-            painted = _painted(panel.array, panel.legend, ground, opacity, (vmin, vmax))
-            canvas.paste(Image.fromarray(painted), (x, top))
-        for crop in panel.crops:
-            corner = x + factor * crop.left, top + factor * crop.top
-            _draw_box(draw, *corner, factor * crop.size, crop.kind)
+        top = y + len(lines) * _LINE
+        boxes.append(None if panel is None or panel.array is None else (x, top, width, height))
+        if panel is not None:
+            _draw_lines(draw, (x, y), panel, lines, cell_width)
+            if panel.array is not None:
+                painted = _painted(panel.array, panel.legend, ground, opacity, (vmin, vmax))
+                canvas.paste(Image.fromarray(painted), (x, top))
+            for crop in panel.crops:
+                _draw_box(draw, x + factor * crop.left, top + factor * crop.top, factor * crop.size, crop.kind)
+    symbols = []
     for x, row, entry in legend:
-        _draw_entry(draw, canvas, x, rows * cell_height + _MARGIN + row * _LINE, entry, (vmin, vmax))
-    return np.asarray(canvas)
+        y = rows * cell_height + _MARGIN + row * _LINE
+        _draw_entry(draw, canvas, x, y, entry, (vmin, vmax))
+        symbols.append((entry.name, (x, y, entry.symbol_width + 1, _LINE)))
+    return Picture(np.asarray(canvas), boxes, symbols)
+
+
+def _draw_lines(
+    draw: ImageDraw.ImageDraw, corner: tuple[int, int], panel: Panel, lines: Sequence[str], width: int
+) -> None:
+    """The lines above a panel."""
+    x, y = corner
+    for place, name in enumerate(lines):
+        size, bold, colour = _LINES[name]
+        text = _fitting_text(getattr(panel, name), size, width, bold=bold)
+        draw.text((x, y + place * _LINE), text, fill=colour, font=_font(size, bold=bold))
 
 
 def as_figure(pixels: np.ndarray, *, dpi: int = 110) -> Figure:
@@ -290,12 +350,13 @@ def _draw_entry(
 
 
 @functools.lru_cache(maxsize=8)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / name, size)
 
 
-def _fitting_text(text: str, size: int, width: int) -> str:
+def _fitting_text(text: str, size: int, width: int, *, bold: bool = False) -> str:
     """The text, cut with an ellipsis where it is wider than `width` pixels."""
-    while text and _font(size).getlength(text) > width:
+    while text and _font(size, bold=bold).getlength(text) > width:
         text = text.removesuffix("…")[:-1] + "…" if len(text) > 1 else ""
     return text

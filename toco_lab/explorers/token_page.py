@@ -1,11 +1,13 @@
 """Token explorers on an offline page: fragments of HTML with the JavaScript and the tokens inside.
 
-They need neither a kernel nor a network: the module is a blob of the page, and the tokens stand in it as base64.
+They need neither a kernel nor a network: the module is a blob of the page, and the tokens stand in it compressed
+(zlib), as base64.
 """
 
 import base64
 import json
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +18,7 @@ from toco_lab.tokens.token_maps import TokenMaps
 
 def explorer_module_html() -> str:
     """The JavaScript; a page needs it once, before its first explorer."""
-    source = _json(MODULE.read_text(encoding="utf-8"))
+    source = _json(MODULE)
     return (
         f'<script type="application/json" id="token-explorer-module">{source}</script>\n'
         "<script>window.tokenExplorer = import(URL.createObjectURL(new Blob([JSON.parse("
@@ -25,7 +27,7 @@ def explorer_module_html() -> str:
 
 
 def explorer_element_html(
-    maps: Sequence[TokenMaps], element_id: str, *, colours: Mapping[str, str] | None = None, **state: int
+    maps: Sequence[TokenMaps], element_id: str, *, colours: Mapping[str, str] | None = None, **state: int | str
 ) -> str:
     """One explorer with its tokens inside; `explorer_module_html` must stand above it.
 
@@ -44,15 +46,17 @@ def explorer_element_html(
     if unknown:
         raise ValueError(f"unknown state {', '.join(unknown)}; there is {', '.join(STATE)}")
     packed = pack_for_browser(maps, colours=colours)
-    data = base64.b64encode(packed.tokens).decode()
+    data = base64.b64encode(zlib.compress(packed.tokens, 9)).decode()
     return (
         f'<div id="{element_id}"><noscript>The token explorer needs JavaScript.</noscript></div>\n'
         f'<script type="application/json" id="{element_id}-meta">{_json([packed.meta, state])}</script>\n'
         f'<script type="text/plain" id="{element_id}-data">{data}</script>\n'
         "<script>{const part = (end) => document.getElementById("
         f'"{element_id}" + end), [meta, state] = JSON.parse(part("-meta").textContent);\n'
-        'const bytes = Uint8Array.from(atob(part("-data").textContent), (letter) => letter.charCodeAt(0));\n'
-        'tokenExplorer.then(({mount}) => mount(part(""), meta, bytes, state));}</script>\n'
+        'const packed = Uint8Array.from(atob(part("-data").textContent), (letter) => letter.charCodeAt(0));\n'
+        'const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));\n'
+        "Promise.all([tokenExplorer, new Response(stream).arrayBuffer()]).then(([{mount}, bytes]) =>\n"
+        'mount(part(""), meta, new Uint8Array(bytes), state));}</script>\n'
     )
 
 

@@ -136,7 +136,7 @@ def similarity_maps(
 
     Args:
         panels: Each with title, image (H, W, 3) uint8, map (h, w) cosines and patch (row, column), as
-            `TokenExplorer.similarity_maps` gives them.
+            `TokenExplorer.similarity_maps` gives them; the frame of a patch that was `found` is dashed.
         columns: Panels in a row.
         limits: Cosines at the two ends of the colour scale; what lies outside has the colour of the end.
         alpha: Opacity of the maps.
@@ -157,8 +157,11 @@ def similarity_maps(
         ax.imshow(panel["image"], extent=frame)
         ax.imshow(panel["map"], cmap=SIMILARITY_COLOURS, vmin=limits[0], vmax=limits[1], alpha=alpha, extent=frame)
         row, column = panel["patch"]
-        ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="white", linewidth=2.5))
-        ax.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="black", linewidth=1))
+        dashes = (0, (3, 2)) if panel.get("found") else None  # None: a solid line
+        for colour, thick in (("white", 2.5), ("black", 1)):
+            frame_of = Rectangle((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor=colour, linewidth=thick)
+            frame_of.set_linestyle(dashes)
+            ax.add_patch(frame_of)
         ax.set_title(panel["title"], fontsize=10)
         ax.set_xticks([])
         ax.set_yticks([])

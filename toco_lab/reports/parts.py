@@ -51,7 +51,7 @@ class Part:
         title: What a reader sees where a picture cannot be shown.
     """
 
-    data: Mapping[str, Any]
+    data: Mapping[str, Any] = field(repr=False)  # a notebook's file keeps the repr beside it
     name: str = ""
     title: str = ""
 

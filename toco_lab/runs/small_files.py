@@ -34,6 +34,7 @@ SHAPES: dict[str, Any] = {
     "protocol": {"*": {"checkpoint": "text", "images?": "count"}},
     "failure": {"error": "text", "traceback?": "text"},
     "initial_weights": {"file": "text", "hash": "text"},
+    "tracker": {"id": "text", "where": "text", "step?": "count", "picture?": "count", "results?": "text"},
 }  # fmt: skip
 _KINDS = {
     "text": ("text", lambda value: isinstance(value, str)),

@@ -1,6 +1,6 @@
 """How alike are the tokens? Every over-smoothing metric of the literature, per layer.
 
-    singular_values, grid, pairs, outliers, arithmetic    the mathematics
+    singular_values, grid, pairs, outliers, arithmetic    the mathematics; artifacts: two modes of lengths, or one
        |
     token_view                                            one layer: tokens, attention, and quantities computed once
        |

@@ -1,4 +1,5 @@
 from . import arithmetic as arithmetic
+from . import artifacts as artifacts
 from . import catalogue as catalogue
 from . import compare as compare
 from . import formulas as formulas

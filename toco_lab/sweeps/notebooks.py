@@ -23,6 +23,7 @@ from nbformat import NotebookNode
 from toco_lab.files import atomic_write, in_words
 from toco_lab.runs.small_files import read_json_file
 from toco_lab.sweeps.parameters import check_parameters
+from toco_lab.sweeps.saved_outputs import make_readable
 
 CELL_TIMEOUT = 3600  # seconds one cell may take unless told otherwise
 _TRACEBACK_LINES = 12
@@ -152,13 +153,14 @@ def _describe(error: BaseException, executed: Path) -> dict[str, str]:
 
 
 def _save(executed: Path, output: Path) -> None:
-    """Move a notebook to its place; of a progress bar that overwrote its line only the last state is kept."""
+    """Move a notebook to its place, with outputs that need no kernel; of a progress bar only its last state is kept."""
     if not executed.is_file():
         return  # the kernel did not even start
     notebook = nbformat.read(executed, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = _merged(cell.outputs)
+    make_readable(notebook)
     write_notebook(notebook, output)
 
 

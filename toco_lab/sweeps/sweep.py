@@ -24,6 +24,7 @@ from toco_lab.sweeps.executors import Executor, LocalExecutor, RayExecutor
 from toco_lab.sweeps.grid import ROOT, Grid, PlannedRun
 from toco_lab.sweeps.progress import SweepBar, duration_text, seconds_left
 from toco_lab.sweeps.worker import Task, record_failure, recorded_error, state_on_disk
+from toco_lab.trackers.tracker import TrackerName, check_trackers
 from toco_lab.words import counted
 
 _POLL_SECONDS = 0.2
@@ -39,6 +40,7 @@ def run_sweep(
     cpus: float = 1.0,
     address: str | None = None,
     retry_failed: bool = False,
+    log_to: str | Sequence[str] = (),
     progress: bool = True,
 ) -> pd.DataFrame:
     """Make every run of a grid that is not finished; interrupted and called again it continues.
@@ -52,6 +54,7 @@ def run_sweep(
         executor: Processes of this machine, or a `ray` cluster.
         gpus: GPUs per run, `cpus`: cores per run, `address`: see `RayExecutor` (executor `ray`).
         retry_failed: Also make runs that failed before.
+        log_to: Trackers that are told every run (`trackers.TRACKERS`); runs of a notebook when they are finished.
         progress: Show a bar, and a line for each run that ends.
 
     Returns:
@@ -70,6 +73,7 @@ def run_sweep(
     if (executor == "local" and cpus != 1) or (executor == "ray" and workers != 1):
         unread = f"cpus={cpus:g}" if executor == "local" else f"workers={workers}"
         raise ValueError(f"{unread} has no effect with executor {executor}: workers are local, cpus are of ray")
+    trackers = check_trackers(log_to)
     check_grid(grid, runs, data=executor == "local")  # another machine may have other data
     with _only_sweep_in(runs[0].folder.parent):
         wanted = {"new", "begun"} | ({"failed"} if retry_failed else set())
@@ -85,7 +89,7 @@ def run_sweep(
                 else:
                     pool = RayExecutor(gpus=gpus, cpus=cpus, address=address)
                 with contextlib.closing(pool):
-                    _make_all(grid, todo, pool, unrecorded, progress=progress)
+                    _make_all(grid, todo, pool, unrecorded, trackers, progress=progress)
         finally:
             table = sweep_table(root, grid, unrecorded=unrecorded)
             with atomic_write(folder / "sweep.csv", "w") as file:
@@ -94,13 +98,19 @@ def run_sweep(
 
 
 def _make_all(
-    grid: Grid, todo: Sequence[PlannedRun], pool: Executor, unrecorded: dict[Path, str], *, progress: bool
+    grid: Grid,
+    todo: Sequence[PlannedRun],
+    pool: Executor,
+    unrecorded: dict[Path, str],
+    trackers: Sequence[TrackerName],
+    *,
+    progress: bool,
 ) -> None:
     """Give every run to the executor and wait for all of them.
 
     Errors that cannot be written into the folder of their run are put into `unrecorded`; the others go on.
     """
-    left = {run.folder: Task.of(grid, run) for run in todo}
+    left = {run.folder: Task.of(grid, run, log_to=trackers) for run in todo}
     for folder, task in left.items():
         pool.submit(folder, task.to_json())
     with contextlib.closing(SweepBar(grid, todo, slots=pool.slots, progress=progress)) as bar:

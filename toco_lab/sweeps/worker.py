@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -42,6 +42,7 @@ class Task:
         overrides: Config fields that differ from the preset.
         notebook: The notebook to execute; None trains, evaluates and measures over-smoothing.
         parameters: The notebook's own parameters.
+        log_to: Trackers that are told the run.
     """
 
     folder: str
@@ -49,9 +50,10 @@ class Task:
     overrides: Mapping[str, Any]
     notebook: str | None
     parameters: Mapping[str, Any]
+    log_to: Sequence[str] = ()
 
     @classmethod
-    def of(cls, grid: Grid, run: PlannedRun) -> Self:
+    def of(cls, grid: Grid, run: PlannedRun, *, log_to: Sequence[str] = ()) -> Self:
         """The task that makes a run of a grid."""
         differing = config_differences({"preset": Config.preset(grid.preset), "run": run.config})
         return cls(
@@ -60,6 +62,7 @@ class Task:
             overrides={name: values["run"] for name, values in differing.items()},
             notebook=str(Path(grid.notebook).resolve()) if grid.notebook else None,
             parameters=dict(grid.parameters),
+            log_to=tuple(log_to),
         )
 
     def to_json(self) -> str:
@@ -123,13 +126,24 @@ def work(text: str) -> bool:
             from toco_lab.sweeps.notebooks import execute_notebook
 
             execute_notebook(job.notebook, job.output, job.parameters, progress=False)
+            _log_finished(run, task.log_to)
         else:
-            make(run, progress=False)
+            make(run, log_to=task.log_to, progress=False)
         run.set_status("done", total_seconds=round(spent + time.perf_counter() - began, 2))
     except Exception as error:
         record_failure(folder, f"{type(error).__name__}: {in_words(str(error))}", traceback.format_exc())
         return False
     return True
+
+
+def _log_finished(run: RunDir, log_to: Sequence[str]) -> None:
+    """Tell trackers a run that a notebook made; what they refuse is written into its log."""
+    from toco_lab.trackers.logbook import log_run
+
+    try:
+        log_run(run, log_to)
+    except ValueError as error:
+        run.log(f"warning: not logged: {error}")
 
 
 def record_failure(folder: Path, error: str, trace: str) -> None:

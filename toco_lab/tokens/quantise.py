@@ -4,11 +4,16 @@ The cosine similarity of one patch to all others needs every token of a layer, a
 ViT-B at 448 px has 784 x 768 floats after each of 12 blocks. So the unit tokens of a layer are projected on their
 leading singular vectors and rounded to int8, with the fewest dimensions that keep every cosine within `max_error` of
 the exact one. The error is measured over all pairs of tokens, and the explorer shows it beside the picture.
+
+Images that are quantised together (`quantise_images`) share the directions of each layer, so that a patch of one can be
+looked for in the others; the error then counts pairs of tokens of two images as well. Lengths are kept beside the
+directions, as a byte for each token.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,22 +21,29 @@ if TYPE_CHECKING:  # reading tokens, as a report does, needs no torch
     from torch import Tensor
 
 MAX_ERROR = 0.02  # of a cosine: a fiftieth of the colour scale, less than the eye can tell apart
-FIRST_WIDTH = 8  # smallest number of dimensions tried; doubled until the error fits
+WIDTH_STEP = 8  # numbers of dimensions tried are multiples of this
 _CHUNK = 256  # rows of the similarity matrix that are in memory at once
+_LEVELS = 255  # a length is one of so many steps between the logarithms of the shortest and the longest
 
 
 @dataclass(frozen=True, eq=False)
 class QuantisedTokens:
     """Tokens of one image as int8, in slabs: one slab (N, k) for each step and layer, each with its own k.
 
-    Only directions count, so every token is scaled by itself to use the whole range of int8.
+    Cosines need directions alone, so every token is scaled by itself to use the whole range of int8.
 
     Attributes:
         values: The slabs one after another, layers within steps, each row-major; 1-D int8.
         widths: Dimensions k kept of each slab, (num_steps, num_layers) int.
-        errors: Largest |cosine - exact cosine| over all pairs of tokens of each slab, (num_steps, num_layers).
+        errors: Largest |cosine - exact cosine| over all pairs of tokens of each slab and of the slabs that share its
+            directions, (num_steps, num_layers).
         num_tokens: N.
         dim: Dimensions D before the projection.
+        bases: What tells the directions of each slab apart, (num_steps, num_layers) uint64: tokens of two images can be
+            compared where these are equal. None for tokens that were kept without it.
+        lengths: Of every token, (num_steps, num_layers, N) uint8: 0 the shortest, 255 the longest of its slab, by
+            logarithm. None for tokens that were kept without them.
+        length_ends: Shortest and longest of each slab, (num_steps, num_layers, 2) float32.
     """
 
     values: np.ndarray
@@ -39,6 +51,9 @@ class QuantisedTokens:
     errors: np.ndarray
     num_tokens: int
     dim: int
+    bases: np.ndarray | None = None
+    lengths: np.ndarray | None = None
+    length_ends: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.widths.ndim != 2 or self.errors.shape != self.widths.shape:
@@ -46,11 +61,20 @@ class QuantisedTokens:
         wanted = self.num_tokens * int(self.widths.sum())
         if self.values.dtype != np.int8 or self.values.shape != (wanted,):
             raise ValueError(f"values must be int8 ({wanted},), got {self.values.dtype} {self.values.shape}")
+        for name, more in (("bases", ()), ("lengths", (self.num_tokens,)), ("length_ends", (2,))):
+            array, shape = getattr(self, name), (*self.widths.shape, *more)
+            if array is not None and array.shape != shape:
+                raise ValueError(f"{name} must be {shape}, got {array.shape}")
 
     @property
     def error(self) -> float:
         """Largest |cosine - exact cosine| over all pairs, layers and steps."""
         return float(self.errors.max())
+
+    @property
+    def slab_bytes(self) -> np.ndarray:
+        """Bytes of each slab with its lengths, (num_steps, num_layers) int."""
+        return self.num_tokens * (self.widths + (self.lengths is not None))
 
     def slab(self, step: int, layer: int) -> np.ndarray:
         """Tokens of one step and layer (both indices), (N, k) int8."""
@@ -59,84 +83,222 @@ class QuantisedTokens:
         begin, size = int(sizes.flat[:index].sum()), int(sizes[step, layer])
         return self.values[begin : begin + size].reshape(self.num_tokens, -1)
 
+    def unit_tokens(self, step: int, layer: int) -> np.ndarray:
+        """The slab as unit vectors, (N, k) float64; a zero token stays zero."""
+        slab = self.slab(step, layer).astype(np.float64)
+        norms = np.sqrt((slab**2).sum(axis=1, keepdims=True))
+        return np.divide(slab, norms, out=np.zeros_like(slab), where=norms > 0)
+
     def similarity(self, step: int, layer: int, patch: int) -> np.ndarray:
         """Cosine of one token to all, (N,) float32 in [-1, 1]; 0 to and from a zero token.
 
-        The sums are those of the browser: exact integer products, and norms of the rounded tokens.
+        The products are those of the browser: of the rounded tokens, over their norms.
 
         Args:
             step, layer: Indices of the slab.
             patch: Index of the token, row-major.
         """
-        slab = self.slab(step, layer).astype(np.int32)
-        norms = np.sqrt((slab**2).sum(axis=1))
-        scale = norms * norms[patch]
-        return np.divide(slab @ slab[patch], scale, out=np.zeros(len(slab)), where=scale > 0).astype(np.float32)
+        return self.similarity_of(self, (step, layer), (step, layer), patch)
+
+    def similarity_of(
+        self, other: "QuantisedTokens", theirs: tuple[int, int], ours: tuple[int, int], patch: int
+    ) -> np.ndarray:
+        """Cosine of a token of another image to all of this one, (N,) float32; `theirs` and `ours` are (step, layer).
+
+        Raises:
+            ValueError: If the two slabs do not share their directions.
+        """
+        if other is not self and not self.shares_directions(other, theirs, ours):
+            raise ValueError(
+                "the tokens of these two images were not kept together: keep them again with this version "
+                "(delete the folder `tokens` of the run, then tl.maps_of_run(run))"
+            )
+        here, there = (one.slab(*place).astype(np.int32) for one, place in ((self, ours), (other, theirs)))
+        scale = np.sqrt((here**2).sum(axis=1)) * np.sqrt((there[patch] ** 2).sum())
+        return np.divide(here @ there[patch], scale, out=np.zeros(len(here)), where=scale > 0).astype(np.float32)
+
+    def shares_directions(self, other: "QuantisedTokens", theirs: tuple[int, int], ours: tuple[int, int]) -> bool:
+        """Whether a slab of another image has the directions of a slab of this one; both are (step, layer)."""
+        if self.bases is None or other.bases is None:
+            return False
+        return bool(self.bases[ours] == other.bases[theirs])
+
+    def token_lengths(self, step: int, layer: int) -> np.ndarray | None:
+        """Length of every token of a slab, (N,) float64; None where lengths were not kept."""
+        if self.lengths is None or self.length_ends is None:
+            return None
+        low, high = np.log(self.length_ends[step, layer].astype(np.float64))
+        return np.exp(low + (high - low) * self.lengths[step, layer] / _LEVELS)
 
     def take(self, steps: Sequence[int]) -> "QuantisedTokens":
         """The same tokens at these steps (indices) only."""
         steps = list(steps)
         slabs = [self.slab(step, layer).ravel() for step in steps for layer in range(self.widths.shape[1])]
-        return replace(self, values=np.concatenate(slabs), widths=self.widths[steps], errors=self.errors[steps])
+        return replace(
+            self, values=np.concatenate(slabs), **{name: _at(getattr(self, name), steps) for name in _TABLES}
+        )
+
+    def take_layers(self, layers: Sequence[int]) -> "QuantisedTokens":
+        """The same tokens at these layers (indices) only."""
+        layers = list(layers)
+        slabs = [self.slab(step, layer).ravel() for step in range(len(self.widths)) for layer in layers]
+        kept: dict[str, Any] = {}
+        for name in _TABLES:
+            table = getattr(self, name)
+            kept[name] = None if table is None else table[:, layers]
+        return replace(self, values=np.concatenate(slabs), **kept)
+
+
+_TABLES = ("widths", "errors", "bases", "lengths", "length_ends")  # fields whose first axis is the steps
+
+
+def _at(array: Any, steps: list[int]) -> Any:
+    return None if array is None else array[steps]
+
+
+def join_steps(parts: Sequence[QuantisedTokens]) -> QuantisedTokens:
+    """Tokens of one image at some steps, and at later ones: all of them. What one part lacks, the whole lacks."""
+
+    def joined(name: str) -> Any:
+        arrays = [getattr(part, name) for part in parts]
+        return None if any(array is None for array in arrays) else np.concatenate(arrays)
+
+    return replace(parts[0], **{name: joined(name) for name in ("values", *_TABLES)})
 
 
 def quantise_tokens(steps: "Sequence[Sequence[Tensor]]", *, max_error: float = MAX_ERROR) -> QuantisedTokens:
     """Project and round the tokens of one image to as few dimensions per layer as `max_error` allows.
 
-    It tries 8, 16, 32, ... dimensions and at last all of them; the error of int8 alone then remains and is reported.
-
     Args:
         steps: For each step of training the tokens of each layer, (N, D) each, of any scale. A zero token has cosine 0
             with every other token.
-        max_error: Largest |cosine - exact cosine| allowed, over all pairs of tokens.
+        max_error: Largest |cosine - exact cosine| allowed, over all pairs of tokens. Where all dimensions are needed,
+            the error of int8 alone remains and is reported.
 
     Raises:
         ValueError: If there are no tokens, they differ in shape, or are not finite.
     """
-    import torch.nn.functional as F
-
     shapes = {tuple(tokens.shape) for layers in steps for tokens in layers}
     counts = {len(layers) for layers in steps}
     if len(counts) != 1 or len(shapes) != 1 or len(shape := next(iter(shapes))) != 2 or 0 in shape:
         raise ValueError(
             f"every step needs the same layers of tokens (N, D), got {sorted(counts)} layers of {sorted(shapes)}"
         )
-    slabs, errors = [], []
     for step, layers in enumerate(steps):
-        for layer, tokens in enumerate(layers):
-            if not tokens.isfinite().all():
-                raise ValueError(f"the tokens of step {step}, layer {layer} (counted from 0) are not finite")
-            values, error = _quantise_layer(F.normalize(tokens.detach().float().cpu(), dim=1), max_error)
-            slabs.append(values)
-            errors.append(error)
-    table = (len(steps), counts.pop())
+        _check_finite(layers, f"step {step}")
+    return join_steps([quantise_images([layers], max_error=max_error)[0] for layers in steps])
+
+
+def quantise_images(images: "Sequence[Sequence[Tensor]]", *, max_error: float = MAX_ERROR) -> list[QuantisedTokens]:
+    """The tokens of several images at one step, each layer in directions that all images share.
+
+    Args:
+        images: For each image the tokens of each layer, (N, D) each; N may differ between images.
+        max_error: As in `quantise_tokens`, also over pairs of tokens of two images.
+
+    Raises:
+        ValueError: If there are no tokens, the images differ in layers or dimensions, or a token is not finite.
+    """
+    shapes = [[tuple(tokens.shape) for tokens in layers] for layers in images]
+    widths = {(len(layers), shape[-1]) for layers in shapes for shape in layers}
+    if len(widths) != 1 or not all(layers and len(set(layers)) == 1 and 0 not in layers[0] for layers in shapes):
+        raise ValueError(f"every image needs the same layers of tokens (N, D), got {shapes}")
+    for image, layers in enumerate(images):
+        _check_finite(layers, f"image {image}")
+    made = [_quantise_layer([layers[index] for layers in images], max_error) for index in range(len(images[0]))]
+    return [_one_image([layer[image] for layer in made]) for image in range(len(images))]
+
+
+def _check_finite(layers: "Sequence[Tensor]", where: str) -> None:
+    for layer, tokens in enumerate(layers):
+        if not tokens.isfinite().all():
+            raise ValueError(f"the tokens of {where}, layer {layer} (counted from 0) are not finite")
+
+
+@dataclass(frozen=True)
+class _Slab:
+    """One layer of one image, see `QuantisedTokens`."""
+
+    values: np.ndarray
+    error: float
+    basis: int
+    lengths: np.ndarray
+    ends: tuple[float, float]
+    dim: int
+
+
+def _one_image(slabs: Sequence[_Slab]) -> QuantisedTokens:
     return QuantisedTokens(
-        values=np.concatenate([values.ravel() for values in slabs]),
-        widths=np.array([values.shape[1] for values in slabs]).reshape(table),
-        errors=np.array(errors).reshape(table),
-        num_tokens=shape[0],
-        dim=shape[1],
+        values=np.concatenate([slab.values.ravel() for slab in slabs]),
+        widths=np.array([[slab.values.shape[1] for slab in slabs]]),
+        errors=np.array([[slab.error for slab in slabs]]),
+        num_tokens=len(slabs[0].values),
+        dim=slabs[0].dim,
+        bases=np.array([[slab.basis for slab in slabs]], np.uint64),
+        lengths=np.array([[slab.lengths for slab in slabs]]),
+        length_ends=np.array([[slab.ends for slab in slabs]], np.float32),
     )
 
 
-def _quantise_layer(unit: "Tensor", max_error: float) -> tuple[np.ndarray, float]:
-    """Unit tokens (N, D) -> int8 (N, k) and its largest error."""
+def _quantise_layer(images: "Sequence[Tensor]", max_error: float) -> list[_Slab]:
+    """One layer of some images, (N, D) each; they are projected on directions of their own."""
     import torch
+    import torch.nn.functional as F
 
-    dim = unit.shape[1]
+    tokens = [one.detach().float().cpu() for one in images]
+    unit = F.normalize(torch.cat(tokens), dim=1)
     # right singular vectors from the Gram matrix: quicker than an SVD, and the error is measured anyway
     vectors = torch.linalg.eigh((unit.T @ unit).double()).eigenvectors.flip(1).float()
-    projected = unit @ vectors  # (N, D), leading direction first
-    width = min(FIRST_WIDTH, dim)
-    while True:
-        last = width == dim
-        part = projected[:, :width]
-        largest = part.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(part.dtype).tiny)
-        values = (part / largest * 127).round()
-        error = _largest_error(unit, values, stop_above=torch.inf if last else max_error)
-        if last or error <= max_error:
-            return values.to(torch.int8).numpy(), error
-        width = min(2 * width, dim)
+    values, error = _fewest_dimensions(unit, unit @ vectors, max_error)
+    kept = vectors[:, : values.shape[1]].contiguous().numpy().tobytes()
+    basis = int.from_bytes(hashlib.blake2b(kept, digest_size=8).digest(), "big")
+    slabs = []
+    for own, rounded in zip(tokens, values.split([len(one) for one in tokens]), strict=True):
+        lengths, ends = _quantise_lengths(own.norm(dim=1).double().numpy())
+        slabs.append(_Slab(rounded.to(torch.int8).numpy(), error, basis, lengths, ends, unit.shape[1]))
+    return slabs
+
+
+def _quantise_lengths(lengths: np.ndarray) -> tuple[np.ndarray, tuple[float, float]]:
+    """Lengths (N,) as bytes between the logarithms of the shortest and the longest, and these two."""
+    lengths = lengths.clip(min=np.finfo(np.float32).tiny)
+    low, high = float(lengths.min()), float(lengths.max())
+    span = np.log(high / low)
+    levels = np.log(lengths / low) / span * _LEVELS if span > 0 else np.zeros_like(lengths)
+    return levels.round().clip(0, _LEVELS).astype(np.uint8), (low, high)
+
+
+def _fewest_dimensions(unit: "Tensor", projected: "Tensor", max_error: float) -> "tuple[Tensor, float]":
+    """Rounded tokens (n, k) with the smallest k among the multiples of `WIDTH_STEP`, and their largest error.
+
+    k is doubled until the error fits, and then halved back between the last two. (n, D) unit tokens, and the same on
+    their directions, the leading one first.
+    """
+    dim = unit.shape[1]
+    tried: dict[int, tuple[Tensor, float]] = {}
+
+    def fits(width: int) -> bool:
+        values = _rounded(projected[:, :width])
+        tried[width] = values, _largest_error(unit, values, stop_above=np.inf if width == dim else max_error)
+        return width == dim or tried[width][1] <= max_error
+
+    below, width = 0, min(WIDTH_STEP, dim)
+    while not fits(width):
+        below, width = width, min(2 * width, dim)
+    while width - below > WIDTH_STEP:
+        middle = below + max(WIDTH_STEP, (width - below) // 2 // WIDTH_STEP * WIDTH_STEP)
+        if middle >= width:
+            break
+        below, width = (below, middle) if fits(middle) else (middle, width)
+    return tried[width]
+
+
+def _rounded(part: "Tensor") -> "Tensor":
+    """Each row scaled so that its largest entry is 127, and rounded."""
+    import torch
+
+    largest = part.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(part.dtype).tiny)
+    return (part / largest * 127).round()
 
 
 def _largest_error(unit: "Tensor", values: "Tensor", *, stop_above: float) -> float:

@@ -4,8 +4,10 @@ They feed the token explorer, where a slider moves through training.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
+import numpy as np
 import torch
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from toco_lab.files import require
 from toco_lab.method.cam import at_evaluation_size
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.tokens.quantise import quantise_tokens
+from toco_lab.tokens.quantise import quantise_images
 from toco_lab.tokens.token_maps import TokenMaps, load_run_maps, save_token_maps
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.vocabulary import FINAL_NORM
@@ -46,15 +48,11 @@ def token_maps(
         weights: Which weights it carries.
         step: Optimiser steps it was trained for.
     """
-    return [_token_maps(model, cfg, sample, name=name, weights=weights, step=step) for sample in samples]
-
-
-def _token_maps(model: ToCo, cfg: Config, sample: EvalSample, *, name: str, weights: str, step: int) -> TokenMaps:
-    image = at_evaluation_size(sample.image[None].to(next(model.parameters()).device), cfg.eval_cam_size)
-    statistics = model.mean, model.std
-    return _maps_of_image(
-        model.encoder, image, statistics, name=name, weights=weights, image_name=sample.name, step=step
-    )
+    device, seen = next(model.parameters()).device, []
+    for sample in samples:
+        image = at_evaluation_size(sample.image[None].to(device), cfg.eval_cam_size)
+        seen.append(_layers_of(model.encoder, image, sample.name, model.mean, model.std))
+    return _quantised(seen, name=name, weights=weights, step=step)
 
 
 def maps_of_model(
@@ -79,52 +77,59 @@ def maps_of_model(
         std: Likewise.
     """
     encoder = any_encoder_of(model)
-    device = next(encoder.parameters()).device
+    device, seen = next(encoder.parameters()).device, []
     named: Iterable[tuple[object, Tensor]] = (
         enumerate(images) if image_names is None else zip(image_names, images, strict=True)
     )
-    maps = []
     for image_name, image in named:
         check_normalised(image, f"image {image_name!r}")
-        maps.append(
-            _maps_of_image(
-                encoder, image[None].to(device), (mean, std), name=name, weights=weights, image_name=str(image_name)
-            )
-        )
-    return maps
+        seen.append(_layers_of(encoder, image[None].to(device), str(image_name), mean, std))
+    return _quantised(seen, name=name, weights=weights, step=0)
 
 
-def _maps_of_image(
-    encoder: nn.Module,
-    image: Tensor,
-    statistics: tuple[Sequence[float], Sequence[float]],
-    *,
-    name: str,
-    weights: str,
-    image_name: str,
-    step: int = 0,
-) -> TokenMaps:
+@dataclass(frozen=True)
+class _Seen:
+    """What a model made of one image: its patch tokens (N, D) by layer, and what it saw, (H, W, 3) uint8."""
+
+    name: str
+    layers: dict[str, Tensor]
+    grid: tuple[int, int]
+    pixels: np.ndarray
+
+
+def _layers_of(
+    encoder: nn.Module, image: Tensor, image_name: str, mean: Sequence[float], std: Sequence[float]
+) -> _Seen:
     """The tokens of one normalised image, (1, 3, H, W)."""
     image, grid = fill_patches(encoder, image)
     seen = capture(encoder, image)
     layers = {
-        f"block {number}": seen.patches(tokens)[0]
+        f"block {number}": seen.patches(tokens)[0].cpu()
         for number, tokens in enumerate(seen.after_block, start=1)
         if tokens.shape == seen.final.shape
     }
     if final_norm(encoder) is not None:
-        layers[FINAL_NORM] = seen.patches(seen.final)[0]
-    pixels = denormalise(image, *statistics)[0].clamp(0, 255).round().to(torch.uint8)
-    return TokenMaps(
-        model=name,
-        weights=weights,
-        image_name=image_name,
-        image=pixels.permute(1, 2, 0).cpu().numpy(),
-        grid=grid,
-        steps=(step,),
-        layers=tuple(layers),
-        tokens=quantise_tokens([list(layers.values())]),
-    )
+        layers[FINAL_NORM] = seen.patches(seen.final)[0].cpu()
+    pixels = denormalise(image, mean, std)[0].clamp(0, 255).round().to(torch.uint8)
+    return _Seen(image_name, layers, grid, pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def _quantised(seen: Sequence[_Seen], *, name: str, weights: str, step: int) -> list[TokenMaps]:
+    """The small form of the tokens of images that are kept together."""
+    tokens = quantise_images([list(one.layers.values()) for one in seen]) if seen else []
+    return [
+        TokenMaps(
+            model=name,
+            weights=weights,
+            image_name=one.name,
+            image=one.pixels,
+            grid=one.grid,
+            steps=(step,),
+            layers=tuple(one.layers),
+            tokens=small,
+        )
+        for one, small in zip(seen, tokens, strict=True)
+    ]
 
 
 def save_snapshot(run: RunDir, model: ToCo, cfg: Config, samples: Iterable[EvalSample], step: int) -> None:

@@ -13,10 +13,11 @@ import numpy as np
 
 from toco_lab.files import atomic_write, require
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.tokens.quantise import QuantisedTokens
+from toco_lab.tokens.quantise import QuantisedTokens, join_steps
 from toco_lab.words import counted
 
 _FORMAT = 1  # of the saved file
+_LATER = ("bases", "lengths", "length_ends")  # arrays that files of earlier versions lack
 # what numpy raises for a damaged file: cut off, a wrong checksum, an unknown compression, an array missing, ...
 _DAMAGE = (ValueError, TypeError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
@@ -71,10 +72,17 @@ class TokenMaps:
         """Cosine of one patch to all, (h, w) in [-1, 1]; arguments as in `QuantisedTokens.similarity`."""
         return self.tokens.similarity(step, layer, patch).reshape(self.grid)
 
+    def similarity_of(
+        self, other: "TokenMaps", theirs: tuple[int, int], ours: tuple[int, int], patch: int
+    ) -> np.ndarray:
+        """Cosine of a patch of another image to all of this one, (h, w); as `QuantisedTokens.similarity_of`."""
+        return self.tokens.similarity_of(other.tokens, theirs, ours, patch).reshape(self.grid)
+
 
 def save_token_maps(path: Path | str, maps: TokenMaps) -> None:
     """Write maps as .npz, atomically."""
     tokens = maps.tokens
+    later = {name: getattr(tokens, name) for name in _LATER if getattr(tokens, name) is not None}
     with atomic_write(path) as file:
         np.savez_compressed(
             file,
@@ -90,6 +98,7 @@ def save_token_maps(path: Path | str, maps: TokenMaps) -> None:
             widths=tokens.widths,
             errors=tokens.errors,
             dim=tokens.dim,
+            **later,
         )
 
 
@@ -129,6 +138,7 @@ def _from_arrays(saved: Mapping[str, np.ndarray]) -> TokenMaps:
             errors=saved["errors"],
             num_tokens=h * w,
             dim=int(saved["dim"]),
+            **{name: saved[name] for name in _LATER if name in saved},
         ),
     )
 
@@ -155,12 +165,7 @@ def merge_steps(maps: Sequence[TokenMaps]) -> TokenMaps:
     steps = tuple(step for step, _ in taken)
     if len(set(steps)) < len(steps):
         raise ValueError(f"two snapshots hold the same step: {list(steps)}")
-    tokens = replace(
-        first.tokens,
-        values=np.concatenate([part.values for _, part in taken]),
-        widths=np.concatenate([part.widths for _, part in taken]),
-        errors=np.concatenate([part.errors for _, part in taken]),
-    )
+    tokens = join_steps([part for _, part in taken])
     last = max(maps, key=lambda snapshots: snapshots.steps[-1])
     return replace(first, weights=last.weights, steps=steps, tokens=tokens)
 
@@ -220,7 +225,7 @@ def thin_steps(maps: TokenMaps, max_bytes: int) -> TokenMaps:
         max_bytes: Most bytes of tokens. If not even two snapshots fit, the last one is kept, whatever its size.
     """
     total = len(maps.steps)
-    sizes = maps.tokens.num_tokens * maps.tokens.widths.sum(axis=1)
+    sizes = maps.tokens.slab_bytes.sum(axis=1)
     for count in range(total, 1, -1):
         kept = np.linspace(0, total - 1, count).round().astype(int).tolist()
         if sizes[kept].sum() <= max_bytes:
@@ -228,3 +233,21 @@ def thin_steps(maps: TokenMaps, max_bytes: int) -> TokenMaps:
     else:
         kept = [total - 1]
     return replace(maps, steps=tuple(maps.steps[index] for index in kept), tokens=maps.tokens.take(kept))
+
+
+def thin_layers(maps: TokenMaps, max_bytes: int) -> TokenMaps:
+    """As many layers as fit: the first, the last, and some between them at even distances.
+
+    Args:
+        maps: Of one model and image.
+        max_bytes: Most bytes of tokens. If not even two layers fit, the last one is kept, whatever its size.
+    """
+    tokens, total = maps.tokens, len(maps.layers)
+    sizes = tokens.slab_bytes.sum(axis=0)
+    for count in range(total, 1, -1):
+        kept = np.linspace(0, total - 1, count).round().astype(int).tolist()
+        if sizes[kept].sum() <= max_bytes:
+            break
+    else:
+        kept = [total - 1]
+    return replace(maps, layers=tuple(maps.layers[index] for index in kept), tokens=tokens.take_layers(kept))

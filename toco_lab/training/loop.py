@@ -2,10 +2,11 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ KEPT_CHECKPOINTS = 2
 
 Validate = Callable[[ToCo, int], dict[str, float]]
 Snapshot = Callable[[ToCo, int], None]
+OnRow = Callable[[Mapping[str, Any]], None]
 
 
 def fit(
@@ -37,6 +39,7 @@ def fit(
     *,
     validate: Validate | None = None,
     snapshot: Snapshot | None = None,
+    on_row: OnRow | None = None,
     progress: bool = True,
 ) -> ToCo:
     """Train, or continue a run from its last checkpoint; a finished run is loaded and returned as it is.
@@ -50,6 +53,7 @@ def fit(
         run: Folder for metrics and checkpoints.
         validate: Called as validate(model, step) every `cfg.val_every` steps; its numbers join metrics.csv.
         snapshot: Called as snapshot(model, step) at the `snapshot_steps`, by the first process alone.
+        on_row: Called with each row of metrics.csv once it is written, by the first process alone.
         progress: Show a progress bar.
 
     Returns:
@@ -63,10 +67,18 @@ def fit(
     """
     finished = run.checkpoint_path(cfg.steps).is_file()  # then it is only read
     with only_worker(run.path) if is_first() and not finished else nullcontext():
-        return _fit(cfg, run, validate, snapshot, progress=progress)
+        return _fit(cfg, run, validate, snapshot, on_row, progress=progress)
 
 
-def _fit(cfg: Config, run: RunDir, validate: Validate | None, snapshot: Snapshot | None, *, progress: bool) -> ToCo:
+def _fit(
+    cfg: Config,
+    run: RunDir,
+    validate: Validate | None,
+    snapshot: Snapshot | None,
+    on_row: OnRow | None,
+    *,
+    progress: bool,
+) -> ToCo:
     """`fit`, by the only process (or group of processes) at this run."""
     torch.manual_seed(cfg.seed)
     checkpoints = run.checkpoints()
@@ -76,7 +88,7 @@ def _fit(cfg: Config, run: RunDir, validate: Validate | None, snapshot: Snapshot
     if is_first():
         _prepare_run(cfg, run, start, checkpoints)
     if start < cfg.steps:
-        training = _Training(cfg, run, learner, start, seconds, validate, snapshot if is_first() else None)
+        training = _Training(cfg, run, learner, start, seconds, validate, snapshot if is_first() else None, on_row)
         with _failures_recorded(run), compiled(learner.model) if cfg.compile_blocks else nullcontext():
             training.make_steps(progress=progress and is_first())
     return learner.model.eval()
@@ -164,6 +176,7 @@ class _Training:
         seconds: What earlier calls took until step `start`.
         validate: See `fit`.
         snapshot: See `fit`; None in every process but the first.
+        on_row: See `fit`.
         terms: `LossTerms` of each step since the last row, (terms,) float64. They stay on the device until a row is
             written, so that no step waits for them.
     """
@@ -175,6 +188,7 @@ class _Training:
     seconds: float
     validate: Validate | None
     snapshot: Snapshot | None
+    on_row: OnRow | None
     terms: list[Tensor] = field(default_factory=list)
 
     def make_steps(self, *, progress: bool) -> None:
@@ -222,7 +236,10 @@ class _Training:
             row |= {f"val_{name}": value for name, value in scores.items()}
             there = self.run.metrics_columns()
             missing = set(COLUMNS_ADDED_LATER).difference(there) if there else ()
-            self.run.append_metrics({name: value for name, value in row.items() if name not in missing})
+            row = {name: value for name, value in row.items() if name not in missing}
+            self.run.append_metrics(row)
+            if self.on_row:
+                self.on_row(row)
         return means
 
     def _keep_tokens(self, done: int) -> None:

@@ -1,142 +1,27 @@
 /* Token explorer: click a patch and see its cosine similarity to every patch, at any layer and step of training.
 
 The same module serves notebooks and offline pages: in a notebook anywidget calls `render`, and on a page `mount` makes
-the model object itself. All cosines are computed here, from int8 tokens (quantise.py makes them and measures their error;
-browser_data.py packs them).
+the model object itself. token_numbers.js, which stands above it in the module, computes everything.
 
 Traits: `meta` (dict) and `data` (bytes) hold the token maps. `image`, `left`, `right` (indices; right -1: one panel
 only), `patch` (row-major in the grid of the left model; -1: the centre), `layer` (index) and `step` (training step; the
-nearest kept one is shown) say what is shown. `selection` says the same in names and numbers, to be kept in a file.
+nearest kept one is shown) say what is shown. `other` (index, -1: none) is a second image beside the first, in place of
+a second model; the patch is one of the first image (`asked` 0) or of the second (1). `show` is one of SHOW. `selection`
+says the same in names and numbers, to be kept in a file.
 */
 
-const STATE = ["image", "patch", "layer", "step", "left", "right"];
-const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F"];
-const SCALES = {
-  // 33 anchors of matplotlib's colour scales of these names; colours between them are interpolated linearly
-  sequential: {
-    label: "viridis", low: 0, high: 1,
-    table: table("440154470d6048186a482374472d7b4536814240863f49893b528b375a8d33638d2f6a8e2c728e297a8e26818e23898e21908c1f988b1f9f8821a68528ae8031b57b3ebc744cc26c5dc9636ece5882d34c96d83fabdc32c0df24d5e21aeae51afde725"),
-  },
-  signed: {
-    label: "blue-white-red (RdBu_r)", low: -1, high: 1,
-    table: table("0530610e41781752901f63a72a71b2347fb93f8dc0529cc86bacd083bcd99ac9e0aed3e6c1ddecd3e6f0dfecf3ebf1f5f7f7f6f9eee8fbe6d9fdddcafbceb6f8bda0f5ac8bee9878e58268dc6d57d25749c6413ebb2a34ad162a960f267e082367001f"),
-  },
+const STATE = ["image", "patch", "layer", "step", "left", "right", "other", "asked", "show"];
+const SHOW = {
+  similarity: "cosine to the patch",
+  colours: "components, each image",
+  "shared colours": "components, all images",
+  length: "length of tokens",
 };
+const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1", "#7F7F7F"];
 const PLAY_MS = 700; // for each layer; twice as long if the reader prefers reduced motion
 const WORDS_MS = 150; // during a drag the words are updated once the pointer rests for this long
 const PLOT_HEIGHT = 132;
-const REGIONS = [["top left", "top", "top right"], ["left", "centre", "right"], ["bottom left", "bottom", "bottom right"]];
 let instances = 0;
-
-/* --- numbers ------------------------------------------------------------------------------------------------------ */
-
-function table(hex) {
-  const anchors = hex.match(/../g).map((pair) => parseInt(pair, 16));
-  const last = anchors.length / 3 - 1, colours = new Uint8ClampedArray(256 * 3);
-  for (let i = 0; i < 256; i++) {
-    const place = (i / 255) * last, below = Math.min(Math.floor(place), last - 1), share = place - below;
-    for (let c = 0; c < 3; c++) colours[3 * i + c] = (1 - share) * anchors[3 * below + c] + share * anchors[3 * below + 3 + c];
-  }
-  return colours;
-}
-
-const colourIndex = (scale, value) =>
-  Math.max(0, Math.min(255, Math.round(((value - scale.low) / (scale.high - scale.low)) * 255)));
-const tick = ({ low, high }, i) => `${i || low < 0 ? "" : "\u2264 "}${(low + ((high - low) * i) / 5).toFixed(1).replace("-", "\u2212")}`;
-const css = (scale, i) => `rgb(${scale.table.slice(3 * i, 3 * i + 3).join(", ")})`;
-const clamp = (value, count) => Math.max(0, Math.min(count - 1, value));
-const fixed = (value) => value.toFixed(2).replace("-", "\u2212");
-const percent = (share) => `${Math.round(100 * share)}\u00a0%`;
-const rounded = (value) => Math.round(value * 1e4) / 1e4;
-
-/* The tokens of one model and image. A slab is one step and layer; what does not depend on the patch is kept. */
-class Tokens {
-  constructor(bytes, map) {
-    this.map = map;
-    this.count = map.grid[0] * map.grid[1];
-    this.slabs = new Map();
-    let offset = map.offset;
-    this.values = map.widths.map((row) => row.map((width) => {
-      const part = bytes.subarray(offset, offset + this.count * width);
-      offset += part.length;
-      return part;
-    }));
-  }
-
-  slab(step, layer) {
-    const key = step * this.map.layers.length + layer;
-    if (!this.slabs.has(key)) {
-      const values = this.values[step][layer], width = this.map.widths[step][layer], count = this.count;
-      const inverse = new Float64Array(count), sum = new Float64Array(width);
-      for (let i = 0, p = 0; i < count; i++, p += width) {
-        let square = 0;
-        for (let d = 0; d < width; d++) square = (square + values[p + d] * values[p + d]) | 0;
-        inverse[i] = square ? 1 / Math.sqrt(square) : 0; // a zero token has cosine 0 with all
-        for (let d = 0; d < width; d++) sum[d] += values[p + d] * inverse[i];
-      }
-      this.slabs.set(key, { values, width, inverse, sum });
-    }
-    return this.slabs.get(key);
-  }
-
-  /* Cosine of one patch to all. */
-  similarity(step, layer, patch) {
-    const { values, width, inverse } = this.slab(step, layer);
-    const chosen = Int32Array.from(values.subarray(patch * width, (patch + 1) * width));
-    const result = new Float64Array(this.count), own = inverse[patch];
-    for (let i = 0, p = 0; i < this.count; i++, p += width) {
-      let dot = 0;
-      for (let d = 0; d < width; d++) dot = (dot + values[p + d] * chosen[d]) | 0; // exact: k * 127 * 127 < 2^31
-      result[i] = dot * own * inverse[i];
-    }
-    return result;
-  }
-
-  /* Mean cosine of one patch to all others, from the sum of all unit tokens: k products instead of N * k. */
-  mean(step, layer, patch) {
-    const { values, width, inverse, sum } = this.slab(step, layer);
-    let total = 0;
-    for (let d = 0; d < width; d++) total += values[patch * width + d] * sum[d];
-    return (total * inverse[patch] - (inverse[patch] ? 1 : 0)) / Math.max(1, this.count - 1);
-  }
-}
-
-/* Range and mean of the similarities, and the share above 0.8; the chosen patch itself is left out. */
-function summary(similarity, patch) {
-  let total = 0, minimum = Infinity, maximum = -Infinity, above = 0;
-  for (let i = 0; i < similarity.length; i++) {
-    if (i === patch) continue;
-    const value = similarity[i];
-    total += value;
-    if (value < minimum) minimum = value;
-    if (value > maximum) maximum = value;
-    if (value > 0.8) above++;
-  }
-  const others = similarity.length - 1;
-  return others ? { minimum, mean: total / others, maximum, above: above / others }
-    : { minimum: 1, mean: 1, maximum: 1, above: 0 };
-}
-
-/* Which ninth of the image is most similar to the chosen patch, which is left out: its name and mean similarity. */
-function mostAlike(similarity, [h, w], patch) {
-  const sums = new Float64Array(9), counts = new Float64Array(9);
-  for (let i = 0; i < similarity.length; i++) {
-    if (i === patch) continue;
-    const cell = 3 * Math.floor((3 * Math.floor(i / w)) / h) + Math.floor((3 * (i % w)) / w);
-    sums[cell] += similarity[i];
-    counts[cell]++;
-  }
-  let best = -1;
-  for (let cell = 0; cell < 9; cell++)
-    if (counts[cell] && (best < 0 || sums[cell] / counts[cell] > sums[best] / counts[best])) best = cell;
-  return best < 0 ? null : { name: REGIONS[Math.floor(best / 3)][best % 3], mean: sums[best] / counts[best] };
-}
-
-function nearest(steps, wanted) {
-  let best = 0;
-  steps.forEach((step, i) => { if (Math.abs(step - wanted) < Math.abs(steps[best] - wanted)) best = i; });
-  return best;
-}
 
 /* --- page --------------------------------------------------------------------------------------------------------- */
 
@@ -203,6 +88,7 @@ figure{margin:0;flex:1 1 11rem;min-width:0;max-width:29rem}
 .picture canvas{image-rendering:pixelated}.picture.smooth canvas{image-rendering:auto}
 .mark,.hover{position:absolute;pointer-events:none}
 .mark{border:2px solid #fff;box-shadow:0 0 0 1.5px #000,inset 0 0 0 1px #000;margin:-2px}
+.mark.found{border-style:dashed;box-shadow:none;outline:1.5px dashed #000;outline-offset:0}
 .hover{box-shadow:0 0 0 1px #fff,0 0 0 2px #0009}
 .readout{margin:.35rem 0 0;min-height:1.45em;color:var(--soft)}
 .bar{flex:none;display:flex;flex-direction:column;width:3.6rem;max-height:31rem}
@@ -244,11 +130,11 @@ class Panel {
         onpointerdown: (event) => {
           if (event.button) return;
           this.picture.setPointerCapture(event.pointerId);
-          this.app.choose(this.at(event));
+          this.app.choose(this.at(event), this);
         },
         onpointermove: (event) => {
-          this.app.point(this.at(event));
-          if (this.picture.hasPointerCapture(event.pointerId)) this.app.choose(this.at(event));
+          this.app.point(this.at(event), this);
+          if (this.picture.hasPointerCapture(event.pointerId)) this.app.choose(this.at(event), this);
         },
         onpointerleave: () => this.app.point(null),
       },
@@ -266,13 +152,15 @@ class Panel {
   }
 
   /* `shown` is this panel in App.current; `plain` shows the picture without a map, beside the only map. */
-  draw(shown, scale, { plain = false } = {}) {
+  draw(shown, { plain = false } = {}) {
     const [h, w] = shown.grid, picture = shown.picture;
     this.shown = shown;
     this.plain = plain;
     this.element.classList.toggle("plain", plain);
+    this.mark.classList.toggle("found", shown.found);
+    this.mark.hidden = shown.found && shown.show === "length";
     place(this.mark, shown.patch, shown.grid);
-    setText(this.name, plain ? shown.image : shown.model);
+    setText(this.name, plain ? shown.image : shown.name);
     setText(this.what, plain ? "" : shown.where);
     if (this.image.src !== picture.url) {
       this.image.src = picture.url;
@@ -285,13 +173,10 @@ class Panel {
       this.canvas.height = h;
       this.pixels = this.context.createImageData(w, h);
     }
-    const { data } = this.pixels, colours = scale.table;
-    for (let i = 0, p = 0; i < shown.similarity.length; i++, p += 4) {
-      const c = 3 * colourIndex(scale, shown.similarity[i]);
-      data[p] = colours[c];
-      data[p + 1] = colours[c + 1];
-      data[p + 2] = colours[c + 2];
-      data[p + 3] = 255;
+    const { data } = this.pixels;
+    for (let i = 0, p = 0; i < h * w; i++) {
+      for (let c = 0; c < 3; c++) data[p++] = shown.rgb[3 * i + c];
+      data[p++] = 255;
     }
     this.context.putImageData(this.pixels, 0, 0);
   }
@@ -305,17 +190,20 @@ class Panel {
     if (pointer) place(this.hover, patch, shown.grid);
     const where = `row ${row + 1}, column ${column + 1}`, value = shown.similarity[patch];
     if (this.plain) setText(this.readout, where);
+    else if (shown.show === "length") setText(this.readout, pointer || !shown.artifacts ? `${where}: length ${short(shown.length[patch])}` : shown.artifacts);
     else if (pointer) setText(this.readout, `${where}: ${fixed(value)}${value < scale.low ? " (negative: below the colour scale)" : ""}`);
+    else if (shown.found) setText(this.readout, `most alike: ${where} (${fixed(value)}) \u00b7 mean ${fixed(shown.summary.mean)}`);
     else setText(this.readout, `mean ${fixed(shown.summary.mean)} \u00b7 ${percent(shown.summary.above)} of the other patches above 0.8`);
   }
 }
 
+const short = (value) => Number(value.toPrecision(3)).toString();
 const rowColumn = (patch, [, w]) => [Math.floor(patch / w), patch % w];
 const patchAt = ([down, across], [h, w]) => Math.floor(down * h) * w + Math.floor(across * w);
 const centreOf = (patch, grid) => rowColumn(patch, grid).map((place, axis) => (place + 0.5) / grid[axis]);
 function place(node, patch, grid) {
   const [h, w] = grid, [row, column] = rowColumn(patch, grid), style = `top:${(100 * row) / h}%;left:${(100 * column) / w}%;`;
-  const size = node.className === "mark" ? `width:calc(${100 / w}% + 4px);height:calc(${100 / h}% + 4px)` : `width:${100 / w}%;height:${100 / h}%`;
+  const size = node.classList.contains("mark") ? `width:calc(${100 / w}% + 4px);height:calc(${100 / h}% + 4px)` : `width:${100 / w}%;height:${100 / h}%`;
   node.setAttribute("style", style + size);
 }
 
@@ -357,23 +245,25 @@ class App {
   /* --- parts --- */
 
   build() {
-    const { meta } = this, many = meta.models.length > 1;
+    const { meta } = this, many = meta.models.length > 1 || meta.images.length > 1;
     const set = (name) => (event) => this.set({ [name]: Number(event.target.value) });
-    this.thumbs = meta.images.map((name, image) => make("button", { type: "button", title: name, onclick: () => this.set({ image }) },
+    this.thumbs = meta.images.map((name, image) => make("button", { type: "button", title: name, onclick: () => this.pick(image) },
       make("img", { src: meta.pictures[meta.maps[image][0].picture].url, alt: `image ${name}` })));
     this.left = make("select", { onchange: set("left") });
-    this.right = make("select", { onchange: set("right") });
+    this.right = make("select", { onchange: () => this.beside(this.right.value) });
     this.compare = make("button", {
       type: "button",
       onclick: () => {
-        const { left, right } = this.current();
-        this.set({ right: right < 0 ? (left + 1) % meta.models.length : -1 });
+        const { image, left, right, other } = this.current();
+        if (right >= 0 || other >= 0) this.beside("none");
+        else if (meta.models.length > 1) this.beside(`model ${(left + 1) % meta.models.length}`);
+        else this.beside(`image ${(image + 1) % meta.images.length}`);
       },
     }, "Compare");
     const head = make("div", { class: "row head", hidden: !many && meta.images.length < 2 },
       make("div", { class: "thumbs", role: "group", "aria-label": "Image", hidden: meta.images.length < 2 }, ...this.thumbs),
       make("span", { class: "spread" }),
-      make("label", { hidden: !many }, "Model", this.left),
+      make("label", { hidden: meta.models.length < 2 }, "Model", this.left),
       make("label", { hidden: !many }, "beside", this.right),
       many ? this.compare : "");
 
@@ -381,24 +271,26 @@ class App {
     this.ticks = make("div", { class: "gradient" });
     this.barNote = make("p", { class: "readout" });
     this.bar = make("div", { class: "bar", "aria-hidden": "true" },
-      make("div", { class: "title" }, make("span", {}, "cosine")), this.ticks, this.barNote);
+      make("div", { class: "title" }, this.barName = make("span", {}, "cosine")), this.ticks, this.barNote);
     this.layer = this.slider("layer", "Layer");
     this.step = this.slider("step", "Training step");
     this.plot = make("div", { class: "plot" });
     this.words = make("p", { class: "words", id: this.id("words"), "aria-live": "polite" });
     this.note = make("p", { class: "small" });
 
+    this.show = make("select", { onchange: () => this.set({ show: this.show.value }) });
     const scale = make("select", {
       onchange: (event) => {
         this.scale = SCALES[event.target.value];
         this.draw();
       },
     });
+    this.scaleLabel = make("label", {}, "Colours", scale);
     setOptions(scale, Object.entries(SCALES).map(([key, { label, low, high }]) => [key, `${label}, ${fixed(low).replace(".00", "")} to ${high}`]), "sequential");
     this.opacity = make("input", { type: "range", min: 0, max: 1, step: 0.05, value: 0.7, style: "width:6rem", oninput: () => this.paint() });
     this.smooth = make("input", { type: "checkbox", onchange: () => this.paint() });
     const options = make("div", { class: "row options" },
-      make("label", {}, "Colours", scale), make("label", {}, "Opacity", this.opacity), make("label", {}, this.smooth, "smooth"),
+      make("label", {}, "Map", this.show), this.scaleLabel, make("label", {}, "Opacity", this.opacity), make("label", {}, this.smooth, "smooth"),
       make("span", { class: "spread" }),
       make("button", { type: "button", onclick: () => this.savePicture() }, "Save PNG"),
       make("button", { type: "button", onclick: () => this.saveSelection() }, "Save selection"));
@@ -444,23 +336,46 @@ class App {
   current() {
     const { meta, model } = this;
     const image = clamp(model.get("image"), meta.images.length), left = clamp(model.get("left"), meta.models.length);
-    const right = Math.min(model.get("right"), meta.models.length - 1);
-    const first = meta.maps[image][left], count = first.grid[0] * first.grid[1];
+    let other = Math.min(model.get("other") ?? -1, meta.images.length - 1);
+    if (other === image || (other >= 0 && !this.tokens[image][left].comparable(this.tokens[other][left]))) other = -1;
+    const right = other >= 0 ? -1 : Math.min(model.get("right"), meta.models.length - 1);
+    const first = meta.maps[image][left], asked = other >= 0 && model.get("asked") ? 1 : 0;
+    const grid = asked ? meta.maps[other][left].grid : first.grid, count = grid[0] * grid[1];
     let patch = model.get("patch");
-    if (!(patch >= 0 && patch < count)) patch = Math.floor(first.grid[0] / 2) * first.grid[1] + Math.floor(first.grid[1] / 2);
+    if (!(patch >= 0 && patch < count)) patch = Math.floor(grid[0] / 2) * grid[1] + Math.floor(grid[1] / 2);
     const layer = clamp(model.get("layer"), first.layers.length), step = nearest(first.steps, model.get("step"));
-    const panels = (right < 0 ? [left] : [left, right]).map((index, side) => {
-      const map = meta.maps[image][index], same = map.layers.indexOf(first.layers[layer]);
+    let show = Object.hasOwn(SHOW, model.get("show")) ? model.get("show") : "similarity";
+    const pairs = [[image, left], ...(other >= 0 ? [[other, left]] : right >= 0 ? [[image, right]] : [])];
+    if (show === "length" && !pairs.every(([i, m]) => meta.maps[i][m].lengths)) show = "similarity";
+    const panels = pairs.map(([where, index], side) => {
+      const map = meta.maps[where][index], same = map.layers.indexOf(first.layers[layer]);
       const here = {
-        tokens: this.tokens[image][index], map, grid: map.grid, picture: meta.pictures[map.picture],
-        image: meta.images[image], model: meta.models[index].name, colour: meta.models[index].colour || COLOURS[index % COLOURS.length],
+        tokens: this.tokens[where][index], map, grid: map.grid, picture: meta.pictures[map.picture], show,
+        image: meta.images[where], model: meta.models[index].name, found: other >= 0 && side !== asked,
+        colour: (other < 0 && meta.models[index].colour) || COLOURS[(other < 0 ? index : side) % COLOURS.length],
         layer: same >= 0 ? same : Math.min(layer, map.layers.length - 1), step: nearest(map.steps, first.steps[step]),
-        patch: side ? patchAt(centreOf(patch, first.grid), map.grid) : patch,
+        patch: other < 0 && side ? patchAt(centreOf(patch, first.grid), map.grid) : patch, place: [where, index],
       };
-      here.where = map.layers[here.layer] + (map.steps.length > 1 ? `, step ${map.steps[here.step]}` : "");
+      here.name = other < 0 ? here.model : here.image;
+      here.where = [...(other >= 0 && meta.models.length > 1 ? [here.model] : []), map.layers[here.layer], ...(map.steps.length > 1 ? [`step ${map.steps[here.step]}`] : [])].join(", ");
       return here;
     });
-    return { image, left, right, first, patch, layer, step, panels };
+    const source = panels[asked];
+    for (const here of panels) here.from = other < 0 ? [here.tokens, [here.step, here.layer]] : [source.tokens, [source.step, source.layer]];
+    return { image, left, right, other, asked, grid, first, patch, layer, step, show, panels };
+  }
+
+  /* An image by its thumbnail: the two images change places if it is the second one. */
+  pick(image) {
+    const now = this.current();
+    this.set(now.other === image ? { image, other: now.image, asked: 1 - now.asked } : { image });
+  }
+
+  /* What stands beside the picture: "none", "model 1" or "image 2". */
+  beside(value) {
+    const [kind, index] = value.split(" "), now = this.current();
+    const back = now.asked ? { asked: 0, patch: -1 } : {};
+    this.set({ right: kind === "model" ? Number(index) : -1, other: kind === "image" ? Number(index) : -1, ...back });
   }
 
   /* Values are sent in a microtask, which runs before the browser handles the next message of the kernel: its echo of an
@@ -473,11 +388,23 @@ class App {
     queueMicrotask(() => { this.saving = false; this.model.save_changes(); });
   }
 
-  choose(place) { this.set({ patch: patchAt(place, this.current().first.grid) }); }
+  /* A patch by its place in a panel. */
+  choose(place, panel) {
+    const { other, grid, panels } = this.current();
+    if (other < 0) return this.set({ patch: patchAt(place, grid) });
+    const asked = this.panels.indexOf(panel);
+    return this.set({ asked, patch: patchAt(place, panels[asked].grid) });
+  }
 
-  point(place) {
-    this.pointer = place;
-    for (const panel of this.panels) panel.read(place, this.scale);
+  /* Where the pointer is; two models see one image, so both panels follow it, and of two images the one it is in. */
+  point(place, panel) {
+    this.pointer = place && { place, panel };
+    this.readAll();
+  }
+
+  readAll() {
+    const two = this.now?.other >= 0;
+    for (const panel of this.panels) panel.read(this.pointer && (!two || this.pointer.panel === panel) ? this.pointer.place : null, this.scale);
   }
 
   /* Moves to a layer or a step by its index in the left model. */
@@ -509,9 +436,9 @@ class App {
   }
 
   key(event) {
-    const inside = event.target.closest(".picture"), { first, patch, layer } = this.current();
+    const inside = event.target.closest(".picture"), { first, grid, patch, layer } = this.current();
     if (event.altKey || event.ctrlKey || event.metaKey || (!inside && !"[]".includes(event.key))) return;
-    const [h, w] = first.grid, row = Math.floor(patch / w), column = patch % w;
+    const [h, w] = grid, row = Math.floor(patch / w), column = patch % w;
     const move = (down, across) => this.set({ patch: clamp(row + down, h) * w + clamp(column + across, w) });
     const actions = {
       ArrowUp: () => move(-1, 0), ArrowDown: () => move(1, 0), ArrowLeft: () => move(0, -1), ArrowRight: () => move(0, 1),
@@ -532,20 +459,69 @@ class App {
   draw() {
     const begun = performance.now(), now = this.current();
     this.now = now;
-    now.panels.forEach((shown, side) => {
-      shown.similarity = shown.tokens.similarity(shown.step, shown.layer, shown.patch);
-      shown.summary = summary(shown.similarity, shown.patch);
-      this.panels[side].draw(shown, this.scale);
-    });
-    if (now.right < 0) this.panels[1].draw(now.panels[0], this.scale, { plain: true });
+    for (const shown of now.panels) {
+      shown.similarity = shown.tokens.similarity(shown.step, shown.layer, shown.patch, ...shown.from);
+      shown.summary = summary(shown.similarity, shown.found ? -1 : shown.patch);
+      if (shown.found) shown.patch = shown.similarity.indexOf(Math.max(...shown.similarity));
+      if (now.show === "length") this.measure(shown);
+    }
+    this.paintPanels(now);
+    now.panels.forEach((shown, side) => this.panels[side].draw(shown));
+    if (now.panels.length < 2) this.panels[1].draw(now.panels[0], { plain: true });
     this.root.dataset.drawMs = (performance.now() - begun).toFixed(3);
     this.paint();
-    for (const panel of this.panels) panel.read(this.pointer, this.scale);
+    this.readAll();
     this.controls();
     const selection = this.selection(now);
     this.root.dataset.state = JSON.stringify(selection);
     this.set({ selection });
     this.later();
+  }
+
+  /* Lengths of the tokens of a panel, and a word about artifacts. */
+  measure(shown) {
+    const [share, cut] = shown.map.lengths.artifacts[shown.step][shown.layer];
+    shown.length = shown.tokens.length(shown.step, shown.layer);
+    shown.artifacts = share > 0 ? `artifacts: ${(100 * share).toFixed(1)}\u00a0% of the tokens, longer than ${short(cut)}` : "no artifacts: the lengths have one mode";
+  }
+
+  /* Three bytes for each patch of each panel. */
+  paintPanels(now) {
+    const { panels, show } = now;
+    if (show.endsWith("colours")) {
+      for (const shown of panels) shown.rgb = this.components(shown, show === "shared colours");
+      return;
+    }
+    this.lengths = show === "length" ? this.lengthScale(panels) : null;
+    for (const shown of panels) {
+      const values = show === "length" ? shown.length.map(Math.log) : shown.similarity, scale = this.lengths ?? this.scale;
+      shown.rgb = new Uint8ClampedArray(3 * values.length);
+      values.forEach((value, i) => {
+        const c = 3 * colourIndex(scale, value);
+        for (let d = 0; d < 3; d++) shown.rgb[3 * i + d] = scale.table[c + d];
+      });
+    }
+  }
+
+  /* One scale of logarithms for the lengths in all panels. */
+  lengthScale(panels) {
+    const all = panels.flatMap(({ length }) => [...length]), low = Math.log(Math.min(...all)), high = Math.log(Math.max(...all));
+    return { ...SCALES.sequential, low, high: Math.max(high, low + 1e-6) };
+  }
+
+  /* Principal components as colours, of one image or of all that share its directions; kept until the page is closed. */
+  components(shown, shared) {
+    const { step, layer, place: [image, index] } = shown, basis = shown.map.bases?.[step][layer];
+    const key = JSON.stringify([shared, image, index, step, layer]);
+    this.colours ??= new Map();
+    if (!this.colours.has(key)) {
+      const places = this.meta.maps.map((row, i) => [i, nearest(row[index].steps, shown.map.steps[step])])
+        .filter(([i, at]) => (shared ? basis !== undefined && this.meta.maps[i][index].bases?.[at][layer] === basis : i === image));
+      if (!places.length) places.push([image, step]);
+      const made = componentColours(places.map(([i, at]) => this.tokens[i][index].slab(i === image ? step : at, layer)));
+      places.forEach(([i, at], n) => this.colours.set(JSON.stringify([shared, i, index, i === image ? step : at, layer]), made[n]));
+    }
+    return this.colours.get(key);
   }
 
   later() {
@@ -573,28 +549,46 @@ class App {
     this.words.setAttribute("aria-live", this.playing ? "off" : "polite"); // a screen reader reads the last frame, not each one
     const named = meta.models.map((model, i) => [i, model.name]);
     setOptions(this.left, named, now.left);
-    setOptions(this.right, [[-1, "none"], ...named], now.right);
-    this.compare.setAttribute("aria-pressed", now.right >= 0);
+    const images = meta.images.map((name, i) => [i, name]).filter(([i]) => i !== now.image && this.tokens[now.image][now.left].comparable(this.tokens[i][now.left]));
+    setOptions(this.right, [["none", "none"], ...named.slice(0, named.length > 1 ? undefined : 0).map(([i, name]) => [`model ${i}`, name]),
+      ...images.map(([i, name]) => [`image ${i}`, `image ${name}`])], now.other >= 0 ? `image ${now.other}` : now.right >= 0 ? `model ${now.right}` : "none");
+    const apart = named.length < 2 && !images.length; // kept by an earlier version: each image in directions of its own
+    this.compare.disabled = this.right.disabled = apart;
+    this.compare.title = apart ? "these tokens were kept one image at a time; keep them again to compare images" : "";
+    this.compare.setAttribute("aria-pressed", now.right >= 0 || now.other >= 0);
+    setOptions(this.show, Object.entries(SHOW).filter(([name]) => name !== "length" || now.panels.every(({ map }) => map.lengths)), now.show);
+    this.scaleLabel.hidden = now.show !== "similarity";
     this.thumbs.forEach((button, i) => button.setAttribute("aria-pressed", i === now.image));
+    const what = { similarity: "similarity of patches", length: "length of tokens" }[now.show] ?? "principal components of the tokens as colours";
     for (const { picture, plain, shown } of this.panels) {
-      picture.setAttribute("aria-label", `Image ${shown.image}${plain ? "" : `, similarity of patches in ${shown.model}`}. Arrow keys choose a patch.`);
+      picture.setAttribute("aria-label", `Image ${shown.image}${plain ? "" : `, ${what} in ${shown.model}`}. Arrow keys choose a patch.`);
     }
     this.drawBar();
-    const told = now.panels.map(({ map, model, layer, step }) => `${now.right < 0 ? "" : `${model}: `}largest error against `
+    const told = (now.other < 0 ? now.panels : now.panels.slice(0, 1)).map(({ map, model, layer, step }) => `${now.right < 0 ? "" : `${model}: `}largest error against `
       + `full precision ${map.error.toFixed(map.error < 0.001 ? 4 : 3)}; tokens projected to ${map.widths[step][layer]} of ${map.dim} dimensions, int8`);
     setText(this.note, `${told.join(". ")}.`.replace(/^l/, "L"));
   }
 
   drawBar() {
-    if (this.barScale === this.scale) return;
-    this.barScale = this.scale;
-    const { label } = this.scale, stops = Array.from({ length: 33 }, (_, i) => css(this.scale, Math.round((i / 32) * 255)));
+    const scale = this.lengths ?? this.scale, key = `${this.now.show} ${scale.label} ${scale.low} ${scale.high}`;
+    if (this.barKey === key) return;
+    this.barKey = key;
+    this.bar.style.visibility = this.now.show.endsWith("colours") ? "hidden" : "";
+    const stops = Array.from({ length: 33 }, (_, i) => css(scale, Math.round((i / 32) * 255)));
     this.ticks.style.background = `linear-gradient(to top, ${stops.join(", ")})`;
-    this.ticks.replaceChildren(...Array.from({ length: 6 }, (_, i) => make("span", { style: `top:${100 - 20 * i}%` }, tick(this.scale, i))));
-    setText(this.barNote, label.split(" ")[0]);
+    this.ticks.replaceChildren(...Array.from({ length: 6 }, (_, i) => make("span", { style: `top:${100 - 20 * i}%` }, this.tick(i))));
+    setText(this.barName, this.lengths ? "length" : "cosine");
+    setText(this.barNote, scale.label.split(" ")[0]);
   }
 
-  /* Draws the mean similarity of the chosen patch to all others, layer by layer. */
+  /* One of the six marks of the colour bar, 0 the lowest. */
+  tick(i) {
+    if (!this.lengths) return tick(this.scale, i);
+    const { low, high } = this.lengths;
+    return short(Math.exp(low + ((high - low) * i) / 5));
+  }
+
+  /* Draws a number of each layer: the mean similarity of the chosen patch to all others, or the share of artifacts. */
   drawPlot() {
     if (!this.plot.clientWidth) { // it has no size yet: hidden, or the theme is changing
       this.frame = requestAnimationFrame(() => this.drawPlot());
@@ -602,13 +596,24 @@ class App {
     }
     this.matchControls();
     const { now } = this, width = Math.max(200, this.plot.clientWidth), height = PLOT_HEIGHT;
-    const names = now.first.layers, low = this.scale.low, pad = { left: 34, right: 46, top: 22, bottom: 22 };
+    const names = now.first.layers, artifacts = now.show === "length", pad = { left: 34, right: 46, top: 22, bottom: 22 };
+    const value = ({ tokens, map, step, patch, from: [source, [at, depth]], found, layer: here }, j) => {
+      if (artifacts) return map.lengths.artifacts[step][j][0];
+      if (!found) return tokens.mean(step, j, patch);
+      return tokens.mean(step, j, now.patch, source, [at, depth + j - here]);
+    };
+    const lines = now.panels.map((panel) => names.map((name, i) => [i, panel.map.layers.indexOf(name)]).filter(([, j]) => j >= 0)
+      .map(([i, j]) => [i, value(panel, j)]));
+    const low = artifacts ? 0 : this.scale.low;
+    const high = artifacts ? Math.max(0.05, ...lines.flatMap((line) => line.map(([, share]) => share))) : 1;
+    const written = (number) => (artifacts ? `${(100 * number).toFixed(number && number < 0.1 ? 1 : 0)}%` : fixed(number));
     const x = (i) => pad.left + (names.length > 1 ? i / (names.length - 1) : 0.5) * (width - pad.left - pad.right);
-    const y = (value) => pad.top + (1 - (Math.max(low, value) - low) / (1 - low)) * (height - pad.top - pad.bottom);
-    const parts = [svg("text", { x: 0, y: 10 }, "mean cosine of this patch to all others, by layer")];
-    for (const value of [low, (1 + low) / 2, 1]) {
-      parts.push(svg("line", { class: "grid", x1: pad.left, x2: width - pad.right, y1: y(value), y2: y(value) }),
-        svg("text", { x: pad.left - 6, y: y(value) + 4, "text-anchor": "end" }, String(value).replace("-", "\u2212")));
+    const y = (number) => pad.top + (1 - (Math.max(low, number) - low) / (high - low)) * (height - pad.top - pad.bottom);
+    const what = artifacts ? "share of artifact tokens" : now.other < 0 ? "mean cosine of this patch to all others" : "mean cosine of this patch to all of each image";
+    const parts = [svg("text", { x: 0, y: 10 }, `${what}, by layer`)];
+    for (const number of [low, (high + low) / 2, high]) {
+      parts.push(svg("line", { class: "grid", x1: pad.left, x2: width - pad.right, y1: y(number), y2: y(number) }),
+        svg("text", { x: pad.left - 6, y: y(number) + 4, "text-anchor": "end" }, artifacts ? written(number) : String(number).replace("-", "\u2212")));
     }
     parts.push(svg("line", { class: "now", x1: x(now.layer), x2: x(now.layer), y1: pad.top, y2: height - pad.bottom }));
     const every = Math.ceil((names.length * 26) / width), short = (name) => name.replace(/^block /, "").replace("final ", "");
@@ -617,56 +622,58 @@ class App {
       if (i % every === 0 || edge) parts.push(svg("text", { x: x(i), y: height - 6, "text-anchor": "middle", class: i === now.layer ? "now" : null }, short(name)));
     });
     const labels = [];
-    for (const { tokens, map, colour, step, patch } of now.panels) {
-      // layers of both models are matched by name; the axis has those of the left model
-      const points = names.map((name, i) => [i, map.layers.indexOf(name)]).filter(([, j]) => j >= 0)
-        .map(([i, j]) => [i, tokens.mean(step, j, patch)]);
-      parts.push(svg("polyline", { fill: "none", stroke: colour, "stroke-width": 2, points: points.map(([i, value]) => `${x(i)},${y(value)}`).join(" ") }));
-      for (const [i, value] of points) {
-        parts.push(svg("circle", { cx: x(i), cy: y(value), r: i === now.layer ? 5 : 2.6, fill: colour }));
-        if (i === now.layer) labels.push({ value, colour, at: y(value) + 4 });
+    lines.forEach((points, side) => { // layers of both models are matched by name; the axis has those of the left model
+      const { colour } = now.panels[side];
+      parts.push(svg("polyline", { fill: "none", stroke: colour, "stroke-width": 2, points: points.map(([i, number]) => `${x(i)},${y(number)}`).join(" ") }));
+      for (const [i, number] of points) {
+        parts.push(svg("circle", { cx: x(i), cy: y(number), r: i === now.layer ? 5 : 2.6, fill: colour }));
+        if (i === now.layer) labels.push({ number, colour, at: y(number) + 4 });
       }
-    }
+    });
     labels.sort((a, b) => a.at - b.at);
     if (labels.length > 1 && labels[1].at - labels[0].at < 13) {
       const middle = Math.min(Math.max((labels[0].at + labels[1].at) / 2, pad.top + 8), height - pad.bottom - 6);
       [labels[0].at, labels[1].at] = [middle - 6.5, middle + 6.5];
     }
-    for (const { value, at } of labels) parts.push(svg("text", { class: "now", x: x(now.layer) + 9, y: at }, fixed(value)));
+    for (const { number, at } of labels) parts.push(svg("text", { class: "now", x: x(now.layer) + 9, y: at }, written(number)));
     const span = names.length > 1 ? x(1) - x(0) : 40;
     names.forEach((name, i) => parts.push(svg("rect", {
       class: "hit", x: x(i) - span / 2, y: pad.top - 8, width: span, height: height - pad.top + 8, onclick: () => this.go("layer", i),
     }, svg("title", {}, name))));
-    const told = now.panels.map(({ model, summary: { mean } }) => `${model} ${fixed(mean)}`).join(", ");
-    this.plot.replaceChildren(svg("svg", { role: "img", "aria-label": `Mean similarity by layer; at ${names[now.layer]}: ${told}` }, ...parts));
+    const told = now.panels.map(({ name, summary: { mean }, map, step, layer }) => `${name} ${artifacts ? written(map.lengths.artifacts[step][layer][0]) : fixed(mean)}`).join(", ");
+    this.plot.replaceChildren(svg("svg", { role: "img", "aria-label": `${artifacts ? "Share of artifact tokens" : "Mean similarity"} by layer; at ${names[now.layer]}: ${told}` }, ...parts));
   }
 
   /* Describes the picture in words, for readers who cannot see it; the words stand under it for everybody. */
   say() {
-    const { now, meta } = this, [h, w] = now.first.grid;
-    const where = `Image ${meta.images[now.image]}, patch in row ${Math.floor(now.patch / w) + 1} of ${h}, column ${(now.patch % w) + 1} of ${w}.`;
-    const seen = now.panels.map(({ model, where: place, summary: told, similarity, grid, patch }) => {
-      const region = mostAlike(similarity, grid, patch);
-      return `${model}, ${place}: mean similarity ${fixed(told.mean)} (${fixed(told.minimum)} to ${fixed(told.maximum)}), `
-        + `above 0.8 for ${percent(told.above)} of the other patches${region ? `, most alike ${region.name} (${fixed(region.mean)})` : ""}.`;
+    const { now } = this, [h, w] = now.grid, asked = now.panels[now.asked];
+    const where = `Image ${asked.image}, patch in row ${Math.floor(now.patch / w) + 1} of ${h}, column ${(now.patch % w) + 1} of ${w}.`;
+    const seen = now.panels.map(({ name, where: place, summary: told, similarity, grid, patch, found, artifacts }) => {
+      if (now.show === "length") return `${name}, ${place}: ${artifacts}.`;
+      const region = mostAlike(similarity, grid, found ? -1 : patch), [row, column] = rowColumn(patch, grid);
+      const best = found ? `, most alike row ${row + 1}, column ${column + 1} (${fixed(similarity[patch])})` : "";
+      return `${name}, ${place}: mean similarity ${fixed(told.mean)} (${fixed(told.minimum)} to ${fixed(told.maximum)}), `
+        + `above 0.8 for ${percent(told.above)} of the ${found ? "" : "other "}patches${best || (region ? `, most alike ${region.name} (${fixed(region.mean)})` : "")}.`;
     });
-    setText(this.words, [where, ...seen].join(" "));
+    const shown = now.show.endsWith("colours") ? [`Colours: the first three principal components of the directions of the tokens, of ${now.show === "colours" ? "each image" : "all images"}.`] : [];
+    setText(this.words, [where, ...shown, ...seen].join(" "));
   }
 
   /* --- to keep --- */
 
-  selection({ image, first, patch, layer, step, panels } = this.current()) {
+  selection({ image, first, grid, patch, layer, step, panels, right, other, asked, show } = this.current()) {
     const range = ({ summary: { minimum, mean, maximum } }) => ({ minimum: rounded(minimum), mean: rounded(mean), maximum: rounded(maximum) });
     return {
-      image: this.meta.images[image], patch, row: Math.floor(patch / first.grid[1]), column: patch % first.grid[1],
-      layer: first.layers[layer], step: first.steps[step], left: panels[0].model, right: panels[1]?.model ?? null,
+      image: this.meta.images[image], patch, row: Math.floor(patch / grid[1]), column: patch % grid[1],
+      layer: first.layers[layer], step: first.steps[step], left: panels[0].model, right: right < 0 ? null : panels[1].model,
+      other: this.meta.images[other] ?? null, asked, show,
       similarity: { left: range(panels[0]), right: panels[1] ? range(panels[1]) : null },
     };
   }
 
   fileName(end) {
-    const { image, row, column, layer, step, left, right } = this.selection(this.now);
-    return `tokens ${[left, right].filter(Boolean).join(" ")} ${image} r${row} c${column} ${layer} step ${step}.${end}`.replace(/[^\w.-]+/g, "_");
+    const { image, row, column, layer, step, left, right, other } = this.selection(this.now);
+    return `tokens ${[left, right].filter(Boolean).join(" ")} ${[image, other].filter(Boolean).join(" ")} r${row} c${column} ${layer} step ${step}.${end}`.replace(/[^\w.-]+/g, "_");
   }
 
   saveSelection() {
@@ -677,10 +684,10 @@ class App {
 
   /* Saves panels, colour bar and caption on white, for a slide. */
   async savePicture() {
-    const { now, scale, panels } = this, side = 640, gap = 28, top = 64, bar = 110, font = "system-ui, sans-serif";
+    const { now, panels } = this, scale = this.lengths ?? this.scale, side = 640, gap = 28, top = 64, bar = 110, font = "system-ui, sans-serif";
     await Promise.all(panels.map(({ image }) => image.decode()));
     this.say();
-    const range = `Colours: ${scale.label}, ${scale.low} to ${scale.high}${scale.low < 0 ? "" : ", negative values as 0"}.`;
+    const range = now.show === "similarity" ? `Colours: ${scale.label}, ${scale.low} to ${scale.high}${scale.low < 0 ? "" : ", negative values as 0"}.` : "";
     const canvas = make("canvas", { width: gap + panels.length * (side + gap) + bar }), pen = canvas.getContext("2d");
     const lines = [[this.words.textContent, `18px ${font}`], [`${range} ${this.note.textContent}`, `15px ${font}`]]
       .flatMap(([text, style]) => wrapped(pen, text, style, canvas.width - 2 * gap));
@@ -695,8 +702,8 @@ class App {
       pen.fillRect(x, 24, 18, 18);
       pen.fillStyle = "#1c2126";
       pen.font = `600 22px ${font}`;
-      pen.fillText(plain ? shown.image : `${shown.model}, ${shown.where}`, plain ? x : x + 28, 41, side - 28);
-      pen.filter = this.panels[i].picture.classList.contains("grey") ? "grayscale(1)" : "none";
+      pen.fillText(plain ? shown.image : `${shown.name}, ${shown.where}`, plain ? x : x + 28, 41, side - 28);
+      pen.filter = panels[i].picture.classList.contains("grey") ? "grayscale(1)" : "none";
       pen.imageSmoothingEnabled = true;
       pen.drawImage(image, x, top, side, heights[i]);
       pen.filter = "none";
@@ -713,14 +720,16 @@ class App {
       }
     });
     const x = canvas.width - bar;
-    for (let i = 0; i < 256; i++) {
+    for (let i = 0; i < 256 && !now.show.endsWith("colours"); i++) {
       pen.fillStyle = css(scale, i);
       pen.fillRect(x, top + (tall * (255 - i)) / 256, 24, tall / 256 + 1);
     }
     pen.fillStyle = "#1c2126";
     pen.font = `18px ${font}`;
-    pen.fillText("cosine", x, 41);
-    for (let i = 0; i <= 5; i++) pen.fillText(tick(scale, i), x + 32, top + tall * (1 - i / 5) + 6);
+    if (!now.show.endsWith("colours")) {
+      pen.fillText(this.lengths ? "length" : "cosine", x, 41);
+      for (let i = 0; i <= 5; i++) pen.fillText(this.tick(i), x + 32, top + tall * (1 - i / 5) + 6);
+    }
     lines.forEach(([line, style], i) => {
       pen.font = style;
       pen.fillText(line, gap, top + tall + 36 + 26 * i);
@@ -755,7 +764,7 @@ removes everything. */
 export function mount(element, meta, bytes, state = {}) {
   const first = meta.maps[0][0], listeners = {};
   const values = {
-    image: 0, patch: -1, layer: first.layers.length - 1, step: first.steps.at(-1), left: 0, right: -1, selection: {},
+    image: 0, patch: -1, layer: first.layers.length - 1, step: first.steps.at(-1), left: 0, right: -1, other: -1, asked: 0, show: "similarity", selection: {},
     ...state, meta, data: bytes,
   };
   const model = {

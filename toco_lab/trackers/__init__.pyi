@@ -1,0 +1,13 @@
+from . import lane as lane
+from . import logbook as logbook
+from . import mlflow as mlflow
+from . import said as said
+from . import tensorboard as tensorboard
+from . import tracker as tracker
+from . import wandb as wandb
+from .logbook import Logbook as Logbook
+from .logbook import log_run as log_run
+from .logbook import tracking as tracking
+from .tracker import TRACKERS as TRACKERS
+from .tracker import Tracker as Tracker
+from .tracker import check_trackers as check_trackers

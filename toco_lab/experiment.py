@@ -148,12 +148,16 @@ def start(preset: str, overrides: Mapping[str, Any], run_dir: Path | str) -> tup
 def enter_notebook() -> Path:
     """Relative paths count from the project's folder, which is returned; figures are shown as pictures.
 
-    plotly's are kept in its own format and as an HTML export shows them, without a network. Outside a notebook neither
-    matplotlib nor plotly is imported.
+    plotly's are kept in its own format and as an HTML export shows them, without a network and without its button that
+    uploads a figure. Outside a notebook neither matplotlib nor plotly is imported.
     """
     if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
         import plotly.io
 
+        from toco_lab.figures.plotly_style import CONFIG
+
         shell.run_line_magic("matplotlib", "inline")
+        for name in ("plotly_mimetype", "notebook"):
+            plotly.io.renderers[name].config = CONFIG
         plotly.io.renderers.default = "plotly_mimetype+notebook"
     return enter_project()

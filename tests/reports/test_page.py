@@ -78,7 +78,7 @@ def shown(browser, path: Path, width: int, scheme: str = "light"):
 @pytest.mark.parametrize("name", ["two", "ten"])
 def test_nothing_is_cut_at_any_width(pages, browser, name, width):
     with shown(browser, pages[name], width) as tab:
-        tab.wait_for_function(DRAWN)
+        tab.wait_for_function(DRAWN, timeout=60_000)
         for part in tab.locator("main details").all():
             part.evaluate("part => { part.open = true; }")
         tab.wait_for_timeout(100)
@@ -87,7 +87,7 @@ def test_nothing_is_cut_at_any_width(pages, browser, name, width):
 
 def test_a_window_that_becomes_narrow_is_filled_anew(pages, browser):
     with shown(browser, pages["two"], 1280) as tab:
-        tab.wait_for_function(DRAWN)
+        tab.wait_for_function(DRAWN, timeout=60_000)
         tab.set_viewport_size({"width": 390, "height": 900})
         tab.wait_for_function("() => [...document.querySelectorAll('.main-svg')].every((one) => one.clientWidth < 390)")
         assert cut_parts(tab) == []
@@ -96,7 +96,7 @@ def test_a_window_that_becomes_narrow_is_filled_anew(pages, browser):
 def test_nothing_is_cut_on_paper(pages, browser):
     """A4 between margins of a centimetre is 718 pixels wide; what is folded is opened for it, and folded again."""
     with shown(browser, pages["two"], 1280, "dark") as tab:
-        tab.wait_for_function(DRAWN)
+        tab.wait_for_function(DRAWN, timeout=60_000)
         folded = tab.locator("main details:not([open])").count()
         tab.emulate_media(media="print")
         tab.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -114,13 +114,13 @@ def test_nothing_is_cut_on_paper(pages, browser):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_all_text_can_be_read_and_everything_has_a_name(pages, browser, scheme):
     with shown(browser, pages["two"], 1280, scheme) as tab:
-        tab.wait_for_function(DRAWN)
+        tab.wait_for_function(DRAWN, timeout=60_000)
         assert pale_texts(tab) == [] and nameless_parts(tab) == []
 
 
 def test_the_keyboard_passes_the_figures_by(pages, browser):
     with shown(browser, pages["two"], 1280) as tab:
-        tab.wait_for_function(DRAWN)
+        tab.wait_for_function(DRAWN, timeout=60_000)
         assert tab.locator(".modebar-btn").count() >= 8
         tab.locator("table.sortable th button").last.focus()
         for _ in range(12):
@@ -142,7 +142,7 @@ def test_a_panel_keeps_its_heading_where_panels_are_stacked(pages, browser):
     found = []
     for width in (1280, 390):
         with shown(browser, pages["two"], width) as tab:
-            tab.wait_for_function(DRAWN)
+            tab.wait_for_function(DRAWN, timeout=60_000)
             plot = tab.locator("section, .output_area", has=tab.locator("[aria-label='Training curves']")).last
             found.append(plot.locator(".plotly-graph-div").evaluate(titles))
     assert len(found[0]) >= 4 and found[0] == found[1]
@@ -151,7 +151,7 @@ def test_a_panel_keeps_its_heading_where_panels_are_stacked(pages, browser):
 def test_the_checks_see_what_they_are_for(pages, browser):
     """A table that is cut, a text that is pale, a figure without a label, a button that uploads: each is found."""
     with shown(browser, pages["two"], 768) as tab:
-        tab.wait_for_function(DRAWN)
+        tab.wait_for_function(DRAWN, timeout=60_000)
         tab.evaluate("document.querySelector('.scroll table').style.setProperty('min-width', '2000px', 'important')")
         assert any("scroll 2000 >" in one for one in cut_parts(tab))
         tab.add_style_tag(content=".note{color:#999!important}.plot .main-svg text{fill:#bbb!important}")

@@ -139,6 +139,11 @@ def test_a_wide_table_of_few_rows_is_turned_on_its_side():
     assert '<tr><th scope="row"><b>a</b></th><td>0.1</td>' in Table("t", "c", many).html()  # too many for columns
 
 
+def test_a_first_column_without_a_heading_is_shown():
+    text = Table("t", "c", pd.DataFrame({"": ["torch"], "all runs": ["2.1"]}), aside="gone").html()
+    assert '<th scope="row"><b>torch</b></th><td>2.1</td>' in text and "<details>" not in text
+
+
 def test_sentences_stand_below_the_table_on_a_page_and_in_it_on_paper():
     frame = pd.DataFrame({"run": ["a", "b"], "CAM": ["1", "2"], "measured with": ["seed 0", "<b>"]})
     table = Table("t", "c", frame, aside="measured with")

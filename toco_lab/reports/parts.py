@@ -97,7 +97,7 @@ class Table:
 
         A wide table of few rows is turned on its side: a column per row, so that it fits a screen and a page.
         """
-        frame = self.frame.drop(columns=self.aside, errors="ignore")
+        frame = self.frame.drop(columns=[self.aside] if self.aside else [], errors="ignore")
         grid = [[escape(name) for name in frame], *(self._html_row(dict(row)) for _, row in frame.iterrows())]
         turned = frame.shape[1] > _WIDE and len(frame) <= _FEW
         grid = [*map(list, zip(*grid, strict=True))] if turned else grid
@@ -124,7 +124,7 @@ class Table:
 
     def _html_aside(self) -> str:
         """The column of sentences, a line for each row."""
-        if self.aside not in self.frame:
+        if not self.aside or self.aside not in self.frame:
             return ""
         words = zip(self.frame.iloc[:, 0], self.frame[self.aside], strict=True)
         lines = "".join(f'<p class="protocol"><b>{escape(name)}</b>: {escape(said)}</p>' for name, said in words)

@@ -22,7 +22,7 @@ function sortBy(heading) {
   body.append(...keys.map((key) => key.row));
 }
 
-for (const heading of document.querySelectorAll("table.sortable thead th")) {
+for (const heading of document.querySelectorAll("table.sortable thead th:not(:empty)")) {
   const button = document.createElement("button");
   button.type = "button";
   button.append(...heading.childNodes);

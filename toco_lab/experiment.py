@@ -175,8 +175,8 @@ def start(preset: str, overrides: Mapping[str, Any], run_dir: Path | str) -> tup
 def enter_notebook() -> Path:
     """Relative paths count from the project's folder, which is returned; figures are shown as pictures.
 
-    plotly's are kept in its own format and as HTML, which an export shows without a network. Outside a notebook neither
-    matplotlib nor plotly is imported.
+    plotly's are kept in its own format and as HTML, which an export shows without a network and without the button that
+    uploads a figure. Outside a notebook neither matplotlib nor plotly is imported.
     """
     if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
         from toco_lab.figures.saved import show_figures

@@ -60,7 +60,9 @@ def test_too_many_tokens_are_thinned_and_it_is_said(
 
 def test_a_second_image_that_is_shown_stays_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     maps = [small_maps((0,), image_name=name, seed=seed) for seed, name in enumerate("xyz")]
-    monkeypatch.setattr(saved_explorer, "SAVED_BYTES", round(0.7 * sum(int(one.tokens.slab_bytes.sum()) for one in maps)))
+    monkeypatch.setattr(
+        saved_explorer, "SAVED_BYTES", round(0.7 * sum(int(one.tokens.slab_bytes.sum()) for one in maps))
+    )
     html = saved_explorer_html(maps, "here", state={"image": 2, "left": 0, "layer": 0, "other": 1})
     meta, state, _ = parts(html)
     assert meta["images"] == ["y", "z"] and (state["image"], state["other"]) == (1, 0)

@@ -89,6 +89,7 @@ def plot(
         out: The file: .html (works offline) or .png.
     """
     from toco_lab.figures import across_runs, assign_colours
+    from toco_lab.figures.plotly_style import CONFIG
     from toco_lab.runs import table as run_table
     from toco_lab.runs.listing import runs_below
 
@@ -100,7 +101,8 @@ def plot(
         raise ValueError(f"none of {counted(len(table), 'run')} below {root} has values of {metric} and {parameter}")
     shared: dict[str, Any] = {"metric": metric, "parameter": parameter, "colour": colour, "note": found.note}
     if out.suffix == ".html":
-        text = across_runs.metric_by_parameter(found.points, found.means, **shared).to_html(include_plotlyjs=True)
+        figure = across_runs.metric_by_parameter(found.points, found.means, **shared)
+        text = figure.to_html(include_plotlyjs=True, config=CONFIG)
         with atomic_write(out, "w") as file:
             file.write(text)
     else:
@@ -155,7 +157,10 @@ def as_page(path: Path) -> Path:
         else:
             import plotly.io
 
-            file.write(plotly.io.from_json(path.read_text(encoding="utf-8")).to_html(include_plotlyjs=True))
+            from toco_lab.figures.plotly_style import CONFIG
+
+            figure = plotly.io.from_json(path.read_text(encoding="utf-8"))
+            file.write(figure.to_html(include_plotlyjs=True, config=CONFIG))
     return page
 
 

@@ -22,6 +22,7 @@ import pandas as pd
 from toco_lab.explorers.controls import ControlBox, button, wide, wrapped_row
 from toco_lab.figures import printed
 from toco_lab.figures.colours import assign_colours
+from toco_lab.figures.plotly_style import CONFIG
 from toco_lab.runs.listing import read_runs, runs_below
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.runs.table import (
@@ -263,7 +264,7 @@ class RunBrowser(ControlBox):
                 self.figure_area.outputs = (_output({"image/png": base64.b64encode(path.read_bytes()).decode()}),)
             else:
                 figure = json.loads(path.read_text(encoding="utf-8"))
-                self.figure_area.outputs = (_output({"application/vnd.plotly.v1+json": figure}),)
+                self.figure_area.outputs = (_output({"application/vnd.plotly.v1+json": figure | {"config": CONFIG}}),)
 
     def _ask_to_delete(self) -> None:
         """First step of two: say what would be deleted, and offer the button that does it."""

@@ -10,8 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from toco_lab.files import project_root
-
 _PACKAGES = ("toco_lab", "torch", "torchvision", "timm", "torchmetrics", "numpy", "pandas")
 
 
@@ -50,7 +48,7 @@ def _device_name(device: str) -> str:
 
 def _git_revision() -> dict[str, Any] | None:
     """Commit of this package and whether its folder has changes; None outside a checkout."""
-    here = project_root() / "toco_lab"
+    here = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(here), *arguments]

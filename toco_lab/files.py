@@ -200,8 +200,21 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def project_root() -> Path:
-    """The folder that holds this package: in a checkout the project, with its notebooks and toy data."""
-    return Path(__file__).resolve().parents[1]
+    """The folder that holds `notebooks`, `data/toy` and `results/studies`.
+
+    In a checkout that is the project; a package that was installed from a wheel carries a copy (see setup.py).
+    """
+    package = Path(__file__).resolve().parent
+    return travelled if (travelled := package / "_data").is_dir() else package.parent
+
+
+def here_or_shipped(path: Path | str) -> Path:
+    """`path`, or where nothing is there the project's own file of this name, like `notebooks/04_evaluate.ipynb`.
+
+    Where neither is there, `path` itself, so that whoever opens it says what is missing.
+    """
+    shipped = project_root() / path
+    return Path(path) if os.path.lexists(path) or not shipped.exists() else shipped
 
 
 def enter_project() -> Path:

@@ -9,6 +9,8 @@ import sys
 
 from toco_lab.commands.data import data
 from toco_lab.commands.demo import demo
+from toco_lab.commands.export import export
+from toco_lab.commands.notebooks import notebooks
 from toco_lab.commands.parser import Commands, options_of, parse
 from toco_lab.commands.predict import predict
 from toco_lab.commands.runs import runs
@@ -32,7 +34,9 @@ app.command(study)
 app.command(data, name="data", help="Check, show, label and prepare data sets.")
 app.command(runs, name="runs", help="List, filter, compare, plot, open, log and delete runs.")
 app.command(aliases=["import_released"])(import_released)
+app.command(export)
 app.command(demo)
+app.command(notebooks)
 
 
 def main(arguments: list[str] | None = None) -> int:

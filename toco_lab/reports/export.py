@@ -22,13 +22,13 @@ import nbformat
 from nbformat import NotebookNode
 from traitlets.config import Config
 
-from toco_lab.files import atomic_write, check_writable
+from toco_lab.files import atomic_write, check_writable, project_root
 from toco_lab.reports.comparison import compare_folders
 from toco_lab.reports.parts import LATEX, PLOTLY
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.sweeps.notebooks import execute_notebook
 
-NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "08_report.ipynb"
+NOTEBOOK = project_root() / "notebooks" / "08_report.ipynb"
 STATIC = Path(__file__).parent / "static"
 _HEADING, _PANEL_TITLE = 50, 34  # pixels of a drawing that its heading takes, and those above its first panels
 _FOR_READERS = {  # nbconvert's settings: results without code, and without what is said to somebody at the keyboard

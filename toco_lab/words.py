@@ -1,4 +1,7 @@
-"""Counts in words, for every message and table: 1 problem, 2 problems."""
+"""Words of messages and tables: counts (1 problem, 2 problems), and how this program is called."""
+
+import sys
+from pathlib import Path
 
 
 def counted(number: int | str, one: str, many: str = "") -> str:
@@ -21,3 +24,8 @@ def _plural(word: str) -> str:
     if word.endswith("y") and word[-2] not in "aeiou":
         return f"{word[:-1]}ies"
     return f"{word}s"
+
+
+def program() -> str:
+    """How to call this program, for messages that name a command: as it was called now, or by Python."""
+    return "toco-lab" if Path(sys.argv[0]).stem == "toco-lab" else "python -m toco_lab"

@@ -179,7 +179,7 @@ def test_runs_lists_filters_sorts_and_exports(three_runs: Path, capsys: pytest.C
     alone = capsys.readouterr().out
     assert main(["runs", "list", "--root", str(three_runs)]) == 0
     assert capsys.readouterr().out == alone
-    assert alone.split("\n")[0].split() == "run state step seconds made seed w_ptc cam_mIoU".split()
+    assert alone.split("\n")[0].split() == "run state cam_mIoU w_ptc seed".split()
     assert f"3 runs below {three_runs}" in alone and "0.75" in alone
     out = three_runs / "out.csv"
     command = ["runs", "list", "--root", str(three_runs), "--where", "seed == 0", "--sort", "cam_mIoU", "--descending"]

@@ -1,7 +1,9 @@
 """The command `runs`: list, compare, plot, open and delete runs."""
 
+import shutil
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,12 @@ def list_(
     columns: tuple[str, ...] = (),
     sort: str = "run",
     descending: bool = False,
+    wide: bool = False,
     csv: Path | None = None,
 ) -> None:
-    """List the runs below a folder: state, config fields that differ, scores. This is what `runs` alone does.
+    """List the runs below a folder: name, state, scores, and what differs. This is what `runs` alone does.
+
+    On a terminal no line is longer than the terminal is wide; what was left out for that is named.
 
     Args:
         root: Folder that holds the runs, at any depth.
@@ -31,20 +36,31 @@ def list_(
         columns: Columns to show; any config field, score or last training metric.
         sort: Column that orders the rows.
         descending: Largest first.
+        wide: Show every field that differs, steps, seconds and dates too, however long the lines.
         csv: Write all columns of these runs into this file as well.
     """
+    from toco_lab.runs import glance
     from toco_lab.runs import table as run_table
     from toco_lab.runs.listing import runs_below
 
     table = run_table.filter_runs(runs_below(root, everything=True), where)
     table = run_table.sort_runs(table, sort, descending=descending)
-    shown = run_table.overview(table)
+    left_out: list[str] = []
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     if columns:
-        shown = table[[run_table.check_column(table.columns, name) for name in dict.fromkeys(("run", *columns))]]
+        names = [run_table.check_column(table.columns, name) for name in dict.fromkeys(("run", *columns))]
+        shown = table[names].map(run_table.cell_text)
+    elif wide:
+        shown = run_table.overview(table).map(run_table.cell_text)
+    else:
+        shown, left_out = glance.within(glance.glance(table), width)
     if len(shown):
-        print(shown.map(run_table.cell_text).to_string(index=False))
+        print(shown.to_string(index=False))
     nowhere = "" if root.exists() else ": there is no such folder (--root names another)"
     print(f"{counted(len(shown), 'run')} below {root}{nowhere}")
+    if left_out and width:
+        named = textwrap.fill(f"not shown: {', '.join(left_out)}", width, subsequent_indent="  ")
+        print(f"{named}\n(--wide shows them, --columns chooses)")
     if csv is not None:
         with atomic_write(csv, "w") as file:
             table.to_csv(file, index=False, lineterminator="\n")

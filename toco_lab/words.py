@@ -1,4 +1,4 @@
-"""Words of messages and tables: counts (1 problem, 2 problems), and how this program is called."""
+"""Words of messages and tables: counts (1 problem, 2 problems), lengths of time, and how this program is called."""
 
 import sys
 from pathlib import Path
@@ -24,6 +24,20 @@ def _plural(word: str) -> str:
     if word.endswith("y") and word[-2] not in "aeiou":
         return f"{word[:-1]}ies"
     return f"{word}s"
+
+
+def duration(seconds: float) -> str:
+    """A length of time in its two largest units.
+
+    >>> duration(0.4), duration(59), duration(3725), duration(7200), duration(4_000_000)
+    ('less than a second', '59 seconds', '1 hour 2 minutes', '2 hours', '46 days 7 hours')
+    """
+    whole, parts = round(seconds), []
+    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
+        count, whole = divmod(whole, size)
+        parts += [counted(count, unit)] if count or parts else []
+    shown = [part for part in parts[:2] if not part.startswith("0 ")]
+    return " ".join(shown) or "less than a second"
 
 
 def program() -> str:

@@ -58,7 +58,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -
     printed = capsys.readouterr().out
     assert "7 steps of 2 images" in printed and "toy train: 16 images" in printed and "device:" in printed
     assert "embed_dim = 24 (default None)" in printed and "random weights" in printed
-    assert "GiB a process at least" in printed and "for the encoder passes" in printed
+    assert "GiB a process at least" in printed and "3 steps timed on cpu just now" in printed
     assert not (tmp_path / "runs").exists()
 
 

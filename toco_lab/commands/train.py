@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Union, get_type_hints
 
@@ -14,7 +13,7 @@ from toco_lab.commands.parser import HELP, given_options, refuse_given
 from toco_lab.commands.trained import print_doubtful_truth, print_scores
 from toco_lab.config import Config, config_differences
 from toco_lab.presets import PRESETS
-from toco_lab.words import counted, program
+from toco_lab.words import counted, duration, program
 
 if TYPE_CHECKING:
     import torch
@@ -211,7 +210,8 @@ def _open_run(options: TrainOptions) -> "RunDir | None":
     cfg = _shared_out(complete_config(options.config()))
     _warn_of_batch_size(cfg, options.preset)
     if options.dry_run:
-        print(*_outlook(cfg, options), sep="\n")
+        for line in _outlook(cfg, options):
+            print(line, flush=True)
         with contextlib.suppress(DataError):  # said already: the data are not ready
             _print_usage(cfg)
         return None
@@ -285,7 +285,7 @@ def _outlook(cfg: Config, options: TrainOptions) -> Iterator[str]:
     yield f"backbone:   {cfg.backbone}, " + (f"weights: {weights}" if cfg.pretrained else "random weights")
     device = resolve_device(cfg.device)
     yield from _device_lines(cfg, device)
-    yield from _cost_lines(cfg, device, cfg.steps - step)
+    yield from _cost_lines(cfg, device, cfg.steps - step, measure=options.measure)
     yield "fields that differ from the defaults of Config:"
     for name, values in config_differences({"default": Config(), "here": cfg}).items():
         yield f"  {name} = {values['here']!r} (default {values['default']!r})"
@@ -314,21 +314,45 @@ def _device_lines(cfg: Config, device: "torch.device") -> Iterator[str]:
         yield f"            {gpus} GPUs are here: torchrun --nproc-per-node {gpus} -m toco_lab train ... uses them all"
 
 
-def _cost_lines(cfg: Config, device: "torch.device", steps_left: int) -> Iterator[str]:
-    """Memory of a process, and the time that the steps to come will take at the speed measured now."""
+def _cost_lines(cfg: Config, device: "torch.device", steps_left: int, *, measure: bool) -> Iterator[str]:
+    """Memory of a process, and the time that the steps to come take on this machine."""
     from toco_lab.training.cost import measured_rate, step_cost
     from toco_lab.training.processes import num_processes
 
     cost = step_cost(cfg, processes=num_processes())
-    rate = measured_rate(cfg, device, cost=cost)
     yield (
         f"memory:     {cost.memory_bytes / 2**30:.1f} GiB a process at least: {cost.weight_bytes / 2**30:.1f} for "
         f"{cost.parameters / 1e6:.0f} million weights with gradients and moments, "
         f"{cost.activation_bytes / 2**30:.1f} of activations (--checkpoint-blocks, --accumulate and --precision bf16 "
         "lower them)"
     )
-    yield (
-        f"time:       {counted(steps_left, 'step')} of {cost.flops / 1e12:.2g} TFLOP at {rate / 1e12:.2g} "
-        f"TFLOP/s, measured just now: about {timedelta(seconds=round(steps_left * cost.flops / rate))} for the "
-        "encoder passes; the rest of a step comes on top"
+    if not measure:
+        steps = counted(steps_left, "step")
+        yield f"time:       {steps} of {cost.flops / 1e12:.2g} TFLOP; without --no-measure a few of them are timed"
+        return
+    expected = cost.flops / measured_rate(cfg, device, cost=cost)
+    yield f"time:       {_time_line(cfg, device, steps_left, expected)}"
+
+
+def _time_line(cfg: Config, device: "torch.device", steps_left: int, expected: float) -> str:
+    """How long training takes, by steps that are timed now; where these would take too long, by `expected` seconds."""
+    import torch
+
+    from toco_lab.training.timing import timed_steps
+
+    steps = counted(steps_left, "step")
+    try:
+        timing = timed_steps(cfg, device, expected=expected)
+    except torch.OutOfMemoryError:
+        at_once = counted(cfg.batch_size // cfg.accumulate, "image")
+        return f"not known: {at_once} at once DO NOT FIT into the memory of {device}. A larger --accumulate needs less"
+    if timing is None:
+        return (
+            f"{steps} of about {duration(expected)} each, about {duration(steps_left * expected)}: too slow to time a "
+            f"step on {device}, so this is by the speed of one encoder pass, measured just now, and the least it takes"
+        )
+    with_images = f" with {counted(timing.images, 'image')}" if timing.images < timing.micro_batch else ""
+    return (
+        f"{steps} of {timing.seconds:.3g} s, about {duration(steps_left * timing.seconds)}: "
+        f"{counted(timing.steps, 'step')}{with_images} timed on {device} just now; evaluation comes on top"
     )

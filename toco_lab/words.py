@@ -27,17 +27,19 @@ def _plural(word: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A length of time in its two largest units.
+    """A length of time in its largest unit, and the next one where that is below ten.
 
     >>> duration(0.4), duration(59), duration(3725), duration(7200), duration(4_000_000)
-    ('less than a second', '59 seconds', '1 hour 2 minutes', '2 hours', '46 days 7 hours')
+    ('less than a second', '59 seconds', '1 hour 2 minutes', '2 hours', '46 days')
     """
-    whole, parts = round(seconds), []
-    for size, unit in ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second")):
-        count, whole = divmod(whole, size)
-        parts += [counted(count, unit)] if count or parts else []
-    shown = [part for part in parts[:2] if not part.startswith("0 ")]
-    return " ".join(shown) or "less than a second"
+    sizes = {"day": 86400, "hour": 3600, "minute": 60, "second": 1}
+    for (unit, size), (below, part) in zip(sizes.items(), [*list(sizes.items())[1:], ("", 1)], strict=True):
+        if seconds >= 10 * size:
+            return counted(round(seconds / size), unit)
+        if seconds >= size:
+            rest = int(seconds % size / part) if below else 0
+            return counted(int(seconds / size), unit) + (f" {counted(rest, below)}" if rest else "")
+    return "less than a second"
 
 
 def program() -> str:

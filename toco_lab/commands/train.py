@@ -348,8 +348,8 @@ def _time_line(cfg: Config, device: "torch.device", steps_left: int, expected: f
         return f"not known: {at_once} at once DO NOT FIT into the memory of {device}. A larger --accumulate needs less"
     if timing is None:
         return (
-            f"{steps} of about {duration(expected)} each, about {duration(steps_left * expected)}: too slow to time a "
-            f"step on {device}, so this is by the speed of one encoder pass, measured just now, and the least it takes"
+            f"{steps} would take more than {duration(steps_left * expected)} on {device}, {duration(expected)} each: "
+            "too slow to time one, so this is by the speed of an encoder pass, measured just now"
         )
     with_images = f" with {counted(timing.images, 'image')}" if timing.images < timing.micro_batch else ""
     return (

@@ -112,7 +112,8 @@ def test_documents_name_commands_that_exist(path: Path) -> None:
         command = command_of(line.split())
         shown = help_of(command) + (help_of(("train", "folder")) if command == ("train",) else "")  # --config FILE
         for option in re.findall(r" (--[a-z][\w-]*)", line):
-            assert option in OF_EVERY_COMMAND or re.search(rf"{option}\b", shown), f"{path.name}: {line} has no option {option}"
+            known = option in OF_EVERY_COMMAND or re.search(rf"{option}\b", shown)
+            assert known, f"{path.name}: {line} has no option {option}"
     for file in re.findall(r"(?:python|pytest|-m toco_lab (?:sweep|run)) ([a-z\d_/]+\.(?:py|ipynb|yaml))", text):
         assert (ROOT / file).is_file(), f"{path.name} names {file}"
 

@@ -95,3 +95,12 @@ def test_the_plot_compares_like_with_like_and_says_so(root: Path) -> None:
     assert browser.parameter.options == ("seed",) and browser.figure().axes[0].get_title().startswith("voc val, 4 ima")
     browser.among.value = ALL_RUNS
     assert browser.figure().axes[0].get_title().startswith(f"{ALL_RUNS}: 4 runs, 1 run left out")
+
+
+def test_a_plot_of_unlike_runs_says_so(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    page = tmp_path / "p.html"
+    command = ["runs", "plot", "cam_mIoU", "w_ptc", "--root", str(root), "--out", str(page)]
+    assert main(command) == 0
+    assert "of 3 data sets or protocols: choose one by --where" in capsys.readouterr().out
+    assert main([*command, "--where", "dataset == 'toy' and scored_images == 4"]) == 0
+    assert "protocols" not in capsys.readouterr().out and "toy shapes val, 4 images: 2 runs" in page.read_text()

@@ -105,6 +105,7 @@ def plot(
     """
     from toco_lab.figures import across_runs, assign_colours
     from toco_lab.runs import table as run_table
+    from toco_lab.runs.glance import alike
     from toco_lab.runs.listing import runs_below
 
     if out.suffix not in (".html", ".png"):
@@ -113,7 +114,10 @@ def plot(
     found = run_table.relate(table, metric, parameter, colour=colour)
     if not len(found.points):
         raise ValueError(f"none of {counted(len(table), 'run')} below {root} has values of {metric} and {parameter}")
-    shared: dict[str, Any] = {"metric": metric, "parameter": parameter, "colour": colour, "note": found.note}
+    groups = list(alike(table[table["run"].isin(found.points["run"])]))
+    unlike = f", of {len(groups)} data sets or protocols: choose one by --where" if len(groups) > 1 else ""
+    note = f"{found.note}{unlike}" if unlike else f"{groups[0]}: {found.note}"
+    shared: dict[str, Any] = {"metric": metric, "parameter": parameter, "colour": colour, "note": note}
     if out.suffix == ".html":
         text = across_runs.metric_by_parameter(found.points, found.means, **shared).to_html(include_plotlyjs=True)
         with atomic_write(out, "w") as file:
@@ -125,7 +129,7 @@ def plot(
         figure = printed.metric_by_parameter(found.points, found.means, colours=colours, **shared)
         with atomic_write(out) as file:
             figure.savefig(file, format="png", dpi=150)
-    print(f"{out}: {found.note}")
+    print(f"{out}: {found.note}{unlike}")
 
 
 @runs.command(name="open")

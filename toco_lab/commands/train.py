@@ -110,7 +110,9 @@ def _options_of_line(words: Sequence[str]) -> Any:
 
         return options_of(read_config(path, preset=preset))
     usual = bool(asked) and "--help-all" not in words
-    return Union[tuple(_of_preset(name, usual=usual) for name in PRESETS)]  # noqa: UP007 (made at runtime)
+    named = [word for word in words[1:2] if word in PRESETS] or PRESETS  # of the other presets few options are enough
+    made = (_of_preset(name, usual=usual or name not in named) for name in PRESETS)
+    return Union[tuple(made)]  # noqa: UP007 (made at runtime)
 
 
 def _of_preset(preset: str, *, usual: bool) -> Any:

@@ -37,6 +37,8 @@ def test_from_a_folder_to_a_report(tmp_path: Path, capsys: pytest.CaptureFixture
     assert (cfg.weights, cfg.crop_size, cfg.batch_size) == (PRESETS["toy"]["weights"], 96, 8)
     train, val = (set(open_dataset(cfg, split).names) for split in ("train", "val"))
     assert (len(train), len(val)) == (10, 2) and not train & val
+    assert main(["data", "check", str(file), "--out", str(tmp_path / "sheet.png")]) == 0
+    assert "0 problems" in capsys.readouterr().out
     short = ["--steps", "2", "--warmup-steps", "0", "--seg-start-step", "1", "--batch-size", "2"]
     assert main(["train", "--config", str(file), "--root", str(tmp_path), "--name", "run", *short]) == 0
     run = RunDir(tmp_path / "run")

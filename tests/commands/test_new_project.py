@@ -79,8 +79,11 @@ def test_sizes_follow_images_and_weights_at_hand(tmp_path: Path, monkeypatch, ca
     assert cfg.scale_range == (0.0896, 0.239) and cfg.eval_seg_scales == (0.149, 0.224)
     assert (cfg.steps, cfg.warmup_steps, cfg.seg_start_step) == (480, 36, 48)  # 40 passes over 48 images
     assert cfg.w_ptc == Config.preset("folder").w_ptc and cfg.pretrained and not cfg.weights
-    assert main(["new-project", str(tmp_path), "--backbone", "resnet18.a1_in1k", "--overwrite"]) == 0
-    assert "timm downloads its weights when the run starts" in capsys.readouterr().out
+    for name, sizes in (("resnet18.a1_in1k", (224, 64)), ("vit_small_patch14_dinov2.lvd142m", (224, 42))):
+        assert main(["new-project", str(tmp_path), "--backbone", name, "--overwrite"]) == 0
+        assert "timm downloads its weights when the run starts" in capsys.readouterr().out
+        cfg = read_config(tmp_path / "toco_lab.yaml")
+        assert (cfg.crop_size, cfg.local_crop_size) == sizes
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The command `new-project`: a folder of images becomes a config file that fits its size, and two lists."""
 
+import re
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,27 +161,24 @@ class Plan:
 
     def choose_sizes(self) -> None:
         """Crops as large as images, backbone and machine allow; images are scaled so that a crop shows most of one."""
-        patch = self._value("patch_size") or 16
+        in_name = re.search(r"patch(\d+)", self._value("backbone"))
+        patch = self._value("patch_size") or (int(in_name[1]) if in_name else 32)  # 32: a Swin, ResNet or ConvNeXt
         most = PRESETS["toy"]["crop_size"] if self._is_toy else 448 if self.gpu else 224
         short = self.folder.short_side
-        crop = max(min(most, short // patch * patch), 64 if self._is_toy else 96)
+        crop = max(min(most, short) // patch, -(-(64 if self._is_toy else 96) // patch)) * patch
         scale = crop / short
-        reason = f"images have a short side of {short} pixels (median)" + (
-            "" if self.gpu or self._is_toy else ", no GPU"
-        )
+        why = "" if self.gpu or self._is_toy else ", no GPU"
+        reason = f"images have a short side of {short} pixels (median){why}"
+        local = max(-(-28 // patch), round(crop * 96 / 448 / patch)) * patch
         self._set("crop_size", crop, reason)
-        self._set("local_crop_size", max(32, round(crop * 96 / 448 / patch) * patch), "as to the crop as on VOC")
-        self._set(
-            "scale_range",
-            [_rounded(0.6 * scale), _rounded(1.6 * scale)],
-            "a crop shows a part of an image, or all",
-        )
+        self._set("local_crop_size", local, "as to the crop as on VOC")
+        scales = [_rounded(0.6 * scale), _rounded(1.6 * scale)]
+        self._set("scale_range", scales, "a crop shows a part of an image, or all")
         self._set("eval_cam_size", crop, "CAMs are scored at the size of a crop")
         self._set("eval_seg_scales", [_rounded(scale), _rounded(1.5 * scale)], "segmentation at 1 and 1.5 crops")
         if crop <= 224:
-            self._set(
-                "par_dilations", list(PRESETS["toy"]["par_dilations"]), "refinement looks less far in small crops"
-            )
+            dilations = list(PRESETS["toy"]["par_dilations"])
+            self._set("par_dilations", dilations, "refinement looks less far in small crops")
         self.said.append(f"size       crops of {crop} pixels: {reason}")
 
     def choose_steps(self) -> None:

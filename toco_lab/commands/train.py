@@ -110,18 +110,22 @@ def _options_of_line(words: Sequence[str]) -> Any:
 
         return options_of(read_config(path, preset=preset))
     usual = bool(asked) and "--help-all" not in words
-    named = [word for word in words[1:2] if word in PRESETS] or PRESETS  # of the other presets few options are enough
-    made = (_of_preset(name, usual=usual or name not in named) for name in PRESETS)
+    named = [word for word in words[1:2] if word in PRESETS]
+    hint = "\n\nThe usual options; --help-all shows every field of the config." if named and usual else ""
+    made = (
+        # of presets that are not named few options are enough
+        _of_preset(name, usual=usual or name not in (named or PRESETS), hint=hint)
+        for name in PRESETS
+    )
     return Union[tuple(made)]  # noqa: UP007 (made at runtime)
 
 
-def _of_preset(preset: str, *, usual: bool) -> Any:
-    """The options of a preset as a command of their own, with one line about it for `--help`."""
+def _of_preset(preset: str, *, usual: bool, hint: str) -> Any:
+    """The options of a preset as a command of their own, with one line about it, and a hint, for `--help`."""
     cfg = Config.preset(preset)
     about = f"{cfg.dataset}, {cfg.backbone}, {counted(cfg.steps, 'step')} of {counted(cfg.batch_size, 'image')}"
-    more = "\n\nThe usual options; --help-all shows every field of the config." if usual else ""
     made = options_of(cfg, usual=usual)
-    return Annotated[made, tyro.conf.subcommand(preset, description=about + more, prefix_name=False)]
+    return Annotated[made, tyro.conf.subcommand(preset, description=about + hint, prefix_name=False)]
 
 
 def config_file(words: Sequence[str]) -> tuple[Path | None, str | None, list[str]]:

@@ -1,3 +1,5 @@
+__version__: str
+
 from . import backbones as backbones
 from . import commands as commands
 from . import data as data

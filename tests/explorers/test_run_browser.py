@@ -91,7 +91,7 @@ def test_the_plot_follows_its_menus(root):
     axes = browser.figure().axes[0]
     points = np.concatenate([line.get_xydata() for line in axes.lines if line.get_marker() == "o"])
     assert points.tolist() == [[0, 0.25], [0.5, 0.75]]
-    assert axes.get_title().startswith("2 runs, 1 run left out without a value")
+    assert axes.get_title().startswith("toy shapes val: 2 runs, 1 run left out without a value")
     before = browser.picture.value
     browser.metric.value = "step"
     browser.colour.value = "seed"

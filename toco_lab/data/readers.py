@@ -24,9 +24,7 @@ from toco_lab.data.masks import check_classes_shown, read_mask
 from toco_lab.data.names import MASK_ENDINGS, by_image, match_names
 from toco_lab.data.own_folder import folder_names
 from toco_lab.files import require
-from toco_lab.words import counted
-
-CHECK_HINT = "`python -m toco_lab data check` lists every problem"
+from toco_lab.words import counted, program
 
 
 class FolderReader:
@@ -319,7 +317,8 @@ def open_dataset(cfg: Config, split: str) -> Reader:
     reader = make_reader(cfg, split)
     problems = reader.problems()
     if problems:
-        raise DataError(problems[0] + (f" (and {len(problems) - 1} more; {CHECK_HINT})" if len(problems) > 1 else ""))
+        more = f" (and {len(problems) - 1} more; `{program()} data check` lists every problem)" * (len(problems) > 1)
+        raise DataError(problems[0] + more)
     return reader
 
 

@@ -29,7 +29,7 @@ from toco_lab.vocabulary import (
     POSITIVE_COSINE,
     TITLES,
 )
-from toco_lab.words import counted
+from toco_lab.words import counted, program
 
 MANY = 6  # of more runs than this, seeds of one config are drawn as one curve
 PAIRS = (POSITIVE_COSINE, NEGATIVE_COSINE)
@@ -291,7 +291,7 @@ def _of_sweep(folder: Path) -> Comparison:
     folders = dict.fromkeys(one.folder for one in grid.runs(folder.parent))
     begun = [RunDir(path) for path in folders if (path / "config.json").is_file()]
     if not begun:
-        raise FileNotFoundError(f"no run of the sweep {folder} has begun; `python -m toco_lab sweep` makes them")
+        raise FileNotFoundError(f"no run of the sweep {folder} has begun; `{program()} sweep` makes them")
     frame = sweep_table(folder.parent, grid)
     about = f"{grid.name}: {grid.about}" if grid.about else grid.name
     records, left_out = _records(begun)

@@ -4,7 +4,7 @@ SYSTEM_PYTHON ?= python3
 PYTHON := $(VENV)/bin/python
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: demo test gpu lint check fuzz lab notebooks strip studies bench docs clean
+.PHONY: demo test gpu lint check fuzz lab notebooks strip studies bench docs wheel clean
 
 demo: $(VENV)/.installed  ## train a baseline and ToCo on toy scenes, execute their notebooks, write one report
 	$(PYTHON) -m toco_lab demo
@@ -51,8 +51,11 @@ docs: $(VENV)/.installed-docs  ## the documentation as a site that opens offline
 	$(PYTHON) -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
 	@echo docs/_build/html/index.html
 
+wheel: $(VENV)/.installed-test  ## dist/toco_lab-*.whl, to be installed anywhere: code, notebooks, toy weights, studies
+	$(PYTHON) -m build --no-isolation
+
 clean:  ## caches and the results of `demo` and `notebooks`; other runs and $(VENV) stay
-	rm -rf build *.egg-info .ruff_cache results/demo results/notebooks \
+	rm -rf build dist *.egg-info .ruff_cache results/demo results/notebooks \
 		docs/_build docs/api docs/generated docs/notebooks docs/_static/plotly.min.js
 	find toco_lab tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -13,6 +13,7 @@ from toco_lab.commands.app import main
 from toco_lab.config import Config
 from toco_lab.data.classes import DataError
 from toco_lab.experiment import make, open_run, start, train
+from toco_lab.runs.listing import list_runs
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training import loop
 
@@ -141,6 +142,8 @@ def test_a_notebook_starts_with_its_config_and_its_run(tmp_path: Path, monkeypat
     figure = Figure(figsize=(1, 1))
     assert run.show("scene", figure) is figure
     assert (run.path / "figures" / "scene.png").stat().st_size > 0
+    assert run.status() == {"state": "new", "step": 0} and not run.has_begun
+    assert list_runs(tmp_path / "runs").empty, "who only looks makes no run"
     assert start("smoke", {"steps": 2, "warmup_steps": 0}, run.path)[1].path == run.path
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from toco_lab.files import atomic_write, did_you_mean, enter_project
+from toco_lab import files
+from toco_lab.files import atomic_write, did_you_mean, enter_project, here_or_shipped, project_root
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,3 +61,19 @@ def test_a_notebook_finds_the_project_from_its_own_folder(monkeypatch: pytest.Mo
     assert enter_project() == ROOT
     monkeypatch.chdir(tmp_path)
     assert enter_project() == Path.cwd() == tmp_path, "outside a checkout nothing changes"
+
+
+def test_an_installed_package_carries_its_part_of_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert project_root() == ROOT
+    (carried := tmp_path / "site-packages" / "toco_lab" / "_data").mkdir(parents=True)
+    monkeypatch.setattr(files, "__file__", str(carried.parent / "files.py"))
+    assert project_root() == carried
+
+
+def test_what_is_not_here_is_taken_from_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert here_or_shipped("docs/smoke.yaml") == ROOT / "docs" / "smoke.yaml"
+    assert here_or_shipped("docs/absent.yaml") == Path("docs/absent.yaml")
+    Path("docs").mkdir()
+    Path("docs/smoke.yaml").symlink_to("nowhere")
+    assert here_or_shipped("docs/smoke.yaml") == Path("docs/smoke.yaml"), "a link that leads nowhere is to be mended"

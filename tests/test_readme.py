@@ -21,6 +21,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NAMED = [path for path in PROSE if path.name != "CHANGELOG.md"]  # a changelog may name what is gone
 BUILT = ("notebooks/", "generated/", "api/")  # pages of docs/ that `make docs` makes
 GROUPS = {("data", "prepare"): 3, ("data",): 2, ("runs",): 2, ("train",): 2}  # how many words name a command
+OF_EVERY_COMMAND = ("--help-all", "--quiet", "--debug")
 OURS = r"(?:toco_lab|tests|docs|notebooks|benchmarks|grids|data/toy)/(?!_build)[a-z\d_./-]+"
 
 
@@ -87,9 +88,9 @@ def help_of(command: tuple[str, ...]) -> str:
     """What `COMMAND --help` prints; an unknown command fails."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed), pytest.raises(SystemExit) as left:
-        main([*command, "--help"])
+        main([*command, "--help-all"])
     usage = " ".join(printed.getvalue().partition("[-h]")[0].replace("-", "_").split())
-    known = left.value.code in (0, None) and usage.endswith(f"toco_lab {' '.join(command)}")
+    known = left.value.code in (0, None) and usage.endswith(f"toco_lab {' '.join(command).replace('-', '_')}")
     assert known, f"there is no command {' '.join(command)}"
     return printed.getvalue()
 
@@ -97,7 +98,7 @@ def help_of(command: tuple[str, ...]) -> str:
 def command_of(words: list[str]) -> tuple[str, ...]:
     """The words of a command line that name the command: `data prepare voc`, `train toy`, `evaluate`."""
     deep = next((count for group, count in GROUPS.items() if words[: len(group)] == list(group)), 1)
-    return tuple(takewhile(lambda word: re.fullmatch(r"[a-z]\w*", word), words[:deep]))
+    return tuple(takewhile(lambda word: re.fullmatch(r"[a-z][\w-]*", word), words[:deep]))
 
 
 @pytest.mark.parametrize("path", [*NAMED, *NOTEBOOKS], ids=lambda path: str(path.relative_to(ROOT)))
@@ -107,10 +108,12 @@ def test_documents_name_commands_that_exist(path: Path) -> None:
     if path.suffix == ".ipynb":
         text = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
     assert set(re.findall(r"(?m)(?:^|`)make (\w+)", text)) <= targets()
-    for line in re.findall(r"-m toco_lab ([a-z][^`\n#]*)", text):
-        shown = help_of(command_of(line.split()))
+    for line in re.findall(r"(?:-m toco_lab|toco-lab) ([a-z][^`\n#]*)", text):
+        command = command_of(line.split())
+        shown = help_of(command) + (help_of(("train", "folder")) if command == ("train",) else "")  # --config FILE
         for option in re.findall(r" (--[a-z][\w-]*)", line):
-            assert re.search(rf"{option}\b", shown), f"{path.name}: {line} has no option {option}"
+            known = option in OF_EVERY_COMMAND or re.search(rf"{option}\b", shown)
+            assert known, f"{path.name}: {line} has no option {option}"
     for file in re.findall(r"(?:python|pytest|-m toco_lab (?:sweep|run)) ([a-z\d_/]+\.(?:py|ipynb|yaml))", text):
         assert (ROOT / file).is_file(), f"{path.name} names {file}"
 

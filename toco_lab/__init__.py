@@ -26,4 +26,5 @@ nothing: names and rooms are imported when they are first used, and `__init__.py
 
 import lazy_loader
 
+__version__ = "0.1.0"
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,3 +1,5 @@
+__version__: str
+
 from . import attribution as attribution
 from . import backbones as backbones
 from . import commands as commands

@@ -33,13 +33,14 @@ from toco_lab.training.processes import everywhere, is_first, resolve_device
 from toco_lab.vocabulary import LABELS
 
 
-def open_run(cfg: Config, root: Path | str = "results", *, name: str | None = None) -> RunDir:
+def open_run(cfg: Config, root: Path | str = "results", *, name: str | None = None, make: bool = True) -> RunDir:
     """The folder of a run, new or to be continued; a folder of images gets its classes and its two lists first.
 
     Args:
         cfg: As the user gave it; the run's own config has the classes of the data set.
         root: Folder that holds the runs.
         name: Folder name below `root`; None takes `cfg.run_name()`.
+        make: False makes the folder of a new run only when something is written, see `RunDir.plan`.
 
     Raises:
         ValueError: If the data set cannot be read, its masks show no class, a field that differs from the preset is
@@ -61,11 +62,12 @@ def open_run(cfg: Config, root: Path | str = "results", *, name: str | None = No
             initial_model(cfg)  # a weights file that does not fit leaves no run behind
     if drawn := write_split(cfg):
         print(drawn)
-    run = RunDir.create(cfg, root, name=name)
+    run = (RunDir.create if make else RunDir.plan)(cfg, root, name=name)
     log = run.path / "log.txt"
     for sentence in never_reached(cfg):
         print(f"warning: {sentence}")
-        if not log.is_file() or sentence not in log.read_text(encoding="utf-8", errors="replace"):
+        said = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+        if run.has_begun and sentence not in said:
             run.log(f"warning: {sentence}")
     return run
 
@@ -156,7 +158,8 @@ def _smoothing_there(run: RunDir) -> bool:
 def start(preset: str, overrides: Mapping[str, Any], run_dir: Path | str) -> tuple[Config, RunDir]:
     """What every notebook begins with: the config that its parameters stand for, and the folder of its run.
 
-    Relative paths count from the project's folder; figures are shown in the notebook and kept in its file.
+    Relative paths count from the project's folder; figures are shown in the notebook and kept in its file. A new run
+    begins, and is listed, when it is trained.
 
     Args:
         preset: Name of a preset.
@@ -168,15 +171,16 @@ def start(preset: str, overrides: Mapping[str, Any], run_dir: Path | str) -> tup
     """
     require(overrides, Mapping, "overrides", ": config fields and their values, like {'steps': 20}")
     enter_notebook()
-    run = open_run(Config.preset(preset).replace(**overrides), Path(run_dir).parent, name=Path(run_dir).name)
+    cfg = Config.preset(preset).replace(**overrides)
+    run = open_run(cfg, Path(run_dir).parent, name=Path(run_dir).name, make=False)
     return run.config(), run
 
 
 def enter_notebook() -> Path:
     """Relative paths count from the project's folder, which is returned; figures are shown as pictures.
 
-    plotly's are kept in its own format and as HTML, which an export shows without a network. Outside a notebook neither
-    matplotlib nor plotly is imported.
+    plotly's are kept in its own format and as HTML, which an export shows without a network and without the button that
+    uploads a figure. Outside a notebook neither matplotlib nor plotly is imported.
     """
     if "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
         from toco_lab.figures.saved import show_figures

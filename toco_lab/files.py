@@ -187,21 +187,34 @@ def require(value: object, kind: type, name: str, remedy: str = "") -> None:
         raise ValueError(f"{name} must be a {kind.__name__}, got {type(value).__name__} {str(value)[:60]!r}{remedy}")
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of an error message about an unknown name: the nearest known one, or nothing.
+def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
+    """The end of an error message about an unknown name: the nearest known ones, `most` at most, or nothing.
 
     >>> did_you_mean("smok", ["smoke", "toy"])
     ", did you mean 'smoke'?"
     """
     known = list(known)
     near = [other for other in known if other.casefold() == str(name).casefold()]
-    near = near or difflib.get_close_matches(str(name), known, n=1)
-    return f", did you mean {near[0]!r}?" if near else ""
+    *others, last = list(map(repr, near or difflib.get_close_matches(str(name), known, n=most))) or [""]
+    return f", did you mean {', '.join(others)}{' or ' if others else ''}{last}?" if last else ""
 
 
 def project_root() -> Path:
-    """The folder that holds this package: in a checkout the project, with its notebooks and toy data."""
-    return Path(__file__).resolve().parents[1]
+    """The folder that holds `notebooks`, `data/toy` and `results/studies`.
+
+    In a checkout that is the project; a package that was installed from a wheel carries a copy (see setup.py).
+    """
+    package = Path(__file__).resolve().parent
+    return travelled if (travelled := package / "_data").is_dir() else package.parent
+
+
+def here_or_shipped(path: Path | str) -> Path:
+    """`path`, or where nothing is there the project's own file of this name, like `notebooks/04_evaluate.ipynb`.
+
+    Where neither is there, `path` itself, so that whoever opens it says what is missing.
+    """
+    shipped = project_root() / path
+    return Path(path) if os.path.lexists(path) or not shipped.exists() else shipped
 
 
 def enter_project() -> Path:

@@ -58,7 +58,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -
     printed = capsys.readouterr().out
     assert "7 steps of 2 images" in printed and "toy train: 16 images" in printed and "device:" in printed
     assert "embed_dim = 24 (default None)" in printed and "random weights" in printed
-    assert "GiB a process at least" in printed and "for the encoder passes" in printed
+    assert "GiB a process at least" in printed and "3 steps timed on cpu just now" in printed
     assert not (tmp_path / "runs").exists()
 
 
@@ -179,7 +179,7 @@ def test_runs_lists_filters_sorts_and_exports(three_runs: Path, capsys: pytest.C
     alone = capsys.readouterr().out
     assert main(["runs", "list", "--root", str(three_runs)]) == 0
     assert capsys.readouterr().out == alone
-    assert alone.split("\n")[0].split() == "run state step seconds made seed w_ptc cam_mIoU".split()
+    assert alone.split("\n")[0].split() == "run state cam_mIoU w_ptc seed".split()
     assert f"3 runs below {three_runs}" in alone and "0.75" in alone
     out = three_runs / "out.csv"
     command = ["runs", "list", "--root", str(three_runs), "--where", "seed == 0", "--sort", "cam_mIoU", "--descending"]

@@ -229,7 +229,7 @@ def test_the_command_writes_summary_pictures_and_a_long_list(voc, tmp_path, caps
     assert "32 problems in voc train_aug, val" in capsys.readouterr().err
     assert "no image for 'absent14'" in (tmp_path / "sheet.txt").read_text()
     assert main(["data", "check", "no/such/place"]) == 2
-    assert "neither a folder nor a preset; presets are: toy" in capsys.readouterr().err
+    assert "neither a folder, nor a config file, nor a preset; presets are: toy" in capsys.readouterr().err
 
 
 # --- real samples -----------------------------------------------------------------------------------------------------

@@ -352,7 +352,7 @@ def test_two_runs_share_block_and_faithfulness(pair, other_pair):
         found = map_scores(session.model, session.image.pixels, score[None], chosen, on_class=where)[0]
         measured = f"insertion {found.insertion_area:.2f}, deletion {found.deletion_area:.2f}"
         assert explorer.panel("CAM", run).details.startswith(measured)
-        assert explorer.panel("attention rollout", run).details.startswith(f"{name}: insertion ")
+        assert explorer.panel("attention rollout", run).details.endswith(f", of {name}")
     assert explorer.text.value.count("insertion ") == 6
     assert all("insertion " in one["details"] and one["details"] in one["words"] for one in explorer.picture.panels)
     assert explorer.settings()["block"] == 2

@@ -29,7 +29,7 @@ def test_the_widget_brings_its_offline_form() -> None:
     meta, state, size = parts(data["text/html"])
     assert meta["images"] == ["cat", "</script>dog"] and size == sum(int(one.tokens.slab_bytes.sum()) for one in maps)
     chosen = {"image": 1, "patch": 2 * 8 + 3, "layer": 1, "step": 20, "left": 0, "right": 1}
-    assert state == chosen | {"other": -1, "asked": 0, "show": "similarity to the patch"}
+    assert state == chosen | {"other": -1, "asked": 0, "show": "similarity"}
     assert SAVED in data["text/html"] and "This copy" not in data["text/html"]
 
 
@@ -59,7 +59,7 @@ def test_too_many_tokens_are_thinned_and_it_is_said(
 
 
 def test_a_second_image_that_is_shown_stays_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    maps = [small_maps(image_name=name, seed=seed) for seed, name in enumerate("xyz")]
+    maps = [small_maps((0,), image_name=name, seed=seed) for seed, name in enumerate("xyz")]
     monkeypatch.setattr(
         saved_explorer, "SAVED_BYTES", round(0.7 * sum(int(one.tokens.slab_bytes.sum()) for one in maps))
     )

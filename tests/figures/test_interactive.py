@@ -76,14 +76,14 @@ def test_training_curves_draw_what_is_there():
     plain = pd.DataFrame({"step": [10, 20], "total_loss": [2.0, 1.0], "ptc_loss": [0.0, 0.0], "val_cam": [np.nan, 0.5]})
     other = pd.DataFrame({"step": [10], "total_loss": [3.0]})
     figure = interactive.training_curves({"a": plain, "b": other}, colours={"a": "#111111", "b": "#222222"})
-    assert [note.text for note in figure.layout.annotations] == ["total loss", "CAM mIoU"]  # PTC is zero throughout
+    assert [note.text for note in figure.layout.annotations] == ["total loss", "CAM mIoU, %"]  # PTC is zero throughout
     assert [(trace.name, list(trace.x), list(trace.y)) for trace in figure.data] == [
         ("a", [10, 20], [2, 1]),
         ("b", [10], [3]),
-        ("a", [20], [0.5]),
+        ("a", [20], [50]),  # per cent
     ]
     assert [trace.line.color for trace in figure.data] == ["#111111", "#222222", "#111111"]
-    assert tuple(figure.layout.yaxis2.range) == (0, 1)
+    assert tuple(figure.layout.yaxis2.range) == (0, 100)
     assert sum(trace.showlegend for trace in figure.data) == 2
     assert len(interactive.training_curves(plain).data) == 2
     assert len(interactive.training_curves(plain.iloc[:0]).data) == 0

@@ -113,7 +113,16 @@ def test_training_series_over_seeds_and_columns_that_are_not_zero():
     assert series.training_columns([seeds, seeds[["step"]]]) == ["total_loss", "val_cam"]
     found = series.training_series(seeds, "total_loss")
     assert found[["x", "mean", "low", "high"]].values.tolist() == [[10, 3, 2, 4], [20, 1, 1, 1]]
-    assert series.training_series(seeds, "val_cam")["x"].tolist() == [10, 20]  # a step without a value has no point
+    shares = series.training_series(seeds, "val_cam")  # a step without a value has no point
+    assert shares[["x", "mean"]].values.tolist() == [[10, 100], [20, 50]]  # per cent
+    assert series.training_title("val_cam") == "CAM mIoU, %" and series.training_title("ptc_loss").endswith("(PTC)")
+
+
+def test_a_loss_begins_where_it_is_first_counted():
+    frame = pd.DataFrame({"step": [1, 2, 3, 4], "seg_loss": [0, 0, 0.5, 0.0], "ptc_loss": 0.0, "positive_cosine": 0.0})
+    assert series.training_series(frame, "seg_loss")[["x", "mean"]].values.tolist() == [[3, 0.5], [4, 0]]
+    assert series.training_series(frame, "ptc_loss").empty  # not used, so not drawn as 0
+    assert len(series.training_series(frame, "positive_cosine")) == 4
 
 
 def test_class_bars_in_per_cent_with_the_mean_last():
@@ -144,6 +153,8 @@ def test_ablation_points_have_runs_means_and_the_row_compared_with():
     assert (share.score, share.in_points) == ("cam_mIoU", True)
     np.testing.assert_allclose(share.runs["value"], [20, 40])  # a run without the score is no point
     assert share.compared == pytest.approx(30)
+    alone = series.ablation_points(frame[frame["seed"] == 0], summary.assign(seeds=summary["seeds"].clip(upper=1)))
+    assert [one.means.empty for one in alone] == [True, True] and alone[0].compared == 1.5  # one seed has no mean
 
 
 def test_lines_for_paper_are_the_same_series_side_by_side():

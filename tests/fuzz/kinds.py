@@ -31,6 +31,7 @@ KINDS: dict[str, Maker] = {
     "released": weights.released,
     "config": settings.config,
     "config-json": settings.config_json,
+    "config-file": settings.config_file,
     "grid": settings.grid,
     "command": settings.command,
     "notebook": settings.notebook,

@@ -11,6 +11,7 @@ import yaml
 from toco_lab.config import Config
 from toco_lab.files import project_root
 from toco_lab.presets import PRESETS
+from toco_lab.runs.config_file import read_config
 from toco_lab.sweeps.grid import Grid
 from toco_lab.sweeps.parameters import check_parameters
 
@@ -57,6 +58,26 @@ def config_json(rng: Random, folder: Path) -> Case:
         what, data = spoil(rng, text.encode())
         text = data.decode("latin-1")
     return Case(what, lambda: Config.from_json(text), ["config"], lambda cfg: _unlike_config(cfg, {}))
+
+
+_CONFIG_FILE = {"preset": "smoke", "w_ptc": 0.5, "cam_scales": [1.0, 0.25], "device": "cpu", "seed": 3, "refine": False}
+
+
+def config_file(rng: Random, folder: Path) -> Case:
+    """A config file with one part replaced, dropped or renamed, or spoilt bytes."""
+    path = folder / "my.yaml"
+    text, way = yaml.safe_dump(_CONFIG_FILE, sort_keys=False), rng.random()
+    given = {name: value for name, value in _CONFIG_FILE.items() if name != "preset"}
+    if way < 0.1:
+        path.write_text(text)
+        return Case("sound", lambda: read_config(path), [path.name], lambda cfg: _unlike_config(cfg, given), sound=True)
+    if way < 0.6:
+        what, value = spoil_json(rng, _CONFIG_FILE)
+        path.write_bytes(dumps(value) if rng.random() < 0.5 else _yaml(value))
+    else:
+        what, data = spoil(rng, text.encode())
+        path.write_bytes(data)
+    return Case(what, lambda: read_config(path), [path.name], lambda cfg: _unlike_config(cfg, {}))
 
 
 _GRID = {
@@ -112,10 +133,16 @@ def command(rng: Random, folder: Path) -> Case:
     root = str(folder / "runs")
     name = rng.choice(_FIELDS[1:])
     option, word = f"--{name.replace('_', '-')}", rng.choice(_WORDS)
+    dry = ("train", "smoke", "--dry-run", "--no-measure", "--root", root)
     missing, plot = str(folder / "missing"), ("--root", root, "--out", str(folder / "a.html"))
     lines: dict[tuple[str, ...], list[str]] = {
-        ("train", "smoke", "--dry-run", "--root", root, option, word): [name, option, word or "''", "rgument"],
-        ("train", "smoke", "--dry-run", "--root", root, option + "x", word): [option, "rgument"],
+        (*dry, option, word): [
+            name,
+            option,
+            word or "''",
+            "rgument",
+        ],
+        (*dry, option + "x", word): [option, "rgument"],
         ("train", word, "--dry-run"): ["rgument", "train", "preset"],
         ("evaluate", missing): [missing],
         ("report", missing): [missing],

@@ -122,11 +122,34 @@ def test_a_wide_table_is_scaled_to_the_page():
 def test_html_is_escaped_and_has_the_protocol_below(table):
     evil = Table(EVIL, EVIL, pd.DataFrame({"run": [EVIL], "state": [EVIL], EVIL: [EVIL]}), {EVIL: EVIL})
     tags = Tags(evil.html()).found
-    assert (tags.count("td"), tags.count("th"), tags.count("b")) == (3, 3, 1)  # the one <b> is ours: the row's name
+    assert (tags.count("td"), tags.count("th"), tags.count("b")) == (2, 4, 1)  # the one <b> is ours: the row's name
     long = "word " * 40
     assert long.strip() in Table("t", "c", pd.DataFrame({"run": [long.strip()]})).html()  # nothing is cut off
     text = table.html()
+    assert text.count('<th scope="col">') == 3 and text.count('<th scope="row">') == 2
     assert '<p class="protocol">split val</p>' in text and 'style="background:#123456"' in text
+
+
+def test_a_wide_table_of_few_rows_is_turned_on_its_side():
+    frame = pd.DataFrame({"run": ["a", "b"]} | {f"score {i}": [f"{i}.1", f"{i}.2"] for i in range(6)})
+    text = Table("t", "c", frame).html()
+    assert '<th scope="col"><b>a</b></th><th scope="col"><b>b</b></th></tr></thead>' in text
+    assert '<tr><th scope="row">score 3</th><td>3.1</td><td>3.2</td></tr>' in text and "sortable" not in text
+    many = pd.concat([frame] * 4, ignore_index=True)
+    assert '<tr><th scope="row"><b>a</b></th><td>0.1</td>' in Table("t", "c", many).html()  # too many for columns
+
+
+def test_a_first_column_without_a_heading_is_shown():
+    text = Table("t", "c", pd.DataFrame({"": ["torch"], "all runs": ["2.1"]}), aside="gone").html()
+    assert '<th scope="row"><b>torch</b></th><td>2.1</td>' in text and "<details>" not in text
+
+
+def test_sentences_stand_below_the_table_on_a_page_and_in_it_on_paper():
+    frame = pd.DataFrame({"run": ["a", "b"], "CAM": ["1", "2"], "measured with": ["seed 0", "<b>"]})
+    table = Table("t", "c", frame, aside="measured with")
+    table_html, _, below = table.html().partition("</table>")
+    assert "seed 0" not in table_html and "<b>a</b>: seed 0" in below and "&lt;b&gt;" in below
+    assert rows(table.csv())[1] == ["a", "1", "seed 0"] and "| a | 1 | seed 0 |" in table.markdown()
 
 
 def test_words_keep_their_place():

@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from toco_lab.evaluation.gallery import save_gallery
 from toco_lab.reports import sections
 from toco_lab.reports.comparison import compare
 from toco_lab.reports.parts import PLOTLY
-from toco_lab.reports.sections import Report, train_command
+from toco_lab.reports.repeat import repeat_lines, train_command
+from toco_lab.reports.sections import Report
 from toco_lab.runs.run_dir import RunDir
 
 
@@ -53,9 +55,9 @@ def report(runs):
 
 def test_numbers_stand_with_their_protocol(report, runs):
     shown = words(report.results())
-    for run, cells in zip(runs, (r"60\.0 70\.0 50\.0", r"45\.0 70\.0 35\.0"), strict=True):
-        seed = run.config().seed
-        assert re.search(rf"{run.name} {cells} 90\.0 checkpoint 0123456789ab · seed {seed} ", shown)
+    for name, cells, seed in (("toy", r"60\.0 70\.0 50\.0", 0), ("toy, no PTC", r"45\.0 70\.0 35\.0", 3)):
+        assert re.search(rf"{name} {cells} 90\.0 ", shown)
+        assert f"{name} : checkpoint 0123456789ab · seed {seed} " in shown
     shared = (
         "split val", "images 100", "scales 1, 0.5, 1.5", "flip", "true labels mask cam", "no crf", "miou over present",
     )  # fmt: skip
@@ -94,19 +96,35 @@ def test_a_run_of_an_older_version_is_measured_in_the_same_way(runs, tmp_path):
 
 def test_differences_and_commands(report, runs, monkeypatch):
     shown = words(report.differences())
-    assert f"{runs[0].name} {Config.preset('toy').w_ptc} 0 {runs[1].name} 0.0 3" in shown
+    assert f"toy {Config.preset('toy').w_ptc} 0 toy, no PTC 0.0 3" in shown
     shown = words(report.repeat())
-    assert "python -m toco_lab train toy --w-ptc 0.0 --seed 3" in shown
-    assert f"python -m toco_lab evaluate {runs[1].path}" in shown
-    monkeypatch.chdir(runs[1].path.parent)  # as short as it can be typed
-    assert f"python -m toco_lab evaluate {runs[1].name} # this report" in words(report.repeat())
+    root = runs[1].path.parent
+    assert f"# toy, no PTC python -m toco_lab train toy --w-ptc 0.0 --seed 3 --root {root} " in shown
+    assert "--name" not in shown  # the folder has the name that `train` gives
+    monkeypatch.chdir(root.parent)  # as short as it can be typed
+    shown = words(report.repeat())
+    assert f"--seed 3 --root {root.name} # this report python -m toco_lab report {root.name}/{runs[0].name} " in shown
+    assert "--title 'With & without PTC' --out report.html report.md" in shown
+
+
+def test_the_commands_make_this_very_folder(tmp_path, monkeypatch):
+    run = make_run(tmp_path / "results" / "mine", name="my run", w_ptc=0.0)
+    monkeypatch.chdir(tmp_path)
+    line = repeat_lines(compare([run]), "a title").splitlines()[1]
+    options = shlex.split(line)
+    assert options[:5] == ["python", "-m", "toco_lab", "train", "toy"]
+    assert Path(options[options.index("--root") + 1], options[options.index("--name") + 1]).resolve() == run.path
+    plain = make_run(tmp_path / "results")
+    assert repeat_lines(compare([plain]), "a title").splitlines()[1] == "python -m toco_lab train toy"
 
 
 def test_runs_are_compared_by_row(report):
     """Two configs with one seed each, 0 and 3: no seed is common, so there is no difference."""
     shown = words(report.ablation())
-    assert "w_ptc=1.5 1 60.0 70.0 50.0" in shown and "w_ptc=0.0 1 45.0 70.0 35.0" in shown
-    assert "Data toy" in shown and len(figures(report.ablation())) == 1
+    assert "row toy toy, no PTC seeds 1 1 final CAM 60.0 45.0" in shown  # turned on its side: a column per row
+    assert "Data toy" in shown and "One run of each row" in shown and "±" not in shown
+    (figure,) = figures(report.ablation())
+    assert {trace["name"] for trace in figure["data"]} == {"a run"}  # one seed has neither mean nor spread
 
 
 def test_the_class_table_has_the_numbers_that_are_drawn(report):
@@ -129,8 +147,8 @@ def test_every_drawing_says_over_how_many_images(report, runs, tmp_path):
     few.write_table("smoothing", rows[rows["image"] < 2])
     made = Report(compare([runs[0], few]))
     (bars,) = figures(made.classes())
-    assert f"over 100 images ({runs[0].name}), 20 images (few)" in bars["layout"]["title"]["text"]
-    assert f"over 5 images ({runs[0].name}), 2 images (few)" in figures(made.similarity())[0]["layout"]["title"]["text"]
+    assert "over 100 images (toy, seed 0), 20 images (few)" in bars["layout"]["title"]["text"]
+    assert "over 5 images (toy, seed 0), 2 images (few)" in figures(made.similarity())[0]["layout"]["title"]["text"]
     assert "images 20 (CAM, mIoU" in words(made.results()) and "Not measured in the same way" in words(made.results())
 
 
@@ -144,7 +162,7 @@ def test_what_is_not_defined_is_a_dash_with_its_reason(tmp_path):
     shown = words(made.results())
     assert "not defined a class is in neither truth nor prediction" in shown
     assert "not defined no foreground class is predicted" in shown
-    assert re.search(rf"{run.name} - 70\.0 50\.0", shown) and re.search(rf"{run.name} - 25\.0 25\.0", shown)
+    assert re.search(r"toy - 70\.0 50\.0", shown) and re.search(r"toy - 25\.0 25\.0", shown)
     shown = words(made.classes())
     assert re.search(r"CAM star - ", shown) and "- is a class in neither truth nor prediction" in shown
 
@@ -183,13 +201,16 @@ def test_many_seeds_become_one_curve_and_tables_have_a_row_per_run(tmp_path):
         for seed in range(4)
     ]
     made = Report(compare(runs))
-    row = re.search(r"w_ptc=1\.5 4 (.*?) Data toy", words(made.ablation()))[1]
-    assert row.startswith("61.5 ± 1.3 +20.0 [+20.0, +20.0]*")  # mean and sd of 60..63; each seed gains 20
-    assert re.search(r"full-3 63\.0 70\.0 53\.0 90\.0 checkpoint 0123456789ab · seed 3", words(made.results()))
+    shown = words(made.ablation())
+    assert "row toy, no PTC toy seeds 4 4 final CAM 41.5 ± 1.3 61.5 ± 1.3" in shown  # mean and sd of 60..63
+    assert "difference, final CAM +20.0 [+20.0, +20.0]* " in shown  # each seed gains 20
+    assert re.search(
+        r"full-3 63\.0 70\.0 53\.0 90\.0 .*full-3 : checkpoint 0123456789ab · seed 3", words(made.results())
+    )
     assert words(made.pictures()).count("Of runs that differ only in the seed, the first is shown.") == 1
     (training,) = figures(made.training())
-    assert {trace["name"] for trace in training["data"] if trace.get("showlegend")} == {"w_ptc=0.0", "w_ptc=1.5"}
-    curve = next(t for t in training["data"] if t["name"] == "w_ptc=1.5" and t["y"][0] == pytest.approx(0.3075))
+    assert {trace["name"] for trace in training["data"] if trace.get("showlegend")} == {"toy, no PTC", "toy"}
+    curve = next(t for t in training["data"] if t["name"] == "toy" and t["y"][0] == pytest.approx(0.3075))
     assert curve["x"][0] == 10  # the mean of PTC terms 0.5 * level over the seeds
 
 
@@ -206,7 +227,7 @@ def test_failed_run_says_what_is_not_there_and_why(tmp_path):
         (made.tokens(), "tokens of probe images", "tokens"),
         (made.gallery(), "gallery", "gallery.npz"),
     ):
-        assert f"{run.name} : {what} not there because its folder has no {name}." in words(section)
+        assert f"smoke : {what} not there because its folder has no {name}." in words(section)
         assert "failed: TrainingError: loss ptc is not finite at step 3, at step 2" in words(section)
     assert "There is one run only" in words(made.differences()) and "nothing is compared" in words(made.ablation())
     assert "1 run, 0 finished; 1 unfinished or failed" in words(made.heading())

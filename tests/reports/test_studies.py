@@ -201,6 +201,30 @@ def test_a_finished_study_is_not_lost_by_an_unfinished_one(tmp_path, monkeypatch
     assert (study.folder / "table.csv").read_bytes() == before
 
 
+def test_a_study_of_this_project_is_read_from_every_folder_and_made_in_the_current_one(tmp_path, monkeypatch):
+    """As where a wheel was installed: what the project has stays as it is."""
+    there = study_of(tmp_path / "project" / "results" / "studies")
+    for run in there.grid.runs(tmp_path / "runs"):
+        finish(run, 0.5, 0.5)
+    write_study(there, root=tmp_path / "runs")
+    (there.folder / "make.py").write_text("from toco_lab.reports.studies import write_results as write\n")
+    before = {path.name: path.read_bytes() for path in there.folder.iterdir()}
+    monkeypatch.setattr(studies, "project_root", lambda: tmp_path / "project")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert [study.state() for study in all_studies()] == ["4 of 4 runs"]
+    smaller = open_study("question", seeds=1)
+    assert smaller.table()["cam_mIoU"].tolist() == [0.5] * 4 and smaller.runs_kept() == 0
+    assert not Path("results").exists()
+    for run in smaller.grid.runs(Path("results/sweeps")):
+        finish(run, 0.25, 0.5)
+    write_study(smaller, root=Path("results/sweeps"))
+    assert {path.name for path in Path("results/studies/question").iterdir()} == set(before)
+    assert open_study("question").table()["cam_mIoU"].tolist() == [0.25] * 2
+    assert open_study("question").origin is None, "it is whole: grid and make.py came along"
+    assert {path.name: path.read_bytes() for path in there.folder.iterdir()} == before
+
+
 def test_a_make_py_takes_the_place_of_the_usual_table(tmp_path, monkeypatch):
     study = study_of(tmp_path)
     (study.folder / "make.py").write_text("def write(study, root):\n    return f'{study.name} in {root.name}'\n")
@@ -230,7 +254,8 @@ def test_the_command_lists_studies_and_names_them(tmp_path, monkeypatch, capsys)
     assert main(["study"]) == 0
     assert re.search(r"(?m)^question +planned +Why\?$", capsys.readouterr().out)
     assert main(["study", "answer"]) == 2
-    assert "no study 'answer' in results/studies; there are: question" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "no study 'answer' in results/studies; there are: " in said and " question," in said and " toy_table" in said
 
 
 @pytest.mark.slow

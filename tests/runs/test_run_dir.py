@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from filelock import FileLock
+from matplotlib.figure import Figure
 
 from toco_lab.commands.app import main
 from toco_lab.config import Config
@@ -665,3 +666,37 @@ def test_damaged_metrics_are_named_by_every_reader(run, tmp_path, content, expec
     with pytest.raises(ValueError, match=r"metrics.csv is damaged.*Bring back a copy") as error:
         run.metrics()
     assert expected in str(error.value)
+
+
+# --- runs that are planned --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda run: run.log("here"),
+        lambda run: run.set_status("running", step=1),
+        lambda run: run.append_metrics({"step": 1, "total_loss": 0.5}),
+        lambda run: run.write_table("smoothing", pd.DataFrame({"layer": [1]})),
+        lambda run: run.write_json("protocol", {}),
+    ],
+)
+def test_a_planned_run_begins_when_something_is_written(write, cfg, tmp_path):
+    planned = RunDir.plan(cfg, tmp_path, name="a")
+    assert planned.config() == cfg and planned.status() == {"state": "new", "step": 0} and planned.metrics().empty
+    assert not planned.checkpoints() and not planned.is_evaluated and not (tmp_path / "a").exists()
+    planned.save_figure("scene", Figure())
+    assert not planned.has_begun and find_runs(tmp_path) == []
+    write(planned)
+    assert planned.has_begun and find_runs(tmp_path) == [tmp_path / "a"] and RunDir(tmp_path / "a").config() == cfg
+    assert len(planned.environments()) == 1 and planned.busy() == ""
+
+
+def test_a_plan_for_a_folder_of_another_run_is_refused_now_or_when_it_begins(cfg, tmp_path):
+    other = cfg.replace(seed=cfg.seed + 1)
+    planned = RunDir.plan(cfg, tmp_path, name="a")
+    RunDir.create(other, tmp_path, name="a")
+    for plan in (lambda: RunDir.plan(cfg, tmp_path, name="a"), planned.begin):
+        with pytest.raises(ValueError, match="holds a run with another config"):
+            plan()
+    assert RunDir.plan(other, tmp_path, name="a").has_begun

@@ -123,13 +123,13 @@ def test_snapshots_that_do_not_belong_together():
 
 def test_thinned_steps_keep_both_ends():
     maps = small_maps(tuple(range(0, 90, 10)), layers=1)
-    each = maps.tokens.num_tokens * int(maps.tokens.widths[0, 0])
-    assert set(maps.tokens.widths.ravel()) == {8}
+    each = maps.tokens.num_tokens * (8 + 1)  # dimensions, and a length
+    assert set(maps.tokens.widths.ravel()) == {8} and set(maps.tokens.slab_bytes.ravel()) == {each}
     assert_same(thin_steps(maps, 9 * each), maps)
     for room, steps in ((5.5, (0, 20, 40, 60, 80)), (3, (0, 40, 80)), (2, (0, 80)), (1.9, (80,)), (0, (80,))):
         thin = thin_steps(maps, int(room * each))
         assert thin.steps == steps
-        assert len(thin.tokens.values) == len(steps) * each
+        assert thin.tokens.values.size + thin.tokens.lengths.size == len(steps) * each
         assert np.array_equal(thin.tokens.slab(-1 + len(steps), 0), maps.tokens.slab(8, 0))
 
 

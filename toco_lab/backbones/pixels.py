@@ -85,7 +85,7 @@ def check_images(image: Tensor, name: str = "image") -> None:
     """
     if not isinstance(image, Tensor):
         raise ValueError(f"{name} must be a tensor of floats, (B, 3, H, W), got {type(image).__name__}")
-    if image.ndim != 4 or image.shape[1] != 3 or not len(image):
+    if image.ndim != 4 or image.shape[1] != 3 or image.shape[0] == 0:
         raise ValueError(f"{name} must be of shape (B, 3, H, W), got {tuple(image.shape)}")
     if not image.is_floating_point():
         raise ValueError(f"{name} is of {image.dtype}, not normalised: give floats, (pixels / 255 - mean) / std")

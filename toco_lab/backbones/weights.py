@@ -28,9 +28,9 @@ class CheckpointError(ValueError):
 
 
 def find_weights(path: Path | str) -> Path:
-    """The path of a weights file, looked for in the current folder and then in the project's.
+    """The path of a weights file, looked for in the current folder and then in the project's, or in the package.
 
-    So `data/toy/...` is found from every folder.
+    So `data/toy/...` is found from every folder, in a checkout and where a wheel was installed.
 
     Raises:
         CheckpointError: If there is no such file in either; the message names both.

@@ -1,4 +1,4 @@
-"""The command line: `python -m toco_lab train toy --w-ptc 0`, `... demo`, `... --help`.
+"""The command line: `toco-lab train toy --w-ptc 0`, `toco-lab demo`, `toco-lab --help`; or `python -m toco_lab ...`.
 
 Heavy modules are imported by the command that needs them: `--help` answers at once.
 """
@@ -6,34 +6,54 @@ Heavy modules are imported by the command that needs them: `--help` answers at o
 import errno
 import os
 import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
 
+from toco_lab import __version__, progress
 from toco_lab.commands.data import data
 from toco_lab.commands.demo import demo
-from toco_lab.commands.parser import Commands, options_of, parse
+from toco_lab.commands.export import export
+from toco_lab.commands.new_project import new_project
+from toco_lab.commands.notebooks import notebooks
+from toco_lab.commands.parser import Commands, asked_for_help, options_of, parse
 from toco_lab.commands.predict import predict
 from toco_lab.commands.runs import runs
 from toco_lab.commands.smoothing import smoothing
 from toco_lab.commands.sweeps import run, study, sweep
-from toco_lab.commands.train import train
+from toco_lab.commands.train import config_file, train_command
 from toco_lab.commands.trained import attributions, evaluate, import_released, pseudo_labels, report
 from toco_lab.files import in_words
+from toco_lab.words import program
 
-app = Commands()
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-app.command(train)
-app.command(evaluate)
-app.command(aliases=["pseudo_labels"])(pseudo_labels)
-app.command(predict)
-app.command(attributions)
-app.command(report)
-app.command(smoothing)
-app.command(run)
-app.command(sweep)
-app.command(study)
-app.command(data, name="data", help="Check, show, label and prepare data sets.")
-app.command(runs, name="runs", help="List, filter, compare, plot, open, log and delete runs.")
-app.command(aliases=["import_released"])(import_released)
-app.command(demo)
+_ABOUT = (
+    "Train and look into ToCo. `COMMAND --help` shows the usual options of a command, `--help-all` all of them. With "
+    "any command, `--quiet` leaves progress out and `--debug` shows an error's traceback; `--version` alone says which "
+    "version this is."
+)
+
+
+def commands(words: Sequence[str] = ()) -> Commands:
+    """All commands. The options of `train` are those that `words`, a command line, can mean."""
+    app = Commands()
+    app.command(train_command(words), name="train")
+    app.command(evaluate)
+    app.command(aliases=["pseudo_labels"])(pseudo_labels)
+    app.command(predict)
+    app.command(attributions)
+    app.command(report)
+    app.command(smoothing)
+    app.command(aliases=["new_project"])(new_project)
+    app.command(run)
+    app.command(sweep)
+    app.command(study)
+    app.command(data, name="data", help="Check, show, label and prepare data sets.")
+    app.command(runs, name="runs", help="List, filter, compare, plot, open, log and delete runs.")
+    app.command(aliases=["import_released"])(import_released)
+    app.command(export)
+    app.command(demo)
+    app.command(notebooks)
+    return app
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,16 +62,14 @@ def main(arguments: list[str] | None = None) -> int:
     An error that the user can mend is one line on standard error and the code 2; with `--debug` it is raised instead.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    debug = "--debug" in arguments  # of every command, wherever it stands
-    arguments = [word for word in arguments if word != "--debug"]
+    debug, quiet = "--debug" in arguments, "--quiet" in arguments  # of every command, wherever they stand
+    words = [word for word in arguments if word not in ("--debug", "--quiet")]
+    if words == ["--version"]:
+        print(f"toco_lab {__version__}")
+        return 0
     try:
-        command = parse(
-            app,
-            arguments,
-            prog="python -m toco_lab",
-            description="Train and look into ToCo. `COMMAND --help` shows its options, `--debug` an error's traceback.",
-        )
-        with options_of(arguments):
+        command = parse(commands(words), asked_for_help(config_file(words)[2]), prog=program(), description=_ABOUT)
+        with options_of(words), progress.quiet() if quiet else nullcontext():
             command()
         sys.stdout.flush()
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ import tyro
 
 from toco_lab.commands.parser import Commands
 from toco_lab.config import Config
-from toco_lab.files import atomic_write, check_writable
+from toco_lab.files import atomic_write, check_writable, did_you_mean
 from toco_lab.presets import PRESETS
 from toco_lab.words import counted
 
@@ -23,14 +23,18 @@ def _data_config(what: str, **changes: Any) -> Config:
 
 
 def _given_config(what: str, **changes: Any) -> Config:
-    """The config of a preset, or of any folder; changes of None are left out, those without effect refused."""
+    """The config of a preset, a file or any folder; changes of None are left out, those without effect refused."""
     from toco_lab.data.unused import refuse_unused
+    from toco_lab.runs.config_file import read_config
 
-    if what not in PRESETS and not Path(what).is_dir():
-        raise ValueError(f"{what!r} is neither a folder nor a preset; presets are: {', '.join(PRESETS)}")
-    cfg = Config.preset(what) if what in PRESETS else Config.preset("folder").replace(data_root=what)
+    is_file = what not in PRESETS and Path(what).is_file()
+    if what not in PRESETS and not is_file and not Path(what).is_dir():
+        hint = did_you_mean(what, PRESETS) or f"; presets are: {', '.join(PRESETS)}"
+        raise ValueError(f"{what!r} is neither a folder, nor a config file, nor a preset{hint}")
+    folder = Config.preset("folder")
+    cfg = Config.preset(what) if what in PRESETS else read_config(what) if is_file else folder.replace(data_root=what)
     given = {name: value for name, value in changes.items() if value is not None}
-    if what not in PRESETS and "data_root" in given:
+    if what not in PRESETS and not is_file and "data_root" in given:
         raise ValueError(f"two folders given: {what} and --data-root {given['data_root']}. Leave one out")
     cfg = cfg.replace(**given)
     refuse_unused(cfg, given)
@@ -60,7 +64,7 @@ def check(
     """Read a whole data set: list every problem, sum up what is there, and show the worst images.
 
     Args:
-        what: A preset whose data set is meant, or any folder.
+        what: A preset or config file whose data set is meant, or any folder.
         split: List to read; None checks the training and the validation list.
         data_root: Folder of the preset's data set; None takes the preset's.
         label_source: masks, xml, annotations, or a label file; None takes the preset's, of a folder what is there.
@@ -102,7 +106,7 @@ def show(
     """Draw the first images of a list with their masks.
 
     Args:
-        what: A preset whose data set is meant, or any folder.
+        what: A preset or config file whose data set is meant, or any folder.
         split: List to read; None takes the validation list.
         data_root: Folder of the preset's data set; None takes the preset's.
         count: Images to show.
@@ -141,7 +145,7 @@ def labels(
     """Write the image labels of a data set as a table, from its masks or from its XML files.
 
     Args:
-        what: A preset whose data set is meant, or any folder.
+        what: A preset or config file whose data set is meant, or any folder.
         source: masks, or xml (Annotations/*.xml).
         data_root: Folder of the preset's data set; None takes the preset's.
         out: The file, .csv or .json; None takes labels.csv in the data set's folder.

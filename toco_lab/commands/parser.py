@@ -74,9 +74,32 @@ def _parsed(app: SubcommandApp, arguments: list[str], about: dict[str, Any]) -> 
 
 def _known_there(app: SubcommandApp, arguments: list[str], place: int, about: dict[str, Any]) -> str:
     """The end of a message about a word without meaning: the command or preset that may stand in its place."""
-    printed = _parsed(app, arguments[:place], about)[1]  # "Expected one of {toy, smoke}"
-    known = re.findall(r"[\w-]+", printed.partition("{")[2].partition("}")[0])
+    known = _names_below(app, arguments[:place])
+    if not known:
+        printed = _parsed(app, arguments[:place], about)[1]  # "Expected one of {toy, smoke}"
+        known = re.findall(r"[\w-]+", printed.partition("{")[2].partition("}")[0])
     return did_you_mean(arguments[place], known) or f"; there are: {', '.join(known)}" if known else ""
+
+
+HELP = ("-h", "--help", "--help-all")
+
+
+def asked_for_help(arguments: list[str]) -> list[str]:
+    """The words of the command alone and `--help`, where a line asks for it in any way; else the line as it is."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    if not set(HELP) & set(arguments[:end]):
+        return arguments
+    return [*takewhile(lambda word: not word.startswith("-"), arguments), "--help"]
+
+
+def _names_below(app: SubcommandApp, words: list[str]) -> list[str]:
+    """The commands that may stand after these; none after a command that has none below it."""
+    for word in words:
+        below = app._subcommands.get(word)
+        if below is None or not isinstance(below.target, SubcommandApp):
+            return []
+        app = below.target
+    return [name.replace("_", "-") for name in app._subcommands]
 
 
 @contextlib.contextmanager
@@ -163,7 +186,7 @@ def _unknown(words: str, box: str, arguments: list[str]) -> tuple[str, int | Non
     if word.startswith("-"):
         near = re.search(r"Perhaps you meant:\W+(--[\w-]+)", box)
         return f"unknown option {shown(word)}" + (
-            f", did you mean {near[1]!r}?" if near else "; --help shows all"
+            f", did you mean {near[1]!r}?" if near else "; --help-all shows all"
         ), None
     option = next((before for before in reversed(arguments[:place]) if before.startswith("--")), "")
     if option:

@@ -1,7 +1,9 @@
 """The command `runs`: list, compare, plot, open, log and delete runs."""
 
+import shutil
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,12 @@ def list_(
     columns: tuple[str, ...] = (),
     sort: str = "run",
     descending: bool = False,
+    wide: bool = False,
     csv: Path | None = None,
 ) -> None:
-    """List the runs below a folder: state, config fields that differ, scores. This is what `runs` alone does.
+    """List the runs below a folder: name, state, scores, and what differs. This is what `runs` alone does.
+
+    On a terminal no line is longer than the terminal is wide; what was left out for that is named.
 
     Args:
         root: Folder that holds the runs, at any depth.
@@ -32,20 +37,31 @@ def list_(
         columns: Columns to show; any config field, score or last training metric.
         sort: Column that orders the rows.
         descending: Largest first.
+        wide: Show every field that differs, steps, seconds and dates too, however long the lines.
         csv: Write all columns of these runs into this file as well.
     """
+    from toco_lab.runs import glance
     from toco_lab.runs import table as run_table
     from toco_lab.runs.listing import runs_below
 
     table = run_table.filter_runs(runs_below(root, everything=True), where)
     table = run_table.sort_runs(table, sort, descending=descending)
-    shown = run_table.overview(table)
+    left_out: list[str] = []
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     if columns:
-        shown = table[[run_table.check_column(table.columns, name) for name in dict.fromkeys(("run", *columns))]]
+        names = [run_table.check_column(table.columns, name) for name in dict.fromkeys(("run", *columns))]
+        shown = table[names].map(run_table.cell_text)
+    elif wide:
+        shown = run_table.overview(table).map(run_table.cell_text)
+    else:
+        shown, left_out = glance.within(glance.glance(table), width)
     if len(shown):
-        print(shown.map(run_table.cell_text).to_string(index=False))
+        print(shown.to_string(index=False))
     nowhere = "" if root.exists() else ": there is no such folder (--root names another)"
     print(f"{counted(len(shown), 'run')} below {root}{nowhere}")
+    if left_out and width:
+        named = textwrap.fill(f"not shown: {', '.join(left_out)}", width, subsequent_indent="  ")
+        print(f"{named}\n(--wide shows them, --columns chooses)")
     if csv is not None:
         with atomic_write(csv, "w") as file:
             table.to_csv(file, index=False, lineterminator="\n")
@@ -89,7 +105,9 @@ def plot(
         out: The file: .html (works offline) or .png.
     """
     from toco_lab.figures import across_runs, assign_colours
+    from toco_lab.figures.plotly_style import CONFIG
     from toco_lab.runs import table as run_table
+    from toco_lab.runs.glance import alike
     from toco_lab.runs.listing import runs_below
 
     if out.suffix not in (".html", ".png"):
@@ -98,9 +116,13 @@ def plot(
     found = run_table.relate(table, metric, parameter, colour=colour)
     if not len(found.points):
         raise ValueError(f"none of {counted(len(table), 'run')} below {root} has values of {metric} and {parameter}")
-    shared: dict[str, Any] = {"metric": metric, "parameter": parameter, "colour": colour, "note": found.note}
+    groups = list(alike(table[table["run"].isin(found.points["run"])]))
+    unlike = f", of {len(groups)} data sets or protocols: choose one by --where" if len(groups) > 1 else ""
+    note = f"{found.note}{unlike}" if unlike else f"{groups[0]}: {found.note}"
+    shared: dict[str, Any] = {"metric": metric, "parameter": parameter, "colour": colour, "note": note}
     if out.suffix == ".html":
-        text = across_runs.metric_by_parameter(found.points, found.means, **shared).to_html(include_plotlyjs=True)
+        figure = across_runs.metric_by_parameter(found.points, found.means, **shared)
+        text = figure.to_html(include_plotlyjs=True, config=CONFIG)
         with atomic_write(out, "w") as file:
             file.write(text)
     else:
@@ -110,7 +132,7 @@ def plot(
         figure = printed.metric_by_parameter(found.points, found.means, colours=colours, **shared)
         with atomic_write(out) as file:
             figure.savefig(file, format="png", dpi=150)
-    print(f"{out}: {found.note}")
+    print(f"{out}: {found.note}{unlike}")
 
 
 @runs.command(name="open")
@@ -155,7 +177,10 @@ def as_page(path: Path) -> Path:
         else:
             import plotly.io
 
-            file.write(plotly.io.from_json(path.read_text(encoding="utf-8")).to_html(include_plotlyjs=True))
+            from toco_lab.figures.plotly_style import CONFIG
+
+            figure = plotly.io.from_json(path.read_text(encoding="utf-8"))
+            file.write(figure.to_html(include_plotlyjs=True, config=CONFIG))
     return page
 
 

@@ -8,6 +8,7 @@ import tyro
 
 from toco_lab.commands.parser import refuse_given
 from toco_lab.fields import shown
+from toco_lab.files import here_or_shipped
 from toco_lab.trackers.tracker import TrackerName
 
 _LONGEST = 10**8  # seconds, three years
@@ -22,7 +23,7 @@ def run(
     """Execute notebooks with other parameters. One that fails does not stop the others.
 
     Args:
-        notebooks: For example notebooks/04_evaluate.ipynb.
+        notebooks: For example notebooks/04_evaluate.ipynb; what is not here is taken from the package.
         parameters: Each as name=value; a value is a Python literal or else text, like preset=smoke
             'overrides={"w_ptc": 0.0}'.
         output: Folder of the executed notebooks; None takes the folder `notebooks` of run_dir.
@@ -34,7 +35,8 @@ def run(
     if not 1 <= timeout <= _LONGEST:
         raise ValueError(f"timeout must lie in [1, {_LONGEST}] seconds, got {timeout:g}")
     output = output or Path(values.get("run_dir", "results/scratch"), "notebooks")
-    records = run_notebooks([NotebookJob(path, output / path.name, values) for path in notebooks], timeout=int(timeout))
+    jobs = [NotebookJob(here_or_shipped(path), output / path.name, values) for path in notebooks]
+    records = run_notebooks(jobs, timeout=int(timeout))
     failed = []
     for record in records:
         print(f"{record['state']}: {output / record['notebook']} ({record['seconds']:.0f} s)")
@@ -60,7 +62,7 @@ def sweep(
     """Run a notebook, or train, over a grid of config fields and seeds. Killed, the same command continues it.
 
     Args:
-        grid: YAML file, like docs/smoke.yaml.
+        grid: YAML file, like docs/smoke.yaml; what is not here is taken from the package.
         root: Folder that holds the sweeps.
         workers: Runs at a time on this machine (local); its cores are shared between them.
         executor: Processes of this machine, or a ray cluster.
@@ -77,7 +79,7 @@ def sweep(
 
     unread = ("gpus", "cpus", "address") if executor == "local" else ("workers",)
     refuse_given(unread, f"with executor {executor}")
-    wanted = Grid.from_yaml(grid)
+    wanted = Grid.from_yaml(here_or_shipped(grid))
     if dry_run:
         planned = plan(wanted, root=root, data=executor == "local")
         print(planned.to_string(index=False, float_format="{:.0f}".format, na_rep="?"))
@@ -103,10 +105,11 @@ def study(
     root: Path = Path("results/sweeps"),
     tables: bool = False,
 ) -> None:
-    """Make or continue a study of results/studies: its runs, then table.csv, table.md and figure.png in its folder.
+    """Make or continue a study: its runs, then table.csv, table.md and figure.png in results/studies/NAME.
 
     Args:
-        name: One of the studies; without it they are listed with their state and their question.
+        name: One of this project's studies, or of those in results/studies; without it they are listed with their state
+            and their question.
         seeds: Number of seeds, instead of that of the grid.
         workers: Runs at a time.
         root: Folder that holds the runs.

@@ -2,19 +2,19 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
-from datetime import timedelta
+import shlex
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Union, get_type_hints
 
 import tyro
 
-from toco_lab.commands.parser import given_options
+from toco_lab.commands.parser import HELP, given_options, refuse_given
 from toco_lab.commands.trained import print_doubtful_truth, print_scores
 from toco_lab.config import Config, config_differences
 from toco_lab.presets import PRESETS
 from toco_lab.trackers.tracker import TrackerName
-from toco_lab.words import counted
+from toco_lab.words import counted, duration, program
 
 if TYPE_CHECKING:
     import torch
@@ -22,37 +22,54 @@ if TYPE_CHECKING:
     from toco_lab.runs.run_dir import RunDir
 
 CONFIG_FIELDS = [field for field in dataclasses.fields(Config) if field.name != "preset_name"]
+USUAL_FIELDS = (  # with `UsualOptions` what `--help` shows
+    "data_root", "backbone", "crop_size", "steps", "batch_size", "learning_rate", "w_ptc", "w_ctc", "seed", "device",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(kw_only=True)
-class TrainOptions:
-    """Options of `train`. Those below are not Config fields; `options_of_preset` adds the ones that are."""
+class UsualOptions:
+    """Options of `train` that are no Config fields, and that `--help` shows."""
 
-    preset: ClassVar[str]
-
-    released: bool = False
-    """switch on every quirk of the authors' released code; options that are given win over it"""
     root: Path = Path("results")
     """folder that holds the runs"""
     name: str | None = None
     """folder name below it; None takes <preset>-<digest>-s<seed>"""
+    dry_run: bool = False
+    """say what would be done and how long it takes on this machine, and do nothing"""
+    save_config: Path | None = None
+    """write the complete config into this file (.yaml or .json), for `train --config FILE`, and do nothing else"""
+
+
+@dataclasses.dataclass(kw_only=True)
+class TrainOptions(UsualOptions):
+    """Options of `train` that are no Config fields; `options_of` adds the ones that are."""
+
+    base: ClassVar[Config]  # from which the options start: of a preset, or of a file
+
+    measure: bool = True
+    """time a few steps in a dry run"""
+    released: bool = False
+    """switch on every quirk of the authors' released code; options that are given win over it"""
     evaluate: bool = True
     """score the trained model and measure its over-smoothing"""
     log_to: tuple[TrackerName, ...] = ()
     """also tell these trackers every row, score and CAM; each needs its package, see docs/tracking.md"""
-    dry_run: bool = False
-    """say what would be done, and do nothing"""
+
+    @property
+    def preset(self) -> Config:
+        """The preset of the base; where it has none, `Config` itself."""
+        return Config.preset(self.base.preset_name) if self.base.preset_name in PRESETS else Config()
 
     def config(self) -> Config:
         """The Config that the options stand for; DataError if one of them has no effect."""
         from toco_lab.data.unused import refuse_unused
 
-        base = Config.preset(self.preset)
+        base, given = self.base, given_options()
         values = {field.name: getattr(self, field.name) for field in CONFIG_FIELDS}
-        given = given_options()
         changed = {name: value for name, value in values.items() if name in given or value != getattr(base, name)}
         cfg = (base.released() if self.released else base).replace(**changed)
-        refuse_unused(cfg, changed)
+        refuse_unused(cfg, [*changed, *config_differences({"preset": self.preset, "file": base})])
         for name in ("weights", "weights_tag"):
             if name in changed and getattr(cfg, name) and not cfg.pretrained:
                 raise ValueError(
@@ -62,36 +79,102 @@ class TrainOptions:
         return cfg
 
 
+# --- the options that a command line can mean -------------------------------------------------------------------------
+
+
+def options_of(cfg: Config, *, usual: bool = False) -> type:
+    """`TrainOptions` and every field of Config, the usual ones first, with help text and the config's value.
+
+    Args:
+        cfg: The config from which the options start.
+        usual: The usual ones alone, for `--help`; nothing is parsed with them.
+    """
+    types, fields = get_type_hints(Config), {field.name: field for field in CONFIG_FIELDS}
+    names = USUAL_FIELDS if usual else dict.fromkeys((*USUAL_FIELDS, *fields))
+    made: list[tuple[str, Any, Any]] = []
+    for name in names:
+        default = dataclasses.field(default=getattr(cfg, name))
+        made.append((name, Annotated[types[name], tyro.conf.arg(help=fields[name].metadata["help"])], default))
+    bases, shared = (UsualOptions if usual else TrainOptions,), {"base": cfg}
+    return dataclasses.make_dataclass("TrainOptions", made, bases=bases, namespace=shared, kw_only=True)
+
+
 def options_of_preset(preset: str) -> type[TrainOptions]:
-    """`TrainOptions` and every field of Config, with the field's help text and the preset's value as default."""
-    cfg, types = Config.preset(preset), get_type_hints(Config)
-    fields: list[tuple[str, Any, Any]] = []
-    for field in CONFIG_FIELDS:
-        default = dataclasses.field(default=getattr(cfg, field.name))
-        fields.append((field.name, Annotated[types[field.name], tyro.conf.arg(help=field.metadata["help"])], default))
-    return dataclasses.make_dataclass(
-        "TrainOptions", fields, bases=(TrainOptions,), namespace={"preset": preset}, kw_only=True
+    """`options_of` a preset."""
+    return options_of(Config.preset(preset))
+
+
+def _options_of_line(words: Sequence[str]) -> Any:
+    """The options that a line can mean: of each preset, or of a config file, which takes the place of a preset."""
+    path, preset, _ = config_file(words)
+    asked = set(HELP) & set(words)
+    if path is not None and not asked:
+        from toco_lab.runs.config_file import read_config
+
+        return options_of(read_config(path, preset=preset))
+    usual = bool(asked) and "--help-all" not in words
+    named = [word for word in words[1:2] if word in PRESETS]
+    hint = "\n\nThe usual options; --help-all shows every field of the config." if named and usual else ""
+    made = (
+        # of presets that are not named few options are enough
+        _of_preset(name, usual=usual or name not in (named or PRESETS), hint=hint)
+        for name in PRESETS
     )
+    return Union[tuple(made)]  # noqa: UP007 (made at runtime)
 
 
-def _command_of_preset(preset: str) -> Any:
-    """The options of a preset as a command of their own, with one line about it for `--help`."""
+def _of_preset(preset: str, *, usual: bool, hint: str) -> Any:
+    """The options of a preset as a command of their own, with one line about it, and a hint, for `--help`."""
     cfg = Config.preset(preset)
     about = f"{cfg.dataset}, {cfg.backbone}, {counted(cfg.steps, 'step')} of {counted(cfg.batch_size, 'image')}"
-    return Annotated[options_of_preset(preset), tyro.conf.subcommand(preset, description=about, prefix_name=False)]
+    made = options_of(cfg, usual=usual)
+    return Annotated[made, tyro.conf.subcommand(preset, description=about + hint, prefix_name=False)]
 
 
-if TYPE_CHECKING:
-    OptionsOfAnyPreset = TrainOptions
-else:
-    OptionsOfAnyPreset = Union[tuple(map(_command_of_preset, PRESETS))]  # noqa: UP007 (made at runtime)
+def config_file(words: Sequence[str]) -> tuple[Path | None, str | None, list[str]]:
+    """The file that `train --config FILE` names, the preset beside it if there is one, and the line without both.
+
+    Raises:
+        ValueError: For `--config` without a file, or twice.
+    """
+    places = [place for place, word in enumerate(words) if word == "--config" or word.startswith("--config=")]
+    if words[:1] != ["train"] or not places:
+        return None, None, list(words)
+    if len(places) > 1:
+        raise ValueError("--config is given twice: the first would have no effect. Leave one out")
+    place, joined = places[0], words[places[0]].startswith("--config=")
+    value = words[place].partition("=")[2] if joined else "".join(words[place + 1 : place + 2])
+    if not value or value.startswith("--"):
+        raise ValueError("--config needs a file: YAML of config fields, or the config.json of a run")
+    rest = [*words[:place], *words[place + (1 if joined else 2) :]]
+    preset = rest.pop(1) if rest[1:2] and rest[1] in PRESETS else None
+    return Path(value), preset, rest
 
 
-def train(options: tyro.conf.OmitArgPrefixes[OptionsOfAnyPreset]) -> None:
+def train_command(words: Sequence[str]) -> Callable[..., None]:
+    """`train` with the options that a line can mean."""
+    named = words[:1] == ["train"] or (words[:1] and words[0].startswith("--tyro"))  # a completion has them all
+    kind = _options_of_line(words) if named else UsualOptions  # of another command's line the name is all that counts
+
+    def command(options: Any) -> None:
+        train(options)
+
+    command.__doc__ = train.__doc__
+    plain: Any = tyro.conf.OmitArgPrefixes  # --steps, not --options.steps
+    command.__annotations__["options"] = plain[kind]
+    return command
+
+
+def train(options: TrainOptions) -> None:
     """Train, or continue, a run of a preset; then evaluate it and measure over-smoothing.
+
+    `train --config FILE` takes a config file in place of a preset, or the config.json of a run; options win over it.
 
     Several GPUs: torchrun --nproc-per-node 4 -m toco_lab train ... shares each batch and the evaluation out.
     """
+    if options.save_config is not None:
+        _save_config(options, options.save_config)
+        return
     from toco_lab import experiment
     from toco_lab.runs.run_dir import RunDir
     from toco_lab.training.processes import everywhere, is_first, process_group
@@ -116,6 +199,15 @@ def train(options: tyro.conf.OmitArgPrefixes[OptionsOfAnyPreset]) -> None:
     print(f"done: {run.path}")
 
 
+def _save_config(options: TrainOptions, path: Path) -> None:
+    from toco_lab.data.own_folder import complete_config
+    from toco_lab.runs.config_file import write_config
+
+    refuse_given(("dry_run", "name", "root", "evaluate"), "with --save-config: nothing is trained")
+    write_config(path, complete_config(options.config()))
+    print(f"{path}: `{program()} train --config {shlex.quote(str(path))}` trains it")
+
+
 def _open_run(options: TrainOptions) -> "RunDir | None":
     """Make the folder of the run that the options ask for, and say what is worth knowing; None after a dry run."""
     from toco_lab.data.classes import DataError
@@ -127,9 +219,10 @@ def _open_run(options: TrainOptions) -> "RunDir | None":
     check_run_name(options.name)
     check_trackers(options.log_to)  # what is not installed is said before there is a folder
     cfg = _shared_out(complete_config(options.config()))
-    _warn_of_batch_size(cfg, Config.preset(options.preset))
+    _warn_of_batch_size(cfg, options.preset)
     if options.dry_run:
-        print(*_outlook(cfg, options), sep="\n")
+        for line in _outlook(cfg, options):
+            print(line, flush=True)
         with contextlib.suppress(DataError):  # said already: the data are not ready
             _print_usage(cfg)
         return None
@@ -203,7 +296,7 @@ def _outlook(cfg: Config, options: TrainOptions) -> Iterator[str]:
     yield f"backbone:   {cfg.backbone}, " + (f"weights: {weights}" if cfg.pretrained else "random weights")
     device = resolve_device(cfg.device)
     yield from _device_lines(cfg, device)
-    yield from _cost_lines(cfg, device, cfg.steps - step)
+    yield from _cost_lines(cfg, device, cfg.steps - step, measure=options.measure)
     yield "fields that differ from the defaults of Config:"
     for name, values in config_differences({"default": Config(), "here": cfg}).items():
         yield f"  {name} = {values['here']!r} (default {values['default']!r})"
@@ -232,21 +325,45 @@ def _device_lines(cfg: Config, device: "torch.device") -> Iterator[str]:
         yield f"            {gpus} GPUs are here: torchrun --nproc-per-node {gpus} -m toco_lab train ... uses them all"
 
 
-def _cost_lines(cfg: Config, device: "torch.device", steps_left: int) -> Iterator[str]:
-    """Memory of a process, and the time that the steps to come will take at the speed measured now."""
+def _cost_lines(cfg: Config, device: "torch.device", steps_left: int, *, measure: bool) -> Iterator[str]:
+    """Memory of a process, and the time that the steps to come take on this machine."""
     from toco_lab.training.cost import measured_rate, step_cost
     from toco_lab.training.processes import num_processes
 
     cost = step_cost(cfg, processes=num_processes())
-    rate = measured_rate(cfg, device, cost=cost)
     yield (
         f"memory:     {cost.memory_bytes / 2**30:.1f} GiB a process at least: {cost.weight_bytes / 2**30:.1f} for "
         f"{cost.parameters / 1e6:.0f} million weights with gradients and moments, "
         f"{cost.activation_bytes / 2**30:.1f} of activations (--checkpoint-blocks, --accumulate and --precision bf16 "
         "lower them)"
     )
-    yield (
-        f"time:       {counted(steps_left, 'step')} of {cost.flops / 1e12:.2g} TFLOP at {rate / 1e12:.2g} "
-        f"TFLOP/s, measured just now: about {timedelta(seconds=round(steps_left * cost.flops / rate))} for the "
-        "encoder passes; the rest of a step comes on top"
+    if not measure:
+        steps = counted(steps_left, "step")
+        yield f"time:       {steps} of {cost.flops / 1e12:.2g} TFLOP; without --no-measure a few of them are timed"
+        return
+    expected = cost.flops / measured_rate(cfg, device, cost=cost)
+    yield f"time:       {_time_line(cfg, device, steps_left, expected)}"
+
+
+def _time_line(cfg: Config, device: "torch.device", steps_left: int, expected: float) -> str:
+    """How long training takes, by steps that are timed now; where these would take too long, by `expected` seconds."""
+    import torch
+
+    from toco_lab.training.timing import timed_steps
+
+    steps = counted(steps_left, "step")
+    try:
+        timing = timed_steps(cfg, device, expected=expected)
+    except torch.OutOfMemoryError:
+        at_once = counted(cfg.batch_size // cfg.accumulate, "image")
+        return f"not known: {at_once} at once DO NOT FIT into the memory of {device}. A larger --accumulate needs less"
+    if timing is None:
+        return (
+            f"{steps} would take more than {duration(steps_left * expected)} on {device}, {duration(expected)} each: "
+            "too slow to time one, so this is by the speed of an encoder pass, measured just now"
+        )
+    with_images = f" with {counted(timing.images, 'image')}" if timing.images < timing.micro_batch else ""
+    return (
+        f"{steps} of {timing.seconds:.3g} s, about {duration(steps_left * timing.seconds)}: "
+        f"{counted(timing.steps, 'step')}{with_images} timed on {device} just now; evaluation comes on top"
     )

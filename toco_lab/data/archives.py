@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from toco_lab.data.classes import DataError
+from toco_lab.data.layouts import guide
 from toco_lab.files import in_words, refusals_named
 from toco_lab.words import counted
 
@@ -71,7 +72,7 @@ def fetch(folder: Path, archives: Sequence[Archive], *, download: bool) -> None:
 
 def _to_fetch(folder: Path, archives: Sequence[Archive]) -> str:
     lines = "".join(f"\n  {archive.name} from {archive.url}" for archive in archives)
-    return f"fetch and put into {folder}, packed or unpacked:{lines}\n(data/README.md; --download does it for VOC)"
+    return f"fetch and put into {folder}, packed or unpacked:{lines}\n({guide()}; --download does it for VOC)"
 
 
 def _unpack(folder: Path, archive: Archive) -> None:

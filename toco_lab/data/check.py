@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.data.classes import DataError
@@ -16,6 +15,7 @@ from toco_lab.data.images import load
 from toco_lab.data.masks import no_class_shown
 from toco_lab.data.readers import FolderReader, Reader, make_reader
 from toco_lab.data.usage import NO_INFORMATION, Usage, folder_usage
+from toco_lab.progress import progress_bar
 from toco_lab.words import counted
 
 SHOWN_PROBLEMS = 20  # in the printed summary
@@ -113,7 +113,7 @@ def check_dataset(cfg: Config, split: str, *, progress: bool = True) -> CheckRep
     labels, pixels = np.zeros(len(reader.classes), int), np.zeros(256, int)
     empty: list[str] = []
     doubts = Doubts(reader, report.doubtful)
-    for index in tqdm(range(len(reader)), desc=f"check {split}", disable=not progress):
+    for index in progress_bar(range(len(reader)), f"check {split}", shown=progress):
         image, mask = attempt("image", reader.image, index), attempt("mask", reader.mask, index)
         label = None
         if is_training or mask is not None or cfg.label_source != "masks":  # evaluation may do without labels

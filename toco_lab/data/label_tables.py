@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from toco_lab.config import Config
 from toco_lab.data.classes import DataError, class_names
@@ -16,6 +15,7 @@ from toco_lab.data.layouts import LAYOUTS, find_root
 from toco_lab.data.own_folder import complete_config
 from toco_lab.data.readers import FolderReader
 from toco_lab.files import atomic_write
+from toco_lab.progress import progress_bar
 
 
 def label_table(cfg: Config, source: str, *, progress: bool = True) -> dict[str, list[str]]:
@@ -50,7 +50,7 @@ def _table_of_xml(cfg: Config) -> dict[str, list[str]]:
 def _table_of_masks(cfg: Config, *, progress: bool) -> dict[str, list[str]]:
     reader = FolderReader(complete_config(cfg.replace(label_source="masks")), None)
     table = {}
-    for index, has_mask in enumerate(tqdm(reader.has_masks(), desc="labels", unit="mask", disable=not progress)):
+    for index, has_mask in enumerate(progress_bar(reader.has_masks(), "labels", unit="mask", shown=progress)):
         if has_mask:
             present = np.flatnonzero(reader.image_label(index))
             table[reader.names[index]] = [reader.classes[place] for place in present]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toco_lab.data.classes import DataError
-from toco_lab.files import atomic_write, entries, read_text
+from toco_lab.files import atomic_write, entries, here_or_shipped, read_text
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,18 @@ LAYOUTS = {
 }
 
 
+def guide() -> Path:
+    """The page that says where images, masks and lists lie."""
+    return here_or_shipped("data/README.md")
+
+
 def find_root(data_root: str, layout: Layout) -> Path:
     """The folder that holds the images' folder, at or below `data_root`; DataError if there is none."""
     for root in (Path(data_root) / below for below in layout.roots):
         if any((root / folder).is_dir() for folder in layout.images):
             return root
     looked = ", ".join(str(Path(data_root, below, folder)) for below in layout.roots for folder in layout.images)
-    raise DataError(f"no images below data_root {data_root}: looked for {looked}. See data/README.md, or set data_root")
+    raise DataError(f"no images below data_root {data_root}: looked for {looked}. See {guide()}, or set data_root")
 
 
 def find_list(root: Path, layout: Layout, split: str) -> Path | None:
@@ -79,7 +84,7 @@ def read_list(root: Path, layout: Layout, split: str) -> tuple[Path, list[str]]:
         there = ", ".join(sorted(file.stem for below in layout.lists for file in (root / below).glob("*.txt")))
         wanted = " or ".join(str(root / below / f"{split}.txt") for below in layout.lists)
         raise DataError(
-            f"no list {wanted}; lists in that folder: {there or 'none'}. Add it (data/README.md) or correct the split"
+            f"no list {wanted}; lists in that folder: {there or 'none'}. Add it ({guide()}) or correct the split"
         )
     names = [line.strip() for line in read_text(path, error=DataError).split("\n") if line.strip()]
     if not names:

@@ -65,7 +65,7 @@ def folder_names(cfg: Config, split: str) -> list[str] | None:
             f"{root} has no lists, and train_split and val_split are both {split!r}: it would be scored on the images "
             "it is trained on. Give two names"
         )
-    names = _labelled(root, cfg.label_source)
+    names = labelled_images(root, cfg.label_source)
     masks = set(match_names(mask_files(root), names, _LAYOUT.suffixes, MASK_ENDINGS))
     if len(names) < 2:
         raise DataError(_too_few(cfg, root, len(names)))
@@ -168,7 +168,7 @@ def _classes(root: Path, source: str) -> tuple[str, ...]:
     return named_classes(named, where)
 
 
-def _labelled(root: Path, source: str) -> Sequence[str]:
+def labelled_images(root: Path, source: str) -> Sequence[str]:
     """Names of the images that have a label, in alphabetical order: a row in a label file, a mask, or an XML file.
 
     A label may name no class: such an image is all background.

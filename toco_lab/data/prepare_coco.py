@@ -5,14 +5,13 @@ What is there already is not made again, and files are written whole, so a kille
 
 from pathlib import Path
 
-from tqdm import tqdm
-
 from toco_lab.data.archives import Archive, fetch
 from toco_lab.data.classes import COCO_CLASSES, DataError
 from toco_lab.data.coco_masks import CocoMasks, find_annotations
 from toco_lab.data.image_labels import label_of_mask
 from toco_lab.data.layouts import LAYOUTS, locate, read_list, write_list
 from toco_lab.data.masks import read_mask
+from toco_lab.progress import progress_bar
 from toco_lab.words import counted
 
 LAYOUT = LAYOUTS["coco"]
@@ -86,7 +85,7 @@ def _prepare_json(root: Path, path: Path, *, crowds: str, subset: bool, progress
         )
     masks.prepare(masks.classes)
     empty = []
-    for name in tqdm(masks.classes, desc=path.stem, unit="mask", disable=not progress):
+    for name in progress_bar(masks.classes, path.stem, unit="mask", shown=progress):
         try:
             mask = read_mask(masks.mask_path(name), images[name], len(COCO_CLASSES))
         except DataError as error:

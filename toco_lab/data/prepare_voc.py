@@ -6,13 +6,13 @@ What is there already is not made again, and files are written whole, so a kille
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from toco_lab.data.archives import Archive, fetch
 from toco_lab.data.classes import VOC_CLASSES, DataError, save_mask
 from toco_lab.data.images import header, sizes
 from toco_lab.data.layouts import LAYOUTS, find_root, locate, write_list
 from toco_lab.files import read_text
+from toco_lab.progress import progress_bar
 from toco_lab.words import counted
 
 LAYOUT = LAYOUTS["voc"]
@@ -62,7 +62,7 @@ def prepare_voc(folder: Path, *, download: bool = False, subset: bool = False, p
         raise DataError(f"{images_are} not in {root}/JPEGImages")
     masks, out = locate(root, LAYOUT.masks, (".png",)), root / LAYOUT.masks[1]
     todo = [name for name in names if name not in masks]
-    for name in tqdm(todo, desc="SBD masks", unit="mask", disable=not progress):
+    for name in progress_bar(todo, "SBD masks", unit="mask", shown=progress):
         save_mask(out / f"{name}.png", _checked_sbd(sbd / "cls" / f"{name}.mat", images[name]))
     write_list(lists / "train_aug.txt", names)
     return f"{lists}/train_aug.txt: {counted(len(names), 'image')}; {counted(len(todo), 'mask')} written to {out}"

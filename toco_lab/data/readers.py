@@ -19,14 +19,12 @@ from toco_lab.data.classes import DataError, class_names
 from toco_lab.data.coco_masks import CocoMasks, find_annotations
 from toco_lab.data.image_labels import find_label_file, label_of_mask, read_labels, read_xml_label
 from toco_lab.data.images import read_rgb
-from toco_lab.data.layouts import LAYOUTS, clashes, find_root, locate, read_list, unread
+from toco_lab.data.layouts import LAYOUTS, clashes, find_root, guide, locate, read_list, unread
 from toco_lab.data.masks import check_classes_shown, read_mask
 from toco_lab.data.names import MASK_ENDINGS, by_image, match_names
 from toco_lab.data.own_folder import folder_names
 from toco_lab.files import require
-from toco_lab.words import counted
-
-CHECK_HINT = "`python -m toco_lab data check` lists every problem"
+from toco_lab.words import counted, program
 
 
 class FolderReader:
@@ -83,7 +81,7 @@ class FolderReader:
         if needed and not paths:
             raise DataError(
                 f"label_source 'annotations' needs COCO's {self.root}/annotations/instances_*.json. Put it there "
-                "(data/README.md), or use `masks` or a label file"
+                f"({guide()}), or use `masks` or a label file"
             )
         return [CocoMasks(path, crowds=cfg.crowds) for path in paths]
 
@@ -319,7 +317,8 @@ def open_dataset(cfg: Config, split: str) -> Reader:
     reader = make_reader(cfg, split)
     problems = reader.problems()
     if problems:
-        raise DataError(problems[0] + (f" (and {len(problems) - 1} more; {CHECK_HINT})" if len(problems) > 1 else ""))
+        more = f" (and {len(problems) - 1} more; `{program()} data check` lists every problem)" * (len(problems) > 1)
+        raise DataError(problems[0] + more)
     return reader
 
 

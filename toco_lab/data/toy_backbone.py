@@ -19,10 +19,10 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from tqdm import trange
 
 from toco_lab.data.toy import PRETRAIN_SEED, PRETRAIN_VAL_SEED, TOY_CLASSES, make_scene
 from toco_lab.files import atomic_write
+from toco_lab.progress import progress_bar
 
 PATCH = 8
 GRID = 12  # position grid of the file, for scenes of 96 pixels
@@ -173,7 +173,7 @@ def pretrain(out: Path | str, recipe: Recipe | None = None) -> float:
     rng = np.random.default_rng(recipe.seed)
     model = Pretrainer(recipe)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    bar = trange(recipe.steps, desc="pretrain", unit="step")
+    bar = progress_bar(range(recipe.steps), "pretrain", unit="step")
     for step in bar:
         warm, decay = min(1, (step + 1) / 100), 0.5 * (1 + np.cos(np.pi * step / recipe.steps))
         optimizer.param_groups[0]["lr"] = recipe.learning_rate * warm * decay

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from toco_lab.config import Config
 from toco_lab.data.classes import DataError
+from toco_lab.words import program
 
 TOY = ("toy_world", "toy_objects")  # which only the toy data set reads
 UNUSED = {
@@ -26,7 +27,7 @@ def refuse_unused(cfg: Config, given: Iterable[str]) -> None:
         return
     name = unused[0]
     if name == "data_root":
-        remedy = f"For your own images: `python -m toco_lab train folder --data-root {cfg.data_root}`, or leave it out"
+        remedy = f"For your own images: `{program()} train folder --data-root {cfg.data_root}`, or leave it out"
     else:
         readers = [dataset for dataset in UNUSED if name not in UNUSED[dataset]]
         remedy = f"Leave it out, or take a preset of another data set ({', '.join(readers)})"

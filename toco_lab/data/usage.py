@@ -11,6 +11,7 @@ from toco_lab.data.layouts import LAYOUTS, Layout, files_below, find_list, find_
 from toco_lab.data.names import MASK_ENDINGS, match_names
 from toco_lab.data.own_folder import folder_names, matched_entries, xml_files
 from toco_lab.data.readers import open_dataset
+from toco_lab.words import program
 
 _SHOWN = 3  # names of each reason in the line at the start of training
 _LOOKED_AT = 2000  # images whose labels are read at the start of training: a mask has to be decoded for that
@@ -69,7 +70,7 @@ class Usage:
         reasons = (*self.left_out.items(), *self.spare.items())
         lines += [f"  {_some(found, 'left out')}: {reason}" for reason, found in reasons]
         if self.left_out:
-            lines.append(f"  `python -m toco_lab data check {self.folder}` lists each")
+            lines.append(f"  `{program()} data check {self.folder}` lists each")
         among = f" (of the first {_LOOKED_AT:,})" if self.looked_at == _LOOKED_AT else ""
         if self.without_class:
             lines.append(f"  training images without any class, all background: {self.without_class}{among}")

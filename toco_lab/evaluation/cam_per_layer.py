@@ -11,7 +11,6 @@ from itertools import islice
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from toco_lab.backbones.activations import capture
 from toco_lab.backbones.kinds import final_norm
@@ -26,6 +25,7 @@ from toco_lab.method.labels import confident_label
 from toco_lab.method.losses import classification_loss
 from toco_lab.method.model import ToCo
 from toco_lab.method.present import PresentClasses
+from toco_lab.progress import progress_bar
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.training.processes import resolve_device
@@ -116,7 +116,7 @@ def layer_cam_quality(
     num_images = min(num_images, len(samples))
     matrices = torch.zeros(len(heads), len(thresholds), cfg.num_classes + 1, cfg.num_classes + 1, dtype=torch.int64)
     first = islice(iter(samples), num_images)
-    for sample in tqdm(first, "CAM of every block", num_images, disable=not progress):
+    for sample in progress_bar(first, "CAM of every block", num_images, shown=progress):
         matrices += _matrices(model, cfg, sample, heads, thresholds)
     rows, normed = [], final_norm(model.encoder) is not None
     for layer, of_layer in enumerate(matrices, start=1):
@@ -133,7 +133,7 @@ def _train_heads(model: ToCo, cfg: Config, num_train: int, progress: bool) -> tu
     """Heads (L, C, D) for every layer, and the number of images they were trained on."""
     every = eval_samples(cfg.replace(val_images=0), model.mean, model.std, cfg.train_split)
     pooled, labels = [], []
-    for sample in tqdm(islice(iter(every), num_train), "pool", num_train, disable=not progress):
+    for sample in progress_bar(islice(iter(every), num_train), "pool", num_train, shown=progress):
         pooled.append(_pooled(model, cfg, sample))
         labels.append(image_label_of(sample))
     tokens = torch.stack(pooled, dim=1)  # (L, n, D)

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from toco_lab.backbones.activations import evaluating
 from toco_lab.backbones.weights import weights_hash
@@ -27,6 +26,7 @@ from toco_lab.evaluation.samples import image_label_of
 from toco_lab.evaluation.thresholds import CURVE, MADE_FROM, TunedThresholds, tune_thresholds
 from toco_lab.files import check_writable, require
 from toco_lab.method.model import ToCo
+from toco_lab.progress import progress_bar
 from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
@@ -166,7 +166,7 @@ def _count(
     """
     device, mine = next(model.parameters()).device, share(len(samples))
     rows: dict[str, dict[str, np.ndarray | None]] = {}
-    with tqdm(total=len(mine), unit="image", desc=title, disable=not (title and is_first())) as bar:
+    with progress_bar(mine, title, shown=bool(title) and is_first()) as bar:
         for group in grouped_by_size((samples[index] for index in mine), BATCH):
             image = torch.stack([sample.image for sample in group]).to(device)
             label = torch.stack([image_label_of(sample) for sample in group]).to(device)

@@ -19,6 +19,7 @@ from PIL import Image
 from toco_lab.files import atomic_write
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.vocabulary import CAM, CAM_AUX, SEG, TITLES
+from toco_lab.words import program
 
 NUM_IMAGES = 6  # in the gallery of a run
 EDGE = 256  # longest side of an image in it, in pixels
@@ -107,7 +108,7 @@ def load_gallery(run: RunDir) -> Gallery | None:
             return Gallery(str(about["checkpoint"]), dict(zip(map(str, about["names"]), rows, strict=True)))
     except (*_DAMAGE, IndexError) as error:
         raise ValueError(
-            f"{run.gallery_path} cannot be read ({error}); `python -m toco_lab evaluate {run.path}` writes it again"
+            f"{run.gallery_path} cannot be read ({error}); `{program()} evaluate {run.path}` writes it again"
         ) from error
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from toco_lab.backbones.pixels import denormalise
 from toco_lab.backbones.weights import weights_hash
@@ -33,6 +32,7 @@ from toco_lab.method.crf import crf_label, dense_crf
 from toco_lab.method.labels import confident_label
 from toco_lab.method.model import ToCo
 from toco_lab.method.refine import refine_cam
+from toco_lab.progress import progress_bar
 from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
@@ -178,7 +178,7 @@ def _label_split(
     originals = image_files(cfg, samples.reader.root) if images else {}
     tally = Tally(kinds, cfg.num_classes)
     labelled = _refuse_constant(_labelled_images(model, cfg, samples, folders, thresholds), kinds)
-    for image in tqdm(labelled, f"pseudo labels {split}", len(samples), unit="image", disable=not progress):
+    for image in progress_bar(labelled, f"pseudo labels {split}", len(samples), shown=progress):
         if not tally.image_labels:  # only now: a model that has learnt nothing leaves no folder behind
             for kind, folder in folders.items():
                 folder.write_protocol(records[kind])

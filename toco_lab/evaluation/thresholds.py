@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 import pandas as pd
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from toco_lab.config import Config
 from toco_lab.data.classes import DataError
@@ -24,6 +23,7 @@ from toco_lab.evaluation.prediction import BATCH, grouped_by_size, predict
 from toco_lab.evaluation.samples import image_label_of, mask_of
 from toco_lab.evaluation.scores import iou_scores
 from toco_lab.method.model import ToCo
+from toco_lab.progress import progress_bar
 from toco_lab.training.processes import is_first, share, total
 from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED
 from toco_lab.words import counted
@@ -120,7 +120,7 @@ def tune_thresholds(
     samples, chosen = found
     device, mine = next(model.parameters()).device, share(len(chosen))
     counts = {cam: ThresholdCounts(curve_thresholds(cfg), cfg.num_classes + 1, device) for cam in cams}
-    with tqdm(total=len(mine), unit="image", desc="choose thresholds", disable=not (progress and is_first())) as bar:
+    with progress_bar(mine, "choose thresholds", shown=progress and is_first()) as bar:
         for group in grouped_by_size((samples[chosen[place]] for place in mine), BATCH):
             image = torch.stack([sample.image for sample in group]).to(device)
             label = torch.stack([image_label_of(sample) for sample in group]).to(device)

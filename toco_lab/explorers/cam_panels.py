@@ -174,7 +174,7 @@ class CamPanels:
             name = f" (block {self.choice.block}){name}"
         note, details = _contrast(score, session.image.truth, class_index), self._details(score, class_index, key)
         if details and class_index is not None and not knows_class:  # the title does not name it
-            details = f"{self.class_names[class_index]}: {details}"
+            details += f", of {self.class_names[class_index]}"
         return Panel(view + name, _array(score), note=note, details=details)
 
     def _details(self, score: Tensor, class_index: int | None, key: Hashable) -> str:

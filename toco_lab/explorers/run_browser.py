@@ -22,13 +22,14 @@ import pandas as pd
 from toco_lab.explorers.controls import ControlBox, button, wide, wrapped_row
 from toco_lab.figures import printed
 from toco_lab.figures.colours import assign_colours
+from toco_lab.figures.plotly_style import CONFIG
+from toco_lab.runs.glance import alike, departing_fields
 from toco_lab.runs.listing import read_runs, runs_below
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.runs.table import (
     cell_text,
     compare_runs,
     deletion_notice,
-    differing_fields,
     filter_runs,
     metric_columns,
     overview,
@@ -37,13 +38,14 @@ from toco_lab.runs.table import (
     size_text,
     sort_runs,
 )
-from toco_lab.words import counted
+from toco_lab.words import counted, program
 
 if TYPE_CHECKING:
     from toco_lab.figures.pictures import Figure
 
 TABS = ("Compare", "Plot", "Open", "Delete")
 NO_COLOUR = "(none)"
+ALL_RUNS = "all runs, alike or not"
 NO_FIGURE = "(choose a figure)"
 _CHOSEN = "background: rgba(33, 150, 243, 0.3)"  # over white and over black
 
@@ -62,7 +64,8 @@ class RunBrowser(ControlBox):
         listing: HTML table of the same runs, the chosen ones marked.
         tabs: One of `TABS`.
         comparison: HTML table of what differs between the chosen runs.
-        metric, parameter, colour, picture: The plot of all runs in the table.
+        among: Which runs the plot compares: those of one data set and protocol, or all.
+        metric, parameter, colour, picture: The plot of these runs.
         files, figure_picker, figure_area: The files of the first chosen run.
         delete_button, notice, confirm_button, cancel_button: Deletion, in two steps.
         message: What went wrong and what to do about it, or what was done.
@@ -104,8 +107,8 @@ class RunBrowser(ControlBox):
     def figure(self) -> "Figure":
         """The plot, as a matplotlib Figure."""
         colour = None if self.colour.value == NO_COLOUR else self.colour.value
-        relation = relate(self.shown, self.metric.value, self.parameter.value, colour=colour)
-        note = f"{relation.note}; diamonds: mean and standard deviation"
+        relation = relate(self._alike(), self.metric.value, self.parameter.value, colour=colour)
+        note = f"{self.among.value}: {relation.note}; diamonds: mean and standard deviation"
         return printed.metric_by_parameter(
             relation.points, relation.means, metric=self.metric.value, parameter=self.parameter.value, colour=colour,
             colours=assign_colours(relation.means["group"]), note=note,
@@ -132,6 +135,7 @@ class RunBrowser(ControlBox):
         self.listing = widgets.HTML()
 
     def _make_plot_controls(self) -> None:
+        self.among = widgets.Dropdown(description="compare", tooltip="runs of one data set, scored alike", **wide(300))
         self.metric = widgets.Dropdown(description="metric", tooltip="vertical axis", **wide(300))
         self.parameter = widgets.Dropdown(description="parameter", tooltip="horizontal axis", **wide(300))
         self.colour = widgets.Dropdown(description="colour", tooltip="splits the runs into groups", **wide(300))
@@ -157,7 +161,7 @@ class RunBrowser(ControlBox):
         self.tabs = widgets.Tab(
             [
                 widgets.VBox([self.comparison]),
-                widgets.VBox([wrapped_row(self.metric, self.parameter, self.colour), self.picture]),
+                widgets.VBox([wrapped_row(self.among, self.metric, self.parameter, self.colour), self.picture]),
                 widgets.VBox([self.files, self.figure_picker, self.figure_area]),
                 widgets.VBox([self.delete_button, self.confirmation]),
             ],
@@ -176,6 +180,7 @@ class RunBrowser(ControlBox):
         for control in (self.where, self.sort, self.descending):
             control.observe(lambda _: self._filter_changed(), "value")
         self.picker.observe(lambda _: self._choose(), "value")
+        self.among.observe(lambda _: self._offer_axes(), "value")
         for control in (self.metric, self.parameter, self.colour):
             control.observe(lambda _: self._plot(), "value")
         self.figure_picker.observe(lambda _: self._show_figure(), "value")
@@ -196,19 +201,32 @@ class RunBrowser(ControlBox):
         shown = sort_runs(shown, self.sort.value, descending=self.descending.value)
         self.shown, chosen = shown, self.picker.value
         names = shown["run"].tolist()
-        parameters = list(dict.fromkeys([*differing_fields(shown), "seed"]))
         with self._quietly():
             _offer(self.sort, overview(shown).columns.tolist())
             self.picker.options = names
             self.picker.value = [run for run in chosen if run in names]
-            _offer(self.metric, metric_columns(shown) or ["seconds"])
-            _offer(self.parameter, parameters)
-            _offer(self.colour, [NO_COLOUR, *parameters])
+            _offer(self.among, [*alike(shown), ALL_RUNS])
         self._choose()
-        self._plot()
+        self._offer_axes()
         if not len(self.table):
             there = "" if self.root.exists() else f"there is no folder {self.root}, and so "
-            self._say(f"{there}there are no runs below {self.root}; `python -m toco_lab demo` makes two")
+            self._say(f"{there}there are no runs below {self.root}; `{program()} demo` makes two")
+
+    def _alike(self) -> pd.DataFrame:
+        """The rows that the plot compares."""
+        return alike(self.shown).get(self.among.value, self.shown)
+
+    def _offer_axes(self) -> None:
+        """Make the menus of the plot follow the runs that it compares."""
+        if self._quiet:
+            return
+        rows = self._alike()
+        parameters = list(dict.fromkeys([*departing_fields(rows), "seed"]))
+        with self._quietly():
+            _offer(self.metric, metric_columns(rows) or ["seconds"])
+            _offer(self.parameter, parameters)
+            _offer(self.colour, [NO_COLOUR, *parameters])
+        self._plot()
 
     def _choose(self) -> None:
         """Show what belongs to the chosen runs."""
@@ -263,7 +281,7 @@ class RunBrowser(ControlBox):
                 self.figure_area.outputs = (_output({"image/png": base64.b64encode(path.read_bytes()).decode()}),)
             else:
                 figure = json.loads(path.read_text(encoding="utf-8"))
-                self.figure_area.outputs = (_output({"application/vnd.plotly.v1+json": figure}),)
+                self.figure_area.outputs = (_output({"application/vnd.plotly.v1+json": figure | {"config": CONFIG}}),)
 
     def _ask_to_delete(self) -> None:
         """First step of two: say what would be deleted, and offer the button that does it."""

@@ -3,6 +3,7 @@
 The numbers come from `series`, the look from `plotly_style`. Plotly is imported only where it is used.
 """
 
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -16,14 +17,17 @@ from toco_lab.vocabulary import TITLES
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
+_ROW_NAME = 22  # letters in a line of the name of a row
+
 
 def ablation_plot(
     frame: pd.DataFrame, summary: pd.DataFrame, *, titles: Mapping[str, str] | None = None, title: str | None = None
 ) -> "go.Figure":
     """Rows of an ablation over seeds, a panel per score: every run a dot, the mean a bar across, ± one sd a line.
 
-    The dashed line is the mean of the first row's reference (or of the first row), to read differences by eye. Whether
-    they are more than chance stands in the table, where rows are paired by seed.
+    Where every row has one seed there are dots alone. The dashed line is the mean of the first row's reference (or of
+    the first row), to read differences by eye. Whether they are more than chance stands in the table, where rows are
+    paired by seed.
 
     Args:
         frame: One line per run: row, seed, scores.
@@ -40,24 +44,31 @@ def ablation_plot(
     for column, panel in enumerate(panels, start=1):
         runs, means, place = panel.runs, panel.means, {"row": 1, "col": column}
         figure.add_scatter(
-            x=runs["value"].tolist(), y=[escaped(row) for row in runs["row"]], mode="markers",
+            x=runs["value"].tolist(), y=list(map(_wrapped, runs["row"])), mode="markers",
             marker={"size": 7, "color": RUN_DOT, "opacity": 0.45}, name="a run", showlegend=column == 1,
             customdata=runs["seed"].tolist(), hovertemplate="%{y}, seed %{customdata}: %{x:.3~f}<extra></extra>",
             **place,
         )  # fmt: skip
-        figure.add_scatter(
-            x=means["mean"].tolist(), y=[escaped(row) for row in means["row"]], mode="markers",
-            error_x={"array": means["sd"].tolist(), "thickness": 1.6, "width": 0},
-            marker={"size": 15, "symbol": "line-ns", "line": {"width": 2.5, "color": MEAN_BAR}},
-            marker_color=MEAN_BAR, name="mean ± sd over seeds", showlegend=column == 1,
-            customdata=means["seeds"].tolist(),
-            hovertemplate="%{y}: %{x:.3~f} ± %{error_x.array:.2~f}, %{customdata} seeds<extra></extra>", **place,
-        )  # fmt: skip
+        if len(means):
+            figure.add_scatter(
+                x=means["mean"].tolist(), y=list(map(_wrapped, means["row"])), mode="markers",
+                error_x={"array": means["sd"].tolist(), "thickness": 1.6, "width": 0},
+                marker={"size": 15, "symbol": "line-ns", "line": {"width": 2.5, "color": MEAN_BAR}},
+                marker_color=MEAN_BAR, name="mean ± sd over seeds", showlegend=column == 1,
+                customdata=means["seeds"].tolist(),
+                hovertemplate="%{y}: %{x:.3~f} ± %{error_x.array:.2~f}, %{customdata} seeds<extra></extra>", **place,
+            )  # fmt: skip
         figure.add_vline(x=panel.compared, line={"dash": "dash", "width": 1, "color": INK}, **place)
         figure.update_xaxes(title="<br>".join(["points"] * panel.in_points + [f"<sub>{panel.over}</sub>"]), **place)
-    figure.update_yaxes(categoryorder="array", categoryarray=[escaped(row) for row in reversed(rows)])
+    figure.update_yaxes(categoryorder="array", categoryarray=list(map(_wrapped, reversed(rows))))
     figure.update_yaxes(automargin=True, col=1)
-    return styled(figure, height=190 + 30 * len(rows), title=title)
+    lines = max(_wrapped(row).count("<br>") for row in rows) + 1
+    return styled(figure, height=190 + (13 + 17 * lines) * len(rows), title=title)
+
+
+def _wrapped(name: str) -> str:
+    """The name of a row in lines that leave room for the drawing."""
+    return "<br>".join(map(escaped, textwrap.wrap(str(name), _ROW_NAME)))
 
 
 def metric_by_parameter(

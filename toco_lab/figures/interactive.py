@@ -221,24 +221,28 @@ def training_curves(
     width = min(3, max(1, len(columns)))
     height = max(1, -(-len(columns) // width))
     figure = make_subplots(
-        height, width, subplot_titles=[TITLES.get(name, escaped(name)) for name in columns], horizontal_spacing=0.07,
-        vertical_spacing=0.32 / height,
+        height, width, subplot_titles=[escaped(series.training_title(name)) for name in columns],
+        horizontal_spacing=0.07, vertical_spacing=0.32 / height,
     )  # fmt: skip
+    named: set[str] = set()  # runs that stand in the legend
     for i, column in enumerate(columns):
         place = {"row": i // width + 1, "col": i % width + 1}
         for run, frame in frames.items():
             if column not in frame:
                 continue
             line, name = series.training_series(frame, column), escaped(run)
+            if line.empty:
+                continue
             if (line["low"] < line["high"]).any():
                 add_band(figure, line, colour=colours[run], group=run, name=f"{name}, lowest to highest", place=place)
             figure.add_scatter(
-                x=line["x"].tolist(), y=line["mean"].tolist(), name=name, legendgroup=run, showlegend=i == 0,
+                x=line["x"].tolist(), y=line["mean"].tolist(), name=name, legendgroup=run, showlegend=run not in named,
                 mode="lines+markers" if len(line) < 30 else "lines", line={"color": colours[run], "width": 1.8},
                 marker_size=4, hovertemplate=f"{name}<br>step %{{x}}: %{{y:.4g}}<extra></extra>", **place,
             )  # fmt: skip
-        if column.startswith("val_") or column.endswith("_cosine"):
-            figure.update_yaxes(range=[0, 1], **place)
+            named.add(run)
+        if series.is_share(column) or column.endswith("_cosine"):
+            figure.update_yaxes(range=[0, 100 if series.is_share(column) else 1], **place)
     return styled(figure, height=125 + 210 * height, title=None)
 
 

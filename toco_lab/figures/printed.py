@@ -28,10 +28,11 @@ def ablation_plot(frame: pd.DataFrame, summary: pd.DataFrame, *, titles: Mapping
     for axes, score in zip(panels, scores, strict=True):
         runs, means = score.runs, score.means
         axes.plot(runs["value"], runs["row"].map(place), "o", color=RUN_DOT, alpha=0.4, markersize=4)
-        axes.errorbar(
-            means["mean"], means["row"].map(place), xerr=means["sd"], fmt="|", color=MEAN_BAR, markersize=11,
-            markeredgewidth=2, elinewidth=1.4,
-        )  # fmt: skip
+        if len(means):
+            axes.errorbar(
+                means["mean"], means["row"].map(place), xerr=means["sd"], fmt="|", color=MEAN_BAR, markersize=11,
+                markeredgewidth=2, elinewidth=1.4,
+            )  # fmt: skip
         axes.axvline(score.compared, color="0.4", linestyle="--", linewidth=0.8)
         axes.set_title((titles or {}).get(score.score, score.score), fontsize=9)
         axes.set_xlabel("\n".join(["points"] * score.in_points + [f"over {score.over}"]), fontsize=8)

@@ -13,15 +13,12 @@ import secrets
 from functools import cache
 from typing import Any
 
+from toco_lab.figures.plotly_style import CONFIG
+
 PLOTLY = "application/vnd.plotly.v1+json"
 PACKED = 'id="packed-plotly"'  # marks the output that holds plotly.js
 RENDERER = "saved"
-CONFIG = {
-    "displaylogo": False,
-    "responsive": True,
-    "showSendToCloud": False,
-    "modeBarButtonsToRemove": ["lasso2d", "select2d"],
-}
+_CONFIG = CONFIG | {"responsive": True, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
 _HEIGHT = 450  # pixels, where a figure has none
 _DRAW = """<script>{
 const place = document.getElementById("%(place)s"), packed = document.getElementById("packed-plotly");
@@ -56,7 +53,7 @@ def figure_html(figure: dict[str, Any], *, with_script: bool) -> str:
     content = {"data": figure.get("data", []), "layout": figure.get("layout", {})}
     written = json.dumps(content, separators=(",", ":")).replace("<", "\\u003c")  # nothing in it ends the element
     packed = f'<script type="text/plain" {PACKED}>{_packed_plotly()}</script>\n' if with_script else ""
-    draw = _DRAW % {"place": place, "address": _address(), "config": json.dumps(CONFIG)}
+    draw = _DRAW % {"place": place, "address": _address(), "config": json.dumps(_CONFIG)}
     return (
         f'{packed}<div id="{place}" class="plotly-graph-div" style="min-height:{height}px"></div>\n'
         f'<script type="application/json" id="{place}-figure">{written}</script>\n{draw}'

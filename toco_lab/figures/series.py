@@ -135,9 +135,26 @@ def training_columns(frames: Iterable[pd.DataFrame]) -> list[str]:
 
 
 def training_series(frame: pd.DataFrame, column: str) -> pd.DataFrame:
-    """A column of metrics.csv over the step: x, mean, low and high (lowest and highest) of the rows of each step."""
-    stats = frame[frame[column].notna()].groupby("step")[column].agg(mean="mean", low="min", high="max")
+    """A column of metrics.csv over the step: x, mean, low and high (lowest and highest) of the rows of each step.
+
+    Shares are in per cent. A loss begins where it is first counted: a term that a run does not use has no points.
+    """
+    rows = frame[frame[column].notna()]
+    if column.endswith("_loss"):
+        rows = rows[rows["step"] >= rows.loc[rows[column] != 0, "step"].min()]
+    values = rows[column] * (100 if is_share(column) else 1)
+    stats = values.groupby(rows["step"]).agg(mean="mean", low="min", high="max")
     return stats.rename_axis("x").reset_index()
+
+
+def is_share(column: str) -> bool:
+    """Whether a column of metrics.csv is a share in [0, 1], which figures show in per cent."""
+    return column.startswith("val_") or column.endswith("_share")
+
+
+def training_title(column: str) -> str:
+    """Heading of the panel of a column of metrics.csv."""
+    return TITLES.get(column, column) + ", %" * is_share(column)
 
 
 @dataclass(frozen=True)
@@ -227,7 +244,7 @@ class ScorePoints:
         score: Its name.
         in_points: Whether it is a share in points.
         runs: A row per run that has the score: row, seed, value.
-        means: A row per row of the ablation: row, mean, sd (0 for one seed), seeds.
+        means: A row per row of the ablation: row, mean, sd (0 for one seed), seeds; empty where every row has one seed.
         compared: Mean of the row that others are compared with.
         over: Over how many images, and how many seeds, its means are, in words.
     """
@@ -260,6 +277,7 @@ def ablation_points(frame: pd.DataFrame, summary: pd.DataFrame) -> list[ScorePoi
         means = part[["row", "seeds"]].assign(mean=factor * part["mean"], sd=(factor * part["sd"]).fillna(0))
         reference = next((name for name in part["reference"] if name), ablation_rows(summary)[0])
         compared = float(means.set_index("row").loc[reference, "mean"])
+        means = means[(means["seeds"] > 1).any() & (means["seeds"] > 0)]
         images = number_range(part["images"]) if "images" in part else ""
         seeds = counted(number_range(part["seeds"]), "seed")
         over = f"{counted(images, 'image')}, {seeds}" if images else seeds
@@ -273,7 +291,7 @@ def ablation_points(frame: pd.DataFrame, summary: pd.DataFrame) -> list[ScorePoi
 def training_lines(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Training curves of several runs as one table: a panel per column, a line per run."""
     lines = [
-        training_series(frame, column).assign(panel=TITLES[column], line=name, apart=False)
+        training_series(frame, column).assign(panel=training_title(column), line=name, apart=False)
         for column in training_columns(frames.values())
         for name, frame in frames.items()
         if column in frame

@@ -1,4 +1,5 @@
 from . import folder as folder
+from . import onnx as onnx
 from . import output as output
 from . import pictures_given as pictures_given
 from . import predictor as predictor
@@ -8,6 +9,8 @@ from . import sheet as sheet
 from . import source as source
 from .folder import FolderPredictions as FolderPredictions
 from .folder import predict_folder as predict_folder
+from .onnx import Exported as Exported
+from .onnx import export_onnx as export_onnx
 from .predictor import Predictor as Predictor
 from .predictor import read_image as read_image
 from .recipe import PredictOptions as PredictOptions

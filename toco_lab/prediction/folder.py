@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from toco_lab.data.classes import DataError
 from toco_lab.data.images import header, read_rgb, sizes
@@ -20,6 +19,7 @@ from toco_lab.prediction.pictures_given import ImageFile, image_files
 from toco_lab.prediction.predictor import Predictor, check_batch_size
 from toco_lab.prediction.recipe import Recipe
 from toco_lab.prediction.sheet import SHEET_IMAGES, write_sheet
+from toco_lab.progress import progress_bar
 from toco_lab.runs.environment import environment
 from toco_lab.runs.locks import only_worker
 from toco_lab.words import counted
@@ -100,7 +100,7 @@ def predict_folder(
         write_protocol(out, record | {MADE_WITH: _made_with(model, batch_size)})
         folder = OutputFolder(out, model.class_names, scores=scores)
         work = _Work(model, recipe, folder, batch_size)
-        with tqdm(total=len(files), unit="image", desc="predict", disable=None if progress else True) as bar:
+        with progress_bar(files, "predict", shown=progress) as bar:
             for done in work.groups(files):
                 bar.update(done)
         folder.finish(work.rows)

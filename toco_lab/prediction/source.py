@@ -19,7 +19,7 @@ from toco_lab.training.checkpoints import load_run_model
 from toco_lab.training.processes import resolve_device
 from toco_lab.training.released import import_released
 from toco_lab.vocabulary import CAM, MIOU
-from toco_lab.words import counted
+from toco_lab.words import counted, program
 
 BY = f"{CAM}_{MIOU}"  # the score by which the best run is chosen, unless another one is asked for
 PRESETS_OF_CLASSES = {20: "voc_vit_b", 80: "coco_vit_b"}  # of a released file: its DeiT and its ViT have one shape
@@ -52,9 +52,7 @@ def load(
         _refuse(path, "is one file", by=by)
         return _of_file(path, place, preset)
     if not path.is_dir():
-        raise FileNotFoundError(
-            f"there is no run, checkpoint or sweep {path}; `python -m toco_lab runs` lists the runs"
-        )
+        raise FileNotFoundError(f"there is no run, checkpoint or sweep {path}; `{program()} runs` lists the runs")
     if (path / "config.json").is_file():
         _refuse(path, "is one run", preset=preset, by=by)
         return of_run(RunDir(path), place)
@@ -158,9 +156,7 @@ def best_run(folder: Path, by: str = BY) -> tuple[RunDir, str]:
         raise ValueError(f"{folder} is no run (it has no config.json) and holds none")
     if not scores:
         there = (
-            f"; there are: {', '.join(sorted(known))}"
-            if known
-            else ": evaluate them first, `python -m toco_lab evaluate`"
+            f"; there are: {', '.join(sorted(known))}" if known else f": evaluate them first, `{program()} evaluate`"
         )
         raise ValueError(
             f"{counted(len(runs), f'run in {folder} has', f'runs in {folder} have')} no checkpoint with the score "

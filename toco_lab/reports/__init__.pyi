@@ -2,9 +2,12 @@ from . import ablation as ablation
 from . import comparison as comparison
 from . import contrast as contrast
 from . import export as export
+from . import found as found
 from . import galleries as galleries
 from . import models as models
+from . import names as names
 from . import parts as parts
+from . import repeat as repeat
 from . import sections as sections
 from . import studies as studies
 from . import tables as tables

@@ -153,6 +153,11 @@ def _difference(line: Mapping[str, Any], score: Score) -> str:
     return f"{mean} [{low}, {high}]{'*' if line['low'] > 0 or line['high'] < 0 else ''}"
 
 
+def has_seeds(frame: pd.DataFrame) -> bool:
+    """Whether a row has runs of several seeds, so that there is a mean and a spread."""
+    return bool((frame.groupby("row")["seed"].nunique() > 1).any())
+
+
 def protocol_text(configs: Iterable[Config], frame: pd.DataFrame) -> str:
     """How the numbers of an ablation came about, in a few sentences: every table carries it.
 
@@ -177,15 +182,18 @@ def protocol_text(configs: Iterable[Config], frame: pd.DataFrame) -> str:
         f"images of {said('train_split')}, never on those that are scored)"
     ) * any(frame.get(f"{name}_{MIOU}", pd.Series()).notna().any() for name in TUNED.values())
     unlike = " not all rows and scores over the same number, see the column images;" * (" to " in images + tokens)
+    spread = ", mean ± standard deviation over runs" * has_seeds(frame)
+    paired = (
+        " Differences: row minus reference, paired by seed, with the 95 % interval of their mean (Student), * where it "
+        "leaves out 0; each holds for itself, not for the best of many."
+    ) * (len(counts) > 1 and has_seeds(frame))
     return (
         f"Data {said('dataset')}, preset {cfg.preset_name or 'custom'}, {said('steps')} steps of {said('batch_size')}; "
-        f"{seeds}, mean ± standard deviation over runs. mIoU in points over {said_images} of "
+        f"{seeds}{spread}. mIoU in points over {said_images} of "
         f"{said('val_split')}:{unlike} CAM scales {said('cam_scales')} with flip, CAMs masked by the true image "
         f"labels, background threshold {said('background_threshold')}{tuned}, no CRF; segmentation scales "
         f"{said('eval_seg_scales')}. Similarity: mean |cos| of all pairs of patch tokens (metric 1a), raw residual "
-        f"stream{said_tokens}. Differences: row minus "
-        "reference, paired by seed, with the 95 % interval of their mean (Student), * where it leaves out 0; each "
-        "holds for itself, not for the best of many."
+        f"stream{said_tokens}.{paired}"
     )
 
 

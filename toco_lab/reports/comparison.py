@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 import pandas as pd
 
 from toco_lab.evaluation.gallery import Gallery, load_gallery
+from toco_lab.reports.names import row_names, run_names
 from toco_lab.runs import scores
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.sweeps.grid import Grid
@@ -28,7 +29,7 @@ from toco_lab.vocabulary import (
     POSITIVE_COSINE,
     TITLES,
 )
-from toco_lab.words import counted
+from toco_lab.words import counted, program
 
 MANY = 6  # of more runs than this, seeds of one config are drawn as one curve
 PAIRS = (POSITIVE_COSINE, NEGATIVE_COSINE)
@@ -54,7 +55,7 @@ class RunRecord:
     """What one run left in its folder, each file read once and only when it is asked for."""
 
     def __init__(self, run: RunDir) -> None:
-        """Read config.json: without it there is no run."""
+        """Read config.json: without it there is no run. The name, which readers see, is the folder's until given."""
         self.run, self.name, self.config = run, run.name, run.config()
         self.damages: list[str] = []  # what is wrong with the files that were read so far
 
@@ -167,7 +168,7 @@ class Comparison:
 
     @property
     def names(self) -> list[str]:
-        """Folder names."""
+        """What readers see of each run (see `names.run_names`)."""
         return [run.name for run in self.runs]
 
     @property
@@ -249,7 +250,17 @@ def compare(runs: Sequence[RunDir]) -> Comparison:
         raise ValueError(f"a report needs at least one run and different folder names, got {names}")
     records, left_out = _records(runs)
     frame = _rows([record.run for record in records])
+    rows = row_names([record.run for record in records])
+    frame = _named(records, frame.assign(row=frame["run"].map(rows)), rows)
     return Comparison(records, frame, paths=tuple(run.path for run in runs), left_out=left_out)
+
+
+def _named(records: list[RunRecord], frame: pd.DataFrame, rows: Mapping[str, str]) -> pd.DataFrame:
+    """Give the records their names, and return the frame with these in its column `run`."""
+    names = run_names([record.run for record in records], rows)
+    for record in records:
+        record.name = names[record.run.name]
+    return frame.assign(run=frame["run"].map(names))
 
 
 def _records(runs: Sequence[RunDir]) -> tuple[list[RunRecord], tuple[str, ...]]:
@@ -280,10 +291,13 @@ def _of_sweep(folder: Path) -> Comparison:
     folders = dict.fromkeys(one.folder for one in grid.runs(folder.parent))
     begun = [RunDir(path) for path in folders if (path / "config.json").is_file()]
     if not begun:
-        raise FileNotFoundError(f"no run of the sweep {folder} has begun; `python -m toco_lab sweep` makes them")
+        raise FileNotFoundError(f"no run of the sweep {folder} has begun; `{program()} sweep` makes them")
     frame = sweep_table(folder.parent, grid)
     about = f"{grid.name}: {grid.about}" if grid.about else grid.name
     records, left_out = _records(begun)
+    of_run = frame.groupby("run", sort=False)["row"].agg(lambda rows: " / ".join(dict.fromkeys(rows)))
+    rows = {record.run.name: of_run[record.run.name] for record in records}
+    frame = _named(records, frame, rows)
     return Comparison(records, frame, grid.reference, about, (folder,), left_out)
 
 

@@ -22,14 +22,15 @@ import nbformat
 from nbformat import NotebookNode
 from traitlets.config import Config
 
-from toco_lab.files import atomic_write, check_writable
+from toco_lab.files import atomic_write, check_writable, project_root
 from toco_lab.reports.comparison import compare_folders
 from toco_lab.reports.parts import LATEX, PLOTLY
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.sweeps.notebooks import execute_notebook
 
-NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "08_report.ipynb"
+NOTEBOOK = project_root() / "notebooks" / "08_report.ipynb"
 STATIC = Path(__file__).parent / "static"
+_HEADING, _PANEL_TITLE = 50, 34  # pixels of a drawing that its heading takes, and those above its first panels
 _FOR_READERS = {  # nbconvert's settings: results without code, and without what is said to somebody at the keyboard
     "TemplateExporter": {"exclude_input": True, "exclude_input_prompt": True, "exclude_output_prompt": True},
     "TagRemovePreprocessor": {"enabled": True, "remove_cell_tags": ["at-the-keyboard"]},
@@ -92,7 +93,7 @@ def write_page(notebook: NotebookNode, out: Path, title: str) -> None:
 
     for output in _outputs(notebook):
         if PLOTLY in output.data:
-            output.data["text/html"] = plot_html(output.data[PLOTLY])
+            output.data["text/html"] = plot_html(output.data[PLOTLY], html.unescape(output.metadata.get("title", "")))
     exporter = HTMLExporter(template_name="basic", config=Config(_FOR_READERS))
     body, _ = exporter.from_notebook_node(notebook)
     contents = re.findall(r'<h2 id="([^"]+)">([^<]+)', body)
@@ -128,15 +129,36 @@ def write_markdown(notebook: NotebookNode, out: Path, title: str) -> None:
         file.write(re.sub(r"\n{3,}", "\n\n", text).strip() + "\n")
 
 
-def plot_html(figure: dict[str, Any]) -> str:
-    """The place of a plotly figure, and its numbers."""
-    height = figure.get("layout", {}).get("height", 450)
-    data = json.dumps({key: figure.get(key) for key in ("data", "layout")}, separators=(",", ":"))
+def plot_html(figure: dict[str, Any], name: str = "figure") -> str:
+    """The place of a plotly figure, its heading as words of the page, which wrap, and its numbers.
+
+    Args:
+        figure: plotly's data and layout.
+        name: What it is called where it has no heading.
+    """
+    layout = dict(figure.get("layout") or {})
+    title = layout.pop("title", None) or {}
+    lines = _plain_lines(title.get("text") if isinstance(title, dict) else title)
+    margin = dict(layout.get("margin") or {})
+    if lines and "t" in margin:  # the heading leaves room in the drawing
+        freed = min(_HEADING, margin["t"] - _PANEL_TITLE)
+        layout |= {"height": layout.get("height", 450) - freed, "margin": margin | {"t": margin["t"] - freed}}
+    data = json.dumps({"data": figure.get("data"), "layout": layout}, separators=(",", ":"))
     data = data.replace("<", "\\u003c")  # nothing in it can end the element
+    words = [html.escape(line) for line in lines]
+    caption = f"<figcaption>{'<br>'.join([f'<b>{words[0]}</b>', *words[1:]])}</figcaption>" if words else ""
+    label = html.escape(". ".join(lines) or name)
     return (
-        f'<div class="plot"><div class="plotly-graph-div" style="min-height:{int(height)}px"></div>'
-        f'<script type="application/json">{data}</script></div>'
+        f'<figure class="plot" aria-label="{label}">{caption}<div class="plotly-graph-div" role="img" '
+        f'aria-label="{label}" style="min-height:{int(layout.get("height") or 450)}px"></div>'
+        f'<script type="application/json">{data}</script></figure>'
     )
+
+
+def _plain_lines(text: str | None) -> list[str]:
+    """The lines of a heading of plotly's without their markup."""
+    lines = [html.unescape(re.sub(r"<[^>]*>", "", line)).strip() for line in re.split(r"<br ?/?>", text or "")]
+    return [line for line in lines if line]
 
 
 def _outputs(notebook: NotebookNode) -> list[NotebookNode]:

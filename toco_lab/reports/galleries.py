@@ -11,11 +11,12 @@ from toco_lab.figures import pictures
 from toco_lab.reports.parts import Part, dot, escape, image_tag, print_only
 
 _RUNS_ABREAST = 5  # columns that a page of paper holds beside image and truth
+_FEW = 3  # runs; of fewer a screen shows larger pictures
 _PICTURE = 1.15  # side of a picture on paper, in inches
 
 
 def gallery_part(galleries: Mapping[str, Gallery], names: tuple[str, ...], colours: Mapping[str, str]) -> Part:
-    """A table for a screen: a group of rows per image, in it a row per kind of map, and a column per run.
+    """Small pictures for a screen: of each image the CAMs of all runs side by side, the other maps on request.
 
     Args:
         galleries: By the name of the run.
@@ -23,38 +24,64 @@ def gallery_part(galleries: Mapping[str, Gallery], names: tuple[str, ...], colou
         colours: Colour of each run.
     """
     rows = joint_rows(galleries)
-    heads = "".join(f"<th>{dot(colours[run])}{escape(run)}</th>" for run in galleries)
-    groups = "".join(_image_rows(row, list(galleries)) for row in rows)
-    labels = [array for row in rows for maps in row.maps.values() for array in maps.values() if _of_labels(array)]
-    seen = sorted({int(value) for array in labels for value in np.unique(array) if value < len(names)})
-    classes = "".join(f"<span>{dot(_css(value))}{escape(names[value])}</span>" for value in seen)
-    scale = f"linear-gradient(to right, {', '.join(pictures.colour_scale())})"
+    runs = {run: f"{dot(colours[run])}{escape(run)}" for run in galleries}
+    first = next((kind for kind in MAPS if any(kind in row.maps for row in rows)), "")
+    opened = "".join(_image_block(row, runs, [first], known=True) for row in rows)
+    others = [kind for kind in MAPS if kind != first and any(kind in row.maps for row in rows)]
+    closed = "".join(_image_block(row, runs, others) for row in rows)
+    more = f"<details><summary>{escape(_listed(others))} of these images</summary>{closed}</details>" if others else ""
+    side = "9.4rem" if len(runs) < _FEW else "7.4rem"
     return Part({
-        "text/html": (
-            f'<div class="legend"><span>CAM score 0<span class="scale" style="background:{scale}"></span>1</span>'
-            f'{classes}</div><div class="scroll gallery"><table><thead><tr><th></th><th></th>{heads}</tr></thead>'
-            f"{groups}</table></div>"
-        ),
+        "text/html": f'{_legend(rows, names)}<div class="gallery" style="--side:{side}">{opened}{more}</div>',
         "text/markdown": "CAMs are on one scale from 0 to 1.",
     })  # fmt: skip
 
 
-def _image_rows(row: JointRow, runs: list[str]) -> str:
-    """The rows of one image; the image itself and its truth stand at the left of all of them."""
-    known = {"image": row.image} | ({} if row.truth is None else {"truth": _label(row.truth)})
-    shown = "".join(_tag(pixels, f"{what} of {row.name}") for what, pixels in known.items())
-    first, lines = f'<td rowspan="{len(row.maps)}">{shown}{escape(row.name)}</td>', []
-    for kind, maps in row.maps.items():
-        cells = ""
-        for run in runs:
-            shown = "-"
-            if run in maps:
-                pixels = _label(maps[run]) if _of_labels(maps[run]) else pictures.cam_pixels(row.image, maps[run])
-                shown = _tag(pixels, f"{kind} of {row.name}, {run}")
-            cells += f"<td>{shown}</td>"
-        lines.append(f'<tr>{first}<th class="kind">{escape(kind)}</th>{cells}</tr>')
-        first = ""
-    return f"<tbody>{''.join(lines)}</tbody>"
+def _legend(rows: list[JointRow], names: tuple[str, ...]) -> str:
+    """The scale of the CAMs and the colours of the classes that are seen."""
+    labels = [array for row in rows for maps in row.maps.values() for array in maps.values() if _of_labels(array)]
+    labels += [row.truth for row in rows if row.truth is not None]
+    seen = sorted({int(value) for array in labels for value in np.unique(array) if value < len(names)})
+    classes = "".join(f"<span>{dot(_css(value))}{escape(names[value])}</span>" for value in seen)
+    scale = f"linear-gradient(to right, {', '.join(pictures.colour_scale())})"
+    return (
+        f'<div class="legend"><span>CAM score 0<span class="scale" style="background:{scale}"></span>1</span>'
+        f"{classes}</div>"
+    )
+
+
+def _image_block(row: JointRow, runs: Mapping[str, str], kinds: list[str], *, known: bool = False) -> str:
+    """One image: what is known of it, and then a group of pictures per kind of map, one of each run."""
+    groups = []
+    if known:
+        shown = {"image": row.image} | ({} if row.truth is None else {"truth": _label(row.truth)})
+        pixels = {what: (array, f"{what} of {row.name}") for what, array in shown.items()}
+        groups.append(_group(row.name, pixels))
+    for kind in (kind for kind in kinds if kind in row.maps):
+        maps = {run: array for run, array in row.maps[kind].items() if run in runs}
+        drawn = {runs[run]: (_drawn(row.image, array), f"{kind} of {row.name}, {run}") for run, array in maps.items()}
+        groups.append(_group(kind, drawn))
+    name = "" if known else f'<p class="of">{escape(row.name)}</p>'
+    return f'<div class="scene">{name}{"".join(groups)}</div>'
+
+
+def _group(title: str, pixels: Mapping[str, tuple[np.ndarray, str]]) -> str:
+    """Pictures beside each other under one title. HTML below each picture -> its pixels, and what it shows in words."""
+    shown = "".join(
+        f"<figure>{_tag(array, words)}<figcaption>{below}</figcaption></figure>"
+        for below, (array, words) in pixels.items()
+    )
+    return f'<div class="group"><b>{escape(title)}</b><div class="pictures">{shown}</div></div>'
+
+
+def _listed(kinds: list[str]) -> str:
+    """Some kinds of maps in words, as a sentence begins."""
+    text = " and ".join([", ".join(kinds[:-1]), kinds[-1]] if len(kinds) > 1 else kinds)
+    return text[:1].upper() + text[1:]
+
+
+def _drawn(image: np.ndarray, array: np.ndarray) -> np.ndarray:
+    return _label(array) if _of_labels(array) else pictures.cam_pixels(image, array)
 
 
 def printed_galleries(galleries: Mapping[str, Gallery], names: tuple[str, ...]) -> Iterator[Part]:

@@ -30,8 +30,8 @@ DIGITS = 5  # that count, of a number in a figure
 BETWEEN = " · "  # two facts of a protocol
 Bundle = tuple[dict[str, Any], dict[str, str]]  # contents by MIME type, and metadata
 
-LONG_TEXT = 60  # letters in a cell of the last column, which then gets room for sentences on a page
-_WIDE = 6  # columns; more do not fit on a page of LaTeX as they are
+_WIDE = 6  # columns; more do not fit on a page as they are
+_FEW = 6  # rows; a table of no more may be turned on its side
 _FORMULA = re.compile(r"[=@]|[+-][^\W\d]|[+-][(=@]")  # what a spreadsheet would run at the beginning of a cell
 _LATEX = str.maketrans({
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
@@ -70,6 +70,7 @@ class Table:
         protocol: Heading or name of rows -> how these numbers were measured, as facts; the key "" is the whole table.
         colours: Name of a row -> its colour.
         folded: Whether a page shows it only on request.
+        aside: Heading of a column of sentences, which a page shows below the table, on request.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Table:
     protocol: Mapping[str, str] = field(default_factory=dict)
     colours: Mapping[str, str] = field(default_factory=dict)
     folded: bool = False
+    aside: str = ""
 
     def protocols(self) -> list[str]:
         """How the numbers were measured: what all share first, then what else each has."""
@@ -91,18 +93,42 @@ class Table:
         return lines + [f"{' / '.join(names)}: {words}" for words, names in rest.items() if words]
 
     def html(self) -> str:
-        """A table that can be sorted by a click on a heading; the protocol stands below."""
-        cells = self.frame.map(html.escape).rename(columns=html.escape)
-        cells.isetitem(0, [self._row_name(name) for name in self.frame.iloc[:, 0]])
-        if "state" in cells:
-            cells["state"] = [f'<span class="state {state}">{state}</span>' for state in cells["state"]]
-        with pd.option_context("display.max_colwidth", None):
-            kinds = ["sortable"] + ["wordy"] * any(len(cell) > LONG_TEXT for cell in self.frame.iloc[:, -1])
-            rows = cells.to_html(index=False, escape=False, border=0, classes=kinds, justify="unset")
-        rows = rows.replace("<thead>", f"<caption>{escape(self.caption)}</caption><thead>", 1)
-        below = "".join(f'<p class="protocol">{escape(line)}</p>' for line in self.protocols())
-        shown = f'<div class="scroll">{rows}</div>{below}'
+        """A table that can be sorted by a click on a heading; the protocol stands below.
+
+        A wide table of few rows is turned on its side: a column per row, so that it fits a screen and a page.
+        """
+        frame = self.frame.drop(columns=[self.aside] if self.aside else [], errors="ignore")
+        grid = [[escape(name) for name in frame], *(self._html_row(dict(row)) for _, row in frame.iterrows())]
+        turned = frame.shape[1] > _WIDE and len(frame) <= _FEW
+        grid = [*map(list, zip(*grid, strict=True))] if turned else grid
+        lines = [
+            f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>'
+            for row in grid[1:]
+        ]
+        heads = "".join(f'<th scope="col">{cell}</th>' for cell in grid[0])
+        below = "".join(f'<p class="protocol">{escape(line)}</p>' for line in self.protocols()) + self._html_aside()
+        shown = (
+            f'<div class="scroll"><table class="{"turned" if turned else "sortable"}">'
+            f"<caption>{escape(self.caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>{below}"
+        )
         return f"<details><summary>{escape(self.caption)}</summary>{shown}</details>" if self.folded else shown
+
+    def _html_row(self, row: Mapping[str, str]) -> list[str]:
+        """The cells of a row; the first one names it."""
+        name, *cells = (
+            f'<span class="state {escape(cell)}">{escape(cell)}</span>' if heading == "state" else escape(cell)
+            for heading, cell in row.items()
+        )
+        first = next(iter(row.values()))
+        return [(dot(self.colours[first]) if first in self.colours else "") + f"<b>{name}</b>", *cells]
+
+    def _html_aside(self) -> str:
+        """The column of sentences, a line for each row."""
+        if not self.aside or self.aside not in self.frame:
+            return ""
+        words = zip(self.frame.iloc[:, 0], self.frame[self.aside], strict=True)
+        lines = "".join(f'<p class="protocol"><b>{escape(name)}</b>: {escape(said)}</p>' for name, said in words)
+        return f"<details><summary>{escape(self.aside)}</summary>{lines}</details>"
 
     def markdown(self) -> str:
         """A pipe table with the caption above and the protocol below; GitHub and pandoc read it."""
@@ -136,18 +162,19 @@ class Table:
         text = text.replace(r"\begin{tabular}", r"\resizebox{\linewidth}{!}{\begin{tabular}", 1)
         return text.replace(r"\end{tabular}", r"\end{tabular}}", 1)
 
-    def _row_name(self, name: str) -> str:
-        return (dot(self.colours[name]) if name in self.colours else "") + f"<b>{escape(name)}</b>"
-
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Bundle:
         data = {"text/html": self.html(), "text/markdown": self.markdown(), "text/csv": self.csv(), LATEX: self.latex()}
         return data, {"filename": self.name}
 
 
-def paragraph(text: str, kind: Literal["note", "missing", "warning"] = "note", *, run: str = "") -> Part:
-    """A sentence on how to read something, what is missing in a run, or what to be careful about."""
+def paragraph(
+    text: str, kind: Literal["note", "found", "protocol", "missing", "warning"] = "note", *, run: str = ""
+) -> Part:
+    """A sentence: what was found and how it was measured, how to read something, what is missing in a run, or what to
+    be careful about.
+    """
     about = f"<b>{escape(run)}</b>: " if run else "", f"**{markdown_text(run)}**: " if run else ""
-    quoted = "" if kind == "note" else "> "
+    quoted = "> " if kind in ("missing", "warning") else ""
     return Part({
         "text/html": f'<p class="{kind}">{about[0]}{escape(text)}</p>',
         "text/markdown": quoted + about[1] + markdown_text(text),

@@ -4,27 +4,26 @@ Every section is a list of parts. What a run does not have is said in its place,
 """
 
 import functools
-import shlex
 import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from toco_lab.config import Config, config_differences
 from toco_lab.data.classes import class_names
 from toco_lab.figures import across_runs, interactive, printed, series
 from toco_lab.figures.colours import assign_colours
 from toco_lab.figures.counted import by_name, images_measured, images_tested, number_range
 from toco_lab.figures.thresholds import threshold_curves
-from toco_lab.presets import PRESETS
 from toco_lab.reports import parts
+from toco_lab.reports.ablation import has_seeds
 from toco_lab.reports.comparison import PAIRS, Comparison, RunRecord
+from toco_lab.reports.found import found_sentences
 from toco_lab.reports.galleries import gallery_part, printed_galleries
 from toco_lab.reports.parts import Part, Table, paragraph
+from toco_lab.reports.repeat import repeat_lines
 from toco_lab.reports.tables import (
     ablation_table,
     asked_table,
@@ -32,6 +31,7 @@ from toco_lab.reports.tables import (
     classes_table,
     differences_table,
     environment_table,
+    protocol_of_rows,
     results_tables,
 )
 from toco_lab.runs.listing import images_evaluated
@@ -79,6 +79,14 @@ class Report:
         """Title, and how many runs are done."""
         return [parts.heading(self.title, 1, f"{self.comparison.progress}.")]
 
+    def found(self) -> Section:
+        """What came out, in two sentences, and how it was measured."""
+        sentences = found_sentences(self.comparison)
+        if not sentences:
+            return [paragraph(f"No run has a score yet: {self.comparison.progress}.", "missing")]
+        protocol = protocol_of_rows(self.comparison)
+        return [paragraph(" ".join(sentences), "found"), paragraph(protocol, "protocol")]
+
     def asked(self) -> Section:
         """The runs, how far they came and why one failed; how colours are to be read."""
         runs, about = self.comparison.runs, self.comparison.about
@@ -104,20 +112,26 @@ class Report:
             return [paragraph("There is one row with one seed: nothing is compared.")]
         table, summary = found
         frame, titles = self.comparison.frame, {name: score.title for name, score in SCORES.items()}
+        spread, words = has_seeds(frame), "A dot is a run. With one run of each row there is no mean and no spread."
+        if spread:
+            words = (
+                "Rows are compared seed by seed: runs of one seed share their initial weights and the order of the "
+                "images. A dot is a run; beside it stand the mean of its row and one standard deviation."
+            )
         figure = self._drawing(
             "ablation_rows",
-            "Every run, and its row's mean",
+            "Every run, and its row's mean" if spread else "Every run",
             across_runs.ablation_plot(frame, summary, titles=titles),
             lambda: printed.ablation_plot(frame, summary, titles=titles),
         )
-        return [table, figure]
+        return [table, paragraph(words), figure]
 
     def results(self) -> Section:
         """Scores and cosines with their protocol."""
         tables, unequal = results_tables(self.comparison)
         shown: Section = [self._coloured(table) for table in tables]
         if unequal:
-            words = f"Not measured in the same way in all runs: {', '.join(unequal)}. See the column measured with."
+            words = f"Not measured in the same way in all runs: {', '.join(unequal)}. See what each was measured with."
             shown.append(paragraph(words, "warning"))
         return [*shown, *self._thresholds(), *self._missing("evaluation", "scores", "evaluation.csv")]
 
@@ -246,6 +260,8 @@ class Report:
             state = _last_state(thinned) | compared
             written += explorer_element_html(thinned, f"tokens-{number}", colours=self.colours, **state)
         missing = self._missing_first(lambda run: run.tokens, "tokens of probe images", "tokens")
+        if not written and all(run.config.token_snapshots == 0 for run in shown.values()):
+            return [paragraph("These runs were asked to keep no tokens (token_snapshots is 0).")]
         if not written:
             return missing
         words = "The tokens can be clicked on in the HTML report."
@@ -285,14 +301,8 @@ class Report:
         return [table, *missing] if table else missing
 
     def repeat(self) -> Section:
-        """The commands that make these runs and this report."""
-        lines = []
-        for run in self.comparison.runs:
-            lines += [f"# {run.name}", train_command(run.config)]
-            lines += [f"python -m toco_lab evaluate {shlex.quote(_from_here(run.run.path))}", ""]
-        paths = shlex.join(map(_from_here, self.comparison.paths))
-        lines += ["# this report", f"python -m toco_lab report {paths} --out report.html report.md"]
-        return [parts.shell_lines("\n".join(lines))]
+        """The commands that make these runs, in these folders, and this report."""
+        return [parts.shell_lines(repeat_lines(self.comparison, self.title))]
 
     # --- what several sections need -----------------------------------------------------------------------------------
 
@@ -366,25 +376,6 @@ class Report:
         return [paragraph("Of runs that differ only in the seed, the first is shown.")] * self.comparison.grouped
 
 
-def train_command(cfg: Config) -> str:
-    """The command line that makes a run of this config: its preset and the fields that differ from it."""
-    base = cfg.preset_name if cfg.preset_name in PRESETS else "voc_deit_b"  # any preset will do, given the differences
-    words = ["python", "-m", "toco_lab", "train", base]
-    for key, values in config_differences({"base": Config.preset(base), "run": cfg}).items():
-        value, option = values["run"], key.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{option}" if value else f"--no-{option}")
-        else:
-            words += [f"--{option}", *map(str, value if isinstance(value, tuple) else [value])]
-    return shlex.join(words)
-
-
 def _last_state(maps: list[TokenMaps]) -> dict[str, int]:
     """Open at the last block of the last step, where over-smoothing is strongest."""
     return {"layer": len(maps[0].layers) - 2, "step": max(one.steps[-1] for one in maps)}
-
-
-def _from_here(path: Path) -> str:
-    """A path as one would type it: relative where it lies below the current folder."""
-    path = path.resolve()
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

@@ -6,6 +6,9 @@
 
 Most studies are said by their grid alone. One that measures more than a run does has a `make.py` in its folder, whose
 `write(study, root)` takes the place of `write_results`.
+
+The studies of this project can be read and made from every folder. What is made goes into `results/studies` of the
+current folder, where one's own studies lie as well.
 """
 
 import dataclasses
@@ -21,7 +24,7 @@ from matplotlib.figure import Figure
 
 from toco_lab.config import Config
 from toco_lab.figures import printed
-from toco_lab.files import atomic_write
+from toco_lab.files import atomic_write, project_root
 from toco_lab.reports.ablation import protocol_text, summarise, wide_table
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.runs.scores import SCORED_IMAGES, SCORES, SMOOTHING_IMAGES, TITLES
@@ -31,15 +34,23 @@ from toco_lab.sweeps.sweep import run_sweep, sweep_table
 from toco_lab.words import counted
 
 STUDIES = Path("results/studies")
+GRID, MAKE, TABLE = "grid.yaml", "make.py", "table.csv"  # files of a study; table.md and figure.png are for readers
 KEPT = ("row", "reference", "seed", "seconds", *SCORES, SCORED_IMAGES, SMOOTHING_IMAGES, "run")  # columns of table.csv
 
 
 @dataclass(frozen=True)
 class Study:
-    """A folder with `grid.yaml`, and, once runs were made, `table.csv`, `table.md` and `figure.png`."""
+    """A folder with `grid.yaml`, and, once runs were made, `table.csv`, `table.md` and `figure.png`.
+
+    Attributes:
+        folder: Where table and figure are written.
+        grid: What is asked.
+        origin: Where the study comes from, if not from `folder`: its table is read as long as `folder` has none.
+    """
 
     folder: Path
     grid: Grid
+    origin: Path | None = None
 
     @property
     def name(self) -> str:
@@ -63,32 +74,42 @@ class Study:
             FileNotFoundError: If no run of the study was made yet.
             ValueError: Naming table.csv, and its column or row that is wrong, if it is damaged.
         """
-        if not self._path.is_file():
+        path = self._readable
+        if not path.is_file():
             raise FileNotFoundError(f"{self.folder} has no table yet; make it with `{self.command}`")
+        return self._read(path)
+
+    def _read(self, path: Path) -> pd.DataFrame:
         remedy = f"Bring back a copy, or delete it and make it anew with `{self.command}`"
         columns = Columns(text=("row",), numbers=("seed",), more_numbers=("seconds", *SCORES))
-        return read_table_file(self._path, columns, text=("run", "reference"), remedy=remedy)
+        return read_table_file(path, columns, text=("run", "reference"), remedy=remedy)
 
     def runs_kept(self) -> int:
-        """How many runs the kept table has; lines about models that are no runs of the grid do not count."""
-        rows = {run.row for run in self.grid.runs()}
-        return int(self.table()["row"].isin(rows).sum()) if self._path.is_file() else 0
+        """How many runs the table in `folder` has; lines about models that are no runs of the grid do not count."""
+        return self._runs_in(self._path) if self._path.is_file() else 0
 
     def state(self) -> str:
-        """How many runs of its grid the kept table has, or "planned" without a table."""
-        return f"{self.runs_kept()} of {counted(len(self.grid.runs()), 'run')}" if self._path.is_file() else "planned"
+        """How many runs of its grid the table has, or "planned" without one."""
+        path = self._readable
+        return f"{self._runs_in(path)} of {counted(len(self.grid.runs()), 'run')}" if path.is_file() else "planned"
+
+    def _runs_in(self, path: Path) -> int:
+        rows = {run.row for run in self.grid.runs()}
+        return int(self._read(path)["row"].isin(rows).sum())
 
     def keep(self, frame: pd.DataFrame, text: str, figure: Figure | None = None, *, dpi: int = 80) -> None:
-        """Write table, summary and figure into the folder.
+        """Write table, summary and figure into `folder`, and what the study is made from, so that it is whole.
 
         Raises:
             ValueError: If the table that is there has more lines: nobody loses a finished study by an unfinished one.
         """
-        if self._path.is_file() and len(self.table()) > len(frame):
-            raise ValueError(
-                f"{self._path} has {counted(len(self.table()), 'line')} and stays as it is: there are "
-                f"{len(frame)} so far"
-            )
+        if self._path.is_file() and (lines := len(self._read(self._path))) > len(frame):
+            kept = counted(lines, "line")
+            raise ValueError(f"{self._path} has {kept} and stays as it is: there are {len(frame)} so far")
+        for name in (GRID, MAKE):
+            if self.origin is not None and (self.origin / name).is_file():
+                with atomic_write(self.folder / name) as file:
+                    file.write((self.origin / name).read_bytes())
         with atomic_write(self._path, "w") as file:
             frame.to_csv(file, index=False, lineterminator="\n")
         with atomic_write(self.folder / "table.md", "w") as file:
@@ -98,13 +119,22 @@ class Study:
                 figure.savefig(file, format="png", dpi=dpi)
 
     @property
+    def made_from(self) -> Path:
+        """The folder of its grid and, if it has one, its `make.py`."""
+        return self.folder if self.origin is None else self.origin
+
+    @property
     def _path(self) -> Path:
-        return self.folder / "table.csv"
+        return self.folder / TABLE
+
+    @property
+    def _readable(self) -> Path:
+        return self._path if self._path.is_file() else self.made_from / TABLE
 
 
 def all_studies(folder: Path | str = STUDIES) -> list[Study]:
-    """Every study of a folder, by name."""
-    return [Study(path.parent, Grid.from_yaml(path)) for path in sorted(Path(folder).glob("*/grid.yaml"))]
+    """Every study of a folder, by name; with those of this project where no other folder is given."""
+    return [_opened(grid, Path(folder)) for _, grid in sorted(_grids(Path(folder)).items())]
 
 
 def open_study(name: str, folder: Path | str = STUDIES, *, seeds: int | None = None) -> Study:
@@ -113,12 +143,23 @@ def open_study(name: str, folder: Path | str = STUDIES, *, seeds: int | None = N
     Raises:
         ValueError: If there is none of this name; those that are there are named.
     """
-    path = Path(folder) / name / "grid.yaml"
-    if not path.is_file():
-        known = sorted(one.parent.name for one in Path(folder).glob("*/grid.yaml"))
-        raise ValueError(f"no study {name!r} in {folder}; there are: {', '.join(known) or 'none'}")
-    grid = Grid.from_yaml(path)
-    return Study(path.parent, dataclasses.replace(grid, seeds=seeds) if seeds else grid)
+    grids = _grids(Path(folder))
+    if name not in grids:
+        raise ValueError(f"no study {name!r} in {folder}; there are: {', '.join(sorted(grids)) or 'none'}")
+    study = _opened(grids[name], Path(folder))
+    return dataclasses.replace(study, grid=dataclasses.replace(study.grid, seeds=seeds)) if seeds else study
+
+
+def _grids(folder: Path) -> dict[str, Path]:
+    """Name of a study -> its grid: those of the folder, and of this project's where `folder` is `STUDIES`."""
+    folders = [project_root() / STUDIES, folder] if folder == STUDIES else [folder]
+    return {path.parent.name: path for one in folders for path in one.glob(f"*/{GRID}")}
+
+
+def _opened(grid: Path, folder: Path) -> Study:
+    """The study of a grid; `folder` is where those lie that are made."""
+    own = folder / grid.parent.name
+    return Study(own, Grid.from_yaml(grid), origin=None if grid.parent == own else grid.parent)
 
 
 def make_study(study: Study, *, root: Path | str = ROOT, workers: int = 1, progress: bool = True) -> str:
@@ -146,7 +187,7 @@ def make_study(study: Study, *, root: Path | str = ROOT, workers: int = 1, progr
 
 def write_study(study: Study, *, root: Path | str = ROOT) -> str:
     """Table, summary and figure of the finished runs; makes no run. Arguments and errors as in `make_study`."""
-    make = study.folder / "make.py"
+    make = study.made_from / MAKE
     write = runpy.run_path(str(make))["write"] if make.is_file() else write_results
     return write(study, Path(root))
 

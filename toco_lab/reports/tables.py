@@ -27,9 +27,10 @@ def asked_table(comparison: Comparison) -> Table:
     """One row per run: what it is, and how far it came."""
     rows = [
         {
-            "run": run.name, "row": comparison.rows[run.name], "preset": run.config.preset_name or "custom",
-            "data": run.config.dataset, "backbone": run.config.backbone, "state": run.state,
-            "step": run.status.get("step", 0), "of steps": run.config.steps,
+            "run": run.name, "folder": "" if run.name == run.run.name else run.run.name,
+            "preset": run.config.preset_name or "custom", "data": run.config.dataset,
+            "backbone": run.config.backbone, "state": run.state,
+            "steps": f"{run.status.get('step', 0)} of {run.config.steps}",
             "minutes": _minutes(run.status.get("seconds")), "seed": run.config.seed,
         }
         for run in comparison.runs
@@ -68,7 +69,7 @@ def results_tables(comparison: Comparison) -> tuple[list[Table], list[str]]:
             for run in comparison.runs
         ]
         if wanted:
-            tables.append(_table(kind, caption, rows, protocol=protocol))
+            tables.append(_table(kind, caption, rows, protocol=protocol, aside="measured with"))
     return tables, list(dict.fromkeys(unequal))
 
 
@@ -120,12 +121,20 @@ def ablation_table(comparison: Comparison) -> tuple[Table, pd.DataFrame] | None:
         return None
     summary = ablation.summarise(frame, scores=shown, reference=comparison.reference)
     cells = ablation.wide_table(summary).rename_axis("row").reset_index().map(str)
+    words = protocol_of_rows(comparison)
+    compared = ", ".join(dict.fromkeys(name for name in summary["reference"] if name))
+    kind = "Rows over seeds" if ablation.has_seeds(frame) else "One run of each row"
+    caption = kind + (f"; differences to {compared}" if compared else "")
+    return Table("ablation", caption, cells, {"": words}), summary
+
+
+def protocol_of_rows(comparison: Comparison) -> str:
+    """How the scores of the runs that have some came about."""
+    frame = comparison.frame
+    shown = [name for name in scores.SHOWN if name in frame]
     used = set(frame.loc[frame[shown].notna().any(axis=1), "run"])
     configs = [run.config for run in comparison.runs if run.name in used]
-    words = ablation.protocol_text(configs, frame[frame["run"].isin(used)])
-    compared = ", ".join(dict.fromkeys(name for name in summary["reference"] if name))
-    caption = "Rows over seeds" + (f"; differences to {compared}" if compared else "")
-    return Table("ablation", caption, cells, {"": words}), summary
+    return ablation.protocol_text(configs, frame[frame["run"].isin(used)])
 
 
 def classes_table(comparison: Comparison) -> Table | None:

@@ -1,4 +1,6 @@
+from . import config_file as config_file
 from . import environment as environment
+from . import glance as glance
 from . import in_use as in_use
 from . import listing as listing
 from . import locks as locks

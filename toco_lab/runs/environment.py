@@ -10,8 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from toco_lab.files import project_root
-
 _PACKAGES = ("toco_lab", "torch", "torchvision", "timm", "torchmetrics", "numpy", "pandas")
 
 
@@ -21,7 +19,7 @@ def environment(device: str = "auto") -> dict[str, Any]:
         "start": datetime.now().astimezone().isoformat(timespec="seconds"),
         "command": sys.argv,
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in _PACKAGES},
+        "packages": {name: version_of(name) for name in _PACKAGES},
         "platform": platform.platform(),
         "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "device": _device_name(device),
@@ -30,7 +28,8 @@ def environment(device: str = "auto") -> dict[str, Any]:
     }
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Version of an installed package, or None."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -50,7 +49,7 @@ def _device_name(device: str) -> str:
 
 def _git_revision() -> dict[str, Any] | None:
     """Commit of this package and whether its folder has changes; None outside a checkout."""
-    here = project_root() / "toco_lab"
+    here = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(here), *arguments]

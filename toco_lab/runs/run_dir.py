@@ -61,6 +61,7 @@ class RunDir:
         """
         self.path = Path(path)
         self._lock: FileLock | None = None
+        self._planned: Config | None = None
         if not (self.path / "config.json").is_file():
             raise FileNotFoundError(f"{self.path} is not a run folder: it has no config.json")
 
@@ -108,6 +109,35 @@ class RunDir:
             raise
         return run
 
+    @classmethod
+    def plan(cls, cfg: Config, root: Path | str = "results", *, name: str | None = None) -> Self:
+        """`create`, but a new run is none for others, since it has no config.json, until more than a figure is written.
+
+        Raises:
+            ValueError: As `create`, for a folder that holds another run.
+        """
+        path = Path(root) / (name or cfg.run_name())
+        if (path / "config.json").is_file():
+            return cls.create(cfg, root, name=name)
+        run = cls.__new__(cls)
+        run.path, run._lock, run._planned = path, None, cfg
+        return run
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is a config.json: always, but for a planned run."""
+        return self._planned is None
+
+    def begin(self) -> None:
+        """Make the folder of a planned run; one that is there is left as it is.
+
+        Raises:
+            ValueError, OSError: See `create`.
+        """
+        if self._planned is not None:
+            made = type(self).create(self._planned, self.path.parent, name=self.path.name)
+            self._lock, self._planned = made._lock, None
+
     def _begin(self, cfg: Config) -> None:
         """Record this start in env.json, and a state where there is none; damaged ones are written anew."""
         records, status = [], None
@@ -142,6 +172,8 @@ class RunDir:
 
     def config(self) -> Config:
         """The run's Config. Raises ValueError naming the file if it is damaged or of another version."""
+        if self._planned is not None:
+            return self._planned
         path = self.path / "config.json"
         try:
             return Config.from_json(path.read_text(encoding="utf-8"))
@@ -180,11 +212,13 @@ class RunDir:
         """Write a new state. Fields not given keep their value, except `error`: it belongs to one state."""
         if state not in STATES:
             raise ValueError(f"state must be one of {', '.join(STATES)}, got {state!r}")
+        self.begin()
         kept = {key: value for key, value in self.status().items() if key != "error"}
         self.write_json("status", kept | {"state": state} | fields)
 
     def log(self, message: str) -> None:
         """Append a time-stamped line to log.txt."""
+        self.begin()
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         append_text(self.path / "log.txt", f"{now} {message}\n")
 
@@ -196,6 +230,7 @@ class RunDir:
         Raises:
             ValueError: If the row has a column that the file lacks.
         """
+        self.begin()
         path = self.path / "metrics.csv"
         text = complete_lines(path, METRICS_REMEDY)
         row = {key: _plain(value) for key, value in row.items()}
@@ -247,6 +282,7 @@ class RunDir:
 
     def write_table(self, name: str, frame: pd.DataFrame) -> None:
         """Write `<name>.csv` (evaluation, similarity, ...) without its index."""
+        self.begin()
         with atomic_write(self.path / f"{name}.csv", "w") as file:
             frame.to_csv(file, index=False, lineterminator="\n")
 
@@ -266,6 +302,7 @@ class RunDir:
 
     def write_json(self, name: str, obj: Any) -> None:
         """Write `<name>.json`; NumPy and torch values become numbers and lists, paths become text."""
+        self.begin()
         with atomic_write(self.path / f"{name}.json", "w") as file:
             json.dump(obj, file, indent=1, default=_plain)
 

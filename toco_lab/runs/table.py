@@ -19,7 +19,7 @@ from toco_lab.files import did_you_mean
 from toco_lab.runs.listing import RUN_COLUMNS, SCORED_IMAGES, find_runs
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.vocabulary import MEAN_SCORES
-from toco_lab.words import counted
+from toco_lab.words import counted, program
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Config))
 WHERE_HELP = 'compare columns with numbers, "words" or lists by < <= == != >= > and in, joined by and, or, not'
@@ -97,11 +97,12 @@ class _Missing:
 
 
 def check_column(columns: Iterable[str], name: str) -> str:
-    """`name` if it is among the columns; else ValueError with the nearest one and all there are."""
+    """`name` if it is among the columns; else ValueError with the nearest ones."""
     known = list(columns)
     if name in known:
         return name
-    raise ValueError(f"there is no column {name!r}{did_you_mean(name, known) or '.'} There are: {', '.join(known)}")
+    remedy = f"; `{program()} runs --csv FILE` writes all {counted(len(known), 'column')} into a file"
+    raise ValueError(f"there is no column {name!r}{did_you_mean(name, known, most=3) or remedy}")
 
 
 def sort_runs(table: pd.DataFrame, column: str, *, descending: bool = False) -> pd.DataFrame:

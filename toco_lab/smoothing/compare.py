@@ -12,13 +12,13 @@ import pandas as pd
 import timm
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from toco_lab.backbones.kinds import any_encoder_of, token_side
 from toco_lab.backbones.pixels import normalise
 from toco_lab.data import images as image_files
 from toco_lab.data.layouts import LAYOUTS, files_below
 from toco_lab.method.cam import at_evaluation_size
+from toco_lab.progress import progress_bar
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.formulas import gram_distance
 from toco_lab.smoothing.layers import Layer, layers_of
@@ -197,7 +197,7 @@ def _measured(
 ) -> pd.DataFrame:
     wanted = what_is_asked(any_encoder_of(model.model), metrics, DEFAULT_SITES)
     samples = (Sample(_pixels(model, raw, size)[0], None, name) for name, raw in pictures.items())
-    bar = tqdm(samples, f"metrics of {model.name}", len(pictures), disable=not progress)
+    bar = progress_bar(samples, f"metrics of {model.name}", len(pictures), shown=progress)
     return measured_table(model.model, bar, wanted, model.name, model.weights)
 
 
@@ -213,7 +213,7 @@ def _passes(
     gram: list[tuple] = []
     shown: Shown = {}
     seen: dict[str, np.ndarray] = {}
-    for image, raw in tqdm(pictures.items(), "tokens of all models", disable=not progress):
+    for image, raw in progress_bar(pictures.items(), "tokens of all models", shown=progress):
         layers = {one.name: list(layers_of(one.model, _pixels(one, raw, size))) for one in models}
         for one in models:
             for layer in layers[one.name]:

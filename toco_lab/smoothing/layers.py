@@ -7,11 +7,11 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from toco_lab.backbones.activations import Activations, capture
 from toco_lab.backbones.kinds import any_encoder_of, fill_patches
 from toco_lab.backbones.pixels import check_normalised
+from toco_lab.progress import progress_bar
 from toco_lab.smoothing.formulas import layer_cka
 from toco_lab.smoothing.grid import majority_label
 from toco_lab.smoothing.token_view import TokenView
@@ -143,7 +143,7 @@ def layer_similarity(model: nn.Module, images: Iterable[Tensor], *, progress: bo
     """
     encoder = any_encoder_of(model)
     device, matrices = next(encoder.parameters()).device, []
-    for number, image in enumerate(tqdm(images, "similarity of layers", disable=not progress)):
+    for number, image in enumerate(progress_bar(images, "similarity of layers", shown=progress)):
         check_normalised(image, f"image {number}")
         tokens = _on_final_grid(capture(encoder, image[None].to(device)))
         matrices.append(layer_cka(tokens)[0].cpu())

@@ -7,7 +7,6 @@ from statistics import mode
 
 import pandas as pd
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from toco_lab.backbones.weights import weights_hash
 from toco_lab.config import Config
@@ -15,6 +14,7 @@ from toco_lab.data.loader import EvalSample, eval_samples
 from toco_lab.files import check_writable, require
 from toco_lab.method.cam import at_evaluation_size
 from toco_lab.method.model import ToCo
+from toco_lab.progress import progress_bar
 from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.layers import DEFAULT_SITES
@@ -146,7 +146,8 @@ def smoothing_of_model(
     validation = eval_samples(cfg, model.mean, model.std)
     samples = (_resized(sample, cfg.eval_cam_size) for sample in islice(iter(validation), num_images))
     total = min(num_images, len(validation))
-    return measured_table(model, tqdm(samples, f"smoothing {name}", total, disable=not progress), wanted, name, weights)
+    shown = progress_bar(samples, f"smoothing {name}", total, shown=progress)
+    return measured_table(model, shown, wanted, name, weights)
 
 
 def _resized(sample: EvalSample, size: int) -> Sample:

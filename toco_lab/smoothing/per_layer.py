@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from toco_lab.backbones.kinds import any_encoder_of, final_norm, is_plain_vit
 from toco_lab.backbones.pixels import check_normalised
+from toco_lab.progress import progress_bar
 from toco_lab.smoothing.catalogue import METRICS, MetricKey
 from toco_lab.smoothing.formulas import RankMe
 from toco_lab.smoothing.layers import DEFAULT_SITES, Layer, layers_of
@@ -100,7 +100,8 @@ def smoothing_per_layer(
         total = len(images)
     samples = _samples(images, labels, image_names)
     wanted = what_is_asked(any_encoder_of(model), metrics, sites)
-    return measured_table(model, tqdm(samples, f"smoothing {name}", total, disable=not progress), wanted, name, weights)
+    shown = progress_bar(samples, f"smoothing {name}", total, shown=progress)
+    return measured_table(model, shown, wanted, name, weights)
 
 
 def metric_names() -> list[str]:

@@ -20,8 +20,8 @@ from toco_lab.data.own_folder import complete_config
 from toco_lab.data.unused import refuse_unused
 from toco_lab.fields import check_one, shown
 from toco_lab.files import did_you_mean
+from toco_lab.strict_yaml import read_yaml
 from toco_lab.sweeps.parameters import plain
-from toco_lab.sweeps.strict_yaml import read_yaml
 
 ROOT = Path("results/sweeps")
 MOST_RUNS = 100_000  # of one grid; more is taken for a slip, and is refused before anything is built

@@ -21,6 +21,7 @@ import papermill
 from nbformat import NotebookNode
 
 from toco_lab.files import atomic_write, in_words
+from toco_lab.progress import draws_bars, is_quiet
 from toco_lab.runs.small_files import read_json_file
 from toco_lab.sweeps.parameters import check_parameters
 from toco_lab.sweeps.saved_outputs import make_readable
@@ -57,7 +58,7 @@ def execute_notebook(
         output: Where the executed notebook goes; its record takes the same name with `.json` (see `read_record`).
         parameters: Values by name. Tuples are passed as lists.
         timeout: Seconds one cell may take.
-        progress: Show papermill's progress bar.
+        progress: Show papermill's progress bar, where one can be drawn.
 
     Returns:
         `output`.
@@ -78,7 +79,7 @@ def execute_notebook(
                 str(notebook).replace("{", "{{").replace("}", "}}"),  # papermill formats paths
                 str(executed),
                 parameters,
-                progress_bar=progress,
+                progress_bar=progress and draws_bars() and not is_quiet(),
                 execution_timeout=timeout,
                 extra_arguments=["--log-level=ERROR"],  # the kernel's, which warns about its own transport
             )

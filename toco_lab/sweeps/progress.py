@@ -1,7 +1,6 @@
 """How far a sweep is and how long it still takes: the estimate before it starts, and the bar while it runs."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -11,6 +10,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
+from toco_lab.progress import draws_bars, is_quiet
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.sweeps.grid import ROOT, Grid, PlannedRun
 from toco_lab.sweeps.worker import recorded_error, state_on_disk
@@ -67,7 +67,7 @@ class SweepBar:
 
     def __init__(self, grid: Grid, todo: Sequence[PlannedRun], *, slots: int, progress: bool) -> None:
         """`todo`: the runs that will be made, `slots` of them at a time; without `progress` nothing is shown."""
-        self._grid, self._slots, self._progress = grid, slots, progress
+        self._grid, self._slots, self._progress = grid, slots, progress and not is_quiet()
         self._left = {run.folder: run for run in reversed(todo)}  # of equal runs, which share a folder, the first
         self._total, self._failed, self._drawn = len(self._left), 0, 0.0
         self._bar = tqdm(
@@ -76,7 +76,7 @@ class SweepBar:
             desc=grid.name,
             bar_format=_BAR,
             smoothing=0,  # what is to go follows from the mean speed: runs end seldom
-            disable=not progress or not (sys.stderr.isatty() or "ipykernel" in sys.modules),
+            disable=not (self._progress and draws_bars()),
         )
 
     def end(self, folder: Path, unrecorded: str = "") -> None:

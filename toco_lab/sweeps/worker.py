@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from toco_lab.config import Config, config_differences
-from toco_lab.files import atomic_write, in_words
+from toco_lab.files import atomic_write, here_or_shipped, in_words
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.runs.scores import run_scores
 from toco_lab.runs.small_files import SHAPES, read_json_file
@@ -60,7 +60,7 @@ class Task:
             folder=str(run.folder.resolve()),
             preset=grid.preset,
             overrides={name: values["run"] for name, values in differing.items()},
-            notebook=str(Path(grid.notebook).resolve()) if grid.notebook else None,
+            notebook=str(here_or_shipped(grid.notebook).resolve()) if grid.notebook else None,
             parameters=dict(grid.parameters),
             log_to=tuple(log_to),
         )

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from toco_lab.backbones.weights import CheckpointError, find_weights, weights_hash
 from toco_lab.config import Config
 from toco_lab.data.loader import train_loader
 from toco_lab.files import in_words
 from toco_lab.method.model import ToCo
+from toco_lab.progress import progress_bar
 from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import initial_model, load_checkpoint, save_checkpoint
@@ -65,6 +65,7 @@ def fit(
         ValueError: If the micro-batches do not divide among the processes, the run began from other weights, or another
             process is at work in its folder.
     """
+    run.begin()
     finished = run.checkpoint_path(cfg.steps).is_file()  # then it is only read
     with only_worker(run.path) if is_first() and not finished else nullcontext():
         return _fit(cfg, run, validate, snapshot, on_row, progress=progress)
@@ -196,7 +197,7 @@ class _Training:
         cfg, model, began = self.cfg, self.learner.model, time.perf_counter()
         device = next(model.parameters()).device
         batches = train_loader(cfg, model.mean, model.std, start_step=self.start, places=share(cfg.batch_size))
-        bar = tqdm(batches, initial=self.start, total=cfg.steps, unit="step", desc=self.run.name, disable=not progress)
+        bar = progress_bar(batches, self.run.name, cfg.steps, unit="step", initial=self.start, shown=progress)
         self._keep_tokens(self.start)
         for step, batch in enumerate(bar, self.start):
             output = train_step(self.learner, batch.to(device), cfg, step)

@@ -56,7 +56,7 @@ function download(name, blob) {
 
 const STYLE = `
 :host{display:block;container-type:inline-size;--ink0:#1c2126;--soft0:#5c6670;--line0:#dde1e6;--page0:#fff;--card0:#f6f7f9;--accent0:#0072b2}
-@media (prefers-color-scheme:dark){:host{--ink0:#e4e7ea;--soft0:#9aa5b0;--line0:#363d45;--page0:#15181b;--card0:#1e2327;--accent0:#62b5e5}}
+@media screen and (prefers-color-scheme:dark){:host{--ink0:#e4e7ea;--soft0:#9aa5b0;--line0:#363d45;--page0:#15181b;--card0:#1e2327;--accent0:#62b5e5}}
 .app{--ink:var(--jp-ui-font-color1,var(--ink0));--soft:var(--jp-ui-font-color2,var(--soft0));--line:var(--jp-border-color2,var(--line0));
 --page:var(--jp-layout-color1,var(--page0));--card:var(--jp-layout-color2,var(--card0));--accent:var(--jp-brand-color1,var(--accent0));
 box-sizing:border-box;max-width:66rem;padding:1rem;border:1px solid var(--line);border-radius:8px;background:var(--page);color:var(--ink);
@@ -641,7 +641,8 @@ class App {
       class: "hit", x: x(i) - span / 2, y: pad.top - 8, width: span, height: height - pad.top + 8, onclick: () => this.go("layer", i),
     }, svg("title", {}, name))));
     const told = now.panels.map(({ name, summary: { mean }, map, step, layer }) => `${name} ${artifacts ? written(map.lengths.artifacts[step][layer][0]) : fixed(mean)}`).join(", ");
-    this.plot.replaceChildren(svg("svg", { role: "img", "aria-label": `${artifacts ? "Share of artifact tokens" : "Mean similarity"} by layer; at ${names[now.layer]}: ${told}` }, ...parts));
+    const viewBox = `0 0 ${width} ${height}`;  // a page of paper is narrower, and this is not drawn anew for it
+    this.plot.replaceChildren(svg("svg", { viewBox, role: "img", "aria-label": `${artifacts ? "Share of artifact tokens" : "Mean similarity"} by layer; at ${names[now.layer]}: ${told}` }, ...parts));
   }
 
   /* Describes the picture in words, for readers who cannot see it; the words stand under it for everybody. */

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from toco_lab.sweeps.strict_yaml import MOST_VALUES, read_yaml
+from toco_lab.strict_yaml import MOST_VALUES, read_yaml
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{after}: &{after} [{', '.join([f'*{before}'] * 10)}]\n"

@@ -1,0 +1,84 @@
+"""How long a training step takes on this machine: a few steps are made and timed, and nothing is kept of them."""
+
+import time
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+
+from toco_lab.config import Config
+from toco_lab.method.batch import Batch
+from toco_lab.method.model import ToCo
+from toco_lab.progress import progress_bar
+from toco_lab.training.learner import Learner, train_step
+from toco_lab.training.processes import num_processes
+
+BUDGET_SECONDS = 30.0  # that timing may take
+TIMED_STEPS = 3
+_FEWEST = 2  # steps that are made in any case
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What was timed.
+
+    Attributes:
+        seconds: Of one optimiser step of the whole batch.
+        steps: That were timed.
+        images: Of each of these steps; fewer than `micro_batch` where that would have taken too long.
+        micro_batch: Images that a step of the run computes at once.
+    """
+
+    seconds: float
+    steps: int
+    images: int
+    micro_batch: int
+
+
+def timed_steps(cfg: Config, device: torch.device, *, expected: float, progress: bool = True) -> Timing | None:
+    """Make a few steps of random images with all losses, and time them; images are not loaded.
+
+    Args:
+        cfg: Sizes, batch, precision, losses. Blocks are not compiled.
+        device: Where the steps are made.
+        expected: Roughly, the seconds of a step: decides with how many images it can be timed.
+        progress: Show a progress bar.
+
+    Returns:
+        None where a step of one image alone would take too long, or several processes share the batch.
+
+    Raises:
+        torch.OutOfMemoryError: If a GPU has too little memory for a micro-batch.
+    """
+    micro_batch = cfg.batch_size // cfg.accumulate
+    of_an_image = expected / cfg.batch_size
+    images = min(micro_batch, int(BUDGET_SECONDS / _FEWEST / max(of_an_image, 1e-9)))
+    if images < 1 or num_processes() > 1:
+        return None
+    small = cfg.replace(batch_size=images, accumulate=1)
+    learner, batch = Learner.of(ToCo(cfg).to(device).train(), small), _random_batch(small).to(device)
+    seconds: list[float] = []
+    began = time.perf_counter()
+    for number in progress_bar(range(1 + TIMED_STEPS), "timing steps", unit="step", shown=progress):
+        if number >= _FEWEST and time.perf_counter() - began > BUDGET_SECONDS:
+            continue
+        start = time.perf_counter()
+        train_step(learner, batch, small, cfg.steps - 1).terms.total.item()  # waits for a GPU
+        seconds.append(time.perf_counter() - start)
+    timed = seconds[1:]  # the first one warms up
+    return Timing(fmean(timed) * cfg.batch_size / images, len(timed), images, micro_batch)
+
+
+def _random_batch(cfg: Config) -> Batch:
+    """Noise in place of images; each shows two classes."""
+    generator = torch.Generator().manual_seed(0)
+    count, side = cfg.batch_size, cfg.crop_size
+
+    def view(size: int) -> torch.Tensor:
+        return torch.randn(count, 3, size, size, generator=generator)
+
+    label = torch.zeros(count, cfg.num_classes)
+    label[:, :2] = 1
+    box = torch.tensor([[0, 0, side, side]]).repeat(count, 1)
+    names = [f"noise {number}" for number in range(count)]
+    return Batch(names, view(side), view(cfg.view2_side), view(side), label, box, int(label[0].sum()))

@@ -8,7 +8,7 @@
        |
     explorers, trackers      click and slide; runs told to TensorBoard, W&B, MLflow
        |
-    prediction               any image: its classes, CAMs and mask
+    prediction, attribution  any image: its classes, CAMs and mask; where did a logit come from, is the map right?
        |
     evaluation, smoothing, tokens    how good is it? how alike are the tokens? the tokens a run keeps
        |

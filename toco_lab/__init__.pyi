@@ -1,5 +1,6 @@
 __version__: str
 
+from . import attribution as attribution
 from . import backbones as backbones
 from . import commands as commands
 from . import data as data
@@ -16,6 +17,8 @@ from . import tokens as tokens
 from . import trackers as trackers
 from . import training as training
 from . import vocabulary as vocabulary
+from .attribution import attribution_table as attribution_table
+from .attribution import measure_attributions as measure_attributions
 from .config import Config as Config
 from .data import PALETTE as PALETTE
 from .data import DataError as DataError

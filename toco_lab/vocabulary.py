@@ -39,6 +39,11 @@ VALIDATED = (CAM, CAM_AUX, SEG)  # what validation during training adds to metri
 # Beside them: how much true object the positive and the negative local crops of the validation images show.
 CROP_OBJECTS = ("ctc_positive_object", "ctc_negative_object")
 
+# Measures of how faithful an attribution is (column `measure`).
+INSERTION = "insertion"
+DELETION = "deletion"
+POINTING = "pointing game"
+
 # Columns of metrics.csv about the local crops of CTC: cosines of their projections, and the shares of their kinds.
 CROP_STATISTICS = (
     "ctc_positive_cosine",

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from timm.models import get_arch_pretrained_cfgs
 
+from toco_lab.attribution import grad_cam, gradient_attention
 from toco_lab.backbones.activations import capture
 from toco_lab.backbones.kinds import block_widths, blocks_of, fill_patches, final_norm, token_side
 from toco_lab.backbones.weights import CheckpointError
 from toco_lab.config import Config, backbone_kind
 from toco_lab.evaluation.cam_per_layer import layer_cam_quality
 from toco_lab.evaluation.evaluate import evaluate_run
-from toco_lab.explorers.attribution import grad_cam, gradient_attention
 from toco_lab.explorers.cam_session import CamSession
 from toco_lab.method.cam import multi_scale_cam, raw_cams, resize
 from toco_lab.method.model import ToCo

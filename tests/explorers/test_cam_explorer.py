@@ -11,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from toco_lab.attribution.catalogue import Attribution
+from toco_lab.attribution.faithfulness import map_scores
 from toco_lab.config import Config
 from toco_lab.data.classes import PALETTE, class_names
 from toco_lab.data.loader import eval_samples
 from toco_lab.explorers import cam_session
-from toco_lab.explorers.cam_controls import FIRST_VIEWS, NO_RUN, STRONGEST
+from toco_lab.explorers.cam_controls import FIRST_VIEWS, NO_RUN, STRONGEST, USUAL
 from toco_lab.explorers.cam_explorer import CamExplorer
 from toco_lab.explorers.cam_panels import VIEWS
 from toco_lab.explorers.panels import label_legend, panel_row
@@ -157,6 +159,7 @@ def test_crops_are_boxes_and_can_be_drawn_again(explorer):
         ("source", "cam_aux", "pseudo label"),
         ("flip", False, "CAM"),
         ("class_picker", 0, "CAM"),
+        ("block", 2, "Grad-CAM"),
         ("image_slider", 2, "image"),
         ("image_picker", "toy_val_000003", "truth"),
     ],
@@ -225,6 +228,19 @@ def test_the_encoder_runs_once_per_image(pair):
     hook.remove()
 
 
+def test_attributions_are_read_at_the_chosen_block(explorer):
+    session, strongest = explorer.session, explorer.session.image.strongest_class
+    assert [value for _, value in explorer.block.options] == [USUAL, 1, 2, 3, 4]
+    assert explorer.block.disabled  # no attribution is shown
+    show(explorer, "attention rollout", "CAM")
+    assert not explorer.block.disabled
+    explorer.block.value = 2
+    panel = explorer.panel("attention rollout")
+    np.testing.assert_array_equal(panel.array, session.attribution("attention rollout", strongest, 2))
+    assert panel.title == "attention rollout (block 2)"
+    assert explorer.panel("CAM").title == "CAM: strongest class"
+
+
 # --- slow actions -----------------------------------------------------------------------------------------------------
 
 
@@ -242,6 +258,44 @@ def test_refining_waits_for_its_button(explorer, method):
     assert explorer.progress.value == ""
     explorer.image_slider.value = 1
     assert explorer.panel("refined label").array is None
+
+
+def test_faithfulness_waits_for_its_button_and_stays_with_its_map(explorer):
+    show(explorer, "CAM", "Grad-CAM", "truth")
+    chosen = explorer.session.image.present[0]
+    explorer.class_picker.value = chosen
+    low = explorer.picture.value
+    assert explorer.panel("CAM").details == ""
+    explorer.measure_button.click()
+    session = explorer.session
+    for view, score in (("CAM", session.score("cam", chosen)), ("Grad-CAM", session.attribution("Grad-CAM", chosen))):
+        where = session.image.truth == chosen + 1
+        found = map_scores(session.model, session.image.pixels, score[None], chosen, on_class=where)[0]
+        details = explorer.panel(view).details
+        assert details.startswith(f"insertion {found.insertion_area:.2f}, deletion {found.deletion_area:.2f}, top ")
+        assert details.endswith("on it" if found.distance == 0 else f"{found.distance:.0f} px off")
+        assert details in explorer.text.value
+    assert explorer.panel("truth").details == "" and explorer.progress.value == explorer.message.value == ""
+    assert pixels(explorer).shape[0] > np.asarray(Image.open(io.BytesIO(low))).shape[0]  # a line more
+    explorer.flip.value = False
+    assert explorer.panel("CAM").details == ""  # another map
+    assert explorer.panel("Grad-CAM").details != ""
+    explorer.flip.value = True
+    assert explorer.panel("CAM").details != ""
+
+
+def test_faithfulness_says_what_cannot_be_measured(explorer):
+    show(explorer, "CAM", "Grad-CAM")
+    explorer.measure_button.click()
+    assert "choose one class to measure this map" in explorer.text.value
+    assert "Grad-CAM: " in explorer.text.value and "insertion 0." in explorer.text.value
+    show(explorer, "truth")
+    explorer.measure_button.click()
+    assert "no map is shown: switch on CAM, Grad-CAM or another one" in explorer.message.value
+    upload(explorer, png())
+    show(explorer, "Grad-CAM")
+    explorer.measure_button.click()
+    assert "insertion" in explorer.text.value and ", top" not in explorer.text.value  # nobody knows where it is
 
 
 # --- runs and images of one's own -------------------------------------------------------------------------------------
@@ -281,6 +335,41 @@ def test_two_runs_share_image_class_and_sliders(pair, other_pair):
     assert explorer.text.value.count("Panels:") == 2 and f"<p>{second}: toy_val_000001" in explorer.text.value
     for hook in hooks:
         hook.remove()
+
+
+def test_two_runs_share_block_and_faithfulness(pair, other_pair):
+    explorer = CamExplorer(pair, other_pair)
+    show(explorer, "CAM", "Grad-CAM", "attention rollout")
+    chosen = explorer.session.image.present[0]
+    explorer.class_picker.value, explorer.block.value = chosen, 2
+    name = class_names(pair[1])[chosen]
+    explorer.measure_button.click()
+    for run, session in explorer.sessions.items():
+        array = explorer.panel("Grad-CAM", run).array
+        np.testing.assert_array_equal(array, session.attribution("Grad-CAM", chosen, 2))
+        score = session.score("cam", chosen)
+        where = session.image.truth == chosen + 1
+        found = map_scores(session.model, session.image.pixels, score[None], chosen, on_class=where)[0]
+        measured = f"insertion {found.insertion_area:.2f}, deletion {found.deletion_area:.2f}"
+        assert explorer.panel("CAM", run).details.startswith(measured)
+        assert explorer.panel("attention rollout", run).details.endswith(f", of {name}")
+    assert explorer.text.value.count("insertion ") == 6
+    assert all("insertion " in one["details"] and one["details"] in one["words"] for one in explorer.picture.panels)
+    assert explorer.settings()["block"] == 2
+
+
+def test_blocks_are_those_that_both_runs_have(pair):
+    torch.manual_seed(3)
+    cfg = pair[1].replace(w_ptc=0.0)
+    shallow = ToCo(cfg).eval()
+    shallow.encoder.blocks = shallow.encoder.blocks[:3]
+    explorer = CamExplorer(pair, (shallow, cfg))
+    assert [value for _, value in explorer.block.options] == [USUAL, 1, 2, 3]
+    explorer.beside.value = NO_RUN
+    explorer.block.value = 4
+    explorer.beside.value = explorer.run_picker.options[1]
+    assert [value for _, value in explorer.block.options] == [USUAL, 1, 2, 3]
+    assert explorer.block.value == USUAL
 
 
 def test_the_second_run_can_go_swap_and_come_back(pair, other_pair):
@@ -403,9 +492,11 @@ def test_controls_that_move_nothing_are_disabled_and_say_why(explorer):
     """Each control that is not disabled changes the picture, each that is does not."""
     other = {
         "low": 0.1, "high": 0.9, "background": 0.3, "opacity": 0.2, "source": "cam_aux", "flip": False,
-        "class_picker": 1,
+        "class_picker": 1, "block": 2,
     }  # fmt: skip
-    for views in (["image"], ["CAM"], ["CAM label"], ["pseudo label", "truth"], ["refined label"], ["segmentation"]):
+    for views in (
+        ["image"], ["CAM"], ["CAM label"], ["pseudo label", "truth"], ["refined label"], ["segmentation"], ["Grad-CAM"],
+    ):  # fmt: skip
         show(explorer, *views)
         for name, value in other.items():
             control, before, picture = getattr(explorer, name), getattr(explorer, name).value, explorer.picture.value
@@ -417,7 +508,11 @@ def test_controls_that_move_nothing_are_disabled_and_say_why(explorer):
             assert said == control.disabled == control.tooltip.startswith("moves nothing that is shown, only: ")
             control.value = before
         assert all(box.disabled == ("scales (moves" in explorer.idle.value) for box in explorer.scale_boxes.children)
-    show(explorer, "CAM label", "pseudo label", "CAM")
+        maps = set(views) & {"CAM", "Grad-CAM"}
+        assert explorer.measure_button.disabled == (not maps) == ("Faithfulness (moves " in explorer.idle.value)
+    show(explorer, "class token attention")
+    assert explorer.class_picker.disabled and not explorer.block.disabled  # it knows no class
+    show(explorer, "CAM label", "pseudo label", "CAM", "Grad-CAM")
     assert explorer.idle.value == ""
 
 
@@ -484,7 +579,7 @@ def test_a_view_that_fails_says_so_beside_the_others(explorer, monkeypatch):
     def broken(*_):
         raise RuntimeError("no gradient <here>")
 
-    monkeypatch.setitem(cam_session.ATTRIBUTIONS, "Grad-CAM", broken)
+    monkeypatch.setitem(cam_session.ATTRIBUTIONS, "Grad-CAM", Attribution(broken, "what it shows"))
     show(explorer, "CAM", "Grad-CAM")
     assert "Grad-CAM: no gradient &lt;here&gt;" in explorer.message.value
     assert "CAM: strongest class" in explorer.text.value
@@ -500,6 +595,7 @@ def test_settings_bring_the_picture_back(explorer, pair):
     explorer.low.value, explorer.high.value, explorer.background.value, explorer.opacity.value = 0.15, 0.55, 0.35, 0.9
     explorer.source.value, explorer.flip.value, explorer.class_picker.value = "cam_aux", False, 3
     explorer.scale_boxes.children[0].value = False
+    explorer.block.value = 2
     explorer.refine_par.click()
     explorer.other_crops.click()
     explorer.low.value = 0.25
@@ -529,6 +625,7 @@ def test_settings_bring_the_picture_back(explorer, pair):
         ({"scales": [3.0]}, "no scale 3.0; there are: 1.0, 0.5"),
         ({"class": "unicorn"}, "no class 'unicorn'"),
         ({"views": ["CAM", "gone"]}, "no view 'gone'"),
+        ({"block": 5}, "no block 5; there are: 1, 2, 3, 4"),
         ({"low": 0.9}, "low < high <= 1, got 0.9 and 0.7"),
     ],
 )

@@ -1,10 +1,13 @@
 """The session: the encoder runs once, everything behind it equals the functions it stands for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from toco_lab.attribution.catalogue import Attribution
 from toco_lab.backbones.pixels import normalise
 from toco_lab.config import Config
 from toco_lab.data.loader import eval_samples
@@ -131,15 +134,18 @@ def test_segmentation_is_the_plain_pass(session, model, raw):
 def test_attribution_is_computed_once_per_class(session, monkeypatch):
     calls = []
 
-    def fake(model, image, class_index):
-        calls.append(class_index)
-        return torch.full((len(image), *image.shape[-2:]), class_index / 10)
+    def fake(model, image, class_index, *, block=1):
+        calls.append((class_index, block))
+        return torch.eye(2).expand(len(image), 2, 2)
 
-    monkeypatch.setitem(cam_session.ATTRIBUTIONS, "fake", fake)
-    assert session.attribution("fake", 4).unique().tolist() == pytest.approx([0.4])
+    monkeypatch.setitem(cam_session.ATTRIBUTIONS, "fake", Attribution(fake, "what it shows"))
     assert session.attribution("fake", 4).shape == (H, W)
+    session.attribution("fake", 4)
     session.attribution("fake", 1)
-    assert calls == [4, 1]
+    session.attribution("fake", 1, 3)
+    assert calls == [(4, 1), (1, 1), (1, 3)]
+    monkeypatch.setitem(cam_session.ATTRIBUTIONS, "same", replace(cam_session.ATTRIBUTIONS["attention rollout"]))
+    assert session.attribution("same", 4) is session.attribution("same", 1)
     with pytest.raises(ValueError, match=r"'wrong'; there are: .*fake"):
         session.attribution("wrong", 1)
 

@@ -27,7 +27,10 @@ def picture_of(runs: int, views: int) -> tuple[PanelPicture, list[np.ndarray]]:
     image, greys = np.zeros((60, 80, 3), np.uint8), iter(range(20, 250, 15))
     rows = [
         [
-            Panel(f"view {view}", np.full_like(image, next(greys)), note=f"note {run}", heading=f"run {run}")
+            Panel(
+                f"view {view}", np.full_like(image, next(greys)), note=f"note {run}", heading=f"run {run}",
+                details="" if view else "measured",
+            )
             if view < views - 1 or run == 0 else None
             for view in range(views)
         ]
@@ -51,6 +54,7 @@ def test_the_places_of_panels_are_where_they_are_drawn():
         assert (width, height) == (240, 180)
         assert (pixels[top : top + height, left : left + width] == grey).all()
     assert picture.panels[1]["words"] == "run 0, view 1 (note 0)"
+    assert picture.panels[0]["words"] == "run 0, view 0 (note 0; measured)"
 
 
 @pytest.fixture(scope="module")
@@ -91,4 +95,4 @@ def test_panels_stand_in_as_many_columns_as_fit(browser, tmp_path, runs, views, 
             assert seen == [grey, grey, grey, 255]
             assert drawn.nth(i).get_attribute("aria-label") == picture.panels[i]["words"]
         assert page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth") == 0
-        assert page.locator("figcaption").first.inner_text().split("\n") == ["run 0", "view 0", "note 0"]
+        assert page.locator("figcaption").first.inner_text().split("\n") == ["run 0", "view 0", "note 0", "measured"]

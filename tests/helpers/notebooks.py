@@ -18,6 +18,7 @@ FILES = {  # what each notebook leaves in the folder of its run
     "04_evaluate": {"evaluation.csv", "protocol.json", "figures/iou_per_class.json", "figures/cam_gallery.png"},
     "01_cam_explorer": {
         "figures/cam_and_attributions.png",
+        "figures/faithfulness.json",
         "figures/pseudo_label_thresholds.png",
         "figures/regions_and_crops.png",
         "figures/prediction.png",

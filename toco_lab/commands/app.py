@@ -21,7 +21,7 @@ from toco_lab.commands.runs import runs
 from toco_lab.commands.smoothing import smoothing
 from toco_lab.commands.sweeps import run, study, sweep
 from toco_lab.commands.train import config_file, train_command
-from toco_lab.commands.trained import evaluate, import_released, pseudo_labels, report
+from toco_lab.commands.trained import attributions, evaluate, import_released, pseudo_labels, report
 from toco_lab.files import in_words
 from toco_lab.words import program
 
@@ -40,6 +40,7 @@ def commands(words: Sequence[str] = ()) -> Commands:
     app.command(evaluate)
     app.command(aliases=["pseudo_labels"])(pseudo_labels)
     app.command(predict)
+    app.command(attributions)
     app.command(report)
     app.command(smoothing)
     app.command(aliases=["new_project"])(new_project)

@@ -125,6 +125,50 @@ def report(
         print(path)
 
 
+def attributions(
+    run: tyro.conf.Positional[Path],
+    images: int = 20,
+    methods: tuple[str, ...] = (),
+    blocks: tuple[int, ...] = (),
+    steps: int = 16,
+    tolerance: float | None = None,
+    split: str | None = None,
+    device: str = "auto",
+) -> None:
+    """Measure how faithful CAMs and other attributions of a run are: insertion, deletion and the pointing game.
+
+    Writes attributions.csv, attribution_curves.csv and figures/attributions.json into the run's folder;
+    `docs/attributions.md` says what the numbers say, and what they do not.
+
+    Args:
+        run: Folder of the run.
+        images: How many images of the split, the first ones that show a class.
+        methods: Like CAM, "auxiliary CAM", Grad-CAM, "attention rollout", "random map"; none given takes all that the
+            model can give, and the controls.
+        blocks: Read attributions at these blocks, from 1; none given reads each where it is usual.
+        steps: Steps of insertion and deletion, each a pass of every masked copy.
+        tolerance: How many pixels beside the class still are a hit of the pointing game; None takes 3 percent of the
+            longer side of the images.
+        split: List of images; None takes the one of the config.
+        device: auto, cpu, cuda ...
+    """
+    from toco_lab.attribution.measured import measure_attributions
+    from toco_lab.figures.faithfulness import faithfulness_curves
+    from toco_lab.files import check_writable
+    from toco_lab.runs.run_dir import RunDir
+
+    found = RunDir(run)
+    check_writable(found.path / "attributions.csv")
+    measured = measure_attributions(
+        found, images=images, methods=methods or None, blocks=blocks or None, steps=steps, tolerance=tolerance,
+        split=split, device=device,
+    )  # fmt: skip
+    found.write_table("attributions", measured.table)
+    found.write_table("attribution_curves", measured.curves)
+    found.save_figure("attributions", faithfulness_curves(measured.curves))
+    print(f"\n{measured}")
+
+
 def import_released(
     preset: tyro.conf.Positional[str],
     checkpoint: tyro.conf.Positional[Path],

@@ -17,6 +17,7 @@ from toco_lab.explorers.panel_picture import PanelPicture
 from toco_lab.vocabulary import CAM, CAM_AUX, TITLES
 
 FIRST_VIEWS = (TITLES[CAM], TITLES[CAM_AUX], "pseudo label", "truth")
+USUAL = 0  # value of the block picker: each attribution is read where it is usual
 STRONGEST = -1  # value of the class picker: the strongest present class, at each pixel
 NO_RUN = ""  # value of the picker of a second run: none
 _STEP = 0.01  # of the sliders
@@ -42,15 +43,18 @@ class CamControls(ControlBox):
         self._make_views()
         self._make_actions()
         self._make_outputs()
+        self._tooltips = {name: getattr(self, name).tooltip for name in (*READ_BY, "opacity")}
         scales = widgets.HBox([self.scale_boxes, self.flip])
         self._arrange(
             wrapped_row(self.run_picker, self.beside),
             wrapped_row(self.image_picker, self.image_slider, self.upload),
-            wrapped_row(self.class_picker, self.source, scales),
+            wrapped_row(self.class_picker, self.source, self.block, scales),
             wrapped_row(self.low, self.high, self.background, self.opacity),
             self.idle,
             wrapped_row(*self.views.values()),
-            wrapped_row(self.refine_par, self.refine_crf, self.other_crops, self.save_button, self.progress),
+            wrapped_row(
+                self.refine_par, self.refine_crf, self.other_crops, self.measure_button, self.save_button, self.progress
+            ),
             self.message,
             self.picture,
             self.text,
@@ -80,6 +84,10 @@ class CamControls(ControlBox):
         self.source = widgets.Dropdown(
             options=SOURCE_NAMES, description="labels from", tooltip="which CAM the labels are made from", **wide(260)
         )
+        self.block = widgets.Dropdown(
+            options=[("as usual", USUAL)], description="block",
+            tooltip="where attributions (rollout, Grad-CAM ...) are read", **wide(260),
+        )  # fmt: skip
         self.scale_boxes = widgets.HBox()
         self.flip = _checkbox("flip", "also the mirror image", 70)
 
@@ -96,12 +104,12 @@ class CamControls(ControlBox):
             for view, tooltip in VIEWS.items()
         }
         self.idle = widgets.HTML()  # which controls move nothing that is shown, and why
-        self._tooltips = {name: getattr(self, name).tooltip for name in (*READ_BY, "opacity")}
 
     def _make_actions(self) -> None:
         self.refine_par = button("Refine (PAR)", "magic", "pixel-adaptive refinement, as in training; up to a second")
         self.refine_crf = button("Refine (CRF)", "magic", "dense CRF; some seconds")
         self.other_crops = button("Other crops", "random", "draw other local crops")
+        self.measure_button = button("Faithfulness", "check", "insertion and deletion of the maps shown; some seconds")
         self.save_button = button("Save PNG", "download", "write the picture into the folder of the run")
         self.progress = widgets.HTML()
 
@@ -147,6 +155,13 @@ class CamControls(ControlBox):
         with self._quietly():
             self.class_picker.options = options
             self.class_picker.value = chosen if chosen in dict(options).values() else STRONGEST
+
+    def _offer_blocks(self, count: int) -> None:
+        """The chosen block is kept if it is still there."""
+        chosen = self.block.value
+        with self._quietly():
+            self.block.options = [("as usual", USUAL), *((str(number), number) for number in range(1, count + 1))]
+            self.block.value = chosen if chosen <= count else USUAL
 
     def _switch_off_idle(self, *, maps: bool) -> None:
         """Disable the controls that move nothing in the views that are shown, and say what they would move.
@@ -210,6 +225,7 @@ class CamControls(ControlBox):
             high=self.high.value,
             background=self.background.value,
             crop_seed=self._crop_seed,
+            block=self.block.value or None,
         )
 
     def _read_settings(self, class_names: Sequence[str]) -> dict[str, Any]:
@@ -223,6 +239,7 @@ class CamControls(ControlBox):
             "scales": list(self._chosen_scales),
             **{name: getattr(self, name).value for name in _PLAIN},
             "crop_seed": self._crop_seed,
+            "block": self.block.value or None,
             "views": [view for view, toggle in self.views.items() if toggle.value],
         }
 
@@ -238,6 +255,8 @@ class CamControls(ControlBox):
         for scale in settings["scales"]:
             one_of("scale", scale, self._scales)
         one_of("source", settings["source"], list(SOURCE_NAMES.values()))
+        if settings["block"] is not None:
+            one_of("block", settings["block"], [value for _, value in self.block.options if value != USUAL])
         for view in settings["views"]:
             one_of("view", view, self.views)
         if not 0 <= low < high <= 1:
@@ -250,6 +269,7 @@ class CamControls(ControlBox):
                 getattr(self, control).value = settings[control]
             for view, toggle in self.views.items():
                 toggle.value = view in settings["views"]
+            self.block.value = settings["block"] or USUAL
         self._crop_seed = settings["crop_seed"]
 
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from toco_lab.explorers.attribution import ATTRIBUTIONS
+from toco_lab.attribution.catalogue import ATTRIBUTIONS
+from toco_lab.backbones.kinds import blocks_of
 from toco_lab.explorers.cam_controls import NO_RUN, STRONGEST, CamControls, one_of
 from toco_lab.explorers.cam_panels import READ_BY, CamPanels, Refinement, ViewPanel
 from toco_lab.explorers.cam_runs import OpenRun, Run, SharedImage, config_of, open_run, runs_by_name
@@ -49,10 +50,11 @@ class CamExplorer(CamControls):
     Attributes:
         run_picker, beside, image_picker, image_slider, upload: Which models look at which image.
         class_picker, source, scale_boxes, flip: Which CAM.
+        block: At which block attributions are read.
         low, high, background, opacity: Sliders.
         idle: Which of these have no effect on what is shown, and are disabled.
         views: Toggle button of each of `VIEWS`.
-        refine_par, refine_crf, other_crops, save_button: Actions.
+        refine_par, refine_crf, other_crops, measure_button, save_button: Actions.
         picture: The panels, and all of them as one PNG in its `value`.
         message: What went wrong and what to do about it, or what a control did on its own.
         text: The picture in words and numbers, also for who cannot see it.
@@ -159,12 +161,13 @@ class CamExplorer(CamControls):
         for threshold in (self.low, self.high):
             threshold.observe(self._threshold_moved, "value")
         self.class_picker.observe(lambda _: self._class_picked(), "value")
-        quick = [self.source, self.flip, self.background, self.opacity, *self.views.values()]
+        quick = [self.source, self.block, self.flip, self.background, self.opacity, *self.views.values()]
         for control in quick:
             control.observe(lambda _: self._update(), "value")
         self.refine_par.on_click(lambda _: self._refine_clicked("par"))
         self.refine_crf.on_click(lambda _: self._refine_clicked("crf"))
         self.other_crops.on_click(lambda _: self._draw_other_crops())
+        self.measure_button.on_click(lambda _: self._measure_clicked())
         self.save_button.on_click(lambda _: self._save_clicked())
 
     def _run_picked(self, change: Any) -> None:
@@ -193,6 +196,8 @@ class CamExplorer(CamControls):
     def _offer_what_the_run_has(self) -> None:
         self._offer_images(self._chosen_run.image_names(self._num_images) + list(self._uploads))
         self._offer_scales(self.session.scales, self._scale_ticked)
+        opened = [self._opened[run].session.model.encoder for run in self._chosen if run in self._opened]
+        self._offer_blocks(min(len(blocks_of(encoder)) for encoder in opened))  # those that every run has
 
     def _show_image(self) -> None:
         """Encode the chosen image, by each run that does not have it already. If that fails the picture stays."""
@@ -306,14 +311,24 @@ class CamExplorer(CamControls):
             self.views["regions and crops"].value = True
         self._update()
 
+    def _measure_clicked(self) -> None:
+        with self._working("measuring the maps"):
+            if any(self.views[view].value for view in READ_BY["measure_button"]):
+                self._update(measure=True)
+            else:
+                self._say("no map is shown: switch on CAM, Grad-CAM or another one")
+
     def _save_clicked(self) -> None:
         with self._working("saving"):
             self._say(f"saved as {self.save()}")
 
     # --- the picture --------------------------------------------------------------------------------------------
 
-    def _update(self, note: str = "") -> None:
-        """Read the controls, ask the sessions, draw."""
+    def _update(self, note: str = "", *, measure: bool = False) -> None:
+        """Read the controls, ask the sessions, draw.
+
+        With `measure` the maps that are shown say how faithful they are; what was measured is shown again later.
+        """
         if self._quiet or self._shown is None:
             return
         chosen = [view for view, toggle in self.views.items() if toggle.value] or ["image"]
@@ -321,7 +336,10 @@ class CamExplorer(CamControls):
         words: list[str] = []
         problems: list[str] = []
         for run in self._chosen:
-            shown = {view: self._view_or_problem(view, run, problems) for view in chosen if self._is_shown(view, run)}
+            shown = {
+                view: self._view_or_problem(view, run, problems, measure=measure)
+                for view in chosen if self._is_shown(view, run)
+            }  # fmt: skip
             rows.append([shown[view].panel if view in shown else None for view in chosen])
             words.append(self._panels(run).in_words(list(shown.values()), run if len(self._chosen) > 1 else ""))
         columns = min(len(chosen), _COLUMNS)
@@ -336,20 +354,20 @@ class CamExplorer(CamControls):
     def _is_shown(self, view: str, run: str) -> bool:
         return view not in _SHARED or run == self.run_picker.value
 
-    def _view_or_problem(self, view: str, run: str, problems: list[str]) -> ViewPanel:
+    def _view_or_problem(self, view: str, run: str, problems: list[str], *, measure: bool) -> ViewPanel:
         """A view; one that fails is an empty panel, and adds why to `problems`."""
         several = len(self._chosen) > 1
         try:
-            shown = self._view(view, run)
+            shown = self._view(view, run, measure=measure)
         except Exception as error:  # whatever it is: raised in a callback it would vanish
             shown = ViewPanel(Panel(view, note="see the message above"))
             problems.append(f"{run}, {view}: {error}" if several else f"{view}: {error}")
         heading = (run if view not in _SHARED else "all runs") if several else ""
         return replace(shown, panel=replace(shown.panel, heading=heading))
 
-    def _view(self, view: str, run: str) -> ViewPanel:
+    def _view(self, view: str, run: str, *, measure: bool = False) -> ViewPanel:
         with self._busy(f"computing {view}") if view in ATTRIBUTIONS else nullcontext():
-            return self._panels(run, view).view(view)
+            return replace(self._panels(run, view), measure=measure).view(view)
 
     def _panels(self, run: str, view: str = "") -> CamPanels:
         opened = self._open(run)

@@ -5,16 +5,16 @@ Session and choice in, panels out: no widget is known here, and nothing is drawn
 
 import html
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from toco_lab.attribution.catalogue import ATTRIBUTIONS
 from toco_lab.config import IGNORE_INDEX
 from toco_lab.data.classes import PALETTE
-from toco_lab.explorers.attribution import ATTRIBUTIONS
 from toco_lab.explorers.cam_session import CamSession, ImageIou
 from toco_lab.explorers.panels import REGIONS, CropBox, Panel, label_legend
 from toco_lab.method.crops import IGNORED, NEGATIVE, POSITIVE
@@ -30,17 +30,19 @@ VIEWS = {  # view -> tooltip of its button
     TITLES[SEG]: "what the decoder predicts in one pass",
     "truth": "the mask, which training never sees",
     "regions and crops": "uncertain regions of the auxiliary CAM, and local crops that class token contrast could draw",
-} | {name: f"{name} of the chosen class" for name in ATTRIBUTIONS}
+} | {name: attribution.about for name, attribution in ATTRIBUTIONS.items()}
 _MAPS = frozenset({TITLES[CAM], TITLES[CAM_AUX]})
 _LABELS = frozenset({"CAM label", "pseudo label", "refined label"})
 READ_BY = {  # control -> views it moves; a refined label says with what the next one would be made
-    "class_picker": _MAPS | set(ATTRIBUTIONS) - {"attention rollout"},
+    "class_picker": _MAPS | {name for name, attribution in ATTRIBUTIONS.items() if attribution.knows_class},
     "source": _LABELS,
+    "block": frozenset(ATTRIBUTIONS),
     "scale_boxes": _MAPS | _LABELS | {"regions and crops"},
     "flip": _MAPS | _LABELS | {"regions and crops"},
     "low": frozenset({"pseudo label", "refined label", "regions and crops"}),
     "high": frozenset({"pseudo label", "refined label", "regions and crops"}),
     "background": frozenset({"CAM label"}),
+    "measure_button": _MAPS | set(ATTRIBUTIONS),
 }
 SOURCE_NAMES = {TITLES[CAM]: CAM, TITLES[CAM_AUX]: CAM_AUX}  # as a reader knows them -> as `CamSession` does
 
@@ -56,6 +58,7 @@ class CamChoice:
         low, high: Thresholds of the pseudo label and of the regions.
         background: Threshold of the CAM label.
         crop_seed: Draw of the local crops.
+        block: At which attributions are read, from 1; None reads each where it is usual.
     """
 
     class_index: int | None
@@ -66,6 +69,7 @@ class CamChoice:
     high: float
     background: float
     crop_seed: int
+    block: int | None = None
 
     @property
     def cam(self) -> dict[str, Any]:
@@ -98,6 +102,7 @@ class CamPanels:
         class_names: Of the classes 0..C-1.
         choice: What is asked for.
         refinement: The refined label; None until somebody asks for one.
+        measure: Whether maps are measured (`CamSession.faithfulness`); else they show what was measured before.
         original_size: (H, W) of an uploaded picture before it was scaled down; None for an image of a data set.
     """
 
@@ -105,6 +110,7 @@ class CamPanels:
     class_names: tuple[str, ...]
     choice: CamChoice
     refinement: Refinement | None = None
+    measure: bool = False
     original_size: tuple[int, int] | None = None
 
     def view(self, view: str) -> ViewPanel:
@@ -143,7 +149,7 @@ class CamPanels:
         image = self.session.image
         labels = ", ".join(self.class_names[index] for index in image.present) or "none"
         how = "true" if image.label_source == "true" else "predicted by the model, for nobody gave them"
-        titles = "; ".join(view.panel.title + (f" ({view.panel.note})" if view.panel.note else "") for view in views)
+        titles = "; ".join(replace(view.panel, heading="").words for view in views)
         name = f"{run}: {image.name}" if run else image.name
         words = f"{name}, {self.sizes} pixels, image labels ({how}): {labels}. Panels: {titles}."
         scored = [(view.panel.title, view.iou) for view in views if view.iou is not None]
@@ -154,14 +160,33 @@ class CamPanels:
 
     def _map(self, view: str) -> Panel:
         session, class_index = self.session, self.choice.class_index
+        key: Hashable
         if view in ATTRIBUTIONS:
             class_index = session.image.strongest_class if class_index is None else class_index
-            score = session.attribution(view, class_index)
+            score, key = session.attribution(view, class_index, self.choice.block), (view, self.choice.block)
         else:
             score = session.score(SOURCE_NAMES[view], class_index, **self.choice.cam)
+            key = (view, self.choice.scales, self.choice.flip)
         name = ": strongest class" if class_index is None else f": {self.class_names[class_index]}"
-        name = "" if view == "attention rollout" else name  # it knows no class
-        return Panel(view + name, _array(score), note=_contrast(score, session.image.truth, class_index))
+        knows_class = view not in ATTRIBUTIONS or ATTRIBUTIONS[view].knows_class
+        name = name if knows_class else ""
+        if view in ATTRIBUTIONS and self.choice.block is not None:
+            name = f" (block {self.choice.block}){name}"
+        note, details = _contrast(score, session.image.truth, class_index), self._details(score, class_index, key)
+        if details and class_index is not None and not knows_class:  # the title does not name it
+            details += f", of {self.class_names[class_index]}"
+        return Panel(view + name, _array(score), note=note, details=details)
+
+    def _details(self, score: Tensor, class_index: int | None, key: Hashable) -> str:
+        """How faithful a map (H, W) is, where that was measured."""
+        if class_index is None:
+            return "choose one class to measure this map" if self.measure else ""
+        found = self.session.faithfulness(score, class_index, key, measure=self.measure)
+        if found is None:
+            return ""
+        pointing = {0: ", top on it", math.inf: ", flat"}.get(found.distance, f", top {found.distance:.0f} px off")
+        pointing = "" if math.isnan(found.distance) else pointing
+        return f"insertion {found.insertion_area:.2f}, deletion {found.deletion_area:.2f}{pointing}"
 
     def _truth(self) -> Panel:
         truth = self.session.image.truth

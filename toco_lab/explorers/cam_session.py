@@ -6,7 +6,7 @@ slider moves. Nothing here draws, and nothing here knows a widget.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toco_lab.attribution.catalogue import ATTRIBUTIONS
+from toco_lab.attribution.faithfulness import MapScores, map_scores
 from toco_lab.config import Config
 from toco_lab.data.loader import EvalSample
 from toco_lab.evaluation.scores import pseudo_label_iou, pseudo_label_matrix
-from toco_lab.explorers.attribution import ATTRIBUTIONS
 from toco_lab.explorers.session_image import SessionImage, encode_image
 from toco_lab.explorers.uploads import LONGEST_SIDE
 from toco_lab.files import require
@@ -154,22 +155,44 @@ class CamSession:
             raise RuntimeError("the plain pass was made without the decoder")
         return image.keep(SEG, lambda: resize(logits, image.size).max(1).indices[0])
 
-    def attribution(self, name: str, class_index: int) -> Tensor:
+    def attribution(self, name: str, class_index: int, block: int | None = None) -> Tensor:
         """(H, W) in [0, 1]: one of `attribution.ATTRIBUTIONS` for a class index, computed once and kept.
 
+        `block` counts from 1; None takes the usual one.
+
         Raises:
-            ValueError: For an unknown name.
+            ValueError: For an unknown name or block.
         """
         if name not in ATTRIBUTIONS:
             raise ValueError(f"unknown attribution {name!r}; there are: {', '.join(ATTRIBUTIONS)}")
         image = self.image
 
         def make() -> Tensor:
-            maps = ATTRIBUTIONS[name](self.model, image.pixels, class_index).detach()
+            maps = ATTRIBUTIONS[name](self.model, image.pixels, class_index, block=block).detach()
             return resize(maps[:, None], image.size)[0, 0]
 
-        knows_class = name != "attention rollout"
-        return image.keep(("attribution", name, class_index if knows_class else None), make)
+        of_class = class_index if ATTRIBUTIONS[name].knows_class else None
+        return image.keep(("attribution", name, of_class, block), make)
+
+    def faithfulness(self, score: Tensor, class_index: int, key: Hashable, *, measure: bool = True) -> MapScores | None:
+        """Insertion, deletion and pointing game of a map (H, W), computed once and kept by what the map depends on.
+
+        Slow: 30 passes of the encoder. The pointing game needs a mask, and counts in pixels of it.
+
+        Args:
+            score: The map.
+            class_index: Of the class that is scored.
+            key: What the map depends on beside the class.
+            measure: False only looks up what was measured, and returns None where nothing was.
+        """
+        image = self.image
+        place = ("faithfulness", key, class_index)
+        if not measure:
+            return image.kept.get(place)
+        where = None if image.truth is None else image.truth == class_index + 1
+        return image.keep(
+            place, lambda: map_scores(self.model, image.pixels, score[None], class_index, on_class=where)[0]
+        )
 
     # --- labels -------------------------------------------------------------------------------------------------
 

@@ -15,8 +15,8 @@ class PanelPicture(anywidget.AnyWidget):
     Attributes:
         value: The whole picture as PNG; empty before the first.
         panels: Of each panel `box` (left, top, width, height in the PNG; None: nothing is drawn), `heading`, `title`,
-            `note`, `words` (for who cannot see it), and its place: `run` and `view`, from 0; where `shared`, the runs
-            have it in common.
+            `note`, `details`, `words` (for who cannot see it), and its place: `run` and `view`, from 0; where `shared`,
+            the runs have it in common.
         legend: Of each entry `name` and `box`.
     """
 
@@ -34,7 +34,8 @@ class PanelPicture(anywidget.AnyWidget):
         panels = [
             {
                 "box": picture.boxes[run * lines + view],
-                "heading": panel.heading, "title": panel.title, "note": panel.note, "words": panel.words,
+                "heading": panel.heading, "title": panel.title, "note": panel.note, "details": panel.details,
+                "words": panel.words,
                 "run": run, "view": view, "shared": len(rows) > 1 and all(row[view] is None for row in rows[1:]),
             }
             for run, row in enumerate(rows) for view, panel in enumerate(row) if panel is not None

@@ -24,6 +24,10 @@ REGIONS = {0: ("certain background", "#1B2A41"), 1: ("uncertain", "#56B4E9"), 2:
 CROP_NAMES = {1: "positive crop", 0: "negative crop", IGNORED: "ignored crop"}  # by kind, as in `LocalCrops.kind`
 _INK, _GREY = "#111111", "#555555"
 _MARGIN, _LINE, _SWATCH = 10, 18, 12  # pixels
+_LINES = {  # above a panel, from the top: size, bold, colour
+    "heading": (13, True, _INK), "title": (13, False, _INK), "note": (11, False, _GREY), "details": (11, False, _GREY),
+}  # fmt: skip
+_ALWAYS = ("title", "note")  # lines that take their room also where no panel has one
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class Panel:
         array: uint8 (H, W, 3) is a picture, floats (H, W) are a CAM, integers (H, W) a label map, as in
             `figures.cam_gallery`; None leaves the panel empty.
         note: A second, smaller line, for the number that belongs to the panel.
+        details: A line below the note, as small; where no panel has one, it takes no room.
         legend: Name and colour ("#rrggbb") of each value of a label map; 255 is always white and hatched.
         crops: Boxes over the panel.
         heading: A line above the title: the run, where panels of several runs stand together.
@@ -75,6 +80,7 @@ class Panel:
     title: str
     array: np.ndarray | None = None
     note: str = ""
+    details: str = ""
     legend: Mapping[int, tuple[str, str]] = field(default_factory=dict)
     crops: Sequence[CropBox] = ()
     heading: str = ""
@@ -83,7 +89,8 @@ class Panel:
     def words(self) -> str:
         """What stands above the panel, in one line."""
         name = ", ".join(filter(None, [self.heading, self.title]))
-        return f"{name} ({self.note})" if self.note else name
+        more = "; ".join(filter(None, [self.note, self.details]))
+        return f"{name} ({more})" if more else name
 
 
 Box = tuple[int, int, int, int]  # left, top, width, height in pixels
@@ -155,8 +162,8 @@ def draw_panels(
     factor = side / longest if longest > side else side // longest
     height, width = (max(1, round(factor * pixels)) for pixels in image.shape[:2])
     drawn = [panel for panel in panels if panel is not None]
-    lines = 3 if any(panel.heading for panel in drawn) else 2
-    cell_width, cell_height = max(width, 190), height + lines * _LINE + _MARGIN
+    lines = [name for name in _LINES if name in _ALWAYS or any(getattr(panel, name) for panel in drawn)]
+    cell_width, cell_height = max(width, 190), height + len(lines) * _LINE + _MARGIN
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     canvas_width = max(columns * (cell_width + _MARGIN) + _MARGIN, 420)
@@ -167,10 +174,10 @@ def draw_panels(
     boxes: list[Box | None] = []
     for i, panel in enumerate(panels):
         x, y = _MARGIN + i % columns * (cell_width + _MARGIN), _MARGIN // 2 + i // columns * cell_height
-        top = y + lines * _LINE
+        top = y + len(lines) * _LINE
         boxes.append(None if panel is None or panel.array is None else (x, top, width, height))
         if panel is not None:
-            _draw_heading(draw, (x, y), panel, lines, cell_width)
+            _draw_lines(draw, (x, y), panel, lines, cell_width)
             if panel.array is not None:
                 painted = _painted(panel.array, panel.legend, ground, opacity, (vmin, vmax))
                 canvas.paste(Image.fromarray(painted), (x, top))
@@ -184,14 +191,15 @@ def draw_panels(
     return Picture(np.asarray(canvas), boxes, symbols)
 
 
-def _draw_heading(draw: ImageDraw.ImageDraw, corner: tuple[int, int], panel: Panel, lines: int, width: int) -> None:
-    """The two or three lines above a panel."""
+def _draw_lines(
+    draw: ImageDraw.ImageDraw, corner: tuple[int, int], panel: Panel, lines: Sequence[str], width: int
+) -> None:
+    """The lines above a panel."""
     x, y = corner
-    if lines == 3:
-        draw.text((x, y), _fitting_text(panel.heading, 13, width, bold=True), fill=_INK, font=_font(13, bold=True))
-        y += _LINE
-    draw.text((x, y), _fitting_text(panel.title, 13, width), fill=_INK, font=_font(13))
-    draw.text((x, y + _LINE), _fitting_text(panel.note, 11, width), fill=_GREY, font=_font(11))
+    for place, name in enumerate(lines):
+        size, bold, colour = _LINES[name]
+        text = _fitting_text(getattr(panel, name), size, width, bold=bold)
+        draw.text((x, y + place * _LINE), text, fill=colour, font=_font(size, bold=bold))
 
 
 def as_figure(pixels: np.ndarray, *, dpi: int = 110) -> Figure:

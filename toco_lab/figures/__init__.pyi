@@ -1,6 +1,7 @@
 from . import across_runs as across_runs
 from . import colours as colours
 from . import counted as counted
+from . import faithfulness as faithfulness
 from . import interactive as interactive
 from . import pictures as pictures
 from . import plotly_style as plotly_style
@@ -11,6 +12,7 @@ from . import training_views as training_views
 from .across_runs import ablation_plot as ablation_plot
 from .across_runs import metric_by_parameter as metric_by_parameter
 from .colours import assign_colours as assign_colours
+from .faithfulness import faithfulness_curves as faithfulness_curves
 from .interactive import iou_bars as iou_bars
 from .interactive import layer_matrix as layer_matrix
 from .interactive import quality_and_similarity as quality_and_similarity

@@ -84,7 +84,8 @@ function render({ model, el }) {
     if (mine !== turn) return;
     shown = panels;
     grid.replaceChildren(...panels.map((panel) => make("figure", {},
-      make("figcaption", {}, ...(panel.heading ? [make("b", {}, panel.heading)] : []), make("span", {}, panel.title), make("small", {}, panel.note)),
+      make("figcaption", {}, ...(panel.heading ? [make("b", {}, panel.heading)] : []), make("span", {}, panel.title), make("small", {}, panel.note),
+        ...(panel.details ? [make("small", {}, panel.details)] : [])),
       ...(panel.box ? [cut(panel.box, panel.words)] : []))));
     legend.replaceChildren(...entries.map(({ name, box }) => make("span", {}, cut(box), name)));
     place();

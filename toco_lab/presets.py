@@ -84,7 +84,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "voc_vit_b": _VOC | {"backbone": VIT_B},
     # python -m toco_lab train voc_vit_s --data-root path/to/VOC2012
     # A small DINOv2 at 224 pixels on some hundred images: one small GPU, or two patient cores. Heads first, then a slow
-    # encoder; the numbers were chosen on 506 images of VOC 2012, see docs/results.md.
+    # encoder; no number of it was tuned, and no score of it is known yet.
     "voc_vit_s": _VOC | _SMALL_DATA,
     # python -m toco_lab train coco_deit_b --data-root path/to/COCO2014
     # MS COCO 2014, ImageNet-1k weights: 27 h on four A100 in the paper; with MS + CRF 41.3.

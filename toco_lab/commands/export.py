@@ -8,8 +8,7 @@ import tyro
 def export(run: tyro.conf.Positional[Path], out: Path = Path("model.onnx"), size: int | None = None) -> None:
     """Write a trained run as an ONNX file: label scores, CAMs, tokens and segmentation without torch.
 
-    The file is compared with torch by onnxruntime before it is kept. It needs the packages of `pip install
-    'toco_lab[onnx]'`.
+    The file is compared with torch by onnxruntime before it is kept. It needs the packages of the extra `onnx`.
 
     Args:
         run: Folder of the run.

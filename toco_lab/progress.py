@@ -32,7 +32,8 @@ def is_quiet() -> bool:
 
 def draws_bars() -> bool:
     """Whether the standard error is drawn on again and again: a terminal, or a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return sys.stderr.isatty() or hasattr(shell, "kernel")
 
 
 def progress_bar(

@@ -32,7 +32,6 @@ HEADINGS = (
     "The runs",
     "Rows compared",
     "Results",
-    "Differences between the runs",
     "Training",
     "IoU per class",
     "Similarity of tokens per layer",

@@ -97,7 +97,7 @@ def test_an_executed_notebook_is_small_and_needs_no_kernel(executed: Path) -> No
     )
     (explorer,) = [one for one in data if "TokenExplorer" in one.get("text/plain", "")]
     assert WIDGET not in explorer, "VS Code and nbconvert would show it, and nothing in it"
-    assert "holds 32 of 60 training steps" in explorer["text/html"] and "widgets" not in notebook.metadata
+    assert "holds 28 of 60 training steps" in explorer["text/html"] and "widgets" not in notebook.metadata
 
 
 @pytest.mark.slow

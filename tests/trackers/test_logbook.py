@@ -12,7 +12,7 @@ import pytest
 from helpers.finished_runs import make_gallery, make_run
 from helpers.in_process import Here
 
-from toco_lab import experiment
+from toco_lab import experiment, progress
 from toco_lab.commands.app import main
 from toco_lab.config import Config
 from toco_lab.evaluation.gallery import save_gallery
@@ -143,7 +143,7 @@ def test_a_run_that_was_killed_tells_no_step_twice(use, tmp_path: Path, monkeypa
 def test_a_tracker_switched_on_late_gets_the_rows_before(use, tmp_path: Path, monkeypatch) -> None:
     run = open_run(SMOKE, tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(loop.tqdm, "set_postfix", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(progress.tqdm, "set_postfix", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(run, progress=False)
     notes = use(Notes())

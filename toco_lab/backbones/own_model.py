@@ -3,8 +3,8 @@
     model = adapt(net, layers=["blocks.0", "blocks.1", "blocks.2"], norm="norm")
 
 What `adapt` gives has the form of a timm model in stages (`stages`): it announces each grid with its blocks, channels
-and stride. So everything that reads an encoder reads it, and there is no second way through the package. Each block is a
-`TokenLayer`: during a pass, the output of a named part goes through its token layer, which gives the patches as a map
+and stride. So everything that reads an encoder reads it, and there is no second way through the package. Each block is
+a `TokenLayer`: during a pass, the output of a named part goes through its token layer, which gives the patches as a map
 (B, D, h, w), and back into the network in the layout it had. The network computes what it always did.
 """
 

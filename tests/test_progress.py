@@ -31,7 +31,7 @@ def test_a_terminal_gets_a_bar_and_a_file_does_not(monkeypatch: pytest.MonkeyPat
     with progress.quiet():
         assert progress_bar(range(3)).disable and progress.is_quiet()
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    monkeypatch.delitem(sys.modules, "IPython", raising=False)
     assert isinstance(progress_bar(range(3)), Lines)
 
 

@@ -4,6 +4,7 @@ import io
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -86,10 +87,8 @@ def test_a_log_gets_lines_and_a_notebook_a_bar_as_well(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    if notebook:
-        monkeypatch.setitem(sys.modules, "ipykernel", sys)
-    else:
-        monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    shell = SimpleNamespace(kernel=object()) if notebook else None
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
     bar = SweepBar(grid, todo, slots=2, progress=True)
     bar.end(fail(todo[0]))
     bar.close()

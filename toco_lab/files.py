@@ -6,10 +6,16 @@ import errno
 import os
 import re
 import secrets
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+# What numpy and zipfile raise for a damaged .npz: cut off, a wrong checksum, an array missing, ... A flipped bit can
+# say that it is encrypted or packed in an unknown way, which is a RuntimeError.
+DAMAGED_NPZ = (ValueError, TypeError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @contextmanager

@@ -83,7 +83,7 @@ def test_lengths_are_kept_within_a_step_of_their_logarithm():
         off = np.abs(np.log(quantised.token_lengths(*place) / (factor * exact)))
         assert 0 < off.max() <= step / 2 + 1e-6
     assert np.allclose(quantised.token_lengths(1, 0), 8)
-    assert quantised.take([1]).token_lengths(0, 1) == pytest.approx(quantised.token_lengths(1, 1))
+    assert quantised.take(steps=[1]).token_lengths(0, 1) == pytest.approx(quantised.token_lengths(1, 1))
     zero = quantise_tokens([[torch.tensor([[0.0, 0.0], [3.0, 4.0]])]]).token_lengths(0, 0)
     assert zero[0] < 1e-30 and zero[1] == pytest.approx(5)
     assert replace(quantised, lengths=None).token_lengths(0, 0) is None  # kept by an earlier version
@@ -132,7 +132,7 @@ def test_int8_values_use_their_range_and_lie_in_order():
     slabs = [quantised.slab(step, layer) for step in range(2) for layer in range(2)]
     assert np.array_equal(np.concatenate([slab.ravel() for slab in slabs]), quantised.values)
     assert all((np.abs(slab.astype(int)).max(axis=1) == 127).all() for slab in slabs)
-    taken = quantised.take([1])
+    taken = quantised.take(steps=[1])
     assert np.array_equal(taken.slab(0, 1), slabs[3]) and taken.errors.tolist() == [quantised.errors[1].tolist()]
 
 

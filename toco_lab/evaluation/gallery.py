@@ -7,8 +7,6 @@ by side, the same images on the same scale, without their models.
 import contextlib
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from toco_lab.files import atomic_write
+from toco_lab.files import DAMAGED_NPZ, atomic_write
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.vocabulary import CAM, CAM_AUX, SEG, TITLES
 from toco_lab.words import program
@@ -26,8 +24,6 @@ EDGE = 256  # longest side of an image in it, in pixels
 MAPS = (TITLES[CAM], TITLES[CAM_AUX], "CAM as label", TITLES[SEG])  # headings of the maps, in the order shown
 _FORMAT = 1  # of the saved file
 _QUALITY = 85  # of a picture as WebP; 100 is best
-# what is raised for a damaged file: cut off, a wrong checksum, an array missing, ...
-_DAMAGE = (ValueError, TypeError, KeyError, OSError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +102,7 @@ def load_gallery(run: RunDir) -> Gallery | None:
             if not all("image" in row for row in rows):
                 raise ValueError("an image is missing")
             return Gallery(str(about["checkpoint"]), dict(zip(map(str, about["names"]), rows, strict=True)))
-    except (*_DAMAGE, IndexError) as error:
+    except (*DAMAGED_NPZ, OSError, IndexError) as error:
         raise ValueError(
             f"{run.gallery_path} cannot be read ({error}); `{program()} evaluate {run.path}` writes it again"
         ) from error

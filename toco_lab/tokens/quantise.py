@@ -130,30 +130,19 @@ class QuantisedTokens:
         low, high = np.log(self.length_ends[step, layer].astype(np.float64))
         return np.exp(low + (high - low) * self.lengths[step, layer] / _LEVELS)
 
-    def take(self, steps: Sequence[int]) -> "QuantisedTokens":
-        """The same tokens at these steps (indices) only."""
-        steps = list(steps)
-        slabs = [self.slab(step, layer).ravel() for step in steps for layer in range(self.widths.shape[1])]
-        return replace(
-            self, values=np.concatenate(slabs), **{name: _at(getattr(self, name), steps) for name in _TABLES}
-        )
-
-    def take_layers(self, layers: Sequence[int]) -> "QuantisedTokens":
-        """The same tokens at these layers (indices) only."""
-        layers = list(layers)
-        slabs = [self.slab(step, layer).ravel() for step in range(len(self.widths)) for layer in layers]
+    def take(self, *, steps: Sequence[int] | None = None, layers: Sequence[int] | None = None) -> "QuantisedTokens":
+        """The same tokens at these steps and layers (indices) only; None takes all."""
+        first, second = self.widths.shape
+        at, of = list(range(first) if steps is None else steps), list(range(second) if layers is None else layers)
         kept: dict[str, Any] = {}
         for name in _TABLES:
             table = getattr(self, name)
-            kept[name] = None if table is None else table[:, layers]
+            kept[name] = None if table is None else table[np.ix_(at, of)]
+        slabs = [self.slab(step, layer).ravel() for step in at for layer in of]
         return replace(self, values=np.concatenate(slabs), **kept)
 
 
-_TABLES = ("widths", "errors", "bases", "lengths", "length_ends")  # fields whose first axis is the steps
-
-
-def _at(array: Any, steps: list[int]) -> Any:
-    return None if array is None else array[steps]
+_TABLES = ("widths", "errors", "bases", "lengths", "length_ends")  # fields whose first axes are steps and layers
 
 
 def join_steps(parts: Sequence[QuantisedTokens]) -> QuantisedTokens:

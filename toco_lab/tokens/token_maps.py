@@ -3,23 +3,19 @@
 The tokens are quantised (`quantise`), so that a record is small enough for a run folder and for a web page.
 """
 
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from toco_lab.files import atomic_write, require
+from toco_lab.files import DAMAGED_NPZ, atomic_write, require
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.tokens.quantise import QuantisedTokens, join_steps
 from toco_lab.words import counted
 
 _FORMAT = 1  # of the saved file
 _LATER = ("bases", "lengths", "length_ends")  # arrays that files of earlier versions lack
-# what numpy raises for a damaged file: cut off, a wrong checksum, an unknown compression, an array missing, ...
-_DAMAGE = (ValueError, TypeError, KeyError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +109,7 @@ def load_token_maps(path: Path | str) -> TokenMaps:
         try:
             with np.load(file, allow_pickle=False) as saved:
                 return _from_arrays(saved)
-        except _DAMAGE as error:
+        except DAMAGED_NPZ as error:
             raise ValueError(
                 f"{path} cannot be read as token maps ({error}); it is damaged or of another version of this package. "
                 "Delete it and make it again"
@@ -159,7 +155,7 @@ def merge_steps(maps: Sequence[TokenMaps]) -> TokenMaps:
     for other in maps[1:]:
         _check_same_model_and_image(first, other)
     taken = sorted(
-        ((step, source.tokens.take([index])) for source in maps for index, step in enumerate(source.steps)),
+        ((step, source.tokens.take(steps=[index])) for source in maps for index, step in enumerate(source.steps)),
         key=lambda pair: pair[0],
     )
     steps = tuple(step for step, _ in taken)
@@ -224,15 +220,8 @@ def thin_steps(maps: TokenMaps, max_bytes: int) -> TokenMaps:
         maps: Snapshots of one model and image.
         max_bytes: Most bytes of tokens. If not even two snapshots fit, the last one is kept, whatever its size.
     """
-    total = len(maps.steps)
-    sizes = maps.tokens.slab_bytes.sum(axis=1)
-    for count in range(total, 1, -1):
-        kept = np.linspace(0, total - 1, count).round().astype(int).tolist()
-        if sizes[kept].sum() <= max_bytes:
-            break
-    else:
-        kept = [total - 1]
-    return replace(maps, steps=tuple(maps.steps[index] for index in kept), tokens=maps.tokens.take(kept))
+    kept = _evenly(maps.tokens.slab_bytes.sum(axis=1), max_bytes)
+    return replace(maps, steps=tuple(maps.steps[index] for index in kept), tokens=maps.tokens.take(steps=kept))
 
 
 def thin_layers(maps: TokenMaps, max_bytes: int) -> TokenMaps:
@@ -242,12 +231,14 @@ def thin_layers(maps: TokenMaps, max_bytes: int) -> TokenMaps:
         maps: Of one model and image.
         max_bytes: Most bytes of tokens. If not even two layers fit, the last one is kept, whatever its size.
     """
-    tokens, total = maps.tokens, len(maps.layers)
-    sizes = tokens.slab_bytes.sum(axis=0)
-    for count in range(total, 1, -1):
-        kept = np.linspace(0, total - 1, count).round().astype(int).tolist()
-        if sizes[kept].sum() <= max_bytes:
-            break
-    else:
-        kept = [total - 1]
-    return replace(maps, layers=tuple(maps.layers[index] for index in kept), tokens=tokens.take_layers(kept))
+    kept = _evenly(maps.tokens.slab_bytes.sum(axis=0), max_bytes)
+    return replace(maps, layers=tuple(maps.layers[index] for index in kept), tokens=maps.tokens.take(layers=kept))
+
+
+def _evenly(sizes: np.ndarray, most: int) -> list[int]:
+    """Indices of as many items as fit: first, last, and some between them; the last alone if not even two do."""
+    for count in range(len(sizes), 1, -1):
+        kept = np.linspace(0, len(sizes) - 1, count).round().astype(int).tolist()
+        if sizes[kept].sum() <= most:
+            return kept
+    return [len(sizes) - 1]

@@ -14,8 +14,7 @@ from toco_lab.prediction.predictor import Predictor
 from toco_lab.runs.listing import final_scores, find_runs, images_evaluated
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.runs.small_files import Columns, read_json_file, read_table_file
-from toco_lab.training.checkpoint_checks import check_content, check_model
-from toco_lab.training.checkpoints import load_run_model
+from toco_lab.training.checkpoints import load_run_model, model_of_checkpoint
 from toco_lab.training.processes import resolve_device
 from toco_lab.training.released import import_released
 from toco_lab.vocabulary import CAM, MIOU
@@ -83,7 +82,7 @@ def _of_file(path: Path, device: torch.device, preset: str | None) -> Predictor:
     state = read_weights(path)
     if {"model", "config"} <= state.keys():
         _refuse(path, "is a checkpoint of a run, which knows its config", preset=preset)
-        model, cfg = _of_checkpoint(path, state)
+        model, cfg = model_of_checkpoint(path, state)
         step = state["step"]
     else:
         cfg = Config.preset(preset or _preset_of(path, state)).released()
@@ -95,18 +94,6 @@ def _of_file(path: Path, device: torch.device, preset: str | None) -> Predictor:
                 f"{some(needed)}. Fetch it again, or take the preset it belongs to"
             )
     return Predictor(model.eval().to(device), cfg, name=path.stem, checkpoint=weights_hash(path), step=step)
-
-
-def _of_checkpoint(path: Path, state: Mapping[str, Any]) -> tuple[ToCo, Config]:
-    check_content(path, state)
-    try:
-        cfg = Config.from_json(state["config"])
-    except ValueError as error:
-        raise CheckpointError(f"{path} holds a config that cannot be read ({error})") from error
-    model = ToCo(cfg)
-    check_model(path, state, model)
-    model.load_state_dict(state["model"])
-    return model, cfg
 
 
 def _preset_of(path: Path, state: Mapping[str, Any]) -> str:

@@ -14,11 +14,10 @@ from torch import nn
 
 from toco_lab.backbones.kinds import any_encoder_of
 from toco_lab.backbones.weights import CheckpointError, load_backbone_weights, read_weights, weights_hash
-from toco_lab.config import Config
 from toco_lab.files import did_you_mean
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.training.checkpoints import load_checkpoint, load_run_model
+from toco_lab.training.checkpoints import load_run_model, model_of_checkpoint
 
 RANDOM = "random"  # NAME=random: the weights that timm draws, with seed 0
 _FREE_SIZES: tuple[dict[str, Any], ...] = (
@@ -141,8 +140,7 @@ def _of_checkpoint(path: Path, name: str, device: str | torch.device) -> NamedMo
             f"{path} does not say which model it is of: give its name too, NAME={path}; "
             "a released checkpoint of ToCo becomes a run by import_released"
         )
-    model = ToCo(cfg := Config.from_json(state["config"]))
-    model.load_state_dict(load_checkpoint(path, cfg, model=model)["model"])
+    model, _ = model_of_checkpoint(path, state)
     return _named(name or path.stem, model.eval().to(device), f"{path.stem} ({weights_hash(path)})")
 
 
@@ -153,8 +151,9 @@ def _of_timm(model_name: str, weights: str, name: str, device: str | torch.devic
             f"there is no model {model_name!r}: no folder or file has this name, and no model of timm"
             f"{did_you_mean(plain, timm.list_models())}"
         )
-    torch.manual_seed(0)
-    model = _created(model_name, pretrained=not weights)
+    with torch.random.fork_rng(devices=[]):  # the caller's random numbers go on as if nothing had been drawn
+        torch.manual_seed(0)
+        model = _created(model_name, pretrained=not weights)
     any_encoder_of(model)
     short = model_name.rpartition("/")[2]
     if not weights:

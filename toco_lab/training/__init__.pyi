@@ -8,6 +8,7 @@ from . import processes as processes
 from . import released as released
 from .checkpoints import initial_model as initial_model
 from .checkpoints import load_run_model as load_run_model
+from .checkpoints import model_of_checkpoint as model_of_checkpoint
 from .finite import TrainingError as TrainingError
 from .learner import Learner as Learner
 from .learner import train_step as train_step

@@ -151,3 +151,21 @@ def check_crops(model: ToCo, cfg: Config) -> None:
                 f"{name} {size} does not consist of whole tokens of {cfg.backbone}, which have a side of "
                 f"{model.patch_size} pixels; take {offer}"
             )
+
+
+def model_of_checkpoint(path: Path, state: Mapping[str, Any]) -> tuple[ToCo, Config]:
+    """The model and config of a checkpoint file by itself, without its run; `state` is what the file holds.
+
+    Raises:
+        CheckpointError: Naming `path`, for content that is not a run's, a config that cannot be read, or weights that
+            do not fit it.
+    """
+    check_content(path, state)
+    try:
+        cfg = Config.from_json(state["config"])
+    except ValueError as error:
+        raise CheckpointError(f"{path} holds a config that cannot be read ({error})") from error
+    model = ToCo(cfg)
+    check_model(path, state, model)
+    model.load_state_dict(state["model"])
+    return model, cfg

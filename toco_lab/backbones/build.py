@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from toco_lab.backbones.anti_smoothing import add_attn_scale, add_feat_scale
 from toco_lab.backbones.interfaces import Encoder, PlainViT
@@ -143,6 +143,11 @@ def image_statistics(encoder: Encoder, normalisation: str) -> tuple[tuple[float,
     if normalisation == "imagenet":
         return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     return tuple(encoder.pretrained_cfg["mean"]), tuple(encoder.pretrained_cfg["std"])
+
+
+def has_own_positions(encoder: nn.Module) -> bool:
+    """Whether an encoder adds positions as `build_encoder` made it do, which knows every kind of prefix token."""
+    return getattr(getattr(encoder, "_pos_embed", None), "__func__", None) is _add_positions
 
 
 def _add_positions(encoder: PlainViT, patches: Tensor) -> Tensor:

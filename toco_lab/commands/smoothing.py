@@ -12,6 +12,7 @@ def smoothing(
     size: int = 224,
     num_images: int = 20,
     metrics: tuple[str, ...] = (),
+    registers: int = 0,
     device: str = "auto",
 ) -> None:
     """Compare how alike the tokens of whole models are, layer by layer, on your images; writes a report.
@@ -27,6 +28,7 @@ def smoothing(
             16 pixels share 224.
         num_images: Take the first so many images.
         metrics: Names of metrics; none given takes the usual ones. `tl.smoothing.metric_table()` lists all.
+        registers: Show each ViT whose tokens have artifacts a second time, with so many test-time registers.
         device: auto, cpu, cuda ...
     """
     from toco_lab.files import check_writable
@@ -38,6 +40,8 @@ def smoothing(
         raise ValueError("smoothing needs at least one MODEL: the folder of a run, a checkpoint, or a name of timm")
     if size < 0 or num_images < 1:
         raise ValueError(f"--size must be at least 0 and --num-images at least 1, got {size} and {num_images}")
+    if not 0 <= registers <= 64:
+        raise ValueError(f"--registers must be in 0..64, got {registers}")
     check_writable(out / "report.html")
     found = measure_models(
         names_of(models),
@@ -45,11 +49,16 @@ def smoothing(
         image_size=size,
         num_images=num_images,
         metrics=metrics or COMPARED,
+        registers=registers,
         device=resolve_device(device),
     )
-    from toco_lab.reports.models import found_out, write_model_report  # nbformat takes seconds: errors come first
+    from toco_lab.reports.models import (
+        found_out,
+        registers_found,
+        write_model_report,
+    )  # nbformat takes seconds: errors come first
 
-    for line in found_out(found):
+    for line in (*found_out(found), *registers_found(found)):
         print(line)
     for path in write_model_report(found, out):
         print(path)

@@ -93,7 +93,11 @@ def _sections(comparison: ModelComparison, title: str) -> dict[str, Section]:
         ],
         "Tokens as colours": [_pictures(comparison), paragraph(_PICTURES)],
         "Other metrics": [_panels(comparison, colours), paragraph(_PANELS)],
-        "Artifacts": [_artifact_table(comparison, colours), paragraph(_ARTIFACTS)],
+        "Artifacts": [
+            _artifact_table(comparison, colours),
+            paragraph(_ARTIFACTS),
+            *(paragraph(line) for line in registers_found(comparison)),
+        ],
     }  # fmt: skip
     if len(protocol["models"]) > 1:
         found["Gram distance between models"] = _gram(comparison)
@@ -118,6 +122,11 @@ def found_out(comparison: ModelComparison) -> list[str]:
             line += f"; and {means[FINAL_NORM].iloc[-1]:.2f} after the final norm"
         lines.append(f"{line}.")
     return lines
+
+
+def registers_found(comparison: ModelComparison) -> list[str]:
+    """A sentence per model: which test-time registers it got and why, or why none; empty where none were asked for."""
+    return [f"{model}: registers {what}." for model, what in comparison.protocol.get("registers", {}).items()]
 
 
 def _panels(comparison: ModelComparison, colours: Mapping[str, str]) -> Part:

@@ -12,6 +12,8 @@
        |
     of_runs                                               the same of a run on its validation images: smoothing.csv
        |
+    registers                                             an empty token that takes the artifacts of a ViT
+       |
     named_models, token_colours, compare                  whole models side by side, on any images
 
 `catalogue.metric_table` lists every metric with its source.

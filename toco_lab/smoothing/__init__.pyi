@@ -10,6 +10,7 @@ from . import of_runs as of_runs
 from . import outliers as outliers
 from . import pairs as pairs
 from . import per_layer as per_layer
+from . import registers as registers
 from . import singular_values as singular_values
 from . import stack as stack
 from . import token_colours as token_colours
@@ -32,4 +33,7 @@ from .of_runs import smoothing_of_run as smoothing_of_run
 from .per_layer import PAIR_COSINES as PAIR_COSINES
 from .per_layer import SITES as SITES
 from .per_layer import smoothing_per_layer as smoothing_per_layer
+from .registers import RegisterNeurons as RegisterNeurons
+from .registers import find_register_neurons as find_register_neurons
+from .registers import with_registers as with_registers
 from .token_view import TokenView as TokenView

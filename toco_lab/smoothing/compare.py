@@ -25,8 +25,10 @@ from toco_lab.smoothing.layers import Layer, layers_of
 from toco_lab.smoothing.named_models import NamedModel, open_model
 from toco_lab.smoothing.outliers import norm_cut
 from toco_lab.smoothing.per_layer import COLUMNS, DEFAULT_SITES, Sample, measured_table, what_is_asked
+from toco_lab.smoothing.registers import find_register_neurons, with_registers
 from toco_lab.smoothing.token_colours import principal_colours
 from toco_lab.vocabulary import AFTER_BLOCK, ALL_IMAGES, FINAL_NORM, MEAN_ABSOLUTE_COSINE, NO_NORM, PATCH_TOKENS
+from toco_lab.words import counted
 
 COMPARED = (  # metrics of a comparison, unless others are asked for
     "pairwise cosine",
@@ -118,6 +120,7 @@ def measure_models(
     image_size: int = 224,
     num_images: int = 20,
     metrics: Sequence[str] = COMPARED,
+    registers: int = 0,
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> ModelComparison:
@@ -129,6 +132,8 @@ def measure_models(
         image_size: Images are resized to this side, squared; 0 keeps their sizes.
         num_images: Most images of a folder.
         metrics: Names of metrics (`per_layer.metric_names`) beside the pairwise cosine, which is always there.
+        registers: Show each plain ViT that has artifacts a second time, with so many test-time registers
+            (`registers.with_registers`); the protocol says what was found in each.
         device: Where models go that are opened here.
         progress: Show progress bars.
 
@@ -141,6 +146,9 @@ def measure_models(
     metrics = list(dict.fromkeys([MEAN_ABSOLUTE_COSINE[0], *metrics]))
     pictures = read_pictures(images, num_images)
     opened = [open_model(source, name=name, device=device) for name, source in models.items()]
+    found: dict[str, str] = {}
+    if registers:
+        opened, found = _beside_registers(opened, pictures, image_size, registers)
     tables = [_measured(one, pictures, image_size, metrics, progress) for one in opened]
     norms, gram, shown, seen = _passes(opened, pictures, image_size, progress)
     artifacts = [_artifact_row(*place, values) for place, values in norms.items()]
@@ -150,7 +158,8 @@ def measure_models(
         gram=pd.DataFrame(gram, columns=COLUMNS),
         pictures=_colours(shown),
         images=seen,
-        protocol=_protocol(opened, images, list(pictures), image_size, device),
+        protocol=_protocol(opened, images, list(pictures), image_size, device)
+        | ({"registers": found} if found else {}),
     )
 
 
@@ -190,6 +199,32 @@ def _pixels(model: NamedModel, raw: np.ndarray, size: int) -> Tensor:
     pixels = torch.from_numpy(raw.copy()).permute(2, 0, 1)
     device = next(any_encoder_of(model.model).parameters()).device
     return at_evaluation_size(normalise(pixels, model.mean, model.std)[None].to(device), size)
+
+
+def _beside_registers(
+    models: Sequence[NamedModel], pictures: Mapping[str, np.ndarray], size: int, count: int
+) -> tuple[list[NamedModel], dict[str, str]]:
+    """The models, each with artifacts followed by itself with registers; and of each model what was found."""
+    all_models, found = [], {}
+    for one in models:
+        all_models.append(one)
+        try:
+            neurons = find_register_neurons(one.model, (_pixels(one, raw, size)[0] for raw in pictures.values()))
+            beside = with_registers(one.model, neurons, count=count)
+        except ValueError as error:
+            found[one.name] = f"none: {error}"
+            continue
+        if not neurons.images:
+            found[one.name] = f"none: no artifacts in {counted(len(pictures), 'image')}"
+            continue
+        places = ", ".join(f"{block + 1}/{unit}" for block, unit in neurons.neurons)
+        found[one.name] = (
+            f"{count}, for {counted(neurons.artifacts, 'artifact')} in {counted(neurons.images, 'image')}; "
+            f"neurons (block/unit) {places}"
+        )
+        name = f"{one.name} + {counted(count, 'register')}"
+        all_models.append(NamedModel(name, beside, one.weights, one.mean, one.std))
+    return all_models, found
 
 
 def _measured(

@@ -261,7 +261,7 @@ def test_a_summary_in_words_names_every_setting(pair):
 
 def test_the_command_writes_table_curves_and_figure(smoke_run, tmp_path, capsys):
     folder = shutil.copytree(smoke_run.path, tmp_path / "run")
-    asked = "--images 2 --methods CAM Grad-CAM --blocks 1 2 --steps 3".split()
+    asked = "--num-images 2 --methods CAM Grad-CAM --blocks 1 2 --steps 3".split()
     assert main(["attributions", str(folder), *asked]) == 0
     run = tl.RunDir(folder)
     table = run.read_table("attributions")

@@ -91,6 +91,8 @@ def test_the_whole_command_says_so_in_one_line_and_writes_nothing(
         ("train smoke --refine maybe", "'maybe' is not expected after --refine: it takes no such value"),
         ("train smoke --steps", "--steps needs a value"),
         ("train smoke --w-ptx 1", "unknown option '--w-ptx', did you mean '--w-ptc'?"),
+        ("attributions results/toy --num-imagse 3", "unknown option '--num-imagse', did you mean '--num-images'?"),
+        ("attributions results/toy --stepz 3", "unknown option '--stepz', did you mean '--steps'?"),
         ("train smoke --zzzzzz", "unknown option '--zzzzzz'; --help-all shows all"),
         ("train smok", "'smok' is not expected, did you mean 'smoke'?"),
         ("train", "Expected one of {toy, toy_parts, smoke, "),

@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from toco_lab.attribution.asked import AskedImage, Maker, Methods, Place, images_of, makers_of
 from toco_lab.attribution.faithfulness import (
@@ -26,6 +25,7 @@ from toco_lab.attribution.faithfulness import (
 from toco_lab.backbones.weights import weights_hash
 from toco_lab.config import Config
 from toco_lab.files import require
+from toco_lab.progress import progress_bar
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.training.processes import resolve_device
@@ -180,7 +180,7 @@ def measure_attributions(
     }  # fmt: skip
     options = {"steps": steps, "insertion_baseline": insertion_baseline, "deletion_baseline": deletion_baseline}
     total = images if isinstance(images, int) else None
-    bar = tqdm(images_of(model, cfg, images, split), "attributions", total, unit="image", disable=not progress)
+    bar = progress_bar(images_of(model, cfg, images, split), "attributions", total, shown=progress)
     return _gathered(model, bar, makers, options, protocol, tolerance)
 
 

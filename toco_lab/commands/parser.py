@@ -166,7 +166,7 @@ def _in_one_line(box: str, arguments: list[str]) -> tuple[str, int | None]:
     rows = [row for line in box.splitlines() if (row := line.strip("│╭╮╰╯ "))]  # a terminal without UTF-8 has none
     below = dropwhile(lambda row: not row.strip("─- "), rows[1:])  # the title is the first
     text = " ".join(takewhile(lambda row: row.strip("─- "), below))
-    if unknown := re.match(r"Unrecognized options: (.*)", text):
+    if unknown := re.match(r"Unrecognized (?:or misplaced )?options: (.*)", text):
         return _unknown(unknown[1], box, arguments)
     if wrong := re.match(r"Error parsing (\S+): (.*)", text):
         return _wrong_value(wrong[1], wrong[2], box), None

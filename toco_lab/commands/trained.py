@@ -127,7 +127,7 @@ def report(
 
 def attributions(
     run: tyro.conf.Positional[Path],
-    images: int = 20,
+    num_images: int = 20,
     methods: tuple[str, ...] = (),
     blocks: tuple[int, ...] = (),
     steps: int = 16,
@@ -142,7 +142,7 @@ def attributions(
 
     Args:
         run: Folder of the run.
-        images: How many images of the split, the first ones that show a class.
+        num_images: How many images of the split, the first ones that show a class.
         methods: Like CAM, "auxiliary CAM", Grad-CAM, "attention rollout", "random map"; none given takes all that the
             model can give, and the controls.
         blocks: Read attributions at these blocks, from 1; none given reads each where it is usual.
@@ -160,7 +160,7 @@ def attributions(
     found = RunDir(run)
     check_writable(found.path / "attributions.csv")
     measured = measure_attributions(
-        found, images=images, methods=methods or None, blocks=blocks or None, steps=steps, tolerance=tolerance,
+        found, images=num_images, methods=methods or None, blocks=blocks or None, steps=steps, tolerance=tolerance,
         split=split, device=device,
     )  # fmt: skip
     found.write_table("attributions", measured.table)

@@ -189,8 +189,8 @@ def region_masks(cam_aux: Tensor, image_label: Tensor, cfg: Config) -> Tensor:
 
 
 def local_views(batch: Batch, region: Tensor, cfg: Config, generator: torch.Generator | None = None) -> LocalViews:
-    """Step 2: crops around uncertain and background positions, cut one by one, with the kind of each."""
-    size, number = cfg.local_crop_size, cfg.num_local_crops
+    """Step 2: crops around uncertain and background positions, image by image, with the kind of each."""
+    size = cfg.local_crop_size
     count = [side - size for side in region.shape[-2:]]  # start rows and columns
     chance = torch.rand(len(region), count[0] * count[1], generator=generator) if cfg.ctc_between == "ignore" else None
     images, flags = [], []
@@ -199,58 +199,59 @@ def local_views(batch: Batch, region: Tensor, cfg: Config, generator: torch.Gene
         if cfg.crops_in_valid_box:
             top, bottom, left, right = box
             rows, columns = _starts(top, bottom, size, count[0]), _starts(left, right, size, count[1])
-        allowed = [(row, column) for row in rows for column in columns]
+        allowed = torch.zeros(count, dtype=torch.bool)
+        allowed[torch.tensor(rows)[:, None], torch.tensor(columns)] = True
+        kind, centre = _kinds(mask, count, cfg)
         if chance is None:
-            corners = _any_candidates(mask, allowed, cfg, generator)
+            corners = _any_candidates(centre, allowed, cfg, generator)
         else:
-            corners = _both_kinds(mask, allowed, chance[i].view(count), cfg)
-        corners = [corners[turn % len(corners)] for turn in range(number)] if chance is None else corners
+            corners = _both_kinds(kind, centre, allowed, chance[i].view(count), cfg)
         images.append(torch.stack([source[:, top : top + size, left : left + size] for top, left in corners]))
-        flags.append(torch.tensor([1.0, 1.0] + [_kind(mask, corner, cfg) for corner in corners]))  # global views first
+        flags.append(torch.tensor([1.0, 1.0] + [float(kind[corner]) for corner in corners]))  # global views first
     return LocalViews(torch.stack(images, 1).flatten(0, 1), torch.stack(flags))
 
 
-def _centre(mask: Tensor, corner: tuple[int, int], cfg: Config) -> int:
-    half = cfg.local_crop_size // 2
-    return int(mask[corner[0] + half, corner[1] + half])
+def _kinds(mask: Tensor, count: list[int], cfg: Config) -> tuple[Tensor, Tensor]:
+    """Of the crop at each corner: 1 for a positive, 0 for a negative, 255 for one left out; and what it is centred on.
 
-
-def _kind(mask: Tensor, corner: tuple[int, int], cfg: Config) -> float:
-    """1 for a positive, 0 for a negative, 255 for a crop that is left out."""
-    size, (top, left) = cfg.local_crop_size, corner
-    shown = mask[top : top + size, left : left + size]
-    content = float((shown > 0 if cfg.crop_content == "area" else shown).float().mean())
+    What every crop shows comes from an integral image.
+    """
+    size, half = cfg.local_crop_size, cfg.local_crop_size // 2
+    shown = (mask > 0 if cfg.crop_content == "area" else mask).double()
+    sums = F.pad(shown.cumsum(0).cumsum(1), (1, 0, 1, 0))
+    content = (sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]) / size**2
+    content = content[: count[0], : count[1]].float()
+    centre = mask[half : half + count[0], half : half + count[1]]
     if cfg.ctc_between == "negative":
-        return float(content > cfg.crop_min_content)
-    centre = _centre(mask, corner, cfg)
-    if centre == 1 and content > cfg.crop_min_content:
-        return 1.0
-    return 0.0 if centre == 0 and content <= cfg.crop_max_negative else 255.0
+        return (content > cfg.crop_min_content).float(), centre
+    kind = torch.full_like(content, 255.0)
+    kind[(centre == 1) & (content > cfg.crop_min_content)] = 1.0
+    kind[(centre == 0) & (content <= cfg.crop_max_negative)] = 0.0
+    return kind, centre
 
 
 def _any_candidates(
-    mask: Tensor, allowed: list[tuple[int, int]], cfg: Config, generator: torch.Generator | None
+    centre: Tensor, allowed: Tensor, cfg: Config, generator: torch.Generator | None
 ) -> list[tuple[int, int]]:
     """Corners of crops around candidates, whatever they show; of any crops where there are too few."""
-    wanted = (1,) if cfg.crop_candidates == "uncertain" else (0, 1)
-    places = [corner for corner in allowed if _centre(mask, corner, cfg) in wanted]
+    wanted = centre == 1 if cfg.crop_candidates == "uncertain" else centre < 2
+    places = (wanted & allowed).nonzero().tolist()
     if len(places) < cfg.num_local_crops:
-        places = allowed
-    return [places[index] for index in torch.randperm(len(places), generator=generator)[: cfg.num_local_crops]]
+        places = allowed.nonzero().tolist()
+    order = torch.randperm(len(places), generator=generator)[: cfg.num_local_crops].tolist()
+    return [tuple(places[order[turn % len(order)]]) for turn in range(cfg.num_local_crops)]
 
 
-def _both_kinds(mask: Tensor, allowed: list[tuple[int, int]], chance: Tensor, cfg: Config) -> list[tuple[int, int]]:
+def _both_kinds(kind: Tensor, centre: Tensor, allowed: Tensor, chance: Tensor, cfg: Config) -> list[tuple[int, int]]:
     """Corners of crops, half asking for positives, half for negatives: the best places of a random order."""
     chosen = []
     for asked, sign, number in ((1.0, -1, -(-cfg.num_local_crops // 2)), (0.0, 1, cfg.num_local_crops // 2)):
-        ranked = []
-        for corner in allowed:
-            kind = _kind(mask, corner, cfg)
-            left_out = 2 if _centre(mask, corner, cfg) < 2 else 3
-            order = left_out if kind == 255 else int(kind != asked)
-            ranked.append((order, sign * float(chance[corner]), corner))
-        ranked.sort()
-        chosen += [ranked[turn % min(len(ranked), number)][2] for turn in range(number)]
+        rank = torch.where(kind == asked, 0.0, 1.0)
+        rank[kind == 255] = 2.0
+        rank[(kind == 255) & (centre >= 2)] = 3.0
+        places = allowed.nonzero()
+        best = (4 * rank.double() + sign * chance.double())[allowed].argsort(stable=True)[:number].tolist()
+        chosen += [tuple(places[best[turn % len(best)]].tolist()) for turn in range(number)]
     return chosen
 
 

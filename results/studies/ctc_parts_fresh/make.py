@@ -1,4 +1,4 @@
-"""What ctc_parts_fresh measures beyond its grid, as ctc_parts does. Run by `python -m toco_lab study ctc_parts_fresh`."""
+"""What ctc_parts_fresh measures beyond its grid: what ctc_parts does. `python -m toco_lab study ctc_parts_fresh`."""
 
 import runpy
 from pathlib import Path

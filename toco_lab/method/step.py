@@ -12,6 +12,7 @@ from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.method.batch import Batch
 from toco_lab.method.cam import Cams, multi_scale_cam, resize
 from toco_lab.method.crops import cut_local_views, local_crops
+from toco_lab.method.face import CamModel
 from toco_lab.method.falling_threshold import high_threshold
 from toco_lab.method.labels import confident_label, inside_box, region_mask, token_box, token_labels
 from toco_lab.method.losses import (
@@ -31,6 +32,8 @@ from toco_lab.method.present import PresentClasses
 from toco_lab.method.refine import refine_cam
 
 LOSSES = ("cls", "cls_aux", "ptc", "ctc", "distil", "seg", "reg")
+# terms of other methods; metrics.csv has a column for them only in runs of these methods
+PEER_LOSSES = ("patch_cls", "cct", "aff")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class LossTerms:
 
     `noise_share` is the share of the pseudo label's foreground that the noise filter took away, in [0, 1]; NaN while
     the filter is off or there is no foreground.
+
+    The terms of other methods (`PEER_LOSSES`) are None where the method has none.
     """
 
     cls: Tensor
@@ -63,6 +68,13 @@ class LossTerms:
     ctc_negative_share: Tensor
     ctc_ignored_share: Tensor
     noise_share: Tensor
+    patch_cls: Tensor | None = None
+    cct: Tensor | None = None
+    aff: Tensor | None = None
+
+    def named(self) -> dict[str, Tensor]:
+        """The terms that this method has, by name."""
+        return {name: term for name, term in vars(self).items() if term is not None}
 
 
 @dataclass(frozen=True)
@@ -112,7 +124,7 @@ def loss_weights(cfg: Config, step: int) -> dict[str, float]:
 
 
 def compute_losses(
-    model: ToCo,
+    model: CamModel,
     batch: Batch,
     cfg: Config,
     step: int,
@@ -123,7 +135,8 @@ def compute_losses(
     """All losses of one training step, steps 1 to 7 of `toco_lab.method`, with each encoder pass made once.
 
     The pass over the main view serves the classifiers, both heads of CTC, PTC, the decoder and the CAM at scale 1.
-    Nothing of the model changes here: the caller moves the teacher before (`ToCo.update_teacher`).
+    Nothing of the model changes here: the caller moves the teacher before (`ToCo.update_teacher`). A model of another
+    method brings its own losses, `CamModel.losses`.
 
     Args:
         model: In training mode.
@@ -133,6 +146,8 @@ def compute_losses(
         views: Local views to use; None cuts them from `batch.local_source` around uncertain regions.
         generator: For the positions of the local crops.
     """
+    if not isinstance(model, ToCo):
+        return model.losses(batch, cfg, step, generator=generator)
     weights = loss_weights(cfg, step)
     on = {name for name, weight in weights.items() if weight > 0}
     output = model(batch.image, segment=not on.isdisjoint({"seg", "reg"}))
@@ -309,13 +324,17 @@ def weighted_terms(
     crops: CtcTerms | None = None,
     noise: Tensor | None = None,
 ) -> LossTerms:
-    """The terms of a step and their weighted total; terms that are not among `losses` are 0."""
+    """The terms of a step and their weighted total; terms that are not among `losses` are 0.
+
+    Of `PEER_LOSSES` the run has those that have a weight, be it 0.
+    """
     zero = losses["cls"].new_zeros(())
-    losses = dict.fromkeys(LOSSES, zero) | dict(losses)
+    names = [*LOSSES, *(name for name in PEER_LOSSES if name in weights)]
+    losses = dict.fromkeys(names, zero) | dict(losses)
     nan = zero * torch.nan
     return LossTerms(
         **losses,
-        total=sum((weights[name] * losses[name] for name in LOSSES), start=zero),
+        total=sum((weights.get(name, 0.0) * losses[name] for name in names), start=zero),
         positive_cosine=pairs.positive_cosine if pairs else nan,
         negative_cosine=pairs.negative_cosine if pairs else nan,
         **{f"ctc_{field.name}": getattr(crops, field.name) if crops else nan for field in fields(CtcTerms)[1:]},

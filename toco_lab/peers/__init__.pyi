@@ -1,0 +1,6 @@
+from . import build as build
+from . import tscam as tscam
+from . import vit as vit
+from .build import build_model as build_model
+from .build import model_class as model_class
+from .tscam import TSCAM as TSCAM

@@ -1,0 +1,22 @@
+"""From a Config to the model of its method: the one place where a model is made."""
+
+from toco_lab.config import Config
+from toco_lab.method.face import CamModel
+from toco_lab.method.model import ToCo
+from toco_lab.peers.tscam import TSCAM
+
+MODELS: dict[str, type[CamModel]] = {"toco": ToCo, "tscam": TSCAM}
+
+
+def model_class(method: str) -> type[CamModel]:
+    """The class of a method's models, by `Config.method`."""
+    return MODELS[method]
+
+
+def build_model(cfg: Config) -> CamModel:
+    """A model of `cfg.method` with random weights, in training mode.
+
+    Raises:
+        ValueError: If the backbone cannot be made, or the method needs what it does not have.
+    """
+    return model_class(cfg.method)(cfg)

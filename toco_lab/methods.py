@@ -34,6 +34,8 @@ class Method:
         reads: Fields that some methods read and others do not; this one reads these.
         decoder: Whether it trains a decoder, so that there is a segmentation.
         class_token: Whether it reads the attention of a class token: only a plain ViT has one.
+        segments_after: Share of the steps after which the segmentation losses join where a config is switched to this
+            method; None leaves `seg_start_step` as it is.
     """
 
     title: str
@@ -41,6 +43,7 @@ class Method:
     reads: tuple[str, ...]
     decoder: bool = True
     class_token: bool = True
+    segments_after: float | None = None
 
 
 METHODS: dict[str, Method] = {
@@ -51,6 +54,7 @@ METHODS: dict[str, Method] = {
         class_token=False,
     ),
     "tscam": Method("TS-CAM", "Gao et al., ICCV 2021", (), decoder=False),
+    "getam": Method("GETAM", "Sun et al., arXiv 2112.02841", ("getam_start", *_SEGMENTATION), segments_after=0.5),
 }
 # not one method reads the others' options
 FIELDS_OF_SOME = tuple(dict.fromkeys(name for method in METHODS.values() for name in method.reads))

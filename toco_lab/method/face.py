@@ -53,11 +53,13 @@ class CamModel(nn.Module):
         mean, std: How images are normalised.
         maps_of_any_scale: Whether only the proportions within a map mean something, and its values may be tiny: its
             multi-scale sum is divided by its maximum before it is normalised.
+        reads_final_norm: Whether the image logits read tokens after the encoder's final norm, or those before it.
     """
 
     encoder: Encoder
     decoder: nn.Module | None
     maps_of_any_scale = False
+    reads_final_norm = True
 
     def __init__(self, cfg: Config, encoder: Encoder | None = None) -> None:
         super().__init__()

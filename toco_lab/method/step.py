@@ -1,7 +1,7 @@
 """The losses of one training step, with each encoder pass made once: steps 1 to 7 of `toco_lab.method`."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 import torch.nn.functional as F
@@ -162,17 +162,12 @@ def compute_losses(
     # step 1: multi-scale CAM
     present = PresentClasses.of(batch.image_label, batch.max_present)
     cams = multi_scale_cam(model, batch.image, cfg.cam_scales, present=present, plain=features.detach())
-    label = token_label = region = pairs = crops = noise = None
+    supervised, token_label, region, pairs, crops = Supervised(), None, None, None, None
     # steps 5 and 6: pseudo label and segmentation. After step 3, the memory that refinement and energy need for a
     # moment would come on top of what the graph of the views keeps
     if output.seg_logits is not None:
-        pixels = denormalise(batch.image, model.mean, model.std)
-        label = pseudo_label(cams, pixels, batch, cfg, step)
-        logits = enlarge(output.seg_logits, label.shape[-2:])
-        if cfg.noise_start_step is not None and step >= cfg.noise_start_step:
-            whole, label = label, without_noise(label, logits, cfg)
-            noise = 1 - foreground(label).sum() / foreground(whole).sum()
-        losses |= segmentation_losses(logits, label, pixels, batch, cfg, on)
+        supervised = supervise(model, output.seg_logits, cams, batch, cfg, step, on)
+        losses |= supervised.losses
     # step 4: patch token contrast
     if "ptc" in on:
         pairs, token_label = patch_token_contrast(model, features.patch_tokens, cams, batch, cfg, step)
@@ -186,8 +181,8 @@ def compute_losses(
         crops = class_token_contrast(model, features.class_token, batch.view2, views, cfg)
         losses["ctc"] = crops.loss
     # step 7: the sum
-    terms = weighted_terms(losses, weights, pairs, crops, noise)
-    return StepOutput(terms, cams, label, token_label, region, views if "ctc" in on else None)
+    terms = weighted_terms(losses, weights, pairs, crops, supervised.noise)
+    return StepOutput(terms, cams, supervised.label, token_label, region, views if "ctc" in on else None)
 
 
 # --- step 2: local crops ----------------------------------------------------------------------------------------------
@@ -271,6 +266,37 @@ def without_noise(label: Tensor, logits: Tensor, cfg: Config) -> Tensor:
     """The pseudo label (B, H, W) after the noise filter, which judges it by the losses of logits (B, C + 1, H, W)."""
     loss = F.cross_entropy(logits.float(), label, ignore_index=IGNORE_INDEX, reduction="none")
     return ignore_noise(label, loss, posterior=cfg.noise_posterior, gap=cfg.noise_gap, min_pixels=cfg.noise_min_pixels)
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """What the segmentation is taught in a step.
+
+    Attributes:
+        losses: Those of "seg" and "reg" that are on.
+        label: The pseudo label after the noise filter, (B, H, W); None while both are off.
+        noise: Share of its foreground that the filter took away; None while that is off.
+    """
+
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
+    label: Tensor | None = None
+    noise: Tensor | None = None
+
+
+def supervise(
+    model: CamModel, seg_logits: Tensor, cams: Cams, batch: Batch, cfg: Config, step: int, on: Collection[str]
+) -> Supervised:
+    """Steps 5 and 6: pseudo labels from CAMs, and the losses of segmentation logits (B, C + 1, h, w) with them.
+
+    `on` has the names of the terms that are on.
+    """
+    pixels, noise = denormalise(batch.image, model.mean, model.std), None
+    label = pseudo_label(cams, pixels, batch, cfg, step)
+    logits = enlarge(seg_logits, label.shape[-2:])
+    if cfg.noise_start_step is not None and step >= cfg.noise_start_step:
+        whole, label = label, without_noise(label, logits, cfg)
+        noise = 1 - foreground(label).sum() / foreground(whole).sum()
+    return Supervised(segmentation_losses(logits, label, pixels, batch, cfg, on), label, noise)
 
 
 # --- step 6: segmentation ---------------------------------------------------------------------------------------------

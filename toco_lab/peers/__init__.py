@@ -7,7 +7,8 @@ says which one a run trains, `build.build_model` makes it; `toco_lab.methods` sa
 | `method` | map `cam` | map `cam_aux` | losses | file |
 |---|---|---|---|---|
 | `toco` | CAM of the final tokens | CAM of block `aux_layer` | see `toco_lab.method` | `method/model.py` |
-| `tscam` | class token attention x semantic map | semantic map alone | classification | `tscam.py` |
+| `tscam` | class token's attention x semantic map | semantic map | classification | `tscam.py` |
+| `getam` | attention x gradient x gradient | attention x gradient | and segmentation, later | `getam.py` |
 
 To add a method: a class with `encode`, `cams`, `forward` and `losses` in a file of its own, a line in `build.MODELS`
 and in `methods.METHODS`.

@@ -3,9 +3,10 @@
 from toco_lab.config import Config
 from toco_lab.method.face import CamModel
 from toco_lab.method.model import ToCo
+from toco_lab.peers.getam import GETAM
 from toco_lab.peers.tscam import TSCAM
 
-MODELS: dict[str, type[CamModel]] = {"toco": ToCo, "tscam": TSCAM}
+MODELS: dict[str, type[CamModel]] = {"toco": ToCo, "tscam": TSCAM, "getam": GETAM}
 
 
 def model_class(method: str) -> type[CamModel]:

@@ -157,7 +157,7 @@ def _check_sizes(cfg: "Config") -> None:
         f"num_heads {cfg.num_heads} must divide embed_dim {cfg.embed_dim}",
     )
     _require(
-        cfg.depth is None or -cfg.depth <= cfg.aux_layer < cfg.depth,
+        cfg.depth is None or "aux_layer" in unread(cfg.method) or -cfg.depth <= cfg.aux_layer < cfg.depth,
         f"aux_layer {cfg.aux_layer} is not one of the {cfg.depth} blocks that depth asks for",
     )
 

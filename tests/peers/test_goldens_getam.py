@@ -7,6 +7,7 @@ from tests.helpers.baseline_goldens import assert_near, config_of, load_golden, 
 from toco_lab.backbones.activations import attention_maps
 from toco_lab.backbones.build import _positions_on_grid
 from toco_lab.peers.getam import GETAM, weighted_attention
+from toco_lab.peers.saliency import saliency_label
 
 pytestmark = needed
 SIZES = ("native", "other")
@@ -66,3 +67,10 @@ def test_positions_of_another_grid(case):
     golden, model = case
     grid, prefix = golden["other/maps"].shape[-2:], model.num_prefix_tokens
     assert_near(_positions_on_grid(model.encoder, prefix, *grid), golden["other/pos"][:, prefix:], 1e-6, "pos")
+
+
+def test_label_from_maps_and_saliency():
+    golden, _ = load_golden("getam_label")
+    found = saliency_label(golden["cam"], golden["classes"].long(), golden["saliency"])
+    assert torch.equal(found, golden["seg_label"].long())
+    assert {0, 255} < set(found.unique().tolist())

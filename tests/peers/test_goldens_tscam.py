@@ -6,6 +6,7 @@ import torch
 from tests.helpers.baseline_goldens import assert_near, config_of, load_golden, needed, part
 from toco_lab.backbones.activations import attention_maps
 from toco_lab.method.losses import classification_loss
+from toco_lab.peers.boxes import box_iou, largest_box, unit_map
 from toco_lab.peers.tscam import TSCAM, attention_map, class_token_row, coupled
 
 pytestmark = needed
@@ -55,3 +56,21 @@ def test_gradients(case):
     for (name, value), gradient in zip(expected.items(), found, strict=True):
         assert_near(gradient, value, 5e-5, name)
     assert expected["cls_token"].abs().max() > 0
+
+
+def test_boxes_and_their_iou(case):
+    golden, _ = case
+    unit = unit_map(golden["box_maps"], golden["box_resized"].shape[-1])
+    assert_near(unit, golden["box_resized"], 1e-5, "box_resized")
+    expected, thresholds = golden["boxes"].int(), golden["box_thresholds"].tolist()
+    found = torch.tensor([[largest_box(one, threshold) for threshold in thresholds] for one in unit], dtype=torch.int)
+    assert (found - expected).abs().sum() <= 1  # where a value of a map meets the threshold
+    assert_near(box_iou(golden["boxes"][:, 0], golden["boxes"][:, 2]), golden["box_iou"], 1e-5, "box_iou")
+
+
+def test_a_box_of_nothing_and_of_a_ring():
+    assert largest_box(torch.zeros(8, 8), 0.1) == (0, 0, 1, 1)
+    ring = torch.zeros(20, 20)
+    ring[2:12, 2:12], ring[3:11, 3:11] = 1, 0  # 36 pixels around 64: larger than the square of 49
+    ring[13:20, 13:20] = 1
+    assert largest_box(ring, 0.5) == (2, 2, 12, 12)

@@ -15,6 +15,7 @@ from toco_lab.evaluation.example_maps import gallery_rows
 from toco_lab.evaluation.gallery import load_gallery
 from toco_lab.evaluation.pseudo_labels import write_pseudo_labels
 from toco_lab.experiment import make, open_run, train
+from toco_lab.explorers.cam_panels import CamChoice, CamPanels
 from toco_lab.explorers.cam_session import CamSession
 from toco_lab.method.cam import multi_scale_cam
 from toco_lab.methods import METHODS, has_decoder, unread
@@ -126,6 +127,9 @@ def test_labels_predictions_and_sessions(run: RunDir, tmp_path: Path) -> None:
     session = CamSession(model, cfg)
     session.set_sample(sample)
     assert session.score("cam", 0).shape == sample.raw.shape[:2]
+    choice = CamChoice(0, "cam", cfg.cam_scales, True, 0.25, 0.7, 0.5, 0)
+    shown = CamPanels(session, tuple("abcdef"), choice).view(TITLES[SEG])
+    assert ("no decoder" in shown.panel.note) != has_decoder(cfg)
     if has_decoder(cfg):
         assert session.segmentation().shape == sample.raw.shape[:2]
     else:

@@ -1,6 +1,7 @@
 """From a Config to the model of its method: the one place where a model is made."""
 
 from toco_lab.config import Config
+from toco_lab.files import require
 from toco_lab.method.face import CamModel
 from toco_lab.method.model import ToCo
 from toco_lab.peers.getam import GETAM
@@ -18,6 +19,7 @@ def build_model(cfg: Config) -> CamModel:
     """A model of `cfg.method` with random weights, in training mode.
 
     Raises:
-        ValueError: If the backbone cannot be made, or the method needs what it does not have.
+        ValueError: If `cfg` is no Config, the backbone cannot be made, or the method needs what it does not have.
     """
+    require(cfg, Config, "cfg", ": make one with Config.preset(name)")
     return model_class(cfg.method)(cfg)

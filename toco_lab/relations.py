@@ -208,8 +208,8 @@ def _check_method(cfg: "Config") -> None:
         readers = [method for method, about in METHODS.items() if name in about.reads]
         _require(
             value == off,
-            f"{name} {shown(value)} has no effect: method {cfg.method!r} does not read it. Leave it out ({shown(off)}; "
-            f"`replace` and --method see to it), or take a method that does: {', '.join(readers)}",
+            f"{name} {shown(value)} has no effect: method {cfg.method!r} does not read it. Leave it out "
+            f"(`replace` then makes it {shown(off)}), or take a method that reads it: {', '.join(readers)}",
         )
     about = METHODS[cfg.method]
     _require(

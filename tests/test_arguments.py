@@ -217,7 +217,7 @@ def test_what_is_no_model_and_no_config_is_named(model):
         (lambda: tl.class_names("smoke"), "cfg"),
         (lambda: tl.run_sweep("grid.yaml"), "grid"),
     ):
-        with pytest.raises(ValueError, match=rf"^{name} must be a (ToCo|Config|Grid), got str"):
+        with pytest.raises(ValueError, match=rf"^{name} must be a (CamModel|Config|Grid), got str"):
             call()
     for runs in ("results/run", ["results/run"], None, 3, [(model, "smoke")], ("results/run",)):
         with pytest.raises(ValueError, match=r"^a run must be a RunDir, or a pair \(model, config\), got "):

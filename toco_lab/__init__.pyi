@@ -8,6 +8,7 @@ from . import evaluation as evaluation
 from . import explorers as explorers
 from . import figures as figures
 from . import method as method
+from . import peers as peers
 from . import prediction as prediction
 from . import reports as reports
 from . import runs as runs

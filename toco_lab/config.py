@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from toco_lab.fields import check_fields, check_one, opt, shown
 from toco_lab.files import did_you_mean
+from toco_lab.methods import METHODS, silent, unread
 from toco_lab.presets import PRESETS
 from toco_lab.relations import VIT_SIZES, backbone_kind, check_relations
 
@@ -127,6 +128,9 @@ class Config:
     num_workers: int = opt(2, "loader processes; 0 loads in the training process", result=False, within=(0, 1024))
 
     # --- model --------------------------------------------------------------------------------------------------
+    method: Literal["toco", "tscam", "getam"] = opt(
+        "toco", "what is trained: ToCo, or a method that it is compared with (docs/peers.md)"
+    )
     backbone: str = opt(
         "deit_base_patch16_224",
         "timm model name: a plain ViT or DeiT, a Swin, ResNet or ConvNeXt; hf-hub:OWNER/NAME or local-dir:FOLDER",
@@ -160,6 +164,9 @@ class Config:
         "max",
         "global pooling of the tokens before each classifier: maximum per channel (ToCo), average, or the mean of that "
         "maximum and the class token (final classifier alone)",
+    )
+    getam_start: int | None = opt(
+        None, "GETAM: first block whose map counts, from 0; None = the upper half", at_least=0, up_to=1000
     )
     decoder_width: int = opt(512, "channels of the LargeFOV decoder", at_least=1, up_to=MOST_CHANNELS)
     decoder_dilation: int = opt(5, "dilation of its 3x3 convolutions", at_least=1, up_to=1024)
@@ -380,6 +387,9 @@ class Config:
     def replace(self, /, **changes: Any) -> Self:
         """A copy with some fields changed.
 
+        Another method brings its own options: those that it does not read are switched off, and those that the former
+        one did not read are the preset's again, unless they are among the changes.
+
         Another backbone brings its own sizes and weights. Unless they are among the changes, one that is no plain ViT
         drops the sizes of plain ViTs and the local weights file, and one whose name has a tag drops `weights_tag`. A
         new `weights_tag` alone replaces the tag in the backbone's name.
@@ -401,12 +411,24 @@ class Config:
             changes = {"weights_tag": ""} | changes
         elif changes.get("weights_tag") and "backbone" not in changes:
             changes["backbone"] = backbone.partition(".")[0]
+        if "method" in changes and check_one(self, "method", changes["method"]) != self.method:
+            changes = self._options_of(changes["method"], changes.get("steps", self.steps)) | changes
         return dataclasses.replace(self, **changes)
+
+    def _options_of(self, method: str, steps: int) -> dict[str, Any]:
+        """What the fields become that either this method or another one does not read, where the other one is taken."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        moved = [] if METHODS[self.method].segments_after is None else ["seg_start_step"]
+        back = {name: defaults[name] for name in (*unread(self.method), *moved)}
+        back |= {name: value for name, value in PRESETS.get(self.preset_name, {}).items() if name in back}
+        after = METHODS[method].segments_after
+        back |= {} if after is None else {"seg_start_step": round(after * steps)}
+        return back | {name: silent(name, defaults[name]) for name in unread(method)}
 
     def released(self) -> Self:
         """This config with every quirk of the authors' released code switched on (see `toco_lab.method`)."""
         quirks = {f.name: f.metadata["quirk"] for f in dataclasses.fields(self) if f.metadata["quirk"] is not None}
-        return self.replace(**quirks)
+        return self.replace(**{name: value for name, value in quirks.items() if name not in unread(self.method)})
 
     def to_json(self) -> str:
         """All fields as indented JSON; `from_json` gives an equal Config."""

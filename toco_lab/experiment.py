@@ -18,7 +18,7 @@ from toco_lab.data.readers import missing_truth, open_dataset
 from toco_lab.data.unused import refuse_unused
 from toco_lab.evaluation.evaluate import Evaluation, evaluate_run, validator
 from toco_lab.files import enter_project, require
-from toco_lab.method.model import ToCo
+from toco_lab.method.face import CamModel
 from toco_lab.presets import PRESETS
 from toco_lab.relations import never_reached
 from toco_lab.runs.names import check_run_name
@@ -72,7 +72,7 @@ def open_run(cfg: Config, root: Path | str = "results", *, name: str | None = No
     return run
 
 
-def train(run: RunDir, *, log_to: str | Sequence[str] = (), progress: bool = True) -> ToCo:
+def train(run: RunDir, *, log_to: str | Sequence[str] = (), progress: bool = True) -> CamModel:
     """Train a run, or continue it from its last checkpoint; a finished one is loaded and returned as it is.
 
     With validation where the config asks for it and the images have masks, and with token snapshots of the probe
@@ -96,7 +96,7 @@ def train(run: RunDir, *, log_to: str | Sequence[str] = (), progress: bool = Tru
         return _train(run, log, pictures=bool(names), progress=progress)
 
 
-def _train(run: RunDir, log: Logbook, *, pictures: bool, progress: bool) -> ToCo:
+def _train(run: RunDir, log: Logbook, *, pictures: bool, progress: bool) -> CamModel:
     cfg = run.config()
     scored = cfg.val_every > 0 and not missing_truth(cfg)
     validate = validator(cfg, show=log.pictures if pictures else None) if scored else None

@@ -1,9 +1,11 @@
 """What the fields of a Config may be together, and what the name of its backbone rules out."""
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Literal
 
 from toco_lab.fields import shown
+from toco_lab.methods import METHODS, silent, unread
 from toco_lab.words import counted
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ def check_relations(cfg: "Config") -> None:
     _check_training(cfg)
     _check_sizes(cfg)
     _check_backbone(cfg)
+    _check_method(cfg)
 
 
 def never_reached(cfg: "Config") -> list[str]:
@@ -154,7 +157,7 @@ def _check_sizes(cfg: "Config") -> None:
         f"num_heads {cfg.num_heads} must divide embed_dim {cfg.embed_dim}",
     )
     _require(
-        cfg.depth is None or -cfg.depth <= cfg.aux_layer < cfg.depth,
+        cfg.depth is None or "aux_layer" in unread(cfg.method) or -cfg.depth <= cfg.aux_layer < cfg.depth,
         f"aux_layer {cfg.aux_layer} is not one of the {cfg.depth} blocks that depth asks for",
     )
 
@@ -194,6 +197,30 @@ def _check_backbone(cfg: "Config") -> None:
     _require(
         _is_json_object(cfg.backbone_args),
         f'backbone_args must be a JSON object like {{"embed_dim": 48}}, got {shown(cfg.backbone_args)}',
+    )
+
+
+def _check_method(cfg: "Config") -> None:
+    """What the method rules out: options that only other methods read, and backbones without a class token."""
+    defaults = {field.name: field.default for field in dataclasses.fields(cfg)}
+    for name in unread(cfg.method):
+        off, value = silent(name, defaults[name]), getattr(cfg, name)
+        readers = [method for method, about in METHODS.items() if name in about.reads]
+        _require(
+            value == off,
+            f"{name} {shown(value)} has no effect: method {cfg.method!r} does not read it. Leave it out "
+            f"(`replace` then makes it {shown(off)}), or take a method that reads it: {', '.join(readers)}",
+        )
+    about = METHODS[cfg.method]
+    _require(
+        not about.class_token or backbone_kind(cfg.backbone) == "vit",
+        f"method {cfg.method!r} ({about.title}) reads the attention of a class token to all patches, and "
+        f"{cfg.backbone} has none: take a plain ViT, or method 'toco'",
+    )
+    _require(
+        not about.class_token or not cfg.compile_blocks,
+        f"compile_blocks is for method 'toco': the maps of {cfg.method!r} come from hooks in the blocks, which "
+        "compiled blocks miss. Leave it False",
     )
 
 

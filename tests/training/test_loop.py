@@ -226,7 +226,7 @@ def test_half_precision_keeps_losses_in_fp32_and_scales_the_gradients():
         cfg = CFG.replace(precision=precision)
         learner = Learner.of(fresh(cfg), cfg)
         output = train_step(learner, first_batch(cfg), cfg, 1)
-        assert all(value.dtype == torch.float32 for value in vars(output.terms).values())
+        assert all(value.dtype == torch.float32 for value in output.terms.named().values())
         assert learner.scaler.is_enabled() == (precision == "fp16") == ("scaler" in learner.state())
         terms[precision] = output.terms.total.item()
         gradient = learner.model.classifier.weight.grad

@@ -7,6 +7,7 @@ from . import directions as directions
 from . import faithfulness as faithfulness
 from . import gradients as gradients
 from . import measured as measured
+from . import peer_maps as peer_maps
 from . import reading as reading
 from .attention import attention_rollout as attention_rollout
 from .attention import class_token_attention as class_token_attention
@@ -22,3 +23,5 @@ from .gradients import grad_cam as grad_cam
 from .measured import Faithfulness as Faithfulness
 from .measured import attribution_table as attribution_table
 from .measured import measure_attributions as measure_attributions
+from .peer_maps import coupled_attention as coupled_attention
+from .peer_maps import getam as getam

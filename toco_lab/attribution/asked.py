@@ -17,7 +17,7 @@ from toco_lab.data.loader import eval_samples
 from toco_lab.evaluation.samples import image_label_of
 from toco_lab.files import did_you_mean, require
 from toco_lab.method.cam import at_evaluation_size, multi_scale_cam
-from toco_lab.method.model import ToCo
+from toco_lab.method.face import CamModel
 from toco_lab.method.present import PresentClasses
 from toco_lab.vocabulary import CAM, CAM_AUX, TITLES
 
@@ -62,7 +62,7 @@ def makers_of(
     model: nn.Module, cfg: Config | None, methods: Methods | None, blocks: Sequence[int] | None
 ) -> dict[Place, Maker]:
     """A maker for each map that is asked for; arguments and errors as in `measured.measure_attributions`."""
-    cams = list(CAMS) if isinstance(model, ToCo) and cfg is not None else []
+    cams = list(CAMS) if isinstance(model, CamModel) and cfg is not None else []
     own = methods if isinstance(methods, Mapping) else {}
     for block in blocks or ():
         block_number(any_encoder_of(model), block)
@@ -101,9 +101,9 @@ def _cam(which: str, cfg: Config) -> Make:
     """ToCo's own CAM of one class, at the scales of the config."""
 
     def make(model: nn.Module, image: Tensor, class_index: int | None) -> Tensor:
-        assert isinstance(model, ToCo) and class_index is not None
+        assert isinstance(model, CamModel) and class_index is not None
         index = torch.tensor([[class_index]], device=image.device)
-        present = PresentClasses(index, torch.ones_like(index, dtype=torch.bool), model.classifier.out_channels)
+        present = PresentClasses(index, torch.ones_like(index, dtype=torch.bool), model.num_classes)
         return getattr(multi_scale_cam(model, image, cfg.cam_scales, present=present), which)[:, 0]
 
     return make
@@ -130,7 +130,7 @@ def _samples(model: nn.Module, cfg: Config | None, count: int, split: str | None
     """The first samples of a split that show a class."""
     if count < 1:
         raise ValueError(f"images must be at least 1, or a list of images, got {count}")
-    if not isinstance(model, ToCo) or cfg is None:
+    if not isinstance(model, CamModel) or cfg is None:
         raise ValueError("a number of images needs a run, or a ToCo model and its config; else give the images")
     require(cfg, Config, "cfg", ": it is that of the run, run.config()")
     names, left = class_names(cfg), count

@@ -4,6 +4,7 @@ They need a plain ViT whose attention can be read.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -157,23 +158,49 @@ def gradient_attention(
     Raises:
         ValueError: If the model has no classifier, or not this class or block, or its attention cannot be read.
     """
+    seen = read_gradients(model, image, class_index, block_number(encoder_of(model), block, 1))
+    identity = torch.eye(seen.reading.shape[1], device=seen.reading.device)
+    relevance = identity
+    for attention, gradient in zip(seen.attention, seen.gradients, strict=True):
+        relevance = relevance + (attention * gradient).float().relu().mean(1) @ relevance
+    return seen.read(relevance - identity)
+
+
+@dataclass(frozen=True)
+class AttentionGradients:
+    """Attention of some blocks, and what a class logit says of it.
+
+    Attributes:
+        attention: (B, heads, T, T) of each block.
+        gradients: Of the logit with respect to each.
+        reading: (B, T), the share of the logit's positive evidence that is read at each token: the positive part of
+            gradient * value over the tokens that the classifier reads, summed over channels, of sum 1.
+        num_prefix: Tokens before the patches.
+        grid: Rows and columns (h, w) of the patches.
+    """
+
+    attention: list[Tensor]
+    gradients: list[Tensor]
+    reading: Tensor
+    num_prefix: int
+    grid: tuple[int, int]
+
+    def read(self, relevance: Tensor) -> Tensor:
+        """The rows of (B, T, T), averaged where the logit is read, as a map of the patches: (B, h, w)."""
+        rows = self.reading[:, None] @ relevance
+        return rows[:, 0, self.num_prefix :].unflatten(1, self.grid)
+
+
+def read_gradients(model: nn.Module, image: Tensor, class_index: int | Tensor, first: int) -> AttentionGradients:
+    """Attention and its gradients of the blocks from `first` (counted from 1) on; errors as in `gradient_attention`."""
     encoder = encoder_of(model)
     check_image(image)
     image, grid = fill_patches(encoder, image)
-    first = block_number(encoder, block, 1) - 1
-    with (
-        evaluating(model),
-        torch.enable_grad(),
-        output_of(encoder.get_submodule("norm")) as outputs,
-        attention_maps(encoder) as attentions,
-    ):
+    normed = getattr(model, "reads_final_norm", True)
+    last = encoder.get_submodule("norm") if normed else encoder.blocks[len(encoder.blocks) - 1]
+    with evaluating(model), torch.enable_grad(), output_of(last) as outputs, attention_maps(encoder) as attentions:
         logit = class_logit(model, image, class_index)
-        final_gradient, *gradients = torch.autograd.grad(logit, [*outputs, *attentions[first:]])
-    identity = torch.eye(attentions[0].shape[-1], device=image.device)
-    relevance = identity
-    for attention, gradient in zip(attentions[first:], gradients, strict=True):
-        relevance = relevance + (attention.detach() * gradient).float().relu().mean(1) @ relevance
-    reading = (outputs[0].detach() * final_gradient).float().relu().sum(2)  # (B, T)
-    reading = F.normalize(reading, p=1, dim=1)
-    rows = reading[:, None] @ (relevance - identity)  # (B, 1, T)
-    return rows[:, 0, encoder.num_prefix_tokens :].unflatten(1, grid)
+        final_gradient, *gradients = torch.autograd.grad(logit, [*outputs, *attentions[first - 1 :]])
+    reading = F.normalize((outputs[0].detach() * final_gradient).float().relu().sum(2), p=1, dim=1)
+    kept = [attention.detach() for attention in attentions[first - 1 :]]
+    return AttentionGradients(kept, gradients, reading, encoder.num_prefix_tokens, grid)

@@ -12,6 +12,7 @@ from toco_lab.attribution.attention import class_token_attention, gradient_atten
 from toco_lab.attribution.classifier_maps import block_cam, linear_heads
 from toco_lab.attribution.directions import token_similarity
 from toco_lab.attribution.gradients import direction_grad_cam, grad_cam
+from toco_lab.attribution.peer_maps import coupled_attention, getam
 from toco_lab.attribution.reading import checked_classes, number_of_classes
 from toco_lab.backbones.kinds import any_encoder_of, is_plain_vit, is_timm_attention
 from toco_lab.method.cam import min_max
@@ -81,6 +82,16 @@ ATTRIBUTIONS: dict[str, Attribution] = {
         gradient_attention,
         "attention that the class logit depends on, from this block (the first one) to the last",
         frozenset({CLASSIFIER, ATTENTION}),
+    ),
+    "GETAM": Attribution(
+        getam,
+        "attention x gradient x positive gradient of the class logit, summed from this block (the upper half) on",
+        frozenset({CLASSIFIER, ATTENTION}),
+    ),
+    "TS-CAM coupling": Attribution(
+        coupled_attention,
+        "the CAM at one scale, times what the class token attends to in all blocks up to this one (the last)",
+        frozenset({LINEAR, ATTENTION, CLASS_TOKEN}),
     ),
     "CAM of one block": Attribution(
         block_cam,

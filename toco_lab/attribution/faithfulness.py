@@ -18,7 +18,7 @@ from toco_lab.backbones.interfaces import Encoder
 from toco_lab.backbones.kinds import any_encoder_of, token_side
 from toco_lab.backbones.own_model import OwnModel
 from toco_lab.backbones.pixels import pieces_of
-from toco_lab.method.model import ToCo
+from toco_lab.method.face import CamModel
 
 Baseline = Literal["mean", "blur"]
 BASELINES: tuple[Baseline, ...] = ("mean", "blur")
@@ -62,7 +62,7 @@ def score_name(model: nn.Module) -> str:
     """What `scorer` reads of a model, in words."""
     if not number_of_classes(model):
         return "cosine to the embedding of the whole image"
-    return "sigmoid of the class logit" if isinstance(model, ToCo) else "softmax of the class logits"
+    return "sigmoid of the class logit" if isinstance(model, CamModel) else "softmax of the class logits"
 
 
 def scorer(model: nn.Module, image: Tensor, class_index: int | None = None) -> Score:
@@ -87,7 +87,7 @@ def scorer(model: nn.Module, image: Tensor, class_index: int | None = None) -> S
         whole = embed(encoder, image).flatten(1)
         return lambda copies: F.cosine_similarity(embed(encoder, copies).flatten(1), whole)
     index = int(checked_classes(class_index, 1, classes))
-    if isinstance(model, ToCo):
+    if isinstance(model, CamModel):
         return lambda copies: logits_of(model, copies)[:, index].sigmoid()
     return lambda copies: logits_of(model, copies).softmax(1)[:, index]
 

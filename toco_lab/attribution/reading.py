@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from toco_lab.backbones.kinds import blocks_of
 from toco_lab.backbones.pixels import check_images, check_normalised
-from toco_lab.method.model import ToCo
+from toco_lab.method.face import CamModel
 from toco_lab.words import counted
 
 
@@ -39,12 +39,12 @@ def block_number(encoder: nn.Module, block: int | None, usual: int | None = None
 
 def number_of_classes(model: nn.Module) -> int:
     """Classes of the classifier that reads the final tokens; 0 where there is none."""
-    return model.classifier.out_channels if isinstance(model, ToCo) else getattr(model, "num_classes", 0)
+    return getattr(model, "num_classes", 0)
 
 
 def logits_of(model: nn.Module, image: Tensor) -> Tensor:
-    """Image logits (B, C) of ToCo's final classifier, or of a timm classifier."""
-    return model(image, segment=False).logits if isinstance(model, ToCo) else model(image)
+    """Image logits (B, C) of a trained model (of ToCo those of the final classifier), or of a timm classifier."""
+    return model(image, segment=False).logits if isinstance(model, CamModel) else model(image)
 
 
 def class_logit(model: nn.Module, image: Tensor, class_index: int | Tensor | None) -> Tensor:

@@ -3,7 +3,7 @@
 The model is afterwards as it was: hooks are removed, fused attention is on again, every part is in its own mode.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -156,14 +156,20 @@ def _capture_stages(encoder: Encoder, image: Tensor, grid: tuple[int, int]) -> A
 
 
 @contextmanager
-def attention_maps(model: nn.Module) -> Iterator[list[Tensor]]:
+def attention_maps(
+    model: nn.Module, read: Callable[[Tensor], Tensor] = lambda attention: attention
+) -> Iterator[list[Tensor]]:
     """Collect the attention of every block in the passes made inside the `with`.
 
     Fused attention never forms these matrices, so it is switched off inside; outside, the model is as it was, also
     after an error.
 
+    Args:
+        model: A plain ViT, or a model that carries one as `.encoder`.
+        read: What is kept of the attention of a block, (B, heads, T, T); the whole of it takes much memory.
+
     Yields:
-        A list that each pass extends by one (B, heads, T, T) per block; rows sum to 1 and carry autograd history.
+        A list that each pass extends by what `read` gives, for each block; rows sum to 1 and carry autograd history.
 
     Raises:
         ValueError: If a block has no attention of timm's kind.
@@ -177,7 +183,9 @@ def attention_maps(model: nn.Module) -> Iterator[list[Tensor]]:
         parts.append(part)
     fused = [part.fused_attn for part in parts]
     # the input of the dropout behind the softmax is the map that is used, after AttnScale and relative positions
-    hooks = [part.attn_drop.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0])) for part in parts]
+    hooks = [
+        part.attn_drop.register_forward_pre_hook(lambda _, inputs: found.append(read(inputs[0]))) for part in parts
+    ]
     try:
         for part in parts:
             part.fused_attn = False

@@ -195,5 +195,6 @@ def _positions_on_grid(encoder: PlainViT, placed: int, height: int, width: int) 
 
 def _resampled(encoder: PlainViT, positions: Tensor, placed: int, height: int, width: int) -> Tensor:
     grid = positions[:, placed:].transpose(1, 2).unflatten(2, encoder.patch_embed.grid_size)
-    grid = F.interpolate(grid, (height, width), mode="bicubic", antialias=encoder.pos_embed_antialias)
+    mode = getattr(encoder, "pos_embed_mode", "bicubic")
+    grid = F.interpolate(grid, (height, width), mode=mode, antialias=encoder.pos_embed_antialias)
     return grid.flatten(2).transpose(1, 2)

@@ -78,5 +78,6 @@ class PlainViT(Encoder):
     no_embed_class: bool  # prefix tokens have no position
     pos_drop: nn.Module
     pos_embed_antialias: bool  # set by `build.build_encoder`, not by timm
+    pos_embed_mode: str  # of resampling, set by a method that does it otherwise than bicubically
     _pos_embed: Callable[[Tensor], Tensor]
     forward_intermediates: Callable[..., Any]

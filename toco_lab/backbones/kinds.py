@@ -19,7 +19,8 @@ stages is one position of a feature map. Code that calls `ToCo.encode` does not 
 | token snapshots | all blocks | all blocks | blocks like the final one | blocks like the final one |
 | CAM of every block | yes | yes | yes | yes |
 | Grad-CAM | yes | yes | last block | last block |
-| rollout, gradient x attention | yes | second | no | no |
+| rollout, gradient x attention, GETAM | yes | the last two | no | no |
+| methods but ToCo (`toco_lab.peers`) | yes | no | refused | refused |
 | AttnScale, FeatScale | yes | yes | refused | refused |
 
 Other families of timm are read for analysis only (`smoothing_per_layer`, `layer_similarity`, Grad-CAM): BEiT and ViTs

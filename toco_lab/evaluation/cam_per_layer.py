@@ -21,9 +21,9 @@ from toco_lab.evaluation.samples import image_label_of, mask_of
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores
 from toco_lab.files import require
 from toco_lab.method.cam import at_evaluation_size, fuse_flip, min_max, resize
+from toco_lab.method.face import CamModel
 from toco_lab.method.labels import confident_label
 from toco_lab.method.losses import classification_loss
-from toco_lab.method.model import ToCo
 from toco_lab.method.present import PresentClasses
 from toco_lab.progress import progress_bar
 from toco_lab.runs.run_dir import RunDir
@@ -84,7 +84,7 @@ def _measured_better(run: RunDir, new: pd.DataFrame) -> bool:
 
 
 def layer_cam_quality(
-    model: ToCo, cfg: Config, *, num_train: int = 200, num_images: int = 50, progress: bool = True
+    model: CamModel, cfg: Config, *, num_train: int = 200, num_images: int = 50, progress: bool = True
 ) -> pd.DataFrame:
     """mIoU of the CAMs of every block, each from a linear classifier of its own on frozen tokens.
 
@@ -108,7 +108,7 @@ def layer_cam_quality(
     Raises:
         ValueError: If a validation image has no mask, or a training image no labels.
     """
-    require(model, ToCo, "model", ": load_run_model(run) loads one")
+    require(model, CamModel, "model", ": load_run_model(run) loads one")
     require(cfg, Config, "cfg", ": it is that of the run, run.config()")
     heads, trained_on = _train_heads(model, cfg, num_train, progress)
     thresholds = sorted({*THRESHOLDS, cfg.background_threshold})
@@ -129,7 +129,7 @@ def layer_cam_quality(
     return pd.DataFrame(rows, columns="site layer threshold miou own best images trained_on".split())
 
 
-def _train_heads(model: ToCo, cfg: Config, num_train: int, progress: bool) -> tuple[Tensor, int]:
+def _train_heads(model: CamModel, cfg: Config, num_train: int, progress: bool) -> tuple[Tensor, int]:
     """Heads (L, C, D) for every layer, and the number of images they were trained on."""
     every = eval_samples(cfg.replace(val_images=0), model.mean, model.std, cfg.train_split)
     pooled, labels = [], []
@@ -140,7 +140,7 @@ def _train_heads(model: ToCo, cfg: Config, num_train: int, progress: bool) -> tu
     return fit_heads(tokens, torch.stack(labels).to(tokens.device)), len(pooled)
 
 
-def _matrices(model: ToCo, cfg: Config, sample: EvalSample, heads: Tensor, thresholds: Sequence[float]) -> Tensor:
+def _matrices(model: CamModel, cfg: Config, sample: EvalSample, heads: Tensor, thresholds: Sequence[float]) -> Tensor:
     """Confusion matrices of one image, (L, thresholds, C + 1, C + 1)."""
     mask, image_label, count = mask_of(sample), image_label_of(sample), cfg.num_classes + 1
     if not image_label.any():  # nothing but background: every map is 0
@@ -177,7 +177,7 @@ def fit_heads(pooled: Tensor, labels: Tensor) -> Tensor:
     return heads.detach() / scale
 
 
-def _tokens(model: ToCo, image: Tensor) -> list[Tensor]:
+def _tokens(model: CamModel, image: Tensor) -> list[Tensor]:
     """Patch tokens (B, D, h, w) after every block and after the final norm, each with the width and grid it has."""
     seen = capture(model, image)
     layers = [*zip(seen.after_block, seen.block_grids, strict=True)]
@@ -186,18 +186,18 @@ def _tokens(model: ToCo, image: Tensor) -> list[Tensor]:
     return [seen.patches(tokens).mT.unflatten(2, grid) for tokens, grid in layers]
 
 
-def _resized(model: ToCo, cfg: Config, sample: EvalSample) -> Tensor:
+def _resized(model: CamModel, cfg: Config, sample: EvalSample) -> Tensor:
     """The image as CAMs are evaluated, (1, 3, H, W)."""
     return at_evaluation_size(sample.image[None].to(next(model.parameters()).device), cfg.eval_cam_size)
 
 
-def _pooled(model: ToCo, cfg: Config, sample: EvalSample) -> Tensor:
+def _pooled(model: CamModel, cfg: Config, sample: EvalSample) -> Tensor:
     """Maximum over positions, (L + 1, D) with D of the widest layer; narrower ones are padded with 0."""
     pooled = [tokens.amax((2, 3))[0] for tokens in _tokens(model, _resized(model, cfg, sample))]
     return torch.nn.utils.rnn.pad_sequence(pooled, batch_first=True)
 
 
-def _cams(model: ToCo, cfg: Config, sample: EvalSample, heads: Tensor) -> Tensor:
+def _cams(model: CamModel, cfg: Config, sample: EvalSample, heads: Tensor) -> Tensor:
     """Multi-scale CAMs of every layer at the size of the mask, (L + 1, C', H, W) for heads (L + 1, C', D)."""
     image, scales = _resized(model, cfg, sample), []
     for scale in cfg.cam_scales:

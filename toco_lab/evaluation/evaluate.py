@@ -21,11 +21,11 @@ from toco_lab.evaluation.counts import Counts
 from toco_lab.evaluation.crop_objects import CropObjects
 from toco_lab.evaluation.example_maps import map_rows
 from toco_lab.evaluation.gallery import NUM_IMAGES, save_gallery
-from toco_lab.evaluation.prediction import BATCH, FUSIONS, grouped_by_size, predict
+from toco_lab.evaluation.prediction import BATCH, FUSIONS, grouped_by_size, predict, without_decoder
 from toco_lab.evaluation.samples import image_label_of
 from toco_lab.evaluation.thresholds import CURVE, MADE_FROM, TunedThresholds, tune_thresholds
 from toco_lab.files import check_writable, require
-from toco_lab.method.model import ToCo
+from toco_lab.method.face import CamModel
 from toco_lab.progress import progress_bar
 from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
@@ -92,7 +92,7 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate_model(
-    model: ToCo,
+    model: CamModel,
     cfg: Config,
     *,
     targets: Sequence[str] | None = None,
@@ -123,7 +123,7 @@ def evaluate_model(
         ValueError: For an unknown target, one that needs masks on a split where images have none, or masks of which
             none has a pixel of a class.
     """
-    require(model, ToCo, "model", ": load_run_model(run) loads one")
+    require(model, CamModel, "model", ": load_run_model(run) loads one")
     require(cfg, Config, "cfg", ": it is that of the run, run.config()")
     split = split or cfg.val_split
     samples = eval_samples(cfg, model.mean, model.std, split)
@@ -151,7 +151,7 @@ def evaluate_model(
 
 
 def _count(
-    model: ToCo,
+    model: CamModel,
     cfg: Config,
     samples: EvalSamples,
     targets: Sequence[str],
@@ -181,7 +181,7 @@ def _count(
 
 
 def _tuned(
-    model: ToCo, cfg: Config, maps: Sequence[str], samples: EvalSamples, *, progress: bool
+    model: CamModel, cfg: Config, maps: Sequence[str], samples: EvalSamples, *, progress: bool
 ) -> TunedThresholds | None:
     """The thresholds chosen for the CAMs among `maps`; None where no CAM is scored or no second score is asked for."""
     cams = dict.fromkeys(MADE_FROM[target] for target in maps if target in MADE_FROM)
@@ -197,7 +197,9 @@ def _checked_targets(cfg: Config, targets: Sequence[str] | None, samples: EvalSa
         raise ValueError(f"unknown target {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     has_mask = samples.has_masks()
     if not targets:
-        targets = TARGETS + ((SEG_CRF,) if cfg.eval_crf else ()) if any(has_mask) else (LABELS,)
+        targets = without_decoder(cfg, TARGETS + ((SEG_CRF,) if cfg.eval_crf else ())) if any(has_mask) else (LABELS,)
+    elif absent := sorted(set(targets) - set(without_decoder(cfg, targets))):
+        raise ValueError(f"method {cfg.method!r} trains no decoder, so that there is no target {', '.join(absent)}")
     if (set(targets) != {LABELS} or samples.label_from_mask) and not all(has_mask):
         where = f"of {counted(len(has_mask), 'image')} of split {split!r}"
         raise ValueError(
@@ -308,7 +310,7 @@ def protocol_record(cfg: Config, target: str, split: str, images: int, checkpoin
 
 def validator(
     cfg: Config, targets: Sequence[str] = VALIDATED, *, show: Show | None = None
-) -> Callable[[ToCo, int], dict[str, float]]:
+) -> Callable[[CamModel, int], dict[str, float]]:
     """What `loop.fit` calls every `cfg.val_every` steps: mIoU of the targets on the validation split.
 
     Segmentation is a single pass, as in the published training log: one scale, no flip. CAMs have the config's
@@ -320,8 +322,9 @@ def validator(
         show: Called as show(step, maps of the first images, as in `Evaluation.gallery`); the same in all processes.
     """
     quick = cfg.replace(eval_seg_scales=(1.0,), eval_seg_flip=False, threshold_images=0)
+    targets = without_decoder(cfg, targets)
 
-    def validate(model: ToCo, step: int) -> dict[str, float]:
+    def validate(model: CamModel, step: int) -> dict[str, float]:
         crops = CropObjects(cfg) if cfg.w_ctc > 0 and CAM_AUX in targets else None
         observe = crops.add if crops else None
         gallery = NUM_IMAGES if show else 0

@@ -10,10 +10,10 @@ from torch import Tensor
 from toco_lab.config import Config
 from toco_lab.data.loader import EvalSample, eval_samples
 from toco_lab.evaluation.gallery import MAPS
-from toco_lab.evaluation.prediction import predict
+from toco_lab.evaluation.prediction import predict, without_decoder
 from toco_lab.evaluation.samples import image_label_of
 from toco_lab.files import require
-from toco_lab.method.model import ToCo
+from toco_lab.method.face import CamModel
 from toco_lab.vocabulary import CAM, SEG
 
 _PREDICTED = dict(zip(MAPS, ("cam_scores", "cam_aux_scores", CAM, SEG), strict=True))  # heading -> in `predict`
@@ -21,7 +21,7 @@ _PREDICTED = dict(zip(MAPS, ("cam_scores", "cam_aux_scores", CAM, SEG), strict=T
 
 @torch.no_grad()
 def gallery_rows(
-    model: ToCo, cfg: Config, num_images: int = 6, split: str | None = None
+    model: CamModel, cfg: Config, num_images: int = 6, split: str | None = None
 ) -> list[dict[str, np.ndarray | None]]:
     """Rows for `figures.cam_gallery`: image, truth, CAMs (strongest present class), label of the CAM, segmentation.
 
@@ -36,12 +36,12 @@ def gallery_rows(
     Raises:
         ValueError: If model and cfg are none, or the split cannot be read.
     """
-    require(model, ToCo, "model", ": load_run_model(run) loads one")
+    require(model, CamModel, "model", ": load_run_model(run) loads one")
     require(cfg, Config, "cfg", ": it is that of the run, run.config()")
     device, rows = next(model.parameters()).device, []
     for sample in islice(iter(eval_samples(cfg, model.mean, model.std, split)), num_images):
         image, label = sample.image[None].to(device), image_label_of(sample)[None].to(device)
-        rows += map_rows([sample], predict(model, cfg, image, label, (CAM, SEG)))
+        rows += map_rows([sample], predict(model, cfg, image, label, without_decoder(cfg, (CAM, SEG))))
     return rows
 
 

@@ -12,7 +12,7 @@ from toco_lab.data.readers import PartsReader
 from toco_lab.data.toy_parts import BODY, HEAD
 from toco_lab.evaluation.prediction import BATCH, grouped_by_size, label_above, predict
 from toco_lab.evaluation.samples import image_label_of, mask_of
-from toco_lab.method.model import ToCo
+from toco_lab.method.face import CamModel
 from toco_lab.vocabulary import CAM, CAM_AUX, SEG
 
 PARTS = {"background": 0, "head": HEAD, "body": BODY}
@@ -20,7 +20,7 @@ PARTS = {"background": 0, "head": HEAD, "body": BODY}
 
 @torch.no_grad()
 def recall_by_part(
-    model: ToCo,
+    model: CamModel,
     cfg: Config,
     *,
     targets: Sequence[str] = (CAM, CAM_AUX, SEG),

@@ -12,10 +12,11 @@ from toco_lab.data.loader import EvalSample
 from toco_lab.files import require
 from toco_lab.method.cam import Cams, at_evaluation_size, multi_scale_cam, resize, scaled_size
 from toco_lab.method.crf import dense_crf
+from toco_lab.method.face import CamModel
 from toco_lab.method.labels import mask_by_label
-from toco_lab.method.model import ToCo
 from toco_lab.method.present import PresentClasses
 from toco_lab.method.refine import refined_labels
+from toco_lab.methods import has_decoder
 from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED, LABELS, SEG, SEG_CRF, TUNED
 
 FUSIONS = {"voc": "sum over flip, maximum over scales", "coco": "maximum over flip, sum over scales"}
@@ -26,7 +27,7 @@ LabelRule = Callable[[Tensor], Tensor]  # image logits (B, C) -> image labels (B
 
 @torch.no_grad()
 def multi_scale_segmentation(
-    model: ToCo, image: Tensor, scales: Sequence[float] = (1.0,), *, fusion: str = "voc", flip: bool = True
+    model: CamModel, image: Tensor, scales: Sequence[float] = (1.0,), *, fusion: str = "voc", flip: bool = True
 ) -> Tensor:
     """Segmentation logits (B, C + 1, H, W) fused over scales and flip.
 
@@ -43,7 +44,7 @@ def multi_scale_segmentation(
     for scale in scales:
         scaled = image if scale == 1 else resize(image, scaled_size(image, scale))
         views = torch.cat([scaled, scaled.flip(-1)]) if flip else scaled
-        logits = resize(model.decoder(model.encode(views).patch_tokens), size)
+        logits = resize(_seg_logits(model, views), size)
         if flip:
             straight, mirrored = logits.chunk(2)
             pair = torch.stack([straight, mirrored.flip(-1)])
@@ -51,6 +52,13 @@ def multi_scale_segmentation(
         per_scale.append(logits)
     stacked = torch.stack(per_scale)
     return stacked.amax(0) if fusion == "voc" else stacked.sum(0)
+
+
+def _seg_logits(model: CamModel, image: Tensor) -> Tensor:
+    logits = model(image).seg_logits
+    if logits is None:
+        raise ValueError(f"{type(model).__name__} has no decoder: it gives no segmentation")
+    return logits
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class NativeCams(Cams):
 
 @torch.no_grad()
 def native_cams(
-    model: ToCo, cfg: Config, image: Tensor, image_label: Tensor | LabelRule, *, flip: bool = True
+    model: CamModel, cfg: Config, image: Tensor, image_label: Tensor | LabelRule, *, flip: bool = True
 ) -> NativeCams:
     """The CAMs that are evaluated and that pseudo labels are made from.
 
@@ -82,7 +90,7 @@ def native_cams(
         ValueError: If the model, or a part of it, is in training mode, `image` is no batch of images, or `image_label`
             does not fit.
     """
-    require(model, ToCo, "model", ": load_run_model(run) loads one")
+    require(model, CamModel, "model", ": load_run_model(run) loads one")
     require(cfg, Config, "cfg", ": it is that of the run, run.config()")
     training = [name for name, part in model.named_modules() if part.training]
     if training:
@@ -92,7 +100,7 @@ def native_cams(
         )
     check_images(image)
     check_normalised(image)
-    num_classes = model.classifier.out_channels
+    num_classes = model.num_classes
     if not callable(image_label):
         check_image_label(image_label, len(image), num_classes)  # before the encoder runs
     resized = at_evaluation_size(image, cfg.eval_cam_size)
@@ -117,7 +125,7 @@ def check_image_label(label: Tensor, images: int, num_classes: int) -> None:
 
 
 def predict(
-    model: ToCo,
+    model: CamModel,
     cfg: Config,
     image: Tensor,
     image_label: Tensor,
@@ -141,7 +149,7 @@ def predict(
     Raises:
         ValueError: If `image` is no batch of normalised images, `image_label` does not fit, or a target is unknown.
     """
-    require(model, ToCo, "model", ": load_run_model(run) loads one")
+    require(model, CamModel, "model", ": load_run_model(run) loads one")
     require(cfg, Config, "cfg", ": it is that of the run, run.config()")
     check_images(image)
     targets = {targets} if isinstance(targets, str) else set(targets)
@@ -160,7 +168,7 @@ def predict(
 
 
 def _predict_cams(
-    model: ToCo,
+    model: CamModel,
     cfg: Config,
     image: Tensor,
     image_label: Tensor,
@@ -185,6 +193,11 @@ def _predict_cams(
     return predicted
 
 
+def without_decoder(cfg: Config, targets: Iterable[str]) -> tuple[str, ...]:
+    """Those of the targets that a model of this config can give: without a decoder there is no segmentation."""
+    return tuple(one for one in targets if has_decoder(cfg) or one not in (SEG, SEG_CRF))
+
+
 def strongest_class(cam: Tensor, present: PresentClasses) -> tuple[Tensor, Tensor]:
     """Score of the strongest present class and that class, 1..C, both (B, H, W), of a CAM (B, S, H, W)."""
     score, place = mask_by_label(cam, present.mask).max(dim=1)
@@ -198,7 +211,7 @@ def label_above(score: Tensor, winner: Tensor, threshold: float) -> Tensor:
     return torch.where(score <= threshold, 0, winner)
 
 
-def _pixels(model: ToCo, image: Tensor) -> Tensor:
+def _pixels(model: CamModel, image: Tensor) -> Tensor:
     """Normalised images as grey levels, (B, 3, H, W) in [0, 255]."""
     return denormalise(image, model.mean, model.std).clamp(0, 255)
 

@@ -29,8 +29,8 @@ from toco_lab.evaluation.samples import image_label_of
 from toco_lab.files import check_writable, require
 from toco_lab.method.cam import Cams
 from toco_lab.method.crf import crf_label, dense_crf
+from toco_lab.method.face import CamModel
 from toco_lab.method.labels import confident_label
-from toco_lab.method.model import ToCo
 from toco_lab.method.refine import refine_cam
 from toco_lab.progress import progress_bar
 from toco_lab.runs.locks import only_worker
@@ -273,7 +273,7 @@ class _LabelledImage:
 
 
 def _labelled_images(
-    model: ToCo, cfg: Config, samples: EvalSamples, folders: Mapping[str, LabelFolder], thresholds: Thresholds
+    model: CamModel, cfg: Config, samples: EvalSamples, folders: Mapping[str, LabelFolder], thresholds: Thresholds
 ) -> Iterator[_LabelledImage]:
     """Images in order. If a file of a group is missing, the whole group is made again: a group of another size rounds
     differently, and a continued command would not end with the same bytes.
@@ -300,7 +300,7 @@ class _GroupLabels:
 
 
 def _label_group(
-    model: ToCo,
+    model: CamModel,
     cfg: Config,
     group: Sequence[EvalSample],
     kinds: Sequence[str],

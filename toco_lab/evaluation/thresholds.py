@@ -22,7 +22,7 @@ from toco_lab.data.loader import EvalSamples, eval_samples
 from toco_lab.evaluation.prediction import BATCH, grouped_by_size, predict
 from toco_lab.evaluation.samples import image_label_of, mask_of
 from toco_lab.evaluation.scores import iou_scores
-from toco_lab.method.model import ToCo
+from toco_lab.method.face import CamModel
 from toco_lab.progress import progress_bar
 from toco_lab.training.processes import is_first, share, total
 from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED
@@ -96,7 +96,7 @@ class TunedThresholds:
 
 
 def tune_thresholds(
-    model: ToCo, cfg: Config, cams: Collection[str], scored: Collection[str], *, progress: bool = True
+    model: CamModel, cfg: Config, cams: Collection[str], scored: Collection[str], *, progress: bool = True
 ) -> TunedThresholds:
     """Choose the background threshold of each CAM on `cfg.threshold_images` training images, one pass over them.
 
@@ -142,7 +142,7 @@ def tune_thresholds(
     return TunedThresholds(best, len(chosen), curve=mark_chosen(pd.concat(curves, ignore_index=True), best))
 
 
-def _training_images(model: ToCo, cfg: Config, scored: Collection[str]) -> tuple[EvalSamples, list[int]] | str:
+def _training_images(model: CamModel, cfg: Config, scored: Collection[str]) -> tuple[EvalSamples, list[int]] | str:
     """The training samples and which of them a threshold is chosen on; or why it cannot be chosen."""
     try:
         samples = eval_samples(cfg.replace(val_images=0), model.mean, model.std, cfg.train_split)

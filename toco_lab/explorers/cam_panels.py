@@ -196,6 +196,8 @@ class CamPanels:
         """A label that a CAM or the decoder gives, compared with the mask where it is known."""
         if view == "refined label" and self.refinement is None:
             return ViewPanel(Panel(view, note=f"press Refine: {self._next_refinement}"))
+        if view == TITLES[SEG] and self.session.image.output.seg_logits is None:
+            return ViewPanel(Panel(view, note="this method trains no decoder"))
         title, label = self._title_and_label(view)
         again = view == "refined label" and not self._refined_as_chosen
         words = [f"press Refine again: {self._next_refinement}"] if again else []

@@ -11,12 +11,12 @@ from toco_lab.config import Config
 from toco_lab.data.classes import class_names
 from toco_lab.data.loader import EvalSamples, eval_samples
 from toco_lab.explorers.cam_session import CamSession
-from toco_lab.method.model import ToCo
+from toco_lab.method.face import CamModel
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.training.processes import resolve_device
 
-Run = RunDir | tuple[ToCo, Config]  # a folder, or a model with its config
+Run = RunDir | tuple[CamModel, Config]  # a folder, or a model with its config
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,9 @@ def runs_by_name(*runs: Run | Sequence[Run]) -> dict[str, Run]:
     by_name: dict[str, Run] = {}
     for run in (one for some in runs for one in _as_list(some)):
         is_pair = isinstance(run, tuple) and len(run) == 2
-        if not isinstance(run, RunDir) and not (is_pair and isinstance(run[0], ToCo) and isinstance(run[1], Config)):
+        if not isinstance(run, RunDir) and not (
+            is_pair and isinstance(run[0], CamModel) and isinstance(run[1], Config)
+        ):
             raise ValueError(f"a run must be a RunDir, or a pair (model, config), got {type(run).__name__} {run!r:.60}")
         name = first = run.name if isinstance(run, RunDir) else run[1].run_name()
         count = 1
@@ -129,5 +131,5 @@ def runs_by_name(*runs: Run | Sequence[Run]) -> dict[str, Run]:
 def _as_list(runs: Run | Sequence[Run]) -> Sequence[Run]:
     if isinstance(runs, RunDir) or not isinstance(runs, Sequence) or isinstance(runs, str):
         return [cast("Run", runs)]
-    is_pair = isinstance(runs, tuple) and bool(runs) and isinstance(runs[0], ToCo)
+    is_pair = isinstance(runs, tuple) and bool(runs) and isinstance(runs[0], CamModel)
     return cast("Sequence[Run]", [runs] if is_pair else runs)

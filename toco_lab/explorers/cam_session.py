@@ -22,11 +22,11 @@ from toco_lab.evaluation.scores import pseudo_label_iou, pseudo_label_matrix
 from toco_lab.explorers.session_image import SessionImage, encode_image
 from toco_lab.explorers.uploads import LONGEST_SIDE
 from toco_lab.files import require
-from toco_lab.method.cam import Cams, fuse_flip, min_max, resize
+from toco_lab.method.cam import Cams, fuse_flip, normalised, resize
 from toco_lab.method.crf import crf_label
 from toco_lab.method.crops import LocalCrops, local_crops
+from toco_lab.method.face import CamModel
 from toco_lab.method.labels import confident_label, mask_by_label, region_mask
-from toco_lab.method.model import ToCo
 from toco_lab.method.present import PresentClasses
 from toco_lab.method.refine import refine_cam
 from toco_lab.vocabulary import CAM, CAM_AUX, SEG
@@ -62,9 +62,9 @@ class CamSession:
         RuntimeError: From everything but `set_image` and `set_sample`, while no image is set.
     """
 
-    def __init__(self, model: ToCo, cfg: Config, *, scales: Sequence[float] | None = None) -> None:
+    def __init__(self, model: CamModel, cfg: Config, *, scales: Sequence[float] | None = None) -> None:
         """`model` is put into evaluation mode. `scales` run in `set_image`; None takes `cfg.cam_scales`."""
-        require(model, ToCo, "model", ": load_run_model(run) loads one")
+        require(model, CamModel, "model", ": load_run_model(run) loads one")
         require(cfg, Config, "cfg", ": it is that of the run, run.config()")
         self.model, self.cfg = model.eval(), cfg
         self.scales = self._scales(scales or None)
@@ -130,7 +130,8 @@ class CamSession:
         for scale in self._scales(scales):
             image.run_scale(self.model, scale)
             fused.append(fuse_flip(present.gather(image.raw_cams[scale]), image.pixels.shape[-2:], flip=flip))
-        cam, cam_aux = (resize(maps, image.size) for maps in min_max(functools.reduce(torch.add, fused)))
+        summed = normalised(self.model, functools.reduce(torch.add, fused))
+        cam, cam_aux = (resize(maps, image.size) for maps in summed)
         return Cams(cam, cam_aux, present)
 
     def score(
@@ -152,7 +153,7 @@ class CamSession:
         """(H, W) int64: the decoder's label in one pass (`prediction.predict` may fuse several scales)."""
         image, logits = self.image, self.image.output.seg_logits
         if logits is None:
-            raise RuntimeError("the plain pass was made without the decoder")
+            raise RuntimeError(f"method {self.cfg.method!r} has no decoder: there is no segmentation")
         return image.keep(SEG, lambda: resize(logits, image.size).max(1).indices[0])
 
     def attribution(self, name: str, class_index: int, block: int | None = None) -> Tensor:

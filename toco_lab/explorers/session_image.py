@@ -12,7 +12,7 @@ from torch import Tensor
 from toco_lab.backbones.pixels import normalise
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.method.cam import at_evaluation_size, raw_cams
-from toco_lab.method.model import ToCo, ToCoOutput
+from toco_lab.method.face import CamModel, Output
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class SessionImage:
     image_label: Tensor
     label_source: str
     pixels: Tensor
-    output: ToCoOutput
+    output: Output
     raw_cams: dict[float, Tensor] = field(default_factory=dict, repr=False)
     kept: dict[Any, Any] = field(default_factory=dict, repr=False)
 
@@ -57,7 +57,7 @@ class SessionImage:
         allowed = self.image_label if self.image_label.any() else torch.ones_like(self.image_label)
         return int(self.output.logits[0].masked_fill(allowed == 0, -torch.inf).argmax())
 
-    def run_scale(self, model: ToCo, scale: float) -> None:
+    def run_scale(self, model: CamModel, scale: float) -> None:
         """Let the encoder see the image at `scale` times its size, unless it has."""
         if scale not in self.raw_cams:
             self.raw_cams[scale] = raw_cams(model, self.pixels, scale, plain=self.output.features)
@@ -86,7 +86,7 @@ def _numbers(name: str, values: Any) -> Tensor | None:
 
 @torch.no_grad()
 def encode_image(
-    model: ToCo,
+    model: CamModel,
     cfg: Config,
     raw: np.ndarray,
     *,

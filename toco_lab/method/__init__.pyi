@@ -2,6 +2,7 @@ from . import batch as batch
 from . import cam as cam
 from . import crf as crf
 from . import crops as crops
+from . import face as face
 from . import falling_threshold as falling_threshold
 from . import labels as labels
 from . import lattice as lattice

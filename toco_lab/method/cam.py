@@ -4,13 +4,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from toco_lab.backbones.pixels import check_images, check_normalised, pieces_of
-from toco_lab.method.model import ToCo, TokenFeatures
+from toco_lab.method.face import CamModel
 from toco_lab.method.present import PresentClasses
 
 
@@ -37,12 +38,12 @@ class Cams:
 
 @torch.no_grad()
 def multi_scale_cam(
-    model: ToCo,
+    model: CamModel,
     image: Tensor,
     scales: Sequence[float] = (1.0, 0.5, 1.5),
     *,
     present: PresentClasses | None = None,
-    plain: TokenFeatures | None = None,
+    plain: Any = None,
     size: Sequence[int] | None = None,
     flip: bool = True,
 ) -> Cams:
@@ -56,7 +57,7 @@ def multi_scale_cam(
         image: Normalised images, (B, 3, H, W).
         scales: Image scales; each runs once as it is and once mirrored.
         present: The classes to make maps of; absent ones cost nothing. None takes all C classes in their order.
-        plain: Tokens of `image`, if a pass at scale 1 was already made: that pass is not repeated.
+        plain: `Output.features` of `image`, if a pass at scale 1 was already made: that pass is not repeated.
         size: The maps are resized to it at the end; None leaves them at H x W.
         flip: False leaves the mirror images out, which takes half the passes.
 
@@ -67,8 +68,8 @@ def multi_scale_cam(
         ValueError: If `image` is no batch of images, a scale is not positive, or `present` does not fit the images and
             the classes of the model.
     """
-    if not isinstance(model, ToCo):
-        raise ValueError(f"model must be a ToCo, got {type(model).__name__}: load_run_model(run) loads one")
+    if not isinstance(model, CamModel):
+        raise ValueError(f"model must be a CamModel, got {type(model).__name__}: load_run_model(run) loads one")
     check_images(image)
     if not scales or not all(0 < scale < math.inf for scale in scales):
         raise ValueError(f"scales must be positive numbers, at least one, got {tuple(scales)}")
@@ -77,20 +78,26 @@ def multi_scale_cam(
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise ValueError(f"size must be a height and a width of at least 1 pixel, got {tuple(size)}")
     if present is None:
-        num_classes = model.classifier.out_channels
-        present = PresentClasses.of(image.new_ones(len(image), num_classes), num_classes)
-    shares = (
-        fuse_flip(present.gather(raw_cams(model, image, scale, plain=plain, flip=flip)), image.shape[-2:], flip=flip)
-        for scale in scales
-    )
-    maps = min_max(reduce(torch.add, shares))  # (2, B, S, H, W)
+        present = PresentClasses.of(image.new_ones(len(image), model.num_classes), model.num_classes)
+    if (fits := (len(image), model.num_classes)) != (found := (len(present.index), present.num_classes)):
+        raise ValueError(f"image_label {found} does not fit images and classes {fits}")
+    wanted = present.dense().mask
+    raw = (raw_cams(model, image, scale, plain=plain, flip=flip, wanted=wanted) for scale in scales)
+    shares = (fuse_flip(present.gather(maps), image.shape[-2:], flip=flip) for maps in raw)
+    maps = normalised(model, reduce(torch.add, shares))  # (2, B, S, H, W)
     cam, cam_aux = maps if size is None else resize_each(maps, size)
     return Cams(cam, cam_aux, present)
 
 
 @torch.no_grad()
 def raw_cams(
-    model: ToCo, image: Tensor, scale: float, *, plain: TokenFeatures | None = None, flip: bool = True
+    model: CamModel,
+    image: Tensor,
+    scale: float,
+    *,
+    plain: Any = None,
+    flip: bool = True,
+    wanted: Tensor | None = None,
 ) -> Tensor:
     """The raw CAMs of one scale: no ReLU, not normalised, at token resolution.
 
@@ -100,6 +107,7 @@ def raw_cams(
         scale: Of the image.
         plain: As in `multi_scale_cam`.
         flip: False leaves the mirror image out.
+        wanted: (B, C) bool, see `CamModel.raw_maps`; None wants all classes.
 
     Returns:
         (2, 2, B, C, h, w): from the final and from the auxiliary tokens; of the image and of its mirror image (still
@@ -111,7 +119,9 @@ def raw_cams(
     if flip:
         rest.append(scaled.flip(-1))
     if rest:
-        passes += [model.cams(model.encode(piece)) for piece in pieces_of(torch.cat(rest), model.patch_size)]
+        pieces = pieces_of(torch.cat(rest), model.patch_size)
+        asked = [None] * len(pieces) if wanted is None else wanted.repeat(len(rest), 1).split([*map(len, pieces)])
+        passes += [model.raw_maps(piece, one) for piece, one in zip(pieces, asked, strict=True)]
     heads = [torch.cat(maps) for maps in zip(*passes, strict=True)]  # twice (2B, C, h, w)
     finer = max((maps.shape[-2:] for maps in heads), key=sum)
     heads = [maps if maps.shape[-2:] == finer else resize(maps, finer) for maps in heads]
@@ -139,6 +149,13 @@ def fuse_flip(raw: Tensor, size: Sequence[int], *, flip: bool = True) -> Tensor:
     """
     straight, *mirrored = resize_each(raw, size).unbind(1)
     return (torch.maximum(straight, mirrored[0].flip(-1)) if flip else straight).relu_()
+
+
+def normalised(model: CamModel, cam: Tensor) -> Tensor:
+    """The multi-scale sum (..., H, W) of a model's maps to [0, 1), by `min_max`."""
+    if model.maps_of_any_scale:
+        cam = cam / cam.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(cam.dtype).tiny)
+    return min_max(cam)
 
 
 def min_max(cam: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toco_lab.backbones.build import build_encoder, image_statistics
 from toco_lab.backbones.kinds import (
     any_encoder_of,
     block_widths,
@@ -18,12 +17,10 @@ from toco_lab.backbones.kinds import (
     fill_patches,
     is_plain_vit,
     stage_maps,
-    token_side,
 )
 from toco_lab.backbones.pixels import check_images
 from toco_lab.config import Config
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+from toco_lab.method.face import CamModel, Output
 
 
 @dataclass(frozen=True)
@@ -49,23 +46,20 @@ class TokenFeatures:
         return TokenFeatures(self.class_token.detach(), self.patch_tokens.detach(), self.aux_patch_tokens.detach())
 
 
-@dataclass(frozen=True)
-class ToCoOutput:
-    """What one forward pass gives.
+@dataclass(frozen=True, kw_only=True)
+class ToCoOutput(Output):
+    """What one forward pass gives; `logits` and `seg_logits` as in `Output`.
 
     Attributes:
         features: The tokens from which the rest is computed.
-        logits, aux_logits: Image logits of the two classifiers, (B, C).
+        aux_logits: Image logits of the auxiliary classifier, (B, C).
         cam, cam_aux: Raw class activation maps, (B, C, h, w) and (B, C, h', w'), no ReLU, detached.
-        seg_logits: Segmentation logits, (B, C + 1, h, w), channel 0 is background; None if not asked for.
     """
 
     features: TokenFeatures
-    logits: Tensor
     aux_logits: Tensor
     cam: Tensor
     cam_aux: Tensor
-    seg_logits: Tensor | None
 
 
 class LargeFOVDecoder(nn.Module):
@@ -102,7 +96,7 @@ class ProjectionHead(nn.Module):
         return F.linear(F.normalize(self.mlp(class_token), dim=-1), F.normalize(self.directions, dim=-1))
 
 
-class ToCo(nn.Module):
+class ToCo(CamModel):
     """Encoder and heads, sized by the config. Weights are random; `initial_model` in training loads pretrained ones.
 
     Only the projection head has a teacher: both heads read the same encoder. The position embedding of a ViT is
@@ -119,18 +113,16 @@ class ToCo(nn.Module):
             no block, or if the classifier does not fit.
     """
 
+    decoder: LargeFOVDecoder
+
     def __init__(self, cfg: Config, *, encoder: nn.Module | None = None, classifier: nn.Linear | None = None) -> None:
-        super().__init__()
-        self.encoder = build_encoder(cfg) if encoder is None else any_encoder_of(encoder)
+        super().__init__(cfg, None if encoder is None else any_encoder_of(encoder))
         widths = block_widths(self.encoder)
         blocks = len(widths)
         if not -blocks <= cfg.aux_layer < blocks:
             raise ValueError(f"aux_layer {cfg.aux_layer} is not one of the {blocks} blocks of {cfg.backbone}")
         self.aux_index = cfg.aux_layer % blocks
-        self.patch_size: int = token_side(self.encoder)
-        self.precision, self.checkpoint_blocks = cfg.precision, cfg.checkpoint_blocks
         self.pooling = cfg.pooling
-        self.mean, self.std = image_statistics(self.encoder, cfg.normalisation)
         width, head = self.encoder.num_features, (cfg.head_hidden, cfg.head_bottleneck, cfg.head_out)
         self.classifier = nn.Conv2d(width, cfg.num_classes, 1, bias=False)
         self.aux_classifier = nn.Conv2d(widths[self.aux_index], cfg.num_classes, 1, bias=False)
@@ -153,31 +145,12 @@ class ToCo(nn.Module):
         with torch.no_grad():
             self.classifier.weight.copy_(classifier.weight.reshape(self.classifier.weight.shape))
 
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Number of tokens before the patches: class, distillation, registers."""
-        return getattr(self.encoder, "num_prefix_tokens", 0)
-
-    def train(self, mode: bool = True) -> "ToCo":
-        """Training or evaluation mode; batch norms stay in evaluation mode, as is usual for CAMs and segmentation.
-
-        A batch has few images, and a step passes views of several sizes and mirror images through the encoder. Their
-        statistics would be noise, and the CAMs of training would differ from those that are evaluated.
-        """
-        super().train(mode)
-        self.encoder.set_grad_checkpointing(mode and self.checkpoint_blocks)  # not in evaluation: blocks may have hooks
-        for part in self.encoder.modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                part.eval()
-        return self
-
     def encode(self, image: Tensor) -> TokenFeatures:
         """One encoder pass over normalised images (B, 3, H, W); `fill_patches` first brings them to whole tokens."""
         check_images(image)
-        if image.dtype == torch.float64 != self.classifier.weight.dtype:
-            raise ValueError("image is of torch.float64, and the model is not: give image.float()")
+        self.check_input(image)
         image, grid = fill_patches(self.encoder, image)
-        with self._autocast(image.device):
+        with self.autocast(image.device):
             if is_plain_vit(self.encoder):
                 tokens, (aux,) = self.encoder.forward_intermediates(
                     image, indices=[self.aux_index], norm=False, output_fmt="NCHW"
@@ -199,11 +172,8 @@ class ToCo(nn.Module):
         if getattr(self.encoder, "cls_token", None) is None or not is_plain_vit(self.encoder):
             return self.encode(image).class_token
         image, _ = fill_patches(self.encoder, image)
-        with self._autocast(image.device):
+        with self.autocast(image.device):
             return class_token_pass(self.encoder, image).float()
-
-    def _autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, dtype=DTYPES[self.precision], enabled=self.precision != "fp32")
 
     def cams(self, features: TokenFeatures) -> tuple[Tensor, Tensor]:
         """Raw CAMs of the final tokens, (B, C, h, w), and of the auxiliary ones, (B, C, h', w'), detached."""
@@ -245,3 +215,8 @@ class ToCo(nn.Module):
         """One EMA step of the teacher head: t <- m t + (1 - m) s. The released code does this before each forward."""
         for teacher, student in zip(self.teacher_head.parameters(), self.projection_head.parameters(), strict=True):
             teacher.lerp_(student.detach(), 1 - self.teacher_momentum)
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """The weights of both classifiers and of the projection head; the order is that of all checkpoints."""
+        heads = (self.projection_head, self.classifier, self.aux_classifier)
+        return [weight for head in heads for weight in head.parameters()]

@@ -1,7 +1,7 @@
 """The losses of one training step, with each encoder pass made once: steps 1 to 7 of `toco_lab.method`."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.method.batch import Batch
 from toco_lab.method.cam import Cams, multi_scale_cam, resize
 from toco_lab.method.crops import cut_local_views, local_crops
+from toco_lab.method.face import CamModel
 from toco_lab.method.falling_threshold import high_threshold
 from toco_lab.method.labels import confident_label, inside_box, region_mask, token_box, token_labels
 from toco_lab.method.losses import (
@@ -31,6 +32,8 @@ from toco_lab.method.present import PresentClasses
 from toco_lab.method.refine import refine_cam
 
 LOSSES = ("cls", "cls_aux", "ptc", "ctc", "distil", "seg", "reg")
+# terms of other methods; metrics.csv has a column for them only in runs of these methods
+PEER_LOSSES = ("patch_cls", "cct", "aff")
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class LossTerms:
 
     `noise_share` is the share of the pseudo label's foreground that the noise filter took away, in [0, 1]; NaN while
     the filter is off or there is no foreground.
+
+    The terms of other methods (`PEER_LOSSES`) are None where the method has none.
     """
 
     cls: Tensor
@@ -63,6 +68,13 @@ class LossTerms:
     ctc_negative_share: Tensor
     ctc_ignored_share: Tensor
     noise_share: Tensor
+    patch_cls: Tensor | None = None
+    cct: Tensor | None = None
+    aff: Tensor | None = None
+
+    def named(self) -> dict[str, Tensor]:
+        """The terms that this method has, by name."""
+        return {name: term for name, term in vars(self).items() if term is not None}
 
 
 @dataclass(frozen=True)
@@ -112,7 +124,7 @@ def loss_weights(cfg: Config, step: int) -> dict[str, float]:
 
 
 def compute_losses(
-    model: ToCo,
+    model: CamModel,
     batch: Batch,
     cfg: Config,
     step: int,
@@ -123,7 +135,8 @@ def compute_losses(
     """All losses of one training step, steps 1 to 7 of `toco_lab.method`, with each encoder pass made once.
 
     The pass over the main view serves the classifiers, both heads of CTC, PTC, the decoder and the CAM at scale 1.
-    Nothing of the model changes here: the caller moves the teacher before (`ToCo.update_teacher`).
+    Nothing of the model changes here: the caller moves the teacher before (`ToCo.update_teacher`). A model of another
+    method brings its own losses, `CamModel.losses`.
 
     Args:
         model: In training mode.
@@ -133,6 +146,8 @@ def compute_losses(
         views: Local views to use; None cuts them from `batch.local_source` around uncertain regions.
         generator: For the positions of the local crops.
     """
+    if not isinstance(model, ToCo):
+        return model.losses(batch, cfg, step, generator=generator)
     weights = loss_weights(cfg, step)
     on = {name for name, weight in weights.items() if weight > 0}
     output = model(batch.image, segment=not on.isdisjoint({"seg", "reg"}))
@@ -147,17 +162,12 @@ def compute_losses(
     # step 1: multi-scale CAM
     present = PresentClasses.of(batch.image_label, batch.max_present)
     cams = multi_scale_cam(model, batch.image, cfg.cam_scales, present=present, plain=features.detach())
-    label = token_label = region = pairs = crops = noise = None
+    supervised, token_label, region, pairs, crops = Supervised(), None, None, None, None
     # steps 5 and 6: pseudo label and segmentation. After step 3, the memory that refinement and energy need for a
     # moment would come on top of what the graph of the views keeps
     if output.seg_logits is not None:
-        pixels = denormalise(batch.image, model.mean, model.std)
-        label = pseudo_label(cams, pixels, batch, cfg, step)
-        logits = enlarge(output.seg_logits, label.shape[-2:])
-        if cfg.noise_start_step is not None and step >= cfg.noise_start_step:
-            whole, label = label, without_noise(label, logits, cfg)
-            noise = 1 - foreground(label).sum() / foreground(whole).sum()
-        losses |= segmentation_losses(logits, label, pixels, batch, cfg, on)
+        supervised = supervise(model, output.seg_logits, cams, batch, cfg, step, on)
+        losses |= supervised.losses
     # step 4: patch token contrast
     if "ptc" in on:
         pairs, token_label = patch_token_contrast(model, features.patch_tokens, cams, batch, cfg, step)
@@ -171,8 +181,8 @@ def compute_losses(
         crops = class_token_contrast(model, features.class_token, batch.view2, views, cfg)
         losses["ctc"] = crops.loss
     # step 7: the sum
-    terms = weighted_terms(losses, weights, pairs, crops, noise)
-    return StepOutput(terms, cams, label, token_label, region, views if "ctc" in on else None)
+    terms = weighted_terms(losses, weights, pairs, crops, supervised.noise)
+    return StepOutput(terms, cams, supervised.label, token_label, region, views if "ctc" in on else None)
 
 
 # --- step 2: local crops ----------------------------------------------------------------------------------------------
@@ -258,6 +268,37 @@ def without_noise(label: Tensor, logits: Tensor, cfg: Config) -> Tensor:
     return ignore_noise(label, loss, posterior=cfg.noise_posterior, gap=cfg.noise_gap, min_pixels=cfg.noise_min_pixels)
 
 
+@dataclass(frozen=True)
+class Supervised:
+    """What the segmentation is taught in a step.
+
+    Attributes:
+        losses: Those of "seg" and "reg" that are on.
+        label: The pseudo label after the noise filter, (B, H, W); None while both are off.
+        noise: Share of its foreground that the filter took away; None while that is off.
+    """
+
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
+    label: Tensor | None = None
+    noise: Tensor | None = None
+
+
+def supervise(
+    model: CamModel, seg_logits: Tensor, cams: Cams, batch: Batch, cfg: Config, step: int, on: Collection[str]
+) -> Supervised:
+    """Steps 5 and 6: pseudo labels from CAMs, and the losses of segmentation logits (B, C + 1, h, w) with them.
+
+    `on` has the names of the terms that are on.
+    """
+    pixels, noise = denormalise(batch.image, model.mean, model.std), None
+    label = pseudo_label(cams, pixels, batch, cfg, step)
+    logits = enlarge(seg_logits, label.shape[-2:])
+    if cfg.noise_start_step is not None and step >= cfg.noise_start_step:
+        whole, label = label, without_noise(label, logits, cfg)
+        noise = 1 - foreground(label).sum() / foreground(whole).sum()
+    return Supervised(segmentation_losses(logits, label, pixels, batch, cfg, on), label, noise)
+
+
 # --- step 6: segmentation ---------------------------------------------------------------------------------------------
 
 
@@ -309,13 +350,17 @@ def weighted_terms(
     crops: CtcTerms | None = None,
     noise: Tensor | None = None,
 ) -> LossTerms:
-    """The terms of a step and their weighted total; terms that are not among `losses` are 0."""
+    """The terms of a step and their weighted total; terms that are not among `losses` are 0.
+
+    Of `PEER_LOSSES` the run has those that have a weight, be it 0.
+    """
     zero = losses["cls"].new_zeros(())
-    losses = dict.fromkeys(LOSSES, zero) | dict(losses)
+    names = [*LOSSES, *(name for name in PEER_LOSSES if name in weights)]
+    losses = dict.fromkeys(names, zero) | dict(losses)
     nan = zero * torch.nan
     return LossTerms(
         **losses,
-        total=sum((weights[name] * losses[name] for name in LOSSES), start=zero),
+        total=sum((weights.get(name, 0.0) * losses[name] for name in names), start=zero),
         positive_cosine=pairs.positive_cosine if pairs else nan,
         negative_cosine=pairs.negative_cosine if pairs else nan,
         **{f"ctc_{field.name}": getattr(crops, field.name) if crops else nan for field in fields(CtcTerms)[1:]},

@@ -114,6 +114,8 @@ def export_onnx(run: RunDir, out: Path | str, *, size: int | None = None) -> Exp
         raise ValueError(f"an export needs the package {missing[0]}; install it with: pip install 'toco_lab[onnx]'")
     check_writable(out)
     model, cfg = load_run_model(run)
+    if not isinstance(model, ToCo):
+        raise ValueError(f"{run.path} is of method {cfg.method!r}; only method 'toco' can be exported as ONNX so far")
     if (amount := sum(part.numel() * part.element_size() for part in model.state_dict().values())) > MOST_BYTES:
         raise ValueError(f"{run.path} has {amount / 1e9:.1f} GB of weights; an ONNX file holds 2 GB at most")
     any_size = size is None and is_plain_vit(model.encoder)

@@ -16,7 +16,7 @@ from toco_lab.data.images import as_displayed, read_rgb, scaled_down
 from toco_lab.evaluation.prediction import BATCH, native_cams
 from toco_lab.files import require
 from toco_lab.method.cam import resize
-from toco_lab.method.model import ToCo
+from toco_lab.method.face import CamModel
 from toco_lab.prediction.recipe import PredictOptions, Recipe, recipe_of, why_no_decoder
 from toco_lab.prediction.result import Prediction
 
@@ -37,7 +37,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: ToCo,
+        model: CamModel,
         cfg: Config,
         *,
         name: str = "model",
@@ -46,7 +46,7 @@ class Predictor:
         chosen: str = "",
     ) -> None:
         """`step`: how many optimiser steps made the weights; None takes all of `cfg.steps`."""
-        require(model, ToCo, "model", ": load(run) makes a predictor of a run")
+        require(model, CamModel, "model", ": load(run) makes a predictor of a run")
         require(cfg, Config, "cfg", ": it is that of the run, run.config()")
         self.model, self.cfg, self.name, self.checkpoint, self.chosen = model.eval(), cfg, name, checkpoint, chosen
         self.step = cfg.steps if step is None else step

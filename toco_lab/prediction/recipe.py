@@ -22,7 +22,8 @@ from toco_lab.evaluation.prediction import FUSIONS, NativeCams, predict
 from toco_lab.evaluation.pseudo_labels import Thresholds, crf_settings, label_maps, par_settings
 from toco_lab.fields import shown
 from toco_lab.files import did_you_mean
-from toco_lab.method.model import ToCo
+from toco_lab.method.face import CamModel
+from toco_lab.methods import has_decoder
 from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED, SEG, SEG_CRF, TITLES
 from toco_lab.words import counted
 
@@ -67,7 +68,7 @@ class Recipe:
         label[:, list(self.told)] = 1
         return label
 
-    def masks(self, model: ToCo, image: Tensor, cams: NativeCams) -> Tensor:
+    def masks(self, model: CamModel, image: Tensor, cams: NativeCams) -> Tensor:
         """Masks (B, H, W) of normalised images (B, 3, H, W) and their CAMs: 0 background, 1..C classes."""
         if self.mask == SEG:
             target = SEG_CRF if self.crf else SEG
@@ -169,6 +170,8 @@ def recipe_of(cfg: Config, options: PredictOptions, *, decoder: str = "") -> Rec
         ValueError: If a value does not fit the config, or an option has no effect on this mask.
     """
     chosen, because = _mask_of(options.mask, decoder)
+    if chosen == SEG and not has_decoder(cfg):
+        raise ValueError(f"mask 'seg' is the decoder's, and method {cfg.method!r} has none: take cam or cam_refined")
     if options.crf and chosen not in (SEG, CAM):
         raise ValueError(
             f"the CRF follows the decoder's mask or the plain CAM, not {chosen!r} ({TITLES[chosen]}): take mask cam, "
@@ -206,6 +209,8 @@ def _mask_of(mask: str, decoder: str) -> tuple[str, str]:
 def why_no_decoder(cfg: Config, step: int) -> str:
     """Why the decoder of weights after `step` optimiser steps gives no mask; "" if it was trained."""
     first = cfg.seg_start_step + cfg.late_segmentation
+    if not has_decoder(cfg):
+        return f"method {cfg.method!r} has no decoder"
     if not cfg.w_seg:
         return "the run trained no decoder (w_seg is 0)"
     return "" if step > first else f"after {counted(step, 'step')} the decoder was not trained (from step {first} on)"

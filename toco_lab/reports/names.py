@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from toco_lab.config import Config, config_differences
+from toco_lab.methods import METHODS
 from toco_lab.presets import BASELINE, PRESETS
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.sweeps.grid import Grid
@@ -82,7 +83,10 @@ def _rows_of(folder: Path) -> dict[str, str]:
 def _in_words(cfg: Config, fields: set[str] | None) -> str:
     """The preset and what differs from it, of all fields or of some: "toy baseline", "toy, no PTC, steps 20"."""
     base = cfg.preset_name or "custom"
-    values = config_differences({"preset": Config.preset(base) if base in PRESETS else Config(), "run": cfg})
+    preset = (Config.preset(base) if base in PRESETS else Config()).replace(method=cfg.method)
+    values = config_differences({"preset": preset, "run": cfg})
+    if cfg.method != Config.method:
+        base = f"{base} {METHODS[cfg.method].title}"
     counts = {field.name for field in dataclasses.fields(Config) if field.metadata["result"]} - {"seed"}
     told = counts if fields is None else counts & fields
     changed = {name: found["run"] for name, found in values.items() if name in told}

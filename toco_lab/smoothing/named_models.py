@@ -15,7 +15,7 @@ from torch import nn
 from toco_lab.backbones.kinds import any_encoder_of
 from toco_lab.backbones.weights import CheckpointError, load_backbone_weights, read_weights, weights_hash
 from toco_lab.files import did_you_mean
-from toco_lab.method.model import ToCo
+from toco_lab.method.face import CamModel
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model, model_of_checkpoint
 
@@ -120,7 +120,7 @@ def state_hash(model: nn.Module) -> str:
 
 
 def _named(name: str, model: nn.Module, weights: str) -> NamedModel:
-    if isinstance(model, ToCo):
+    if isinstance(model, CamModel):
         return NamedModel(name, model, weights, model.mean, model.std)
     told: Mapping[str, Any] = getattr(any_encoder_of(model), "pretrained_cfg", None) or {}
     mean, std = told.get("mean", IMAGENET_DEFAULT_MEAN), told.get("std", IMAGENET_DEFAULT_STD)

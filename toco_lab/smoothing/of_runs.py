@@ -13,7 +13,7 @@ from toco_lab.config import Config
 from toco_lab.data.loader import EvalSample, eval_samples
 from toco_lab.files import check_writable, require
 from toco_lab.method.cam import at_evaluation_size
-from toco_lab.method.model import ToCo
+from toco_lab.method.face import CamModel
 from toco_lab.progress import progress_bar
 from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
@@ -117,7 +117,7 @@ def num_images_of(frame: pd.DataFrame) -> dict[tuple[str, str, str], int]:
 
 
 def smoothing_of_model(
-    model: ToCo,
+    model: CamModel,
     cfg: Config,
     num_images: int = 50,
     *,

@@ -19,7 +19,7 @@ from toco_lab.config import Config
 from toco_lab.data.loader import EvalSample, eval_samples
 from toco_lab.files import require
 from toco_lab.method.cam import at_evaluation_size
-from toco_lab.method.model import ToCo
+from toco_lab.method.face import CamModel
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.tokens.quantise import quantise_images
 from toco_lab.tokens.token_maps import TokenMaps, load_run_maps, save_token_maps
@@ -27,13 +27,13 @@ from toco_lab.training.checkpoints import load_run_model
 from toco_lab.vocabulary import FINAL_NORM
 
 
-def probe_samples(cfg: Config, model: ToCo) -> list[EvalSample]:
+def probe_samples(cfg: Config, model: CamModel) -> list[EvalSample]:
     """The probe images: the first `cfg.probe_images` of the validation list."""
     return list(islice(iter(eval_samples(cfg, model.mean, model.std)), cfg.probe_images))
 
 
 def token_maps(
-    model: ToCo, cfg: Config, samples: Iterable[EvalSample], *, name: str, weights: str, step: int = 0
+    model: CamModel, cfg: Config, samples: Iterable[EvalSample], *, name: str, weights: str, step: int = 0
 ) -> list[TokenMaps]:
     """The tokens of each image after every block and after the final norm, as the token explorer shows them.
 
@@ -132,7 +132,7 @@ def _quantised(seen: Sequence[_Seen], *, name: str, weights: str, step: int) -> 
     ]
 
 
-def save_snapshot(run: RunDir, model: ToCo, cfg: Config, samples: Iterable[EvalSample], step: int) -> None:
+def save_snapshot(run: RunDir, model: CamModel, cfg: Config, samples: Iterable[EvalSample], step: int) -> None:
     """Write the tokens of the probe images after `step` optimiser steps into the run's folder."""
     for image, maps in enumerate(token_maps(model, cfg, samples, name=run.name, weights="training", step=step)):
         save_token_maps(run.token_maps_path(image, step), maps)
@@ -146,7 +146,7 @@ class Snapshots:
         self._run, self._cfg = run, run.config()
         self._samples: list[EvalSample] | None = None
 
-    def __call__(self, model: ToCo, step: int) -> None:
+    def __call__(self, model: CamModel, step: int) -> None:
         """Write the tokens after `step` optimiser steps."""
         if self._samples is None:
             self._samples = probe_samples(self._cfg, model)

@@ -13,7 +13,8 @@ from toco_lab.backbones.build import full_backbone_name
 from toco_lab.backbones.weights import CheckpointError, load_backbone_weights, load_encoder, read_weights
 from toco_lab.config import Config, backbone_kind
 from toco_lab.files import atomic_write, require
-from toco_lab.method.model import ToCo
+from toco_lab.method.face import CamModel
+from toco_lab.peers.build import build_model
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoint_checks import check_config, check_content, check_model, check_moments, check_scaler
 
@@ -53,7 +54,7 @@ def load_checkpoint(
     path: Path,
     cfg: Config | None = None,
     *,
-    model: ToCo | None = None,
+    model: CamModel | None = None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> dict[str, Any]:
     """Read a training checkpoint: `model`, `optimizer`, `step`, `config` (JSON), and `scaler` where there was one.
@@ -89,7 +90,7 @@ def load_checkpoint(
     return state
 
 
-def load_run_model(run: RunDir, device: str | torch.device = "cpu") -> tuple[ToCo, Config]:
+def load_run_model(run: RunDir, device: str | torch.device = "cpu") -> tuple[CamModel, Config]:
     """The model of a run's last checkpoint, in evaluation mode, and its config.
 
     Raises:
@@ -101,19 +102,19 @@ def load_run_model(run: RunDir, device: str | torch.device = "cpu") -> tuple[ToC
     if not checkpoints:
         raise CheckpointError(f"{run.path} has no checkpoint yet; train it first (state: {run.state()})")
     cfg = run.config()
-    model = ToCo(cfg)
+    model = build_model(cfg)
     model.load_state_dict(load_checkpoint(checkpoints[-1], cfg, model=model)["model"])
     return model.eval().to(device), cfg
 
 
-def initial_model(cfg: Config) -> ToCo:
-    """A ToCo as training starts it: random heads, the encoder pretrained where the config says so.
+def initial_model(cfg: Config) -> CamModel:
+    """A model of `cfg.method` as training starts it: random heads, the encoder pretrained where the config says so.
 
     Raises:
         ValueError: If the crops of training do not consist of whole tokens of this backbone.
         CheckpointError: If the weights cannot be had; the message names the model and how to pass a local file.
     """
-    model = ToCo(cfg)
+    model = build_model(cfg)
     check_crops(model, cfg)
     if cfg.pretrained and cfg.weights:
         load_backbone_weights(model.encoder, cfg.weights)
@@ -131,7 +132,7 @@ def initial_model(cfg: Config) -> ToCo:
     return model
 
 
-def check_crops(model: ToCo, cfg: Config) -> None:
+def check_crops(model: CamModel, cfg: Config) -> None:
     """Refuse training crops that do not consist of whole tokens.
 
     PTC's labels and valid boxes count tokens from the corner of the crop, so the crop must end with a token. Of a local
@@ -153,7 +154,7 @@ def check_crops(model: ToCo, cfg: Config) -> None:
             )
 
 
-def model_of_checkpoint(path: Path, state: Mapping[str, Any]) -> tuple[ToCo, Config]:
+def model_of_checkpoint(path: Path, state: Mapping[str, Any]) -> tuple[CamModel, Config]:
     """The model and config of a checkpoint file by itself, without its run; `state` is what the file holds.
 
     Raises:
@@ -165,7 +166,7 @@ def model_of_checkpoint(path: Path, state: Mapping[str, Any]) -> tuple[ToCo, Con
         cfg = Config.from_json(state["config"])
     except ValueError as error:
         raise CheckpointError(f"{path} holds a config that cannot be read ({error})") from error
-    model = ToCo(cfg)
+    model = build_model(cfg)
     check_model(path, state, model)
     model.load_state_dict(state["model"])
     return model, cfg

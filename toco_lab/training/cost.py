@@ -15,7 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from toco_lab.backbones.kinds import blocks_of
 from toco_lab.config import Config
-from toco_lab.method.model import ToCo
+from toco_lab.method.face import CamModel
+from toco_lab.method.model import ToCo, ToCoOutput
+from toco_lab.peers.build import build_model
 
 ATTENTION = {  # of shapes; torch 2.11 does not count attention on the CPU
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
@@ -62,7 +64,7 @@ def step_cost(cfg: Config, *, processes: int = 1) -> StepCost:
     """
     images = cfg.batch_size // cfg.accumulate
     contrast, segment = max(cfg.w_ptc, cfg.w_ctc, cfg.w_distil) > 0, max(cfg.w_seg, cfg.w_reg) > 0
-    model = ToCo(cfg).train()
+    model = build_model(cfg).train()
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         _make_fake(model, fake)
         trained = [p for p in model.parameters() if p.requires_grad]
@@ -96,7 +98,7 @@ def _operations() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=ATTENTION)
 
 
-def _make_fake(model: ToCo, fake: FakeTensorMode) -> None:
+def _make_fake(model: CamModel, fake: FakeTensorMode) -> None:
     """Replace each weight by one that has a shape but no numbers."""
     for module in model.modules():
         for name, p in module.named_parameters(recurse=False):
@@ -107,13 +109,15 @@ def _view(count: int, side: int) -> Tensor:
     return torch.empty(count, 3, side, side)
 
 
-def _stand_in_loss(model: ToCo, cfg: Config, images: int, segment: bool) -> Tensor:
+def _stand_in_loss(model: CamModel, cfg: Config, images: int, segment: bool) -> Tensor:
     """A scalar that depends on all outputs of a step that get a gradient, through the passes that a step makes."""
     output = model(_view(images, cfg.crop_size), segment=segment)
-    loss = output.logits.sum() + output.aux_logits.sum()
-    if segment:
+    loss = output.logits.sum()
+    if isinstance(output, ToCoOutput):
+        loss = loss + output.aux_logits.sum()
+    if output.seg_logits is not None:
         loss = loss + output.seg_logits.sum()
-    if cfg.w_ctc > 0:
+    if isinstance(model, ToCo) and cfg.w_ctc > 0:
         crops = _view(images * cfg.num_local_crops, cfg.local_crop_size)
         for view in (_view(images, cfg.view2_side), crops):
             loss = loss + model.encode_class_token(view).sum()
@@ -130,12 +134,12 @@ def measured_rate(cfg: Config, device: torch.device, *, cost: StepCost) -> float
         device: Where the passes are made.
         cost: What `step_cost` gives for `cfg`.
     """
-    model = ToCo(cfg).to(device).eval()
+    model = build_model(cfg).to(device).eval()
     image = torch.zeros(1, 3, cfg.crop_size, cfg.crop_size, device=device)
     with torch.no_grad():
         for _ in range(2):
             began = time.perf_counter()
-            model.encode(image).class_token.sum().item()
+            model(image, segment=False).logits.sum().item()
             seconds = time.perf_counter() - began
     return cost.pass_flops / seconds
 
@@ -143,7 +147,7 @@ def measured_rate(cfg: Config, device: torch.device, *, cost: StepCost) -> float
 class _Kept(saved_tensors_hooks):
     """Counts the bytes that autograd keeps for the backward pass, each storage once, weights left out."""
 
-    def __init__(self, model: ToCo) -> None:
+    def __init__(self, model: CamModel) -> None:
         self._storages: dict[int, tuple[Tensor, int]] = {}
         self._weights = {p.untyped_storage()._cdata for p in model.parameters()}
         super().__init__(self._pack, lambda kept: kept)

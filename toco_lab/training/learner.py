@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from toco_lab.backbones.kinds import blocks_of
 from toco_lab.config import Config
 from toco_lab.method.batch import Batch
-from toco_lab.method.model import ToCo
+from toco_lab.method.face import CamModel
 from toco_lab.method.step import LocalViews, LossTerms, StepOutput, compute_losses
 from toco_lab.training.optimiser import build_optimizer, set_learning_rate
 from toco_lab.training.processes import micro_batches, num_processes, rank
@@ -22,7 +22,7 @@ from toco_lab.words import counted
 class _Losses(nn.Module):
     """`compute_losses` as the forward pass of a module, so that DistributedDataParallel sees every use of a weight."""
 
-    def __init__(self, model: ToCo) -> None:
+    def __init__(self, model: CamModel) -> None:
         super().__init__()
         self.model = model
 
@@ -42,13 +42,13 @@ class Learner:
         losses: `compute_losses` of the model as a module; in several processes it averages their gradients.
     """
 
-    model: ToCo
+    model: CamModel
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     losses: nn.Module
 
     @classmethod
-    def of(cls, model: ToCo, cfg: Config) -> "Learner":
+    def of(cls, model: CamModel, cfg: Config) -> "Learner":
         """A learner before its first step. Several processes must all call it; they get the weights of the first one.
 
         Raises:
@@ -131,12 +131,12 @@ def train_step(
 
 def _mean(terms: Sequence[LossTerms]) -> LossTerms:
     """The mean of each term, without gradient."""
-    names = [field.name for field in fields(LossTerms)]
-    return LossTerms(**{name: torch.stack([getattr(one, name).detach() for one in terms]).mean() for name in names})
+    named = [one.named() for one in terms]
+    return LossTerms(**{name: torch.stack([one[name].detach() for one in named]).mean() for name in named[0]})
 
 
 @contextmanager
-def compiled(model: ToCo) -> Iterator[None]:
+def compiled(model: CamModel) -> Iterator[None]:
     """Inside this context torch.compile compiles each block of the encoder; forward hooks added to them do not run.
 
     The pass of the last block that gives CTC's class token alone is not compiled.

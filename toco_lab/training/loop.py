@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,8 @@ from toco_lab.backbones.weights import CheckpointError, find_weights, weights_ha
 from toco_lab.config import Config
 from toco_lab.data.loader import train_loader
 from toco_lab.files import in_words
-from toco_lab.method.model import ToCo
+from toco_lab.method.face import CamModel
+from toco_lab.peers.build import build_model
 from toco_lab.progress import progress_bar
 from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
@@ -28,8 +29,8 @@ from toco_lab.vocabulary import COLUMNS_ADDED_LATER, CROP_OBJECTS, VALIDATED
 
 KEPT_CHECKPOINTS = 2
 
-Validate = Callable[[ToCo, int], dict[str, float]]
-Snapshot = Callable[[ToCo, int], None]
+Validate = Callable[[CamModel, int], dict[str, float]]
+Snapshot = Callable[[CamModel, int], None]
 OnRow = Callable[[Mapping[str, Any]], None]
 
 
@@ -41,7 +42,7 @@ def fit(
     snapshot: Snapshot | None = None,
     on_row: OnRow | None = None,
     progress: bool = True,
-) -> ToCo:
+) -> CamModel:
     """Train, or continue a run from its last checkpoint; a finished run is loaded and returned as it is.
 
     A run that is killed at any moment and continued ends with the same numbers (bit-equal on a CPU): batches,
@@ -79,7 +80,7 @@ def _fit(
     on_row: OnRow | None,
     *,
     progress: bool,
-) -> ToCo:
+) -> CamModel:
     """`fit`, by the only process (or group of processes) at this run."""
     torch.manual_seed(cfg.seed)
     checkpoints = run.checkpoints()
@@ -103,7 +104,7 @@ def snapshot_steps(cfg: Config) -> set[int]:
 
 def _learner(cfg: Config, checkpoints: list[Path]) -> tuple[Learner, int]:
     """A new learner, or the one of the last checkpoint, and the number of steps it has made."""
-    model = ToCo(cfg) if checkpoints else initial_model(cfg)
+    model = build_model(cfg) if checkpoints else initial_model(cfg)
     learner = Learner.of(model.to(resolve_device(cfg.device)).train(), cfg)
     if not checkpoints:
         return learner, 0
@@ -180,6 +181,7 @@ class _Training:
         on_row: See `fit`.
         terms: `LossTerms` of each step since the last row, (terms,) float64. They stay on the device until a row is
             written, so that no step waits for them.
+        names: Of the terms.
     """
 
     cfg: Config
@@ -191,6 +193,7 @@ class _Training:
     snapshot: Snapshot | None
     on_row: OnRow | None
     terms: list[Tensor] = field(default_factory=list)
+    names: Sequence[str] = ()
 
     def make_steps(self, *, progress: bool) -> None:
         """Steps `start` to the end of the config."""
@@ -201,7 +204,9 @@ class _Training:
         self._keep_tokens(self.start)
         for step, batch in enumerate(bar, self.start):
             output = train_step(self.learner, batch.to(device), cfg, step)
-            self.terms.append(torch.stack([value.double() for value in vars(output.terms).values()]))
+            named = output.terms.named()
+            self.terms.append(torch.stack([value.double() for value in named.values()]))
+            self.names = list(named)
             done = step + 1
             save = self._due(done, cfg.checkpoint_every)
             score = self.validate is not None and cfg.val_every > 0 and self._due(done, cfg.val_every)
@@ -225,7 +230,7 @@ class _Training:
     def _write_row(self, done: int, *, score: bool) -> dict[str, float]:
         """A row of metrics.csv, with validation if `score`; gives the means of the terms since the last row."""
         terms = total(torch.stack(self.terms)) / num_processes()
-        means = mean_terms(terms.cpu(), done - len(self.terms), self.run)
+        means = mean_terms(terms.cpu(), self.names, done - len(self.terms), self.run)
         self.terms = []
         # always: validation may be switched on when a run continues
         scores = dict.fromkeys(VALIDATED + CROP_OBJECTS, math.nan)

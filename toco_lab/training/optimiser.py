@@ -4,26 +4,26 @@ import torch
 from torch import nn
 
 from toco_lab.config import Config
-from toco_lab.method.model import ToCo
+from toco_lab.method.face import CamModel
 
 ENCODER_GROUPS = ("encoder", "encoder norms")
 
 
-def build_optimizer(model: ToCo, cfg: Config) -> torch.optim.AdamW:
-    """AdamW in four groups: encoder, its norms, classifiers with the projection head, decoder.
+def build_optimizer(model: CamModel, cfg: Config) -> torch.optim.AdamW:
+    """AdamW in four groups: encoder, its norms, heads (classifiers, projection head), decoder if there is one.
 
     The last two learn `cfg.head_lr_factor` times as fast. Weight decay holds for all of them, the norms included, as in
     the released code.
     """
     norms = {id(p) for m in model.encoder.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
-    heads = [*model.projection_head.parameters(), *model.classifier.parameters(), *model.aux_classifier.parameters()]
     encoder = [p for p in model.encoder.parameters() if p.requires_grad]
     groups = [
         (ENCODER_GROUPS[0], [p for p in encoder if id(p) not in norms], 1.0),
         (ENCODER_GROUPS[1], [p for p in encoder if id(p) in norms], 1.0),
-        ("heads", heads, cfg.head_lr_factor),
-        ("decoder", list(model.decoder.parameters()), cfg.head_lr_factor),
+        ("heads", model.head_parameters(), cfg.head_lr_factor),
     ]
+    if model.decoder is not None:
+        groups.append(("decoder", list(model.decoder.parameters()), cfg.head_lr_factor))
     first, second = cfg.betas
     return torch.optim.AdamW(
         [{"name": name, "params": params, "lr_factor": factor} for name, params, factor in groups],

@@ -8,7 +8,7 @@ import torch
 
 from toco_lab.config import Config
 from toco_lab.method.batch import Batch
-from toco_lab.method.model import ToCo
+from toco_lab.peers.build import build_model
 from toco_lab.progress import progress_bar
 from toco_lab.training.learner import Learner, train_step
 from toco_lab.training.processes import num_processes
@@ -56,7 +56,7 @@ def timed_steps(cfg: Config, device: torch.device, *, expected: float, progress:
     if images < 1 or num_processes() > 1:
         return None
     small = cfg.replace(batch_size=images, accumulate=1)
-    learner, batch = Learner.of(ToCo(cfg).to(device).train(), small), _random_batch(small).to(device)
+    learner, batch = Learner.of(build_model(cfg).to(device).train(), small), _random_batch(small).to(device)
     seconds: list[float] = []
     began = time.perf_counter()
     for number in progress_bar(range(1 + TIMED_STEPS), "timing steps", unit="step", shown=progress):

@@ -1,0 +1,75 @@
+"""The methods that a run can train, and which fields of the Config each of them reads.
+
+Toco is the default. The others are the systems that the field compares with, in the same frame: same data, steps,
+encoder, evaluation (`toco_lab.peers`). A field that only some methods read is refused where another one is trained.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from toco_lab.config import Config
+
+_AUXILIARY = ("aux_layer", "w_cls_aux", "aux_label_steps")
+_PATCH_CONTRAST = ("w_ptc", "w_distil", "contrast_start_step", "ptc_similarity", "ptc_box_units")
+_CLASS_CONTRAST = (
+    "w_ctc", "ctc_start_step", "ctc_stop_step", "ctc_temperature", "ctc_negative_only_term", "ctc_between", "teacher",
+    "teacher_momentum", "head_hidden", "head_bottleneck", "head_out", "num_local_crops", "crop_candidates",
+    "crop_min_content", "crop_max_negative", "crop_content", "crops_in_valid_box",
+)  # fmt: skip
+_SEGMENTATION = (
+    "w_seg", "w_reg", "seg_start_step", "late_segmentation", "decoder_width", "decoder_dilation", "refine",
+    "high_threshold_end", "threshold_fall_start_step", "noise_start_step", "noise_posterior", "noise_gap",
+    "noise_min_pixels", "reg_scale_factor", "reg_sigma_rgb", "reg_sigma_xy", "reg_scale", "reg_gate", "eval_crf",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is to be known of a method before a model of it is made.
+
+    Attributes:
+        title: For tables and figures.
+        source: Where it comes from.
+        reads: Fields that some methods read and others do not; this one reads these.
+        decoder: Whether it trains a decoder, so that there is a segmentation.
+        class_token: Whether it reads the attention of a class token: only a plain ViT has one.
+        segments_after: Share of the steps after which the segmentation losses join where a config is switched to this
+            method; None leaves `seg_start_step` as it is.
+    """
+
+    title: str
+    source: str
+    reads: tuple[str, ...]
+    decoder: bool = True
+    class_token: bool = True
+    segments_after: float | None = None
+
+
+METHODS: dict[str, Method] = {
+    "toco": Method(
+        "ToCo",
+        "Ru et al., CVPR 2023",
+        ("pooling", *_AUXILIARY, *_PATCH_CONTRAST, *_CLASS_CONTRAST, *_SEGMENTATION),
+        class_token=False,
+    ),
+    "tscam": Method("TS-CAM", "Gao et al., ICCV 2021", (), decoder=False),
+    "getam": Method("GETAM", "Sun et al., arXiv 2112.02841", ("getam_start", *_SEGMENTATION), segments_after=0.5),
+}
+# not one method reads the others' options
+FIELDS_OF_SOME = tuple(dict.fromkeys(name for method in METHODS.values() for name in method.reads))
+
+
+def unread(method: str) -> list[str]:
+    """The fields that other methods read, and this one does not."""
+    return [name for name in FIELDS_OF_SOME if name not in METHODS[method].reads]
+
+
+def silent(name: str, default: Any) -> Any:
+    """What a field that is not read must be: a loss has weight 0, all else its default."""
+    return 0.0 if name.startswith("w_") else default
+
+
+def has_decoder(cfg: "Config") -> bool:
+    """Whether the method of a config trains a decoder."""
+    return METHODS[cfg.method].decoder

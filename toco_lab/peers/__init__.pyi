@@ -1,0 +1,12 @@
+from . import boxes as boxes
+from . import build as build
+from . import getam as getam
+from . import saliency as saliency
+from . import tscam as tscam
+from . import vit as vit
+from .boxes import box_iou as box_iou
+from .boxes import largest_box as largest_box
+from .build import build_model as build_model
+from .build import model_class as model_class
+from .getam import GETAM as GETAM
+from .tscam import TSCAM as TSCAM

@@ -111,10 +111,10 @@ class MCTformer(CamModel):
         vit = encoder_of(self.encoder)
         image, grid = fill_patches(vit, image)
         with self.autocast(image.device):
-            found = vit.forward_intermediates(
-                image, indices=blocks, norm=False, output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True
+            final, found = vit.forward_intermediates(
+                image, indices=blocks, norm=False, output_fmt="NLC", return_prefix_tokens=True
             )
-        patches = found[-1][0].float().mT.unflatten(2, grid)
+        patches = final.float()[:, self.num_prefix_tokens :].mT.unflatten(2, grid)
         after_block = torch.stack([prefix[:, : self.num_classes].float() for _, prefix in found])
         return ClassTokens(after_block, patches, self.classifier(patches))
 

@@ -68,6 +68,20 @@ def test_frozen_blocks_leave_the_class_tokens_free():
     assert (gradient[0] - gradient[1]).abs().max() > 0, "training parts the copies"
 
 
+@pytest.mark.parametrize(
+    "options", [{"method": "mct"}, {"method": "mct_plus"}, {"method": "mct", "mct_head_weights": True}]
+)
+def test_an_encoder_in_bf16_gives_maps_in_fp32_that_are_near(options):
+    torch.manual_seed(0)
+    whole, half = build_model(SMOKE.replace(**options)), build_model(SMOKE.replace(**options, precision="bf16"))
+    half.load_state_dict(whole.state_dict())
+    image = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    expected, found = whole.maps(image), half.maps(image)
+    assert found.refined.dtype == torch.float32
+    torch.testing.assert_close(found.affinity, expected.affinity, rtol=0.02, atol=1e-4)
+    torch.testing.assert_close(found.attention, expected.attention, rtol=0.02, atol=1e-4)
+
+
 def test_more_layers_than_blocks_are_refused():
     with pytest.raises(ValueError, match="mct_layers 5 is more than the 4 blocks that depth asks for"):
         SMOKE.replace(method="mct", mct_layers=5)

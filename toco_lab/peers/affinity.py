@@ -130,7 +130,7 @@ class WeightedPatchAttention:
         heads, total = attention.shape[1], self.weights.shape[1]
         own = self.weights[:, self.read : self.read + heads]
         between = attention[:, :, self.num_prefix :, self.num_prefix :].float()
-        share = torch.einsum("bh,bhij->bij", own, between) / total
+        share = (own[:, :, None, None] * between).sum(1) / total  # no product of matrices: autocast would round it
         self.affinity = share if self.read == 0 else self.affinity + share
         self.read += heads
         return own

@@ -9,6 +9,7 @@ from toco_lab.backbones.activations import capture
 from toco_lab.backbones.weights import read_weights
 from toco_lab.config import Config
 from toco_lab.method.batch import Batch
+from toco_lab.method.cam import multi_scale_cam
 from toco_lab.peers.build import build_model
 from toco_lab.peers.mct import MCTformer
 from toco_lab.peers.mct_maps import class_attention, class_contrast, ranked_pooling, summed_map
@@ -80,6 +81,20 @@ def test_an_encoder_in_bf16_gives_maps_in_fp32_that_are_near(options):
     assert found.refined.dtype == torch.float32
     torch.testing.assert_close(found.affinity, expected.affinity, rtol=0.02, atol=1e-4)
     torch.testing.assert_close(found.attention, expected.attention, rtol=0.02, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_of_a_weak_classifier_are_normalised_all_the_same(method):
+    torch.manual_seed(0)
+    model = build_model(SMOKE.replace(method=method))
+    image = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    strong = multi_scale_cam(model, image, (1.0, 0.5))
+    with torch.no_grad():
+        for parameter in model.classifier.parameters():
+            parameter.mul_(1e-6)
+    weak = multi_scale_cam(model, image, (1.0, 0.5))
+    torch.testing.assert_close(weak.cam, strong.cam, rtol=0, atol=2e-3)
+    assert weak.cam.amax() > 0.99
 
 
 def test_more_layers_than_blocks_are_refused():

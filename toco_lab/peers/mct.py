@@ -78,6 +78,8 @@ class MCTformer(CamModel):
             `cfg.mct_layers`.
     """
 
+    maps_of_any_scale = True  # an attention of 1 / T times what a young classifier says
+
     def __init__(self, cfg: Config) -> None:
         super().__init__(cfg)
         self._cfg = cfg

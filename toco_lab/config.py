@@ -128,7 +128,7 @@ class Config:
     num_workers: int = opt(2, "loader processes; 0 loads in the training process", result=False, within=(0, 1024))
 
     # --- model --------------------------------------------------------------------------------------------------
-    method: Literal["toco", "tscam", "getam"] = opt(
+    method: Literal["toco", "tscam", "getam", "mct", "mct_plus"] = opt(
         "toco", "what is trained: ToCo, or a method that it is compared with (docs/peers.md)"
     )
     backbone: str = opt(
@@ -292,6 +292,32 @@ class Config:
         "released",
         "gradient of the energy: its confidence gate held constant (as in gated-CRF losses), or the exact one",
     )
+
+    # --- losses and maps of the methods that ToCo is compared with ------------------------------------------------
+    mct_layers: int | None = opt(
+        None,
+        "mct, mct_plus: last blocks whose class-token attention makes the map; None = 3 (mct, summed), all (mct_plus, "
+        "averaged)",
+        at_least=1,
+        up_to=1000,
+    )
+    mct_patch_weight: float = opt(
+        1.0, "mct, mct_plus: weight of the classification loss on the patch tokens", at_least=0
+    )
+    mct_contrast_weight: float = opt(1.0, "mct_plus: weight of the contrast between class tokens", at_least=0)
+    mct_contrast_layers: int = opt(
+        12,
+        "mct_plus: last blocks whose class tokens are contrasted, at most as many as there are",
+        at_least=1,
+        up_to=1000,
+    )
+    mct_decay: float = opt(
+        0.996, "mct_plus: ranked pooling weighs the k-th largest value of a class map by its k-th power", within=(0, 1)
+    )
+    mct_head_weights: bool = opt(
+        False, "mct: WeakTr's learned weight of each attention head in place of the plain sums"
+    )
+    mct_map_weight: float = opt(1.0, "mct: weight of the classification loss that teaches mct_head_weights", at_least=0)
 
     # --- optimisation -------------------------------------------------------------------------------------------
     steps: int = opt(20000, "optimiser steps T", at_least=1, up_to=MOST_STEPS)

@@ -55,6 +55,18 @@ METHODS: dict[str, Method] = {
     ),
     "tscam": Method("TS-CAM", "Gao et al., ICCV 2021", (), decoder=False),
     "getam": Method("GETAM", "Sun et al., arXiv 2112.02841", ("getam_start", *_SEGMENTATION), segments_after=0.5),
+    "mct": Method(
+        "MCTformer",
+        "Xu et al., CVPR 2022",
+        ("mct_layers", "mct_patch_weight", "mct_head_weights", "mct_map_weight"),
+        decoder=False,
+    ),
+    "mct_plus": Method(
+        "MCTformer+",
+        "Xu et al., arXiv 2308.03005",
+        ("mct_layers", "mct_patch_weight", "mct_contrast_weight", "mct_contrast_layers", "mct_decay"),
+        decoder=False,
+    ),
 }
 # not one method reads the others' options
 FIELDS_OF_SOME = tuple(dict.fromkeys(name for method in METHODS.values() for name in method.reads))

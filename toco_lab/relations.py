@@ -211,6 +211,7 @@ def _check_method(cfg: "Config") -> None:
             f"{name} {shown(value)} has no effect: method {cfg.method!r} does not read it. Leave it out "
             f"(`replace` then makes it {shown(off)}), or take a method that reads it: {', '.join(readers)}",
         )
+    _check_head_weights(cfg)
     about = METHODS[cfg.method]
     _require(
         not about.class_token or backbone_kind(cfg.backbone) == "vit",
@@ -221,6 +222,29 @@ def _check_method(cfg: "Config") -> None:
         not about.class_token or not cfg.compile_blocks,
         f"compile_blocks is for method 'toco': the maps of {cfg.method!r} come from hooks in the blocks, which "
         "compiled blocks miss. Leave it False",
+    )
+
+
+def _check_head_weights(cfg: "Config") -> None:
+    """MCTformer's plain sums and WeakTr's head weights have one option each that the other does not read."""
+    _require(
+        cfg.mct_head_weights or cfg.mct_map_weight == 1,
+        f"mct_map_weight {cfg.mct_map_weight} has no effect: it is of the loss that teaches the head weights. Leave it "
+        "out (1.0), or set mct_head_weights",
+    )
+    _require(
+        not cfg.mct_head_weights or cfg.mct_layers is None,
+        f"mct_layers {cfg.mct_layers} has no effect with mct_head_weights, which weighs the heads of all blocks: leave "
+        "it out (None)",
+    )
+    _require(
+        not (cfg.mct_head_weights and cfg.checkpoint_blocks),
+        "mct_head_weights reads attention while a step runs, and checkpoint_blocks runs the blocks a second time: "
+        "leave it False",
+    )
+    _require(
+        cfg.depth is None or cfg.mct_layers is None or cfg.mct_layers <= cfg.depth,
+        f"mct_layers {cfg.mct_layers} is more than the {counted(cfg.depth or 0, 'block')} that depth asks for",
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from toco_lab.attribution.reading import block_number, check_image, class_logit, output_of
 from toco_lab.backbones.activations import Activations, attention_maps, capture, evaluating
-from toco_lab.backbones.kinds import encoder_of, fill_patches
+from toco_lab.backbones.kinds import encoder_of, fill_patches, has_class_token
 
 Fusion = Literal["mean", "max", "min"]
 FUSIONS: tuple[Fusion, ...] = ("mean", "max", "min")
@@ -125,8 +125,9 @@ def class_token_attention(
 def _seen(model: nn.Module, image: Tensor, block: int | None, why: str) -> tuple[int, Activations]:
     """The number of the block and what a pass of the model saw; ValueError if it has no class token."""
     encoder = encoder_of(model)
-    if getattr(encoder, "cls_token", None) is None:
-        raise ValueError(f"{why}, and this model has none")
+    if not has_class_token(encoder):
+        has = "none" if getattr(encoder, "cls_token", None) is None else "one for each class, whose maps are its CAMs"
+        raise ValueError(f"{why}, and this model has {has}")
     check_image(image)
     return block_number(encoder, block), capture(model, image, attention=True)
 

@@ -14,7 +14,7 @@ from toco_lab.attribution.directions import token_similarity
 from toco_lab.attribution.gradients import direction_grad_cam, grad_cam
 from toco_lab.attribution.peer_maps import coupled_attention, getam
 from toco_lab.attribution.reading import checked_classes, number_of_classes
-from toco_lab.backbones.kinds import any_encoder_of, is_plain_vit, is_timm_attention
+from toco_lab.backbones.kinds import any_encoder_of, has_class_token, is_plain_vit, is_timm_attention
 from toco_lab.method.cam import min_max
 
 CLASSIFIER, ATTENTION, CLASS_TOKEN = "a classifier", "attention that can be read", "a class token"
@@ -132,7 +132,7 @@ def _properties(model: nn.Module) -> set[str]:
     has = {CLASSIFIER} if number_of_classes(model) else set()
     if linear_heads(model):
         has.add(LINEAR)
-    if getattr(encoder, "cls_token", None) is not None:
+    if has_class_token(encoder):
         has.add(CLASS_TOKEN)
     if is_plain_vit(encoder) and all(is_timm_attention(getattr(block, "attn", None)) for block in encoder.blocks):
         has.add(ATTENTION)

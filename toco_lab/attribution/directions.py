@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from toco_lab.attribution.reading import block_number, check_image
 from toco_lab.backbones.activations import capture
-from toco_lab.backbones.kinds import any_encoder_of
+from toco_lab.backbones.kinds import any_encoder_of, has_class_token
 
 Towards = Literal["class token"] | tuple[int, int]
 
@@ -40,7 +40,7 @@ def token_similarity(
     place, patches = place_of(towards, grid), seen.patches(tokens)  # (B, N, D)
     if place is not None:
         direction = patches[:, place]
-    elif getattr(encoder, "cls_token", None) is not None and seen.num_prefix:
+    elif has_class_token(encoder) and seen.num_prefix:
         direction = seen.class_token(tokens)
     else:
         direction = patches.mean(1)

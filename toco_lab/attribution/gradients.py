@@ -8,7 +8,14 @@ from toco_lab.attribution.directions import Towards, place_of
 from toco_lab.attribution.reading import block_number, check_image, class_logit, output_of, said_if_zero
 from toco_lab.backbones.activations import evaluating
 from toco_lab.backbones.interfaces import Encoder
-from toco_lab.backbones.kinds import any_encoder_of, blocks_of, fill_patches, is_plain_vit, map_of_layer
+from toco_lab.backbones.kinds import (
+    any_encoder_of,
+    blocks_of,
+    fill_patches,
+    has_class_token,
+    is_plain_vit,
+    map_of_layer,
+)
 
 
 def grad_cam(
@@ -100,7 +107,7 @@ def direction_grad_cam(
 def _read_layer(encoder: Encoder, block: int | None) -> nn.Module:
     """The layer that Grad-CAM of a block reads; None is the last block, behind which no patch may have a gradient."""
     blocks, plain = blocks_of(encoder), is_plain_vit(encoder)
-    behind = not plain and getattr(encoder, "cls_token", None) is not None and len(blocks) > 1
+    behind = not plain and has_class_token(encoder) and len(blocks) > 1
     usual = len(blocks) - 1 if behind else len(blocks)
     read = blocks[block_number(encoder, block, usual) - 1]
     return read.get_submodule("norm1") if plain else read
@@ -109,7 +116,7 @@ def _read_layer(encoder: Encoder, block: int | None) -> nn.Module:
 def _token(encoder: Encoder, output: Tensor, place: int | None, image: Tensor) -> Tensor:
     """The token (B, D) at a place of the last block's output; None is the class token, or the mean of the patches."""
     if is_plain_vit(encoder):
-        if place is None and getattr(encoder, "cls_token", None) is not None:
+        if place is None and has_class_token(encoder):
             return output[:, 0]
         patches = output[:, encoder.num_prefix_tokens :]
     else:

@@ -13,7 +13,7 @@ from toco_lab.attribution.attention import read_gradients
 from toco_lab.attribution.classifier_maps import block_cam
 from toco_lab.attribution.reading import block_number
 from toco_lab.backbones.activations import attention_maps
-from toco_lab.backbones.kinds import encoder_of
+from toco_lab.backbones.kinds import encoder_of, has_class_token
 from toco_lab.peers.getam import weighted_attention
 from toco_lab.peers.tscam import attention_map, class_token_row
 
@@ -41,7 +41,7 @@ def coupled_attention(
     """
     encoder = encoder_of(model)
     last = block_number(encoder, block)
-    if getattr(encoder, "cls_token", None) is None:
+    if not has_class_token(encoder):
         raise ValueError("TS-CAM couples a CAM with attention of the class token, and this model has none")
     with attention_maps(encoder, class_token_row) as rows:
         cam = block_cam(model, image, class_index)

@@ -195,6 +195,10 @@ def _positions_on_grid(encoder: PlainViT, placed: int, height: int, width: int) 
 
 def _resampled(encoder: PlainViT, positions: Tensor, placed: int, height: int, width: int) -> Tensor:
     grid = positions[:, placed:].transpose(1, 2).unflatten(2, encoder.patch_embed.grid_size)
-    mode = getattr(encoder, "pos_embed_mode", "bicubic")
-    grid = F.interpolate(grid, (height, width), mode=mode, antialias=encoder.pos_embed_antialias)
+    mode, antialias = getattr(encoder, "pos_embed_mode", "bicubic"), encoder.pos_embed_antialias
+    if excess := getattr(encoder, "pos_embed_excess", 0.0):
+        scale = tuple((new + excess) / old for new, old in zip((height, width), grid.shape[-2:], strict=True))
+        grid = F.interpolate(grid, scale_factor=scale, recompute_scale_factor=False, mode=mode, antialias=antialias)
+    else:
+        grid = F.interpolate(grid, (height, width), mode=mode, antialias=antialias)
     return grid.flatten(2).transpose(1, 2)

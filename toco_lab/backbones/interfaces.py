@@ -13,6 +13,7 @@ class SelfAttention(nn.Module):
     """The attention of a block of a plain ViT."""
 
     num_heads: int
+    num_prefix_tokens: int  # EVA's alone: tokens without rotary positions
     fused_attn: bool  # False: the attention matrix is formed, and `attn_drop` sees it
     qkv: nn.Linear
     q_norm: nn.Module
@@ -79,5 +80,7 @@ class PlainViT(Encoder):
     pos_drop: nn.Module
     pos_embed_antialias: bool  # set by `build.build_encoder`, not by timm
     pos_embed_mode: str  # of resampling, set by a method that does it otherwise than bicubically
+    pos_embed_excess: float  # added to the new sides before the scale is taken, set by `peers.mct` alone
+    cls_token: nn.Parameter | None
     _pos_embed: Callable[[Tensor], Tensor]
     forward_intermediates: Callable[..., Any]

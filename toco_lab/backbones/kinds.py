@@ -85,6 +85,12 @@ def any_encoder_of(model: nn.Module) -> Encoder:
     return cast(Encoder, encoder)
 
 
+def has_class_token(encoder: nn.Module) -> bool:
+    """Whether an encoder has one token for the whole image; MCTformer's has one for each class, and that is none."""
+    token = getattr(encoder, "cls_token", None)
+    return token is not None and not (isinstance(token, Tensor) and token.shape[1] > 1)
+
+
 def is_timm_attention(part: nn.Module | None) -> TypeGuard[SelfAttention]:
     """Whether a part of a block is timm's attention: fused or not, with a dropout that sees the attention matrix."""
     dropout = getattr(part, "attn_drop", None)

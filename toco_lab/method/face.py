@@ -4,6 +4,7 @@
 pseudo labels, explorers, reports) knows no more of a model than this.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -126,6 +127,10 @@ class CamModel(nn.Module):
             generator: Where a step draws random numbers, it draws them from it.
         """
         raise NotImplementedError
+
+    def load_pretrained(self, load: Callable[[Encoder], None]) -> None:
+        """Start from pretrained weights, which `load` puts into an encoder as `build_encoder` makes it."""
+        load(self.encoder)
 
     def update_teacher(self) -> None:
         """Move what follows the model from step to step; called before each step. Most methods have nothing to move."""

@@ -33,7 +33,7 @@ from toco_lab.method.refine import refine_cam
 
 LOSSES = ("cls", "cls_aux", "ptc", "ctc", "distil", "seg", "reg")
 # terms of other methods; metrics.csv has a column for them only in runs of these methods
-PEER_LOSSES = ("patch_cls", "cct", "aff")
+PEER_LOSSES = ("patch_cls", "cct", "map_cls", "aff")
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class LossTerms:
     noise_share: Tensor
     patch_cls: Tensor | None = None
     cct: Tensor | None = None
+    map_cls: Tensor | None = None
     aff: Tensor | None = None
 
     def named(self) -> dict[str, Tensor]:

@@ -1,6 +1,11 @@
+from . import affinity as affinity
 from . import boxes as boxes
 from . import build as build
+from . import class_tokens as class_tokens
 from . import getam as getam
+from . import head_weights as head_weights
+from . import mct as mct
+from . import mct_maps as mct_maps
 from . import saliency as saliency
 from . import tscam as tscam
 from . import vit as vit
@@ -9,4 +14,5 @@ from .boxes import largest_box as largest_box
 from .build import build_model as build_model
 from .build import model_class as model_class
 from .getam import GETAM as GETAM
+from .mct import MCTformer as MCTformer
 from .tscam import TSCAM as TSCAM

@@ -5,9 +5,12 @@ from toco_lab.files import require
 from toco_lab.method.face import CamModel
 from toco_lab.method.model import ToCo
 from toco_lab.peers.getam import GETAM
+from toco_lab.peers.mct import MCTformer
 from toco_lab.peers.tscam import TSCAM
 
-MODELS: dict[str, type[CamModel]] = {"toco": ToCo, "tscam": TSCAM, "getam": GETAM}
+MODELS: dict[str, type[CamModel]] = {
+    "toco": ToCo, "tscam": TSCAM, "getam": GETAM, "mct": MCTformer, "mct_plus": MCTformer,
+}  # fmt: skip
 
 
 def model_class(method: str) -> type[CamModel]:

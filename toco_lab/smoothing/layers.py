@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toco_lab.backbones.activations import Activations, capture
-from toco_lab.backbones.kinds import any_encoder_of, fill_patches
+from toco_lab.backbones.kinds import any_encoder_of, fill_patches, has_class_token
 from toco_lab.backbones.pixels import check_normalised
 from toco_lab.progress import progress_bar
 from toco_lab.smoothing.formulas import layer_cka
@@ -80,7 +80,7 @@ class _Views:
     def __init__(self, encoder: nn.Module, seen: Activations, image: Tensor, label: Tensor | None) -> None:
         """Reduces the pixel labels to the grids of the pass."""
         self._seen = seen
-        self._has_class_token = getattr(encoder, "cls_token", None) is not None
+        self._has_class_token = has_class_token(encoder)
         # one tensor per block: `stack_layers` knows by identity that a layer follows another
         self._blocks = [seen.patches(tokens) for tokens in seen.after_block]
         height = fill_patches(encoder, image)[0].shape[-2]

@@ -117,7 +117,7 @@ def initial_model(cfg: Config) -> CamModel:
     model = build_model(cfg)
     check_crops(model, cfg)
     if cfg.pretrained and cfg.weights:
-        load_backbone_weights(model.encoder, cfg.weights)
+        model.load_pretrained(lambda encoder: load_backbone_weights(encoder, cfg.weights))
     elif cfg.pretrained:
         name, file = full_backbone_name(cfg), f"{cfg.backbone.rpartition('/')[2]}.safetensors"
         try:
@@ -128,7 +128,7 @@ def initial_model(cfg: Config) -> CamModel:
                 f"Without a network, pass a local file: weights='path/to/{file}' "
                 f"(--weights on the command line), or pretrained=False to start from random weights"
             ) from error
-        load_encoder(model.encoder, downloaded.state_dict(), f"timm's {name}")
+        model.load_pretrained(lambda encoder: load_encoder(encoder, downloaded.state_dict(), f"timm's {name}"))
     return model
 
 

@@ -17,6 +17,7 @@ from toco_lab.data.classes import label_names
 from toco_lab.data.images import RULE
 from toco_lab.data.loader import EvalSample, EvalSamples, eval_samples
 from toco_lab.data.masks import check_classes_shown
+from toco_lab.evaluation.boundary import WIDTH
 from toco_lab.evaluation.counts import Counts
 from toco_lab.evaluation.crop_objects import CropObjects
 from toco_lab.evaluation.example_maps import map_rows
@@ -57,9 +58,9 @@ class Evaluation:
     """Scores of one model on one split.
 
     Attributes:
-        table: A row per target and class: target, class, iou, over_activation. Rows with class `mIoU` are the means
-            (of the over-activation: over foreground classes that are predicted); the row `F1` of target `labels` has
-            its score in `iou`. A CAM has a second target, `cam_tuned` beside `cam`: the same at the background
+        table: A row per target and class: target, class, iou, over_activation, boundary_iou. Rows with class `mIoU` are
+            the means (of the over-activation: over foreground classes that are predicted; of the boundary IoU: over the
+            classes of the mIoU); the row `F1` of target `labels` has its score in `iou`. A CAM has a second target, `cam_tuned` beside `cam`: the same at the background
             threshold that is best on training images. Where none could be chosen, that is one row `mIoU` of NaN.
         protocol: For each target, everything that defines its number; `not_defined` says why there is none.
         gallery: Maps of the first images, by image name, for `gallery.save_gallery`; as many as were asked for.
@@ -80,11 +81,12 @@ class Evaluation:
 
     @property
     def summary(self) -> pd.DataFrame:
-        """One row per target: the mean score and the mean over-activation in per cent, and its protocol record."""
-        over = self.table[self.table["class"].isin(MEAN_SCORES)].set_index("target")["over_activation"]
+        """One row per target: the mean score, over-activation and boundary IoU in per cent, and its protocol record."""
+        means = self.table[self.table["class"].isin(MEAN_SCORES)].set_index("target")
+        per_cent = 100 * means.reindex(columns=["over_activation", "boundary_iou"])
         return pd.DataFrame(
             [
-                {"target": target, "score": 100 * score, "over_activation": 100 * over[target], **self.protocol[target]}
+                {"target": target, "score": 100 * score, **per_cent.loc[target], **self.protocol[target]}
                 for target, score in self.scores.items()
             ]
         )
@@ -304,6 +306,7 @@ def protocol_record(cfg: Config, target: str, split: str, images: int, checkpoin
         "true_labels_mask_cam": is_cam, "par": target in (CAM_REFINED, TUNED[CAM_REFINED]), "crf": target == SEG_CRF,
         "fusion": FUSIONS[cfg.eval_fusion] if target.startswith("seg") else FUSIONS["coco"] if is_cam else None,
         "miou_over": cfg.miou_over if target != LABELS else None, "ignored_label": IGNORE_INDEX,
+        "boundary_width": WIDTH if target != LABELS else None,
         "checkpoint": checkpoint, "seed": cfg.seed,
     }  # fmt: skip
 

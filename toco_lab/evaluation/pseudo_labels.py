@@ -196,7 +196,7 @@ def kind_record(
 ) -> dict[str, Any]:
     """What defines the labels of a kind: `evaluate.protocol_record`, and what is particular to labels."""
     record = protocol_record(cfg, KINDS[kind], split, len(names), checkpoint)
-    del record["background_threshold"], record["miou_over"]
+    del record["background_threshold"], record["miou_over"], record["boundary_width"]
     record |= {
         "kind": kind, "low_threshold": thresholds.low, "high_threshold": thresholds.high,
         "par": par_settings(cfg) if kind == "refined" else False,

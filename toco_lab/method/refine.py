@@ -179,7 +179,7 @@ def _refined_places(
     foreground = F.interpolate(cam.float(), size=size, mode="bilinear", align_corners=False)
     absent = F.pad(~present.mask, (1, 0))[:, :, None, None]  # (B, 1 + S, 1, 1), the background first
     scores = [
-        _beside_background(foreground, background).masked_fill(absent, -torch.inf).softmax(1)
+        beside_background(foreground, background).masked_fill(absent, -torch.inf).softmax(1)
         for background in backgrounds
     ]
     refined = par_filter(par_weights(image, dilations), torch.cat(scores, 1), dilations, num_iter)
@@ -188,7 +188,7 @@ def _refined_places(
     return [run.max(1).indices for run in refined.chunk(len(backgrounds), dim=1)]
 
 
-def _beside_background(maps: Tensor, score: float | Tensor) -> Tensor:
+def beside_background(maps: Tensor, score: float | Tensor) -> Tensor:
     """Maps (B, S, h, w) behind a constant one: (B, 1 + S, h, w). The score is one for all images or (B,)."""
     if not isinstance(score, Tensor):
         return F.pad(maps, (0, 0, 0, 0, 1, 0), value=score)

@@ -80,6 +80,7 @@ TITLES = {  # target, or column of metrics.csv -> what the reader sees
     "ctc_loss": "class token contrast (CTC)",
     "distil_loss": "regression on the auxiliary CAM",
     "seg_loss": "segmentation loss",
+    "aff_loss": "affinity loss",
     "reg_loss": "regularised loss",
     "total_loss": "total loss",
     "positive_cosine": "|cos| of positive pairs",

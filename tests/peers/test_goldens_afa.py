@@ -1,58 +1,40 @@
-"""Parity of AFA's affinity, its supervision, the walk and the pseudo label with arrays computed by the authors' code.
+"""Parity with arrays of the authors' code: AFA's affinity, its supervision, the walk and the pseudo label."""
 
-The folder is read from the environment variable TOCO_GOLDENS_BASELINES (default: `shared/goldens_baselines` beside the
-project); every size comes from the file.
-"""
-
-import json
-import os
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
+from helpers.baseline_goldens import assert_near, load_golden, needed, part
 from timm.layers import Attention
 
 from toco_lab.method.cam import resize
 from toco_lab.method.labels import mask_by_label
 from toco_lab.method.present import PresentClasses
 from toco_lab.method.refine import refine_cam
-from toco_lab.peers import afa
+from toco_lab.peers import learned_affinity as afa
 
-GIVEN = os.environ.get("TOCO_GOLDENS_BASELINES")
-FILE = Path(GIVEN or Path(__file__).parents[3] / "shared" / "goldens_baselines") / "afa.npz"
-pytestmark = pytest.mark.skipif(  # a folder that was asked for must be there
-    not GIVEN and not FILE.is_file(), reason=f"no golden arrays at {FILE}; TOCO_GOLDENS_BASELINES names another folder"
-)
+pytestmark = needed
 WALK_OF_A_CAM = 1e-4  # epsilon of the walk of a bare CAM, `propagated` in the file's description
 
 
 @pytest.fixture(scope="module")
 def golden() -> dict[str, torch.Tensor]:
-    with np.load(FILE, allow_pickle=False) as file:
-        arrays = {key: file[key] for key in file.files if key != "meta"}
-    return {key: torch.from_numpy(v if v.dtype.kind == "f" else v.astype(np.int64)) for key, v in arrays.items()}
+    return {key: value if value.is_floating_point() else value.long() for key, value in load_golden("afa")[0].items()}
 
 
 @pytest.fixture(scope="module")
 def meta() -> dict:
-    with np.load(FILE, allow_pickle=False) as file:
-        return json.loads(str(file["meta"]))
-
-
-def close(actual: torch.Tensor, expected: torch.Tensor, rel: float) -> None:
-    assert actual.shape == expected.shape
-    assert (actual - expected).abs().max() <= rel * expected.abs().max()
+    return load_golden("afa")[1]
 
 
 def scores_of(golden: dict, meta: dict) -> list[torch.Tensor]:
     """`patch_scores` of both blocks, by a timm attention with the file's weights."""
     found = []
-    for name in (key for key in ("attn0", "attn1") if f"{key}/x" in golden):
-        part = Attention(meta["dim"], num_heads=meta["heads"], qkv_bias=True)
-        weights = {kind: torch.cat([golden[f"{name}/q.{kind}"], golden[f"{name}/kv.{kind}"]]) for kind in ("weight", "bias")}
-        part.qkv.load_state_dict(weights)
-        found.append(afa.patch_scores(part, part.qkv(golden[f"{name}/x"]), 0).detach())
+    for number in range(afa.BLOCKS):
+        arrays = part(golden, f"attn{number}/")
+        attention = Attention(meta["dim"], num_heads=meta["heads"], qkv_bias=True)
+        attention.qkv.load_state_dict(
+            {kind: torch.cat([arrays[f"q.{kind}"], arrays[f"kv.{kind}"]]) for kind in ("weight", "bias")}
+        )
+        found.append(afa.patch_scores(attention, attention.qkv(arrays["x"]), 0).detach())
     return found
 
 
@@ -65,8 +47,8 @@ def head_of(golden: dict) -> afa.AffinityHead:
 def test_scores_and_affinity(golden, meta):
     scores = scores_of(golden, meta)
     for number, one in enumerate(scores):
-        close(one, golden[f"attn{number}/raw"], 1e-5)
-    close(head_of(golden)(scores).detach(), golden["affinity"], 1e-5)
+        assert_near(one, golden[f"attn{number}/raw"], 1e-5)
+    assert_near(head_of(golden)(scores).detach(), golden["affinity"], 1e-5)
 
 
 def test_labels_of_pairs(golden, meta):
@@ -79,37 +61,37 @@ def test_labels_of_pairs(golden, meta):
     assert (label == 0).sum() + 1 == golden["neg_count"]
 
 
-def test_loss_and_gradients(golden, meta):
-    scores = [golden[f"attn{number}/raw"].clone().requires_grad_() for number in range(len(scores_of(golden, meta)))]
+def test_loss_and_gradients(golden):
+    scores = [golden[f"attn{number}/raw"].clone().requires_grad_() for number in range(afa.BLOCKS)]
     head = head_of(golden)
     loss = afa.affinity_loss(head(scores), golden["affinity_label"]).loss
-    close(loss.detach(), golden["loss"], 1e-5)
+    assert_near(loss.detach(), golden["loss"], 1e-5)
     loss.backward()
     for number, one in enumerate(scores):
-        close(one.grad, golden[f"grad/attn{number}"], 5e-5)
-    close(head.read.weight.grad, golden["grad/head.weight"], 5e-5)
-    close(head.read.bias.grad, golden["grad/head.bias"], 5e-5)
+        assert_near(one.grad, golden[f"grad/attn{number}"], 5e-5)
+    assert_near(head.read.weight.grad, golden["grad/head.weight"], 5e-5)
+    assert_near(head.read.bias.grad, golden["grad/head.bias"], 5e-5)
     nothing = afa.affinity_loss(head(scores), torch.full_like(golden["affinity_label"], 255)).loss
     assert nothing == golden["degenerate_loss"]
 
 
 def test_walk(golden, meta):
     radius, affinity = meta["radius"], golden["affinity"]
-    close(afa.walk(golden["cam"], affinity, radius=radius, epsilon=WALK_OF_A_CAM), golden["propagated"], 1e-5)
+    assert_near(afa.walk(golden["cam"], affinity, radius=radius, epsilon=WALK_OF_A_CAM), golden["propagated"], 1e-5)
     present = PresentClasses.of(golden["image_label"]).dense()
     for name in ("low", "high"):
         walked = afa.walked_scores(golden["cam"], present, affinity, meta[name], radius=radius)
-        close(walked, golden[f"propagated_{name}"], 1e-5)
+        assert_near(walked, golden[f"propagated_{name}"], 1e-5)
 
 
 def test_pseudo_label(golden, meta):
-    chain = {key.removeprefix("chain/"): value for key, value in golden.items() if key.startswith("chain/")}
+    chain = part(golden, "chain/")
     grid, radius, low, high = meta["chain_grid"], meta["radius"], meta["low"], meta["high"]
     dense = PresentClasses.of(golden["image_label"]).dense()
-    close(resize(mask_by_label(chain["cam"], golden["image_label"]), grid), chain["small"], 1e-5)
+    assert_near(resize(mask_by_label(chain["cam"], golden["image_label"]), grid), chain["small"], 1e-5)
     for name, background in (("low", low), ("high", high)):
         walked = afa.walked_scores(chain["small"], dense, chain["affinity"], background, radius=radius)
-        close(walked, chain[name], 1e-5)
+        assert_near(walked, chain[name], 1e-5)
 
     present = PresentClasses.of(golden["image_label"])
     cam = present.gather(chain["cam"])

@@ -60,8 +60,9 @@ class Evaluation:
     Attributes:
         table: A row per target and class: target, class, iou, over_activation, boundary_iou. Rows with class `mIoU` are
             the means (of the over-activation: over foreground classes that are predicted; of the boundary IoU: over the
-            classes of the mIoU); the row `F1` of target `labels` has its score in `iou`. A CAM has a second target, `cam_tuned` beside `cam`: the same at the background
-            threshold that is best on training images. Where none could be chosen, that is one row `mIoU` of NaN.
+            classes of the mIoU); the row `F1` of target `labels` has its score in `iou`. A CAM has a second target,
+            `cam_tuned` beside `cam`: the same at the background threshold that is best on training images. Where none
+            could be chosen, that is one row `mIoU` of NaN.
         protocol: For each target, everything that defines its number; `not_defined` says why there is none.
         gallery: Maps of the first images, by image name, for `gallery.save_gallery`; as many as were asked for.
         curve: mIoU of `cam` and `cam_aux` at every threshold, on the training images and on the split, columns
@@ -297,17 +298,20 @@ def protocol_record(cfg: Config, target: str, split: str, images: int, checkpoin
     """
     is_cam = target.startswith("cam")
     size = f"{cfg.eval_cam_size} x {cfg.eval_cam_size}" if is_cam and cfg.eval_cam_size else "native"
+    refined = target in (CAM_REFINED, TUNED[CAM_REFINED])
+    other = {"refinement": cfg.eval_refine} if refined and cfg.eval_refine != "par" else {}
     return {
         "target": target, "dataset": cfg.dataset, "split": split, "images": images, "image_size": size,
         "decoder": None if cfg.dataset == "toy" else RULE,  # toy scenes are in no file
         "scales": list(cfg.cam_scales if is_cam else cfg.eval_seg_scales if target.startswith("seg") else [1.0]),
         "flip": is_cam or (target.startswith("seg") and cfg.eval_seg_flip),
         "background_threshold": cfg.background_threshold if is_cam else None,
-        "true_labels_mask_cam": is_cam, "par": target in (CAM_REFINED, TUNED[CAM_REFINED]), "crf": target == SEG_CRF,
+        "true_labels_mask_cam": is_cam, "par": refined and "par" in cfg.eval_refine,
+        "crf": target == SEG_CRF or (refined and cfg.eval_refine == "crf"),
         "fusion": FUSIONS[cfg.eval_fusion] if target.startswith("seg") else FUSIONS["coco"] if is_cam else None,
         "miou_over": cfg.miou_over if target != LABELS else None, "ignored_label": IGNORE_INDEX,
         "boundary_width": WIDTH if target != LABELS else None,
-        "checkpoint": checkpoint, "seed": cfg.seed,
+        "checkpoint": checkpoint, "seed": cfg.seed, **other,
     }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ says where they are written.
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from toco_lab.method.crf import crf_label, dense_crf
 from toco_lab.method.face import CamModel
 from toco_lab.method.labels import confident_label
 from toco_lab.method.refine import refine_cam
+from toco_lab.peers.refinement import refine_between
 from toco_lab.progress import progress_bar
 from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
@@ -72,6 +73,7 @@ def label_maps(
     kinds: Iterable[str],
     dilations: Sequence[int],
     num_iter: int,
+    refined: Callable[[Thresholds], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Pseudo labels of all kinds from one pair of CAMs.
 
@@ -85,6 +87,7 @@ def label_maps(
         thresholds: With equal ones nothing is ignored.
         kinds: Names of `KINDS`.
         dilations, num_iter: Of PAR.
+        refined: Makes the labels of the kind `refined` in another way, as `config_refinement` gives it; None takes PAR.
 
     Returns:
         By kind, (B, H, W) int64: 0 background, 1..C classes, 255 ignored.
@@ -93,12 +96,19 @@ def label_maps(
     make = {
         "seed": lambda: confident_label(cams.cam, cams.present, low=low, high=high),
         "aux": lambda: confident_label(cams.cam_aux, cams.present, low=low, high=high),
-        "refined": lambda: refine_cam(
+        "refined": lambda: refined(thresholds) if refined else refine_cam(
             pixels / 255, cams.cam, cams.present, low=low, high=high, dilations=dilations, num_iter=num_iter
         ),
         "crf": lambda: crf_label(pixels, cams.cam, cams.present, low=low, high=high),
     }  # fmt: skip
     return {kind: make[kind]() for kind in kinds}
+
+
+def config_refinement(model: CamModel, cfg: Config, image: Tensor, cams: Cams) -> Callable[[Thresholds], Tensor] | None:
+    """How labels of the kind `refined` are made where `cfg.eval_refine` is not PAR, for `label_maps`; else None."""
+    if cfg.eval_refine == "par":
+        return None
+    return lambda thresholds: refine_between(model, cfg, image, cams, low=thresholds.low, high=thresholds.high)
 
 
 # --- a whole split ----------------------------------------------------------------------------------------------------
@@ -199,7 +209,7 @@ def kind_record(
     del record["background_threshold"], record["miou_over"], record["boundary_width"]
     record |= {
         "kind": kind, "low_threshold": thresholds.low, "high_threshold": thresholds.high,
-        "par": par_settings(cfg) if kind == "refined" else False,
+        "par": par_settings(cfg) if kind == "refined" and "par" in cfg.eval_refine else False,
         "crf": crf_settings() if kind == "crf" else False,
         "image_labels": "masks" if cfg.dataset == "toy" else cfg.label_source, "classes": class_names(cfg),
         "names": hashlib.sha256("\n".join(names).encode()).hexdigest()[:12], "config": cfg.digest(),
@@ -312,7 +322,10 @@ def _label_group(
     image_label = torch.stack([image_label_of(sample) for sample in group]).to(device)
     cams = native_cams(model, cfg, image, image_label)
     pixels = denormalise(image, model.mean, model.std).clamp(0, 255)
-    labels = label_maps(cams, pixels, thresholds, kinds=kinds, dilations=cfg.par_dilations, num_iter=cfg.par_iterations)
+    labels = label_maps(
+        cams, pixels, thresholds, kinds=kinds, dilations=cfg.par_dilations, num_iter=cfg.par_iterations,
+        refined=config_refinement(model, cfg, image, cams),
+    )  # fmt: skip
     scores = {
         kind: [maps[mask] for maps, mask in zip(getattr(cams, SCORED[kind]), cams.present.mask, strict=True)]
         for kind in scored

@@ -9,6 +9,7 @@ says which one a run trains, `build.build_model` makes it; `toco_lab.methods` sa
 | `toco` | CAM of the final tokens | CAM of block `aux_layer` | see `toco_lab.method` | `method/model.py` |
 | `tscam` | class token's attention x semantic map | semantic map | classification | `tscam.py` |
 | `getam` | attention x gradient x gradient | attention x gradient | and segmentation, later | `getam.py` |
+| `afa` | CAM that makes the labels | the same after the walk | classification, affinity, segmentation | `afa.py` |
 
 To add a method: a class with `encode`, `cams`, `forward` and `losses` in a file of its own, a line in `build.MODELS`
 and in `methods.METHODS`.

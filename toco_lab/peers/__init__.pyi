@@ -1,9 +1,15 @@
+from . import afa as afa
+from . import affinity as affinity
 from . import boxes as boxes
 from . import build as build
 from . import getam as getam
+from . import learned_affinity as learned_affinity
+from . import pamr as pamr
+from . import refinement as refinement
 from . import saliency as saliency
 from . import tscam as tscam
 from . import vit as vit
+from .afa import AFA as AFA
 from .boxes import box_iou as box_iou
 from .boxes import largest_box as largest_box
 from .build import build_model as build_model

@@ -1,285 +1,218 @@
-"""AFA: affinity between patches, read from their attention, spreads a CAM before it is refined.
+"""AFA: a CAM walks along a learned affinity before it teaches the segmentation; and ToCo with that affinity.
 
-Ru, Zhan, Yu, Du: "Learning Affinity from Attention" (CVPR 2022). The scores q k^T of the last two blocks are a raw
-affinity between patches. One 1x1 convolution reads it (`AffinityHead`), confident pairs of the pseudo label supervise
-it (`affinity_label`, `affinity_loss`), and a random walk of one step spreads the CAM along it (`walk`).
+Ru, Zhan, Yu, Du: "Learning Affinity from Attention" (CVPR 2022); the parts are in `learned_affinity`. The CAM refined
+by PAR alone supervises the affinity, and at first the segmentation too; from `afa_walk_start_step` on the segmentation
+is taught by the CAM that walked.
 
-In the paper the encoder is a MiT-B1, whose last stage has two blocks; here it is any plain ViT, and the scores are those
-between its patches alone.
+Two habits of the released code are not kept: it does not train the layers of norm, and from COCO's walk on the walked
+label also supervises the affinity.
 """
 
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from toco_lab.backbones.interfaces import SelfAttention
-from toco_lab.backbones.kinds import encoder_of, is_timm_attention
-from toco_lab.config import IGNORE_INDEX
-from toco_lab.method.cam import resize
-from toco_lab.method.labels import outside_to_ignore
+from toco_lab.backbones.kinds import encoder_of, fill_patches
+from toco_lab.backbones.pixels import check_images, denormalise
+from toco_lab.config import Config
+from toco_lab.method.batch import Batch
+from toco_lab.method.cam import Cams, multi_scale_cam, resize, scaled_size
+from toco_lab.method.face import CamModel, Output
+from toco_lab.method.falling_threshold import high_threshold
+from toco_lab.method.losses import classification_loss
+from toco_lab.method.model import LargeFOVDecoder, ToCo
 from toco_lab.method.present import PresentClasses
-from toco_lab.method.refine import DILATIONS, beside_background, par
+from toco_lab.method.step import StepOutput, loss_weights, pseudo_label, supervise, toco_losses, weighted_terms
+from toco_lab.peers.learned_affinity import (
+    BLOCKS,
+    AffinityHead,
+    affinity_label,
+    affinity_loss,
+    attention_scores,
+    walk,
+    walked_label,
+)
 
-BLOCKS = 2  # the last so many blocks give their scores
-WALK_EPSILON = 0.1  # added to each column's sum before the walk divides by it
+CAM_EPSILON = 1e-4  # of the walk of a bare CAM, where that of scores beside a background has `WALK_EPSILON`
 
 
-# --- affinity ---------------------------------------------------------------------------------------------------------
+def affinity_weights(cfg: Config, step: int) -> dict[str, float]:
+    """The weights of AFA's losses at a step: affinity and segmentation join together."""
+    weights = loss_weights(cfg, step)
+    on = {name: weights[name] for name in ("cls", "cls_aux", "seg", "reg")}
+    return on | {"aff": cfg.w_aff * (step >= cfg.seg_start_step + cfg.late_segmentation)}
 
 
-class AffinityHead(nn.Module):
-    """Affinity of every pair of patches from the attention scores of some blocks: one weight per head, and a bias.
+def radius_of(cfg: Config, patch_size: int) -> int:
+    """How far apart two tokens may be that are compared: `afa_radius`, or a quarter of the crop's tokens, at least 1.
 
-    The weights begin with a standard deviation of 0.58 and the scores are not scaled, as in the released code, so the
-    sigmoid begins saturated.
+    The released radius is 8 on 32 x 32 tokens.
+    """
+    return max(1, round(cfg.crop_size / patch_size / 4)) if cfg.afa_radius is None else cfg.afa_radius
 
-    Args:
-        num_heads: Heads of all blocks together.
+
+class WithAffinity(CamModel):
+    """What a model offers that has an affinity head: the affinity of an image.
+
+    Attributes:
+        radius: How far apart two tokens may be that are compared.
     """
 
-    def __init__(self, num_heads: int) -> None:
-        super().__init__()
-        self.read = nn.Conv2d(num_heads, 1, 1)
-        nn.init.kaiming_normal_(self.read.weight, a=math.sqrt(5), mode="fan_out")
+    radius: int
+    affinity_head: AffinityHead
+    scaled: bool
 
-    def forward(self, scores: Sequence[Tensor]) -> Tensor:
-        """Scores (B, H, N, N) of each block, in their order, -> symmetric affinity (B, N, N) in (0, 1)."""
-        stacked = torch.cat([one.float() for one in scores], dim=1)
-        with torch.autocast(stacked.device.type, enabled=False):
-            return self.read(stacked + stacked.mT).sigmoid().squeeze(1)
+    def make_affinity_head(self, cfg: Config) -> None:
+        """Add the head; ValueError if the encoder's attention cannot be read."""
+        with attention_scores(self.encoder):  # refuses, and reads nothing
+            heads = sum(block.attn.num_heads for block in list(encoder_of(self.encoder).blocks)[-BLOCKS:])
+        self.affinity_head, self.scaled = AffinityHead(heads), cfg.afa_scaled
+        self.radius = radius_of(cfg, self.patch_size)
 
-
-def patch_scores(part: SelfAttention, qkv: Tensor, num_prefix: int, *, scaled: bool = False) -> Tensor:
-    """Attention scores q k^T between the patches, before softmax.
-
-    Args:
-        part: An attention of timm, whose norms of q and k are applied where it has them.
-        qkv: What its layer `qkv` gave, (B, P + N, 3 D).
-        num_prefix: P.
-        scaled: Divide by the square root of the channels of a head, as attention does; the released code does not.
-
-    Returns:
-        (B, H, N, N).
-    """
-    heads = qkv[:, num_prefix:].unflatten(2, (3, part.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, H, N, d)
-    query, key = part.q_norm(heads[0]), part.k_norm(heads[1])
-    scores = query @ key.mT
-    return scores / math.sqrt(query.shape[-1]) if scaled else scores
-
-
-@contextmanager
-def attention_scores(model: nn.Module, *, blocks: int = BLOCKS, scaled: bool = False) -> Iterator[list[Tensor]]:
-    """Collect `patch_scores` of the last blocks in the passes made inside the `with`.
-
-    Yields:
-        A list that each pass extends by one (B, H, N, N) per block, first block first, with autograd history.
-
-    Raises:
-        ValueError: If the model is no plain ViT, has fewer blocks, or a block has no attention of timm's kind.
-    """
-    encoder = encoder_of(model)
-    if len(encoder.blocks) < blocks:
-        raise ValueError(f"the affinity reads the last {blocks} blocks, and {type(encoder).__name__} has fewer")
-    found: list[Tensor] = []
-    hooks = []
-    try:
-        for place in range(-blocks, 0):
-            part = getattr(encoder.blocks[place], "attn", None)
-            if not is_timm_attention(part) or not hasattr(part, "qkv"):
-                raise ValueError(f"attention scores of {type(part).__name__} cannot be read: it lacks the layer qkv")
-
-            def keep(_: nn.Module, __: object, qkv: Tensor, part: SelfAttention = part) -> None:
-                found.append(patch_scores(part, qkv, encoder.num_prefix_tokens, scaled=scaled))
-
-            hooks.append(part.qkv.register_forward_hook(keep))
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-# --- its supervision --------------------------------------------------------------------------------------------------
-
-
-def radius_mask(grid: Sequence[int], radius: int, device: torch.device | None = None) -> Tensor:
-    """(N, N) bool: True where rows and columns of two tokens differ by at most `radius` each, N = h * w row-major."""
-    height, width = grid
-    row = torch.arange(height * width, device=device) // width
-    column = torch.arange(height * width, device=device) % width
-    return torch.maximum((row[:, None] - row).abs(), (column[:, None] - column).abs()) <= radius
-
-
-def affinity_label(label: Tensor, grid: Sequence[int], *, radius: int | None = None) -> Tensor:
-    """What the affinity of every pair of tokens should be.
-
-    `losses.affinity_mask`, which PTC reads, leaves the diagonal out and has no radius.
-
-    Args:
-        label: Pseudo label (B, H, W): 0 background, 1..C classes, 255 ignored; brought to the grid by nearest
-            neighbour.
-        grid: Rows and columns (h, w) of the tokens.
-        radius: In tokens; None compares all pairs.
-
-    Returns:
-        (B, N, N) uint8, N = h * w row-major: 1 same label (background and the diagonal too), 0 different, 255 where
-        either is ignored or the two are further apart than the radius in rows or in columns.
-    """
-    flat = F.interpolate(label[:, None].float(), tuple(grid), mode="nearest").flatten(1).long()  # (B, N)
-    rows, columns = flat[:, :, None], flat[:, None, :]
-    ignored = (rows == IGNORE_INDEX) | (columns == IGNORE_INDEX)
-    if radius is not None:
-        ignored = ignored | ~radius_mask(grid, radius, label.device)
-    return (rows == columns).to(torch.uint8).masked_fill(ignored, IGNORE_INDEX)
+    @torch.no_grad()
+    def affinity(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Affinity (B, N, N) of normalised images (B, 3, H, W), and the grid (h, w) of its tokens."""
+        _, grid = fill_patches(self.encoder, image)
+        with attention_scores(self.encoder, scaled=self.scaled) as scores:
+            self.encode(image)
+        return self.affinity_head(scores()), grid
 
 
 @dataclass(frozen=True)
-class AffinityTerms:
-    """The affinity loss with the two means it must be read with.
+class AfaFeatures:
+    """What one pass gives.
 
     Attributes:
-        loss: Scalar in [0, 1].
-        positive, negative: Scalars, detached: mean affinity of the positive and of the negative pairs of the batch, in
-            [0, 1]; NaN if there are none.
+        patch_tokens: (B, D, h, w) after the final norm.
+        labelled_tokens: The tokens whose CAM makes the labels, (B, D, h, w): these, or the raw ones of block
+            `aux_layer`.
+        affinity: (B, N, N) in (0, 1).
     """
 
-    loss: Tensor
-    positive: Tensor
-    negative: Tensor
+    patch_tokens: Tensor
+    labelled_tokens: Tensor
+    affinity: Tensor
 
 
-def affinity_loss(affinity: Tensor, label: Tensor) -> AffinityTerms:
-    """Half the mean of 1 - a over positive pairs plus half the mean of a over negative pairs of the whole batch.
+class AFA(WithAffinity):
+    """A ViT with a classifier, a decoder and an affinity head.
 
-    As in the released code, 1 is added to each number of pairs, and the loss is 0 where all pairs are ignored.
-
-    Args:
-        affinity: (B, N, N) in [0, 1].
-        label: (B, N, N): 1 same, 0 different, 255 ignored.
+    `cam` is the CAM that makes the labels: of the final tokens, or with `afa_labels` "aux" of block `aux_layer`, which
+    then has a classifier of its own. `cam_aux` is the same CAM after the walk.
 
     Raises:
-        ValueError: If the two do not fit.
+        ValueError: If the encoder is no plain ViT whose attention can be read, or `aux_layer` names no block.
     """
-    if affinity.shape != label.shape:
-        raise ValueError(f"affinity {tuple(affinity.shape)} does not fit label {tuple(label.shape)}")
-    positive, negative = label == 1, label == 0
-    num_positive, num_negative = positive.sum(), negative.sum()
-    pull = ((1 - affinity) * positive).sum() / (num_positive + 1)
-    push = (affinity * negative).sum() / (num_negative + 1)
-    with torch.no_grad():
-        means = [(affinity * pairs).sum() / number for pairs, number in
-                 ((positive, num_positive), (negative, num_negative))]  # fmt: skip
-    return AffinityTerms(0.5 * pull + 0.5 * push, *means)
 
+    decoder: LargeFOVDecoder
 
-# --- the walk ---------------------------------------------------------------------------------------------------------
+    def __init__(self, cfg: Config) -> None:
+        super().__init__(cfg)
+        blocks, width = len(encoder_of(self.encoder).blocks), self.encoder.num_features
+        if not -blocks <= cfg.aux_layer < blocks:
+            raise ValueError(f"aux_layer {cfg.aux_layer} is not one of the {blocks} blocks of {cfg.backbone}")
+        self.aux_index = cfg.aux_layer % blocks
+        self.classifier = nn.Conv2d(width, cfg.num_classes, 1, bias=False)
+        self.aux_classifier = nn.Conv2d(width, cfg.num_classes, 1, bias=False) if cfg.afa_labels == "aux" else None
+        self.decoder = LargeFOVDecoder(width, cfg.decoder_width, cfg.num_classes + 1, cfg.decoder_dilation)
+        self.make_affinity_head(cfg)
+        self.train()
 
+    def encode(self, image: Tensor) -> AfaFeatures:
+        """One pass over normalised images (B, 3, H, W), with the affinity of their patches."""
+        check_images(image)
+        self.check_input(image)
+        image, grid = fill_patches(self.encoder, image)
+        with attention_scores(self.encoder, scaled=self.scaled) as scores, self.autocast(image.device):
+            tokens, (aux,) = encoder_of(self.encoder).forward_intermediates(
+                image, indices=[self.aux_index], norm=False, output_fmt="NCHW"
+            )
+        final = tokens.float()[:, self.num_prefix_tokens :].mT.unflatten(2, grid)
+        return AfaFeatures(final, final if self.aux_classifier is None else aux.float(), self.affinity_head(scores()))
 
-def walk(scores: Tensor, affinity: Tensor, *, radius: int | None = None, epsilon: float = WALK_EPSILON) -> Tensor:
-    """Spread scores along the affinity: a random walk of one step.
+    def cams(self, features: AfaFeatures) -> tuple[Tensor, Tensor]:
+        """The CAM that makes the labels, and what of it is positive after the walk, (B, C, h, w) each, detached."""
+        with torch.no_grad():
+            cam = (self.aux_classifier or self.classifier)(features.labelled_tokens)
+            return cam, walk(cam.relu(), features.affinity, radius=self.radius, epsilon=CAM_EPSILON)
 
-    With a = (affinity within the radius)^2: out_j = sum_i scores_i a_ij / (sum_i a_ij + epsilon).
-
-    Args:
-        scores: (B, K, h, w).
-        affinity: (B, N, N), N = h * w row-major, >= 0.
-        radius: In tokens; pairs further apart do not exchange anything. None lets all.
-        epsilon: Added to the sum of each column.
-
-    Returns:
-        (B, K, h, w), at most the range of `scores`.
-
-    Raises:
-        ValueError: If scores and affinity do not fit.
-    """
-    grid = scores.shape[-2:]
-    number = grid[0] * grid[1]
-    if affinity.shape != (len(scores), number, number):
-        raise ValueError(
-            f"affinity {tuple(affinity.shape)} does not fit scores {tuple(scores.shape)}: need (B, h * w, h * w)"
+    def forward(self, image: Tensor, *, segment: bool = True) -> Output:
+        """Image logits of the final tokens (maximum over positions), segmentation, and the features of the maps."""
+        features = self.encode(image)
+        return Output(
+            logits=_logits(self.classifier, features.patch_tokens),
+            seg_logits=self.decoder(features.patch_tokens) if segment else None,
+            features=features,
         )
-    squared = affinity.square()
-    if radius is not None:
-        squared = squared * radius_mask(grid, radius, affinity.device)
-    moves = squared / (squared.sum(1, keepdim=True) + epsilon)
-    return (scores.flatten(2) @ moves).unflatten(2, grid)
+
+    def losses(self, batch: Batch, cfg: Config, step: int, *, generator: torch.Generator | None = None) -> StepOutput:
+        """Classification; from `cfg.seg_start_step` on the affinity and the segmentation."""
+        weights = affinity_weights(cfg, step)
+        on = {name for name, weight in weights.items() if weight > 0}
+        output = self(batch.image, segment=not on.isdisjoint({"seg", "reg"}))
+        features: AfaFeatures = output.features
+        losses = {"cls": classification_loss(output.logits, batch.image_label)}
+        if self.aux_classifier is not None:
+            aux_logits = _logits(self.aux_classifier, features.labelled_tokens)
+            losses["cls_aux"] = classification_loss(aux_logits, batch.image_label)
+        if on.isdisjoint({"seg", "reg", "aff"}):
+            return StepOutput(weighted_terms(losses, weights))
+        present = PresentClasses.of(batch.image_label, batch.max_present)
+        cams = multi_scale_cam(self, batch.image, cfg.cam_scales, present=present, plain=features)
+        pixels = denormalise(batch.image, self.mean, self.std).clamp(0, 255)
+        label, noise = pseudo_label(cams, pixels, batch, cfg, step), None
+        if "aff" in on:
+            pairs = affinity_label(label, features.patch_tokens.shape[-2:], radius=self.radius)
+            losses["aff"] = affinity_loss(features.affinity, pairs).loss
+        if output.seg_logits is not None:
+            starts = 3 * cfg.seg_start_step if cfg.afa_walk_start_step is None else cfg.afa_walk_start_step
+            if step >= starts:
+                label = self._walked_label(batch, cams, pixels, cfg, step)
+            found = supervise(self, output.seg_logits, cams, batch, cfg, step, on, label=label)
+            losses, label, noise = {**losses, **found.losses}, found.label, found.noise
+        return StepOutput(weighted_terms(losses, weights, noise=noise), cams, label)
+
+    def _walked_label(self, batch: Batch, cams: Cams, pixels: Tensor, cfg: Config, step: int) -> Tensor:
+        """The label of the segmentation after the walk, along the affinity at the largest scale of the CAM."""
+        size = scaled_size(batch.image, max(cfg.cam_scales))
+        affinity, grid = self.affinity(resize(batch.image, size))
+        return walked_label(
+            pixels.byte().float() / 255, cams.cam, cams.present, affinity, grid, low=cfg.low_threshold,
+            high=high_threshold(cfg, step, cams.present), radius=self.radius, valid_box=batch.valid_box,
+            dilations=cfg.par_dilations, num_iter=cfg.par_iterations,
+        )  # fmt: skip
 
 
-@torch.no_grad()
-def walked_scores(
-    cam: Tensor,
-    present: PresentClasses,
-    affinity: Tensor,
-    background: float | Tensor,
-    *,
-    radius: int | None,
-    epsilon: float = WALK_EPSILON,
-) -> Tensor:
-    """Scores of background and present classes after the walk.
+class ToCoWithAffinity(WithAffinity, ToCo):
+    """ToCo with AFA's affinity head and loss (`w_aff` above 0), an addition that no paper has.
 
-    Args:
-        cam: (B, S, h, w) in [0, 1], on the grid of the affinity.
-        present: Its classes; absent ones take no part and stay 0.
-        affinity: (B, N, N).
-        background: Constant score of the background, one or one for each image, (B,).
-        radius, epsilon: As in `walk`.
-
-    Returns:
-        (B, 1 + S, h, w): softmax over background and present classes, walked.
+    The pairs come from the pseudo label of ToCo's segmentation. Its maps are ToCo's; the affinity shapes attention, and
+    the refinement `walk` of an evaluation may use it.
     """
-    absent = F.pad(~present.mask, (1, 0))[:, :, None, None]
-    scores = beside_background(cam.float(), background).masked_fill(absent, -torch.inf).softmax(1)
-    return walk(scores, affinity.float(), radius=radius, epsilon=epsilon)
+
+    def __init__(self, cfg: Config) -> None:
+        super().__init__(cfg)
+        self.make_affinity_head(cfg)
+        self.train()
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Those of ToCo, and the affinity head."""
+        return [*super().head_parameters(), *self.affinity_head.parameters()]
+
+    def losses(self, batch: Batch, cfg: Config, step: int, *, generator: torch.Generator | None = None) -> StepOutput:
+        """ToCo's losses, and the affinity loss while there is a pseudo label of segmentation."""
+        with attention_scores(self.encoder, scaled=self.scaled) as scores:  # of the first pass, over `batch.image`
+            made = toco_losses(self, batch, cfg, step, generator=generator)
+        terms = made.terms
+        if made.pseudo_label is None:
+            return replace(made, terms=replace(terms, aff=torch.zeros_like(terms.total)))
+        grid = [length // self.patch_size for length in batch.image.shape[-2:]]
+        pairs = affinity_label(made.pseudo_label, grid, radius=self.radius)
+        aff = affinity_loss(self.affinity_head(scores()), pairs).loss
+        return replace(made, terms=replace(terms, aff=aff, total=terms.total + cfg.w_aff * aff))
 
 
-@torch.no_grad()
-def walked_label(
-    image01: Tensor,
-    cam: Tensor,
-    present: PresentClasses,
-    affinity: Tensor,
-    grid: Sequence[int],
-    *,
-    low: float,
-    high: float | Tensor,
-    radius: int | None,
-    valid_box: Tensor,
-    scale: float = 0.5,
-    dilations: Sequence[int] = DILATIONS,
-    num_iter: int = 10,
-) -> Tensor:
-    """The pseudo label of AFA: the CAM walks beside a strict and a loose background, then PAR refines both runs.
-
-    PAR sees the image cut to its valid box; in ToCo it sees the whole image (`refine.refine_cam`). Arguments and
-    result are those of `refine_cam`, with
-
-    Args:
-        affinity: (B, N, N).
-        grid: Rows and columns (h, w) of its tokens.
-        radius: As in `walk`.
-        valid_box: (B, 4) top, bottom, left, right in pixels, half-open; outside it the label is 255.
-    """
-    size = cam.shape[-2:]
-    small = resize(cam, grid)
-    runs = [
-        resize(walked_scores(small, present, affinity, background, radius=radius), size) for background in (high, low)
-    ]
-    places = []
-    for maps in runs:
-        place = torch.zeros(len(cam), *size, dtype=torch.int64, device=cam.device)
-        for number, (top, bottom, left, right) in enumerate(valid_box.tolist()):
-            inside = (slice(top, bottom), slice(left, right))
-            kept = F.pad(present.mask[number], (1, 0), value=True)  # background, then the classes of this image
-            cut = image01[number : number + 1, :, *inside]
-            reduced = resize(cut, [max(1, int(length * scale)) for length in cut.shape[-2:]])
-            refined = par(reduced, maps[number : number + 1, kept, *inside], dilations=dilations, num_iter=num_iter)
-            winner = resize(refined, cut.shape[-2:]).max(1).indices[0]
-            place[number, *inside] = kept.nonzero()[:, 0][winner]
-        places.append(place)
-    strict, loose = places
-    label = present.class_label(strict).masked_fill((strict == 0) & (loose != 0), IGNORE_INDEX)
-    return outside_to_ignore(label, valid_box)
+def _logits(classifier: nn.Conv2d, tokens: Tensor) -> Tensor:
+    """Image logits (B, C) of tokens (B, D, h, w): their maximum over positions, channel by channel, classified."""
+    return classifier(tokens.amax((2, 3), keepdim=True)).flatten(1)

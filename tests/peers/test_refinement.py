@@ -1,16 +1,19 @@
 """One field says how CAMs are refined: every word of it on one model, in evaluation, pseudo labels and protocols."""
 
+import shutil
+
 import pytest
 import torch
 
 from toco_lab.config import Config
 from toco_lab.data.loader import eval_samples
-from toco_lab.evaluation.evaluate import evaluate_model, protocol_record
+from toco_lab.evaluation.evaluate import evaluate_model, evaluate_run, protocol_record
 from toco_lab.evaluation.prediction import native_cams
 from toco_lab.evaluation.pseudo_labels import Thresholds, kind_record
 from toco_lab.method.refine import refine_cam
 from toco_lab.peers.build import build_model
 from toco_lab.peers.refinement import refine, refine_between
+from toco_lab.runs.run_dir import RunDir
 
 AFA = Config.preset("smoke").replace(method="afa")
 WORDS = ("par", "pamr", "crf", "patch", "walk", "patch+par", "walk+par")
@@ -74,6 +77,17 @@ def test_the_evaluation_uses_it_and_says_so(case):
 def test_what_cannot_be_is_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         Config.preset("smoke").replace(**changes)
+
+
+def test_a_run_is_scored_again_with_another_refinement(smoke_run, tmp_path):
+    run = RunDir(shutil.copytree(smoke_run.path, tmp_path / "run"))
+    before = run.read_table("evaluation").set_index(["target", "class"])["iou"]
+    evaluate_run(run, targets=["cam_refined"], refine="patch+par", progress=False)
+    after = run.read_table("evaluation").set_index(["target", "class"])["iou"]
+    assert run.read_json("protocol")["cam_refined"]["refinement"] == "patch+par"
+    assert after["seg", "mIoU"] == before["seg", "mIoU"] and run.config() == smoke_run.config()
+    with pytest.raises(ValueError, match="nothing trains one"):
+        evaluate_run(run, targets=["cam_refined"], refine="walk", progress=False)
 
 
 def test_old_digests_stay():

@@ -219,6 +219,7 @@ def evaluate_run(
     targets: Sequence[str] | None = None,
     split: str | None = None,
     device: str = "auto",
+    refine: str | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Evaluate a run's last checkpoint and write evaluation.csv, protocol.json, thresholds.csv (`Evaluation.curve`) and
@@ -226,7 +227,7 @@ def evaluate_run(
 
     Several processes share the images out, and the first one writes. Scores of other targets that the same checkpoint
     already has are kept. A split other than `val_split` has files of its own, evaluation_<split>.csv and so on, and no
-    gallery.
+    gallery. `refine` takes the place of `eval_refine` of the config, as the protocol of `cam_refined` then says.
 
     Raises:
         ValueError: If another process is at work in the folder of the run, or `run` is none.
@@ -234,14 +235,15 @@ def evaluate_run(
     """
     require(run, RunDir, "run", ": open one with RunDir(folder)")
     with only_worker(run.path) if is_first() else nullcontext():
-        return _evaluate_run(run, targets, split, device, progress=progress)
+        return _evaluate_run(run, targets, split, device, refine, progress=progress)
 
 
 def _evaluate_run(
-    run: RunDir, targets: Sequence[str] | None, split: str | None, device: str, *, progress: bool
+    run: RunDir, targets: Sequence[str] | None, split: str | None, device: str, refine: str | None, *, progress: bool
 ) -> Evaluation:
     """`evaluate_run`, by the only process (or group of processes) at this run."""
     model, cfg = load_run_model(run, resolve_device(device))
+    cfg = cfg.replace(eval_refine=refine) if refine else cfg
     checkpoint = weights_hash(run.checkpoints()[-1])
     suffix = "" if split in (None, cfg.val_split) else f"_{split}"
     if is_first():

@@ -123,6 +123,7 @@ def write_pseudo_labels(
     thresholds: Thresholds | None = None,
     scores: bool = False,
     images: str | None = None,
+    refine: str | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> PseudoLabels:
@@ -139,6 +140,7 @@ def write_pseudo_labels(
         thresholds: None takes `cfg.background_threshold` alone, as `evaluate` does.
         scores: Write the soft scores of `seed` and `aux` as well, see `label_folder.save_scores`.
         images: Also put the images into the folders: `link` or `copy`. Toy scenes are written as PNGs.
+        refine: How the kind `refined` is made, in place of `eval_refine` of the config.
         device: auto, cpu, cuda ...
         progress: Show a progress bar.
 
@@ -153,7 +155,9 @@ def write_pseudo_labels(
     kinds = tuple(dict.fromkeys(kinds))
     _check_request(kinds, scores, images)
     with only_worker(run.path):
-        return _label_split(run, split, out, kinds, thresholds, device, scores=scores, images=images, progress=progress)
+        return _label_split(
+            run, split, out, kinds, thresholds, device, scores=scores, images=images, refine=refine, progress=progress
+        )
 
 
 def _label_split(
@@ -166,10 +170,12 @@ def _label_split(
     *,
     scores: bool,
     images: str | None,
+    refine: str | None,
     progress: bool,
 ) -> PseudoLabels:
     """`write_pseudo_labels`, by the only process at this run."""
     model, cfg = load_run_model(run, resolve_device(device))
+    cfg = cfg.replace(eval_refine=refine) if refine else cfg
     split = split or cfg.train_split
     out = Path(out) if out else run.path / "pseudo_labels" / split
     thresholds = thresholds or Thresholds(cfg.background_threshold, cfg.background_threshold)

@@ -161,7 +161,7 @@ class AFA(WithAffinity):
         present = PresentClasses.of(batch.image_label, batch.max_present)
         cams = multi_scale_cam(self, batch.image, cfg.cam_scales, present=present, plain=features)
         pixels = denormalise(batch.image, self.mean, self.std).clamp(0, 255)
-        label, noise = pseudo_label(cams, pixels, batch, cfg, step), None
+        label = pseudo_label(cams, pixels, batch, cfg, step)
         if "aff" in on:
             pairs = affinity_label(label, features.patch_tokens.shape[-2:], radius=self.radius)
             losses["aff"] = affinity_loss(features.affinity, pairs).loss
@@ -170,8 +170,9 @@ class AFA(WithAffinity):
             if step >= starts:
                 label = self._walked_label(batch, cams, pixels, cfg, step)
             found = supervise(self, output.seg_logits, cams, batch, cfg, step, on, label=label)
-            losses, label, noise = {**losses, **found.losses}, found.label, found.noise
-        return StepOutput(weighted_terms(losses, weights, noise=noise), cams, label)
+            terms = weighted_terms({**losses, **found.losses}, weights, noise=found.noise)
+            return StepOutput(terms, cams, found.label)
+        return StepOutput(weighted_terms(losses, weights), cams, label)
 
     def _walked_label(self, batch: Batch, cams: Cams, pixels: Tensor, cfg: Config, step: int) -> Tensor:
         """The label of the segmentation after the walk, along the affinity at the largest scale of the CAM."""

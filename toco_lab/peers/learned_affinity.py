@@ -88,13 +88,16 @@ def attention_scores(
     encoder = encoder_of(model)
     if len(encoder.blocks) < blocks:
         raise ValueError(f"the affinity reads the last {blocks} blocks, and {type(encoder).__name__} has fewer")
-    parts = [getattr(block, "attn", None) for block in list(encoder.blocks)[-blocks:]]
+    parts: list[SelfAttention] = []
+    for block in list(encoder.blocks)[-blocks:]:
+        part = getattr(block, "attn", None)
+        if not is_timm_attention(part) or not hasattr(part, "qkv"):
+            raise ValueError(f"attention scores of {type(part).__name__} cannot be read: it lacks the layer qkv")
+        parts.append(part)
     found: dict[int, Tensor] = {}
     hooks = []
     try:
         for place, part in enumerate(parts):
-            if not is_timm_attention(part) or not hasattr(part, "qkv"):
-                raise ValueError(f"attention scores of {type(part).__name__} cannot be read: it lacks the layer qkv")
 
             def keep(_: nn.Module, __: object, qkv: Tensor, place: int = place) -> None:
                 found.setdefault(place, qkv)

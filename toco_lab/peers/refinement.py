@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from toco_lab.backbones.kinds import fill_patches
 from toco_lab.backbones.pixels import denormalise
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.method.cam import Cams, at_evaluation_size, min_max, resize, resize_each, scaled_size
@@ -49,7 +50,7 @@ def refine(model: CamModel, cfg: Config, image: Tensor, cams: Cams, backgrounds:
     """
     pixels = denormalise(image, model.mean, model.std).clamp(0, 255)
     first, _, then = cfg.eval_refine.partition("+")
-    cam, present, settings = cams.cam, cams.present, {"dilations": cfg.par_dilations, "num_iter": cfg.par_iterations}
+    cam, present = cams.cam, cams.present
     if first == "walk":
         return _walked(model, cfg, image, pixels / 255, cams, backgrounds, by_par=then == "par")
     if first == "patch":
@@ -59,7 +60,10 @@ def refine(model: CamModel, cfg: Config, image: Tensor, cams: Cams, backgrounds:
     if first == "crf":
         return [crf_label(pixels, cam, present, low=score, high=score) for score in backgrounds]
     weights = pamr_weights if first == "pamr" else par_weights
-    return refined_labels(pixels / 255, cam, present, backgrounds, weights_of=weights, **settings)
+    return refined_labels(
+        pixels / 255, cam, present, backgrounds, weights_of=weights,
+        dilations=cfg.par_dilations, num_iter=cfg.par_iterations,
+    )  # fmt: skip
 
 
 def refine_between(model: CamModel, cfg: Config, image: Tensor, cams: Cams, *, low: float, high: float) -> Tensor:
@@ -81,7 +85,7 @@ def _spread(model: CamModel, cfg: Config, image: Tensor, cam: Tensor) -> Tensor:
     """The CAM (B, S, H, W) spread along the patch affinity, in [0, 1) again."""
     large = _largest(cfg, image)
     affinity = row_normalised(affinity_of_image(model, large))
-    grid = [-(-length // model.patch_size) for length in large.shape[-2:]]
+    _, grid = fill_patches(model.encoder, large)
     return min_max(resize_each(spread(resize(cam, grid), affinity), cam.shape[-2:]))
 
 

@@ -128,7 +128,7 @@ class Config:
     num_workers: int = opt(2, "loader processes; 0 loads in the training process", result=False, within=(0, 1024))
 
     # --- model --------------------------------------------------------------------------------------------------
-    method: Literal["toco", "tscam", "getam", "mct", "mct_plus"] = opt(
+    method: Literal["toco", "tscam", "getam", "afa", "mct", "mct_plus"] = opt(
         "toco", "what is trained: ToCo, or a method that it is compared with (docs/peers.md)"
     )
     backbone: str = opt(
@@ -251,6 +251,25 @@ class Config:
     )
     crops_in_valid_box: bool = opt(True, "keep local crops inside the valid box", quirk=False)
 
+    afa_labels: Literal["final", "aux"] = opt(
+        "final", "AFA: labels come from the CAM of the final tokens (released), or from that of block `aux_layer`"
+    )
+    afa_walk_start_step: int | None = opt(
+        None,
+        "AFA: first step in which the segmentation's label has walked along the affinity; None = 3 * seg_start_step",
+        at_least=0,
+        up_to=MOST_STEPS,
+    )
+    afa_radius: int | None = opt(
+        None,
+        "affinity: tokens further apart than this in rows or columns are not compared; None = a quarter of the crop",
+        at_least=1,
+        up_to=MOST_PIXELS,
+    )
+    afa_scaled: bool = opt(
+        False, "affinity: attention scores are divided by the root of a head's channels, as attention does"
+    )
+
     # --- losses -------------------------------------------------------------------------------------------------
     late_segmentation: bool = opt(
         False, "the segmentation losses join one step after seg_start_step (`n_iter <= 2000`)", quirk=True
@@ -261,6 +280,11 @@ class Config:
     w_ctc: float = opt(0.5, "weight of class token contrast", at_least=0)
     w_seg: float = opt(0.1, "weight of the segmentation loss", at_least=0)
     w_reg: float = opt(0.05, "weight of the regularised (dense CRF energy) loss", at_least=0)
+    w_aff: float = opt(
+        0.0,
+        "weight of AFA's affinity loss, which joins with the segmentation losses; in ToCo it is an addition",
+        at_least=0,
+    )
     w_distil: float = opt(
         0.0,
         "weight of regressing the final tokens' CAM on the auxiliary CAM: an alternative to PTC, not part of ToCo",
@@ -371,6 +395,11 @@ class Config:
     )
     eval_seg_flip: bool = opt(True, "each scale of segmentation inference also runs mirrored")
     eval_fusion: Literal["voc", "coco"] = opt("voc", "voc: sum over flip, max over scales; coco: the other way round")
+    eval_refine: Literal["par", "pamr", "crf", "patch", "walk", "patch+par", "walk+par"] = opt(
+        "par",
+        "what refines the CAM of target `cam_refined` and of refined pseudo labels: PAR, PAMR, dense CRF, attention "
+        "between patches, or the walk along a learned affinity (w_aff); training refines by PAR",
+    )
     threshold_images: int = opt(
         100,
         "training images with masks on which a second background threshold of each CAM is chosen when it is "
@@ -445,10 +474,12 @@ class Config:
         """What the fields become that either this method or another one does not read, where the other one is taken."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         moved = [] if METHODS[self.method].segments_after is None else ["seg_start_step"]
+        moved += METHODS[self.method].begins
         back = {name: defaults[name] for name in (*unread(self.method), *moved)}
         back |= {name: value for name, value in PRESETS.get(self.preset_name, {}).items() if name in back}
         after = METHODS[method].segments_after
         back |= {} if after is None else {"seg_start_step": round(after * steps)}
+        back |= METHODS[method].begins
         return back | {name: silent(name, defaults[name]) for name in unread(method)}
 
     def released(self) -> Self:

@@ -4,7 +4,8 @@ Toco is the default. The others are the systems that the field compares with, in
 encoder, evaluation (`toco_lab.peers`). A field that only some methods read is refused where another one is trained.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ _CLASS_CONTRAST = (
     "teacher_momentum", "head_hidden", "head_bottleneck", "head_out", "num_local_crops", "crop_candidates",
     "crop_min_content", "crop_max_negative", "crop_content", "crops_in_valid_box",
 )  # fmt: skip
+_AFFINITY = ("w_aff", "afa_radius", "afa_scaled")
 _SEGMENTATION = (
     "w_seg", "w_reg", "seg_start_step", "late_segmentation", "decoder_width", "decoder_dilation", "refine",
     "high_threshold_end", "threshold_fall_start_step", "noise_start_step", "noise_posterior", "noise_gap",
@@ -34,6 +36,8 @@ class Method:
         reads: Fields that some methods read and others do not; this one reads these.
         decoder: Whether it trains a decoder, so that there is a segmentation.
         class_token: Whether it reads the attention of a class token: only a plain ViT has one.
+        attention: Whether it reads the attention of a plain ViT, be it of a class token or between patches.
+        begins: Values of fields that several methods read, where a config is switched to this one.
         segments_after: Share of the steps after which the segmentation losses join where a config is switched to this
             method; None leaves `seg_start_step` as it is.
     """
@@ -44,17 +48,27 @@ class Method:
     decoder: bool = True
     class_token: bool = True
     segments_after: float | None = None
+    attention: bool = True
+    begins: Mapping[str, float] = field(default_factory=dict)
 
 
 METHODS: dict[str, Method] = {
     "toco": Method(
         "ToCo",
         "Ru et al., CVPR 2023",
-        ("pooling", *_AUXILIARY, *_PATCH_CONTRAST, *_CLASS_CONTRAST, *_SEGMENTATION),
+        ("pooling", *_AUXILIARY, *_PATCH_CONTRAST, *_CLASS_CONTRAST, *_SEGMENTATION, *_AFFINITY),
         class_token=False,
+        attention=False,
     ),
     "tscam": Method("TS-CAM", "Gao et al., ICCV 2021", (), decoder=False),
     "getam": Method("GETAM", "Sun et al., arXiv 2112.02841", ("getam_start", *_SEGMENTATION), segments_after=0.5),
+    "afa": Method(
+        "AFA",
+        "Ru et al., CVPR 2022",
+        ("afa_labels", "afa_walk_start_step", "aux_layer", "w_cls_aux", *_AFFINITY, *_SEGMENTATION),
+        class_token=False,
+        begins={"w_aff": 0.1, "w_reg": 0.0, "low_threshold": 0.35, "high_threshold": 0.55},
+    ),
     "mct": Method(
         "MCTformer",
         "Xu et al., CVPR 2022",

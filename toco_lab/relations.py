@@ -59,7 +59,7 @@ def never_reached(cfg: "Config") -> list[str]:
     starts = {
         "contrast_start_step": ("PTC, CTC and the regression on the auxiliary CAM", ("w_ptc", "w_ctc", "w_distil")),
         "ctc_start_step": ("the terms of class token contrast", ("w_ctc",)),
-        "seg_start_step": ("the segmentation and regularised losses", ("w_seg", "w_reg")),
+        "seg_start_step": ("the segmentation and regularised losses", ("w_seg", "w_reg", "w_aff")),
     }
     found = []
     for name, (losses, weights) in starts.items():
@@ -219,9 +219,35 @@ def _check_method(cfg: "Config") -> None:
         f"{cfg.backbone} has none: take a plain ViT, or method 'toco'",
     )
     _require(
-        not about.class_token or not cfg.compile_blocks,
+        not about.attention or not cfg.compile_blocks,
         f"compile_blocks is for method 'toco': the maps of {cfg.method!r} come from hooks in the blocks, which "
         "compiled blocks miss. Leave it False",
+    )
+    _check_affinity(cfg)
+
+
+def _check_affinity(cfg: "Config") -> None:
+    """Where an affinity is read or learned: it needs the attention between all patches, and a pseudo label."""
+    first = cfg.eval_refine.partition("+")[0]
+    _require(
+        first != "patch" or backbone_kind(cfg.backbone) == "vit",
+        f"eval_refine {cfg.eval_refine!r} reads the attention between all patches, which {cfg.backbone} does not "
+        "have: take 'par', 'pamr' or 'crf'",
+    )
+    _require(
+        first != "walk" or cfg.method == "afa" or cfg.w_aff > 0,
+        f"eval_refine {cfg.eval_refine!r} walks along a learned affinity, and nothing trains one: take method 'afa' or "
+        "a w_aff above 0, or another refinement ('patch' needs no training)",
+    )
+    if cfg.method != "afa" and cfg.w_aff == 0:
+        return
+    who = "method 'afa'" if cfg.method == "afa" else f"w_aff {cfg.w_aff}"
+    reads = f"{who} reads the attention between all patches"
+    _require(backbone_kind(cfg.backbone) == "vit", f"{reads}, which {cfg.backbone} does not have: take a plain ViT")
+    _require(not cfg.compile_blocks, f"{reads} by hooks, which compiled blocks miss. Leave compile_blocks False")
+    _require(
+        cfg.method == "afa" or cfg.w_seg > 0 or cfg.w_reg > 0,
+        f"{who} compares pairs of the segmentation's pseudo label, which is not made while w_seg and w_reg are 0",
     )
 
 

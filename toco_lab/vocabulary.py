@@ -59,9 +59,10 @@ COLUMNS_ADDED_LATER = (*CROP_STATISTICS, *(f"val_{name}" for name in CROP_OBJECT
 MIOU = "mIoU"
 F1 = "F1"
 MEAN_SCORES = (MIOU, F1)
+BOUNDARY = "boundary"  # end of the name of a score: `cam_boundary` is the mean boundary IoU beside `cam_mIoU`
 
 # Keys of a protocol that records of older versions lack; that they are not there is no difference.
-ADDED_LATER = ("decoder", "classes_in_mean")
+ADDED_LATER = ("decoder", "classes_in_mean", "boundary_width")
 
 TITLES = {  # target, or column of metrics.csv -> what the reader sees
     CAM: "CAM",
@@ -79,6 +80,7 @@ TITLES = {  # target, or column of metrics.csv -> what the reader sees
     "ctc_loss": "class token contrast (CTC)",
     "distil_loss": "regression on the auxiliary CAM",
     "seg_loss": "segmentation loss",
+    "aff_loss": "affinity loss",
     "reg_loss": "regularised loss",
     "total_loss": "total loss",
     "positive_cosine": "|cos| of positive pairs",

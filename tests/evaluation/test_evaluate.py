@@ -8,6 +8,7 @@ import torch
 from toco_lab.config import Config
 from toco_lab.data.loader import eval_samples
 from toco_lab.evaluation import evaluate
+from toco_lab.evaluation.boundary import boundary_counts, boundary_iou
 from toco_lab.evaluation.evaluate import Evaluation, evaluate_model, evaluate_run
 from toco_lab.evaluation.prediction import grouped_by_size, multi_scale_segmentation
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores
@@ -58,7 +59,7 @@ def test_evaluation_of_a_model_follows_the_protocol_image_by_image():
     result = evaluate_model(model, cfg, progress=False, checkpoint="abc")
     assert model.training
     model.eval()
-    total = 0
+    total, edges = 0, 0
     for sample in eval_samples(cfg, model.mean, model.std):
         resized = torch.nn.functional.interpolate(
             sample.image[None], size=(64, 64), mode="bilinear", align_corners=False
@@ -68,8 +69,13 @@ def test_evaluation_of_a_model_follows_the_protocol_image_by_image():
         present = PresentClasses.of(sample.image_label[None])
         label = confident_label(present.gather(cam), present, low=0.5, high=0.5)[0]
         total = total + confusion_matrix(label, sample.mask, 7)
+        edges = edges + boundary_counts(label[None], sample.mask[None], 7)
     assert result.scores["cam"] == pytest.approx(iou_scores(total).miou.item(), abs=2e-3)
     assert set(result.scores) == {"cam", "cam_aux", "cam_refined", "seg", "labels", *TUNED.values()}
+    near_edges = result.summary.set_index("target")["boundary_iou"]
+    expected = boundary_iou(edges)[total.sum(1) > 0].mean().item()
+    assert near_edges["cam"] == pytest.approx(100 * expected, abs=0.3)
+    assert near_edges.drop(["cam", "labels"]).notna().all() and result.protocol["cam"]["boundary_width"] == 0.02
     record = result.protocol["cam"]
     assert (record["split"], record["images"], record["image_size"]) == ("val", 5, "64 x 64")
     assert record["scales"] == list(cfg.cam_scales)

@@ -1,5 +1,6 @@
 """The scores at a tuned threshold in tables of runs, studies and reports."""
 
+import numpy as np
 import pandas as pd
 from helpers.finished_runs import make_run
 
@@ -106,3 +107,21 @@ def test_the_report_draws_the_curve_and_names_calibration(tmp_path):
     figure = next(part for part in section if getattr(part, "name", "") == "threshold_curves")
     assert {"application/vnd.plotly.v1+json", "image/png"} <= set(figure.data)
     assert "calibration" in words(section)
+
+
+def test_boundary_iou_has_a_table_and_an_older_run_a_dash(tmp_path):
+    old, new = make_run(tmp_path, name="old", w_ptc=0.0), make_run(tmp_path, name="new")
+    table = new.read_table("evaluation")
+    new.write_table("evaluation", table.assign(boundary_iou=np.where(table["target"] == "cam", 0.25, np.nan)))
+    protocol = new.read_json("protocol")
+    protocol["cam"]["boundary_width"] = 0.02
+    new.write_json("protocol", protocol)
+    assert run_scores(new)["cam_boundary"] == 0.25 and "cam_boundary" not in run_scores(old)
+    tables, unequal = results_tables(compare([old, new]))
+    assert unequal == []
+    found = next(table for table in tables if table.name == "boundary")
+    assert found.frame["CAM, boundary IoU"].tolist() == ["-", "25.0"]
+    assert "boundary width 0.02" in found.protocol["CAM, boundary IoU"]
+    assert "boundary width" not in tables[0].html()
+    cells = wide_table(summarise(rows_of_runs([old, new]), scores=["cam_mIoU", "cam_boundary"]))
+    assert cells["final CAM, boundary IoU"].tolist() == ["-", "25.0"]

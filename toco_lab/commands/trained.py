@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    run: tyro.conf.Positional[Path], split: str | None = None, targets: tuple[str, ...] = (), device: str = "auto"
+    run: tyro.conf.Positional[Path],
+    split: str | None = None,
+    targets: tuple[str, ...] = (),
+    refine: str | None = None,
+    device: str = "auto",
 ) -> None:
     """Score the last checkpoint of a run again; writes evaluation.csv and protocol.json.
 
@@ -25,6 +29,8 @@ def evaluate(
         targets: Among cam, cam_aux, cam_refined, seg, seg_crf, labels; none given takes all the config asks for. Each
             CAM is scored twice: at background_threshold, and (cam_tuned ...) at the threshold that is best on
             threshold_images training images.
+        refine: What refines the CAM of cam_refined, in place of eval_refine of the config: par, pamr, crf, patch, walk,
+            patch+par, walk+par.
         device: auto, cpu, cuda ...
     """
     from toco_lab.evaluation.evaluate import evaluate_run
@@ -32,7 +38,9 @@ def evaluate(
     from toco_lab.training.processes import is_first, process_group, resolve_device
 
     with process_group():
-        found = evaluate_run(RunDir(run), targets=targets or None, split=split, device=str(resolve_device(device)))
+        found = evaluate_run(
+            RunDir(run), targets=targets or None, split=split, refine=refine, device=str(resolve_device(device))
+        )
         if is_first():
             print_scores(found)
             print_doubtful_truth(RunDir(run).config(), split)
@@ -48,12 +56,14 @@ def print_doubtful_truth(cfg: Config, split: str | None = None) -> None:
 
 def print_scores(evaluation: "Evaluation") -> None:
     """Print a compact table: each mean score, and beside it what it depends on."""
-    shown = "score background_threshold split images image_size scales true_labels_mask_cam crf miou_over checkpoint"
+    shown = "score boundary_iou background_threshold split images image_size scales true_labels_mask_cam crf miou_over"
     table = evaluation.summary.set_index("target")
     print(f"\nscores in per cent; seed {table['seed'].iloc[0]}")
-    digits = {"score": "{:.1f}".format, "background_threshold": "{:.2f}".format}
-    print(table[shown.split()].to_string(formatters=digits, na_rep="-"))
+    digits = {"score": "{:.1f}".format, "boundary_iou": "{:.1f}".format, "background_threshold": "{:.2f}".format}
+    print(table[[*shown.split(), "checkpoint"]].to_string(formatters=digits, na_rep="-"))
     for target, record in evaluation.protocol.items():
+        if word := record.get("refinement"):
+            print(f"{target}: refined by {word}, not by PAR alone")
         if source := record.get("threshold_from"):
             print(f"{target}: threshold from {source}")
         elif reason := record.get("not_defined"):
@@ -69,6 +79,7 @@ def pseudo_labels(
     uncertain: bool = False,
     scores: bool = False,
     images: Literal["link", "copy"] | None = None,
+    refine: str | None = None,
     device: str = "auto",
 ) -> None:
     """Write the pseudo labels of a run as a data set for a second stage: palette PNGs in VOC's layout, and a protocol.
@@ -87,6 +98,7 @@ def pseudo_labels(
         uncertain: Take low_threshold and high_threshold of the config.
         scores: Also write the soft scores of seed and aux, float16 in one .npz per image.
         images: Put the images there too, as links or copies: OUT/<kind> is then a data_root of the preset `folder`.
+        refine: How the kind refined is made, in place of eval_refine of the config; words as of `evaluate`.
         device: auto, cpu, cuda ...
     """
     from toco_lab.evaluation.pseudo_labels import Thresholds, write_pseudo_labels
@@ -100,8 +112,9 @@ def pseudo_labels(
         thresholds = (cfg.low_threshold, cfg.high_threshold)
     chosen = Thresholds(thresholds[0], thresholds[-1]) if thresholds else None
     written = write_pseudo_labels(
-        found, split=split, out=out, kinds=kinds, thresholds=chosen, scores=scores, images=images, device=device
-    )
+        found, split=split, out=out, kinds=kinds, thresholds=chosen, scores=scores, images=images, refine=refine,
+        device=device,
+    )  # fmt: skip
     print(written)
     write_pictures(cfg, written.shown, written.out / "contact_sheet.png")
 

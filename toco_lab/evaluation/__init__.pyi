@@ -1,3 +1,4 @@
+from . import boundary as boundary
 from . import cam_per_layer as cam_per_layer
 from . import counts as counts
 from . import crop_objects as crop_objects

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from toco_lab.config import Config
 from toco_lab.data.loader import EvalSample
+from toco_lab.evaluation.boundary import boundary, boundary_counts, boundary_iou
 from toco_lab.evaluation.samples import mask_of
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores, label_f1
 from toco_lab.evaluation.thresholds import (
@@ -24,8 +25,8 @@ from toco_lab.vocabulary import CAM, CAM_AUX, F1, LABELS, MIOU, TUNED
 
 
 class Counts:
-    """What is counted over the images of this process: a confusion matrix for each map, each CAM at every threshold,
-    and F1 of the image labels.
+    """What is counted over the images of this process: a confusion matrix and the boundary pixels of each map, each CAM
+    at every threshold, and F1 of the image labels.
 
     Attributes:
         tuned: Target -> the threshold of its second label map, for `predict`; empty without one.
@@ -41,6 +42,7 @@ class Counts:
             target: torch.zeros(labels, labels, dtype=torch.int64, device=device)
             for target in (*maps, *(TUNED[target] for target in self.tuned))
         }
+        self._boundaries = {target: matrix.new_zeros(3, labels) for target, matrix in self._matrices.items()}
         cams = [target for target in maps if tuned and target in (CAM, CAM_AUX)]
         self._thresholds = {cam: ThresholdCounts(curve_thresholds(cfg), labels, device) for cam in cams}
         self._f1 = torch.zeros(2, dtype=torch.float64, device=device)  # sum, number of images
@@ -49,8 +51,10 @@ class Counts:
         """Count images of one size with their image labels (B, C) and what `predict` says of them."""
         if self._matrices:
             truth = torch.stack([mask_of(sample) for sample in group]).to(label.device)
+            edges = boundary(truth)
             for target, matrix in self._matrices.items():
                 matrix += confusion_matrix(predicted[target], truth, len(matrix))
+                self._boundaries[target] += boundary_counts(predicted[target], truth, len(matrix), edges=edges)
             for cam, counts in self._thresholds.items():
                 counts.add(predicted[f"{cam}_scores"], predicted[f"{cam}_winners"], truth)
         if LABELS in predicted:
@@ -62,22 +66,25 @@ class Counts:
 
         With it the number of classes that each mIoU is the mean of, by target.
         """
-        rows: list[tuple[str, str, float, float]] = []
+        rows: list[tuple[str, str, float, float, float]] = []
         in_mean, over = {}, self._cfg.miou_over
         for target in [name for first in self._maps for name in (first, TUNED.get(first)) if name]:
             if target not in self._matrices:
-                rows += [(target, MIOU, math.nan, math.nan)] * (self._chosen is not None)
+                rows += [(target, MIOU, math.nan, math.nan, math.nan)] * (self._chosen is not None)
                 continue
             matrix = total(self._matrices[target]).cpu()
             in_mean[target] = int((matrix.sum(1) > 0).sum()) if over == "present" else len(matrix)
             scores = iou_scores(matrix, over=over)
             wrong = scores.over_activation
-            rows += [(target, *row) for row in zip(names, scores.iou.tolist(), wrong.tolist(), strict=True)]
-            rows.append((target, MIOU, scores.miou.item(), wrong[1:].nanmean().item()))
+            edges = boundary_iou(total(self._boundaries[target]).cpu())
+            mean_edge = (edges[matrix.sum(1) > 0] if over == "present" else edges).mean().item()
+            columns = zip(names, scores.iou.tolist(), wrong.tolist(), edges.tolist(), strict=True)
+            rows += [(target, *row) for row in columns]
+            rows.append((target, MIOU, scores.miou.item(), wrong[1:].nanmean().item(), mean_edge))
         f1, count = total(self._f1).tolist()
         if count:
-            rows.append((LABELS, F1, f1 / count, math.nan))
-        return pd.DataFrame(rows, columns=["target", "class", "iou", "over_activation"]), in_mean
+            rows.append((LABELS, F1, f1 / count, math.nan, math.nan))
+        return pd.DataFrame(rows, columns=["target", "class", "iou", "over_activation", "boundary_iou"]), in_mean
 
     def curve(self, split: str, images: int) -> pd.DataFrame:
         """`evaluate.Evaluation.curve` of the images of all processes together, which all must call this."""

@@ -17,6 +17,7 @@ from toco_lab.data.classes import label_names
 from toco_lab.data.images import RULE
 from toco_lab.data.loader import EvalSample, EvalSamples, eval_samples
 from toco_lab.data.masks import check_classes_shown
+from toco_lab.evaluation.boundary import WIDTH
 from toco_lab.evaluation.counts import Counts
 from toco_lab.evaluation.crop_objects import CropObjects
 from toco_lab.evaluation.example_maps import map_rows
@@ -57,10 +58,11 @@ class Evaluation:
     """Scores of one model on one split.
 
     Attributes:
-        table: A row per target and class: target, class, iou, over_activation. Rows with class `mIoU` are the means
-            (of the over-activation: over foreground classes that are predicted); the row `F1` of target `labels` has
-            its score in `iou`. A CAM has a second target, `cam_tuned` beside `cam`: the same at the background
-            threshold that is best on training images. Where none could be chosen, that is one row `mIoU` of NaN.
+        table: A row per target and class: target, class, iou, over_activation, boundary_iou. Rows with class `mIoU` are
+            the means (of the over-activation: over foreground classes that are predicted; of the boundary IoU: over the
+            classes of the mIoU); the row `F1` of target `labels` has its score in `iou`. A CAM has a second target,
+            `cam_tuned` beside `cam`: the same at the background threshold that is best on training images. Where none
+            could be chosen, that is one row `mIoU` of NaN.
         protocol: For each target, everything that defines its number; `not_defined` says why there is none.
         gallery: Maps of the first images, by image name, for `gallery.save_gallery`; as many as were asked for.
         curve: mIoU of `cam` and `cam_aux` at every threshold, on the training images and on the split, columns
@@ -80,11 +82,12 @@ class Evaluation:
 
     @property
     def summary(self) -> pd.DataFrame:
-        """One row per target: the mean score and the mean over-activation in per cent, and its protocol record."""
-        over = self.table[self.table["class"].isin(MEAN_SCORES)].set_index("target")["over_activation"]
+        """One row per target: the mean score, over-activation and boundary IoU in per cent, and its protocol record."""
+        means = self.table[self.table["class"].isin(MEAN_SCORES)].set_index("target")
+        per_cent = 100 * means.reindex(columns=["over_activation", "boundary_iou"])
         return pd.DataFrame(
             [
-                {"target": target, "score": 100 * score, "over_activation": 100 * over[target], **self.protocol[target]}
+                {"target": target, "score": 100 * score, **per_cent.loc[target], **self.protocol[target]}
                 for target, score in self.scores.items()
             ]
         )
@@ -216,6 +219,7 @@ def evaluate_run(
     targets: Sequence[str] | None = None,
     split: str | None = None,
     device: str = "auto",
+    refine: str | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Evaluate a run's last checkpoint and write evaluation.csv, protocol.json, thresholds.csv (`Evaluation.curve`) and
@@ -223,7 +227,7 @@ def evaluate_run(
 
     Several processes share the images out, and the first one writes. Scores of other targets that the same checkpoint
     already has are kept. A split other than `val_split` has files of its own, evaluation_<split>.csv and so on, and no
-    gallery.
+    gallery. `refine` takes the place of `eval_refine` of the config, as the protocol of `cam_refined` then says.
 
     Raises:
         ValueError: If another process is at work in the folder of the run, or `run` is none.
@@ -231,14 +235,15 @@ def evaluate_run(
     """
     require(run, RunDir, "run", ": open one with RunDir(folder)")
     with only_worker(run.path) if is_first() else nullcontext():
-        return _evaluate_run(run, targets, split, device, progress=progress)
+        return _evaluate_run(run, targets, split, device, refine, progress=progress)
 
 
 def _evaluate_run(
-    run: RunDir, targets: Sequence[str] | None, split: str | None, device: str, *, progress: bool
+    run: RunDir, targets: Sequence[str] | None, split: str | None, device: str, refine: str | None, *, progress: bool
 ) -> Evaluation:
     """`evaluate_run`, by the only process (or group of processes) at this run."""
     model, cfg = load_run_model(run, resolve_device(device))
+    cfg = cfg.replace(eval_refine=refine) if refine else cfg
     checkpoint = weights_hash(run.checkpoints()[-1])
     suffix = "" if split in (None, cfg.val_split) else f"_{split}"
     if is_first():
@@ -295,16 +300,20 @@ def protocol_record(cfg: Config, target: str, split: str, images: int, checkpoin
     """
     is_cam = target.startswith("cam")
     size = f"{cfg.eval_cam_size} x {cfg.eval_cam_size}" if is_cam and cfg.eval_cam_size else "native"
+    refined = target in (CAM_REFINED, TUNED[CAM_REFINED])
+    other = {"refinement": cfg.eval_refine} if refined and cfg.eval_refine != "par" else {}
     return {
         "target": target, "dataset": cfg.dataset, "split": split, "images": images, "image_size": size,
         "decoder": None if cfg.dataset == "toy" else RULE,  # toy scenes are in no file
         "scales": list(cfg.cam_scales if is_cam else cfg.eval_seg_scales if target.startswith("seg") else [1.0]),
         "flip": is_cam or (target.startswith("seg") and cfg.eval_seg_flip),
         "background_threshold": cfg.background_threshold if is_cam else None,
-        "true_labels_mask_cam": is_cam, "par": target in (CAM_REFINED, TUNED[CAM_REFINED]), "crf": target == SEG_CRF,
+        "true_labels_mask_cam": is_cam, "par": refined and "par" in cfg.eval_refine,
+        "crf": target == SEG_CRF or (refined and cfg.eval_refine == "crf"),
         "fusion": FUSIONS[cfg.eval_fusion] if target.startswith("seg") else FUSIONS["coco"] if is_cam else None,
         "miou_over": cfg.miou_over if target != LABELS else None, "ignored_label": IGNORE_INDEX,
-        "checkpoint": checkpoint, "seed": cfg.seed,
+        "boundary_width": WIDTH if target != LABELS else None,
+        "checkpoint": checkpoint, "seed": cfg.seed, **other,
     }  # fmt: skip
 
 

@@ -15,8 +15,8 @@ from toco_lab.method.crf import dense_crf
 from toco_lab.method.face import CamModel
 from toco_lab.method.labels import mask_by_label
 from toco_lab.method.present import PresentClasses
-from toco_lab.method.refine import refined_labels
 from toco_lab.methods import has_decoder
+from toco_lab.peers.refinement import refine
 from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED, LABELS, SEG, SEG_CRF, TUNED
 
 FUSIONS = {"voc": "sum over flip, maximum over scales", "coco": "maximum over flip, sum over scales"}
@@ -185,10 +185,7 @@ def _predict_cams(
             predicted[TUNED[name]] = label_above(score, winner, tuned[name])
     if CAM_REFINED in targets:
         names = [CAM_REFINED, *([TUNED[CAM_REFINED]] if CAM_REFINED in tuned else [])]
-        labels = refined_labels(
-            _pixels(model, image) / 255, cams.cam, cams.present, (own, tuned.get(CAM_REFINED, own))[: len(names)],
-            dilations=cfg.par_dilations, num_iter=cfg.par_iterations,
-        )  # fmt: skip
+        labels = refine(model, cfg, image, cams, (own, tuned.get(CAM_REFINED, own))[: len(names)])
         predicted |= zip(names, labels, strict=True)
     return predicted
 

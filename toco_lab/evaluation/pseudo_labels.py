@@ -7,7 +7,7 @@ says where they are written.
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from toco_lab.method.crf import crf_label, dense_crf
 from toco_lab.method.face import CamModel
 from toco_lab.method.labels import confident_label
 from toco_lab.method.refine import refine_cam
+from toco_lab.peers.refinement import refine_between
 from toco_lab.progress import progress_bar
 from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
@@ -72,6 +73,7 @@ def label_maps(
     kinds: Iterable[str],
     dilations: Sequence[int],
     num_iter: int,
+    refined: Callable[[Thresholds], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Pseudo labels of all kinds from one pair of CAMs.
 
@@ -85,6 +87,7 @@ def label_maps(
         thresholds: With equal ones nothing is ignored.
         kinds: Names of `KINDS`.
         dilations, num_iter: Of PAR.
+        refined: Makes the labels of the kind `refined` in another way, as `config_refinement` gives it; None takes PAR.
 
     Returns:
         By kind, (B, H, W) int64: 0 background, 1..C classes, 255 ignored.
@@ -93,12 +96,19 @@ def label_maps(
     make = {
         "seed": lambda: confident_label(cams.cam, cams.present, low=low, high=high),
         "aux": lambda: confident_label(cams.cam_aux, cams.present, low=low, high=high),
-        "refined": lambda: refine_cam(
+        "refined": lambda: refined(thresholds) if refined else refine_cam(
             pixels / 255, cams.cam, cams.present, low=low, high=high, dilations=dilations, num_iter=num_iter
         ),
         "crf": lambda: crf_label(pixels, cams.cam, cams.present, low=low, high=high),
     }  # fmt: skip
     return {kind: make[kind]() for kind in kinds}
+
+
+def config_refinement(model: CamModel, cfg: Config, image: Tensor, cams: Cams) -> Callable[[Thresholds], Tensor] | None:
+    """How labels of the kind `refined` are made where `cfg.eval_refine` is not PAR, for `label_maps`; else None."""
+    if cfg.eval_refine == "par":
+        return None
+    return lambda thresholds: refine_between(model, cfg, image, cams, low=thresholds.low, high=thresholds.high)
 
 
 # --- a whole split ----------------------------------------------------------------------------------------------------
@@ -113,6 +123,7 @@ def write_pseudo_labels(
     thresholds: Thresholds | None = None,
     scores: bool = False,
     images: str | None = None,
+    refine: str | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> PseudoLabels:
@@ -129,6 +140,7 @@ def write_pseudo_labels(
         thresholds: None takes `cfg.background_threshold` alone, as `evaluate` does.
         scores: Write the soft scores of `seed` and `aux` as well, see `label_folder.save_scores`.
         images: Also put the images into the folders: `link` or `copy`. Toy scenes are written as PNGs.
+        refine: How the kind `refined` is made, in place of `eval_refine` of the config.
         device: auto, cpu, cuda ...
         progress: Show a progress bar.
 
@@ -143,7 +155,9 @@ def write_pseudo_labels(
     kinds = tuple(dict.fromkeys(kinds))
     _check_request(kinds, scores, images)
     with only_worker(run.path):
-        return _label_split(run, split, out, kinds, thresholds, device, scores=scores, images=images, progress=progress)
+        return _label_split(
+            run, split, out, kinds, thresholds, device, scores=scores, images=images, refine=refine, progress=progress
+        )
 
 
 def _label_split(
@@ -156,10 +170,12 @@ def _label_split(
     *,
     scores: bool,
     images: str | None,
+    refine: str | None,
     progress: bool,
 ) -> PseudoLabels:
     """`write_pseudo_labels`, by the only process at this run."""
     model, cfg = load_run_model(run, resolve_device(device))
+    cfg = cfg.replace(eval_refine=refine) if refine else cfg
     split = split or cfg.train_split
     out = Path(out) if out else run.path / "pseudo_labels" / split
     thresholds = thresholds or Thresholds(cfg.background_threshold, cfg.background_threshold)
@@ -196,10 +212,10 @@ def kind_record(
 ) -> dict[str, Any]:
     """What defines the labels of a kind: `evaluate.protocol_record`, and what is particular to labels."""
     record = protocol_record(cfg, KINDS[kind], split, len(names), checkpoint)
-    del record["background_threshold"], record["miou_over"]
+    del record["background_threshold"], record["miou_over"], record["boundary_width"]
     record |= {
         "kind": kind, "low_threshold": thresholds.low, "high_threshold": thresholds.high,
-        "par": par_settings(cfg) if kind == "refined" else False,
+        "par": par_settings(cfg) if kind == "refined" and "par" in cfg.eval_refine else False,
         "crf": crf_settings() if kind == "crf" else False,
         "image_labels": "masks" if cfg.dataset == "toy" else cfg.label_source, "classes": class_names(cfg),
         "names": hashlib.sha256("\n".join(names).encode()).hexdigest()[:12], "config": cfg.digest(),
@@ -312,7 +328,10 @@ def _label_group(
     image_label = torch.stack([image_label_of(sample) for sample in group]).to(device)
     cams = native_cams(model, cfg, image, image_label)
     pixels = denormalise(image, model.mean, model.std).clamp(0, 255)
-    labels = label_maps(cams, pixels, thresholds, kinds=kinds, dilations=cfg.par_dilations, num_iter=cfg.par_iterations)
+    labels = label_maps(
+        cams, pixels, thresholds, kinds=kinds, dilations=cfg.par_dilations, num_iter=cfg.par_iterations,
+        refined=config_refinement(model, cfg, image, cams),
+    )  # fmt: skip
     scores = {
         kind: [maps[mask] for maps, mask in zip(getattr(cams, SCORED[kind]), cams.present.mask, strict=True)]
         for kind in scored

@@ -6,7 +6,7 @@ section on the segmentation decoder).
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -37,14 +37,14 @@ def par_weights(image: Tensor, dilations: Sequence[int] = DILATIONS) -> Tensor:
     """
     image, number = image.float(), 8 * len(dilations)
     # Three passes, neighbour by neighbour: all neighbours at once would need the memory of 48 images, and more time.
-    mean = sum(_neighbours(image, dilations)) / number
+    mean = sum(neighbours(image, dilations)) / number
     variance = torch.zeros_like(image)
-    for near in _neighbours(image, dilations):
+    for near in neighbours(image, dilations):
         centred = near - mean
         variance.addcmul_(centred, centred, value=1 / (number - 1))
     width = variance.sqrt_().add_(1e-8).mul_(PAR_SIGMA)
     colour_term = image.new_empty(len(image), number, *image.shape[2:])  # (B, n, h, w)
-    for term, near in zip(colour_term.unbind(1), _neighbours(image, dilations), strict=True):
+    for term, near in zip(colour_term.unbind(1), neighbours(image, dilations), strict=True):
         torch.mean((near - image).div_(width).square_(), dim=1, out=term)
     distance = torch.tensor([math.hypot(*offset) for offset in _offsets(dilations)])
     position_term = -(distance / (distance.std() + 1e-8) / PAR_SIGMA).square()  # (n,)
@@ -73,7 +73,7 @@ def par_filter(weights: Tensor, masks: Tensor, dilations: Sequence[int] = DILATI
         raise ValueError(f"weights {tuple(weights.shape)} do not fit masks {tuple(masks.shape)}: need {expected}")
     for _ in range(num_iter):
         refined = torch.zeros_like(masks)
-        for weight, neighbour in zip(weights.split(1, dim=1), _neighbours(masks, dilations), strict=True):
+        for weight, neighbour in zip(weights.split(1, dim=1), neighbours(masks, dilations), strict=True):
             refined.addcmul_(weight, neighbour)
         masks = refined
     return masks
@@ -146,15 +146,17 @@ def refined_labels(
     scale: float = 0.5,
     dilations: Sequence[int] = DILATIONS,
     num_iter: int = 10,
+    weights_of: Callable[[Tensor, Sequence[int]], Tensor] = par_weights,
 ) -> list[Tensor]:
     """For each background score, what `refine_cam` gives with that score as `low` and as `high`: nothing is ignored.
 
-    The weights of PAR are computed once for all of them. Arguments and errors are those of `refine_cam`.
+    The weights of PAR are computed once for all of them. Arguments and errors are those of `refine_cam`; `weights_of`
+    may give other weights than PAR's, of an image with values in [0, 1].
 
     Returns:
         A label map (B, H, W) int64 for each of `backgrounds`: 0 background, 1..C classes.
     """
-    places = _refined_places(image01, cam, present, backgrounds, scale, dilations, num_iter)
+    places = _refined_places(image01, cam, present, backgrounds, scale, dilations, num_iter, weights_of)
     return [present.class_label(place) for place in places]
 
 
@@ -166,6 +168,7 @@ def _refined_places(
     scale: float,
     dilations: Sequence[int],
     num_iter: int,
+    weights_of: Callable[[Tensor, Sequence[int]], Tensor] = par_weights,
 ) -> list[Tensor]:
     """The strongest after PAR beside each constant background score: (B, H, W), 0 background, s + 1 class s of S."""
     batch, _, height, width = cam.shape
@@ -179,16 +182,16 @@ def _refined_places(
     foreground = F.interpolate(cam.float(), size=size, mode="bilinear", align_corners=False)
     absent = F.pad(~present.mask, (1, 0))[:, :, None, None]  # (B, 1 + S, 1, 1), the background first
     scores = [
-        _beside_background(foreground, background).masked_fill(absent, -torch.inf).softmax(1)
+        beside_background(foreground, background).masked_fill(absent, -torch.inf).softmax(1)
         for background in backgrounds
     ]
-    refined = par_filter(par_weights(image, dilations), torch.cat(scores, 1), dilations, num_iter)
+    refined = par_filter(weights_of(image, dilations), torch.cat(scores, 1), dilations, num_iter)
     refined = F.interpolate(refined, size=(height, width), mode="bilinear", align_corners=False)
     # max(1).indices is argmax(1), which is many times slower on a CPU where the axis is not the last
     return [run.max(1).indices for run in refined.chunk(len(backgrounds), dim=1)]
 
 
-def _beside_background(maps: Tensor, score: float | Tensor) -> Tensor:
+def beside_background(maps: Tensor, score: float | Tensor) -> Tensor:
     """Maps (B, S, h, w) behind a constant one: (B, 1 + S, h, w). The score is one for all images or (B,)."""
     if not isinstance(score, Tensor):
         return F.pad(maps, (0, 0, 0, 0, 1, 0), value=score)
@@ -201,7 +204,7 @@ def _offsets(dilations: Sequence[int]) -> list[tuple[int, int]]:
     return [(dy * d, dx * d) for d in dilations for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
 
 
-def _neighbours(maps: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
+def neighbours(maps: Tensor, dilations: Sequence[int]) -> Iterator[Tensor]:
     """Shifted views of (B, C, h, w), one per offset; the border is repeated outwards."""
     reach = max(dilations)
     height, width = maps.shape[2:]

@@ -147,8 +147,21 @@ def compute_losses(
         views: Local views to use; None cuts them from `batch.local_source` around uncertain regions.
         generator: For the positions of the local crops.
     """
-    if not isinstance(model, ToCo):
+    if not isinstance(model, ToCo) or type(model).losses is not CamModel.losses:  # another method, or an addition
         return model.losses(batch, cfg, step, generator=generator)
+    return toco_losses(model, batch, cfg, step, views=views, generator=generator)
+
+
+def toco_losses(
+    model: ToCo,
+    batch: Batch,
+    cfg: Config,
+    step: int,
+    *,
+    views: LocalViews | None = None,
+    generator: torch.Generator | None = None,
+) -> StepOutput:
+    """`compute_losses` of ToCo alone, without what another class adds to it."""
     weights = loss_weights(cfg, step)
     on = {name for name, weight in weights.items() if weight > 0}
     output = model(batch.image, segment=not on.isdisjoint({"seg", "reg"}))
@@ -285,14 +298,22 @@ class Supervised:
 
 
 def supervise(
-    model: CamModel, seg_logits: Tensor, cams: Cams, batch: Batch, cfg: Config, step: int, on: Collection[str]
+    model: CamModel,
+    seg_logits: Tensor,
+    cams: Cams,
+    batch: Batch,
+    cfg: Config,
+    step: int,
+    on: Collection[str],
+    *,
+    label: Tensor | None = None,
 ) -> Supervised:
     """Steps 5 and 6: pseudo labels from CAMs, and the losses of segmentation logits (B, C + 1, h, w) with them.
 
-    `on` has the names of the terms that are on.
+    `on` has the names of the terms that are on; `label` is a pseudo label to take in place of `pseudo_label`.
     """
     pixels, noise = denormalise(batch.image, model.mean, model.std), None
-    label = pseudo_label(cams, pixels, batch, cfg, step)
+    label = pseudo_label(cams, pixels, batch, cfg, step) if label is None else label
     logits = enlarge(seg_logits, label.shape[-2:])
     if cfg.noise_start_step is not None and step >= cfg.noise_start_step:
         whole, label = label, without_noise(label, logits, cfg)

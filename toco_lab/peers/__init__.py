@@ -11,6 +11,7 @@ says which one a run trains, `build.build_model` makes it; `toco_lab.methods` sa
 | `getam` | attention x gradient x gradient | attention x gradient | and segmentation, later | `getam.py` |
 | `mct` | fused map, spread by patch affinity | fused map before it | classification, of patches too | `mct.py` |
 | `mct_plus` | the same | the same | and contrast between class tokens | `mct.py` |
+| `afa` | CAM that makes the labels | the same after the walk | classification, affinity, segmentation | `afa.py` |
 
 To add a method: a class with `encode`, `cams`, `forward` and `losses` in a file of its own, a line in `build.MODELS`
 and in `methods.METHODS`.

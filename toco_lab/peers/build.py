@@ -4,12 +4,13 @@ from toco_lab.config import Config
 from toco_lab.files import require
 from toco_lab.method.face import CamModel
 from toco_lab.method.model import ToCo
+from toco_lab.peers.afa import AFA, ToCoWithAffinity
 from toco_lab.peers.getam import GETAM
 from toco_lab.peers.mct import MCTformer
 from toco_lab.peers.tscam import TSCAM
 
 MODELS: dict[str, type[CamModel]] = {
-    "toco": ToCo, "tscam": TSCAM, "getam": GETAM, "mct": MCTformer, "mct_plus": MCTformer,
+    "toco": ToCo, "tscam": TSCAM, "getam": GETAM, "afa": AFA, "mct": MCTformer, "mct_plus": MCTformer,
 }  # fmt: skip
 
 
@@ -25,4 +26,5 @@ def build_model(cfg: Config) -> CamModel:
         ValueError: If `cfg` is no Config, the backbone cannot be made, or the method needs what it does not have.
     """
     require(cfg, Config, "cfg", ": make one with Config.preset(name)")
-    return model_class(cfg.method)(cfg)
+    with_affinity = cfg.method == "toco" and cfg.w_aff > 0
+    return ToCoWithAffinity(cfg) if with_affinity else model_class(cfg.method)(cfg)

@@ -19,7 +19,7 @@ from toco_lab.config import Config
 from toco_lab.data.classes import class_names
 from toco_lab.data.images import RULE
 from toco_lab.evaluation.prediction import FUSIONS, NativeCams, predict
-from toco_lab.evaluation.pseudo_labels import Thresholds, crf_settings, label_maps, par_settings
+from toco_lab.evaluation.pseudo_labels import Thresholds, config_refinement, crf_settings, label_maps, par_settings
 from toco_lab.fields import shown
 from toco_lab.files import did_you_mean
 from toco_lab.method.face import CamModel
@@ -76,7 +76,10 @@ class Recipe:
         cfg, kind = self.cfg, "crf" if self.crf else _KINDS[self.mask]
         pixels = denormalise(image, model.mean, model.std).clamp(0, 255)
         both = Thresholds(cfg.background_threshold, cfg.background_threshold)
-        made = label_maps(cams, pixels, both, kinds=[kind], dilations=cfg.par_dilations, num_iter=cfg.par_iterations)
+        made = label_maps(
+            cams, pixels, both, kinds=[kind], dilations=cfg.par_dilations, num_iter=cfg.par_iterations,
+            refined=config_refinement(model, cfg, image, cams),
+        )  # fmt: skip
         return made[kind]
 
     def record(self) -> dict[str, Any]:
@@ -93,7 +96,7 @@ class Recipe:
             "image_size": cam_size, "scales": cfg.cam_scales, "flip": self.flip, "fusion": FUSIONS["coco"],
             "background_threshold": None if self.mask == SEG else cfg.background_threshold,
             "segmentation": None, "longest_side": self.longest_side, "decoder": RULE,
-            "par": par_settings(cfg) if self.mask == CAM_REFINED else False,
+            "par": par_settings(cfg) if self.mask == CAM_REFINED and "par" in cfg.eval_refine else False,
             "crf": False,
         }  # fmt: skip
         if self.mask == SEG:
@@ -101,6 +104,8 @@ class Recipe:
                 "image_size": "native", "scales": cfg.eval_seg_scales, "flip": cfg.eval_seg_flip,
                 "fusion": FUSIONS[cfg.eval_fusion],
             }  # fmt: skip
+        if self.mask == CAM_REFINED and cfg.eval_refine != "par":
+            record["refinement"] = cfg.eval_refine
         if self.crf:
             record["crf"] = crf_settings(*(["softmax of the decoder's logits"] if self.mask == SEG else []))
         return json.loads(json.dumps(record))

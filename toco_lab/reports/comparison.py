@@ -34,10 +34,12 @@ from toco_lab.words import counted, program
 MANY = 6  # of more runs than this, seeds of one config are drawn as one curve
 PAIRS = (POSITIVE_COSINE, NEGATIVE_COSINE)
 OVER = "over-activation (low is good)"
+EDGES = "boundary IoU"
 _UNDEFINED = {
     OVER: "no foreground class is predicted",
     F1: "no image was scored",
     MIOU: "a class is in neither truth nor prediction",
+    EDGES: "a class is in neither truth nor prediction",
 }  # why a score is NaN
 
 Read = TypeVar("Read")
@@ -311,18 +313,25 @@ def _scores(run: RunRecord) -> dict[str, Number]:
         return {}
     means = table[table["class"].isin(MEAN_SCORES)]
     rows = [*zip(means["target"], means["class"], means["iou"], strict=True)]
-    if "over_activation" in means:
-        over = means[means["class"] == MIOU]
-        rows += [(target, OVER, value) for target, value in zip(over["target"], over["over_activation"], strict=True)]
+    over = means[means["class"] == MIOU]
+    for kind, column in ((OVER, "over_activation"), (EDGES, "boundary_iou")):
+        if column in over:
+            measured = over[over[column].notna()] if kind == EDGES else over  # targets of an older evaluation lack it
+            rows += [(target, kind, value) for target, value in zip(measured["target"], measured[column], strict=True)]
     return {
         f"{TITLES.get(target, target)}, {kind}": Number(
             f"{100 * value:.1f}" if pd.notna(value) else "-",
-            {key: item for key, item in run.protocol.get(target, {}).items() if key != "target"}
+            {key: item for key, item in run.protocol.get(target, {}).items() if key not in _left_out(kind)}
             | ({} if pd.notna(value) else {"not_defined": _reason(run, target, kind)})
             | {"seed": run.config.seed},
         )
         for target, kind, value in rows
     }
+
+
+def _left_out(kind: str) -> tuple[str, ...]:
+    """Keys of a protocol that say nothing of a kind of score."""
+    return ("target",) if kind == EDGES else ("target", "boundary_width")
 
 
 def _reason(run: RunRecord, target: str, kind: str) -> str:
@@ -368,8 +377,10 @@ def _pairs_in_training(run: RunRecord) -> dict[str, Number]:
     return found
 
 
-def kind_of(quantity: str) -> Literal["scores", "over_activation", "cosines"]:
+def kind_of(quantity: str) -> Literal["scores", "boundary", "over_activation", "cosines"]:
     """The table that a quantity stands in."""
     if quantity.startswith(("Similarity", "|cos|")):
         return "cosines"
+    if quantity.endswith(EDGES):
+        return "boundary"
     return "over_activation" if quantity.endswith(OVER) else "scores"

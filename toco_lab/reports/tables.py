@@ -18,6 +18,7 @@ _BESIDE = ("checkpoint", "weights", "seed")  # of a protocol: said of each run e
 _OF_RUN = (*_BESIDE, "step")  # of a protocol: the same for all numbers of a run
 _KINDS = {
     "scores": "Scores in per cent",
+    "boundary": "Boundary IoU in per cent: of the pixels near the edges alone",
     "over_activation": "Over-activation in per cent",
     "cosines": "Cosines of patch tokens in [0, 1], ± the standard deviation over images",
 }
@@ -39,7 +40,7 @@ def asked_table(comparison: Comparison) -> Table:
 
 
 def results_tables(comparison: Comparison) -> tuple[list[Table], list[str]]:
-    """Scores, over-activation and cosines: a row per run, a column per quantity.
+    """Scores, boundary IoU, over-activation and cosines: a row per run, a column per quantity.
 
     What all runs share stands in the protocol of the quantity, what differs in the column "measured with".
 

@@ -1,9 +1,11 @@
 """All runs below a folder as one table."""
 
+import math
 import os
 import warnings
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -11,9 +13,10 @@ from toco_lab.config import config_differences
 from toco_lab.files import in_words, read_text
 from toco_lab.runs.run_dir import CONFIG_FIELDS, METRICS_REMEDY, RunDir
 from toco_lab.runs.small_files import TABLES, complete_lines, damaged, number_in, read_rows
-from toco_lab.vocabulary import MEAN_SCORES
+from toco_lab.vocabulary import BOUNDARY, MEAN_SCORES
 
 SCORED_IMAGES = "scored_images"  # column: over how many images the scores of a run are
+_NUMBERS = ("iou", "boundary_iou")  # columns of evaluation.csv that are read here
 RUN_COLUMNS = ("run", "state", "step", "seconds", "made", "seed")  # of `list_runs`, before config fields and scores
 
 
@@ -101,20 +104,34 @@ def final_scores(run: RunDir) -> dict[str, float]:
     Raises:
         ValueError: Naming the file, if it is damaged.
     """
+    return {f"{row['target']}_{row['class']}": row["iou"] for row in _mean_rows(run)}
+
+
+def boundary_scores(run: RunDir) -> dict[str, float]:
+    """Mean boundary IoU of each target, {"cam_boundary": ...}; empty where an older version evaluated the run.
+
+    Raises:
+        ValueError: Naming the file, if it is damaged.
+    """
+    found = {f"{row['target']}_{BOUNDARY}": row.get("boundary_iou", math.nan) for row in _mean_rows(run)}
+    return {name: value for name, value in found.items() if not math.isnan(value)}
+
+
+def _mean_rows(run: RunDir) -> list[dict[str, Any]]:
+    """The rows of evaluation.csv that are means, the columns of `_NUMBERS` as numbers; none without an evaluation."""
     path = run.path / "evaluation.csv"
     if not path.is_file():
-        return {}
+        return []
     # hundreds of runs are listed: pandas takes far longer
     try:
         text = read_text(path)
     except ValueError as error:
         raise damaged(path, "text", error) from error
-    rows = read_rows(path, text, TABLES["evaluation"])
-    return {
-        f"{row['target']}_{row['class']}": number_in(path, row, "iou", number)
-        for number, row in enumerate(rows, 2)
+    return [
+        {**row, **{name: number_in(path, row, name, number) for name in _NUMBERS if name in row}}
+        for number, row in enumerate(read_rows(path, text, TABLES["evaluation"]), 2)
         if row["class"] in MEAN_SCORES
-    }
+    ]
 
 
 def images_evaluated(run: RunDir) -> dict[str, int | str]:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import pandas as pd
 
 from toco_lab.config import Config, config_differences
-from toco_lab.runs.listing import SCORED_IMAGES, count_range, final_scores, images_evaluated
+from toco_lab.runs.listing import SCORED_IMAGES, boundary_scores, count_range, final_scores, images_evaluated
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.vocabulary import (
     AFTER_BLOCK,
+    BOUNDARY,
     CAM,
     CAM_AUX,
     CAM_AUX_TUNED,
@@ -51,6 +52,9 @@ SCORES = {
     f"{CAM_REFINED_TUNED}_{MIOU}": Score(TARGET_TITLES[CAM_REFINED_TUNED], 100, 1),
     f"{SEG}_{MIOU}": Score(TARGET_TITLES[SEG], 100, 1),
     f"{SEG_CRF}_{MIOU}": Score(TARGET_TITLES[SEG_CRF], 100, 1),
+    f"{CAM}_{BOUNDARY}": Score("final CAM, boundary IoU", 100, 1),
+    f"{CAM_REFINED}_{BOUNDARY}": Score(f"{TARGET_TITLES[CAM_REFINED]}, boundary IoU", 100, 1),
+    f"{SEG}_{BOUNDARY}": Score(f"{TARGET_TITLES[SEG]}, boundary IoU", 100, 1),
     "cam_threshold": Score("tuned threshold, final CAM"),
     "cam_aux_threshold": Score("tuned threshold, auxiliary CAM"),
     "similarity_first": Score("similarity, first block"),
@@ -81,7 +85,7 @@ SMOOTHING_IMAGES = "smoothing_images"  # column: over how many images the cosine
 
 def images_column(score: str) -> str:
     """Name of the column that says over how many images a score is."""
-    return SCORED_IMAGES if score.endswith((*MEAN_SCORES, *THRESHOLDS.values())) else SMOOTHING_IMAGES
+    return SCORED_IMAGES if score.endswith((*MEAN_SCORES, BOUNDARY, *THRESHOLDS.values())) else SMOOTHING_IMAGES
 
 
 def run_scores(run: RunDir) -> dict[str, float | str]:
@@ -89,12 +93,14 @@ def run_scores(run: RunDir) -> dict[str, float | str]:
 
     `cam_threshold`, `cam_aux_threshold`: the background thresholds chosen on training images, at which `cam_tuned_mIoU`
     and `cam_aux_tuned_mIoU` are.
+    `cam_boundary`, `cam_refined_boundary`, `seg_boundary`: mean boundary IoU in [0, 1].
     `similarity_first`, `similarity_last`: mean |cos| of all pairs (metric 1a) after the first and the last block, raw;
     `positive_cosine`, `negative_cosine`: of pairs of one class and of two by the true mask, after the last block. With
     them over how many images they are, where that is known: `scored_images`, `smoothing_images` ("2 to 5" where scores
     differ). What was not measured is missing.
     """
-    found: dict[str, float | str] = {**final_scores(run), **tuned_thresholds(run), **images_evaluated(run)}
+    edges = {name: value for name, value in boundary_scores(run).items() if name in SCORES}
+    found: dict[str, float | str] = {**final_scores(run), **edges, **tuned_thresholds(run), **images_evaluated(run)}
     if not run.is_measured:
         return found
     frame = run.read_table("smoothing")

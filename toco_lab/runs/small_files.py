@@ -56,7 +56,7 @@ class Columns:
 
 
 TABLES = {
-    "evaluation": Columns(text=("target", "class"), numbers=("iou",), more_numbers=("over_activation",)),
+    "evaluation": Columns(text=("target", "class"), numbers=("iou",), more_numbers=("over_activation", "boundary_iou")),
     "layer_cams": Columns(text=("site",), numbers=("layer", "threshold", "miou")),
     "metrics": Columns(numbers=("step",), all_numbers=True),
     "thresholds": Columns(text=("target", "split"), numbers=("images", "threshold", "miou")),

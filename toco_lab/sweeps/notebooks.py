@@ -43,6 +43,9 @@ class NotebookJob:
     parameters: dict[str, Any] = field(default_factory=dict)
 
 
+_KERNEL_START = 300  # seconds: papermill's 60 are too few where a machine is busy
+
+
 def execute_notebook(
     notebook: Path | str,
     output: Path | str,
@@ -81,6 +84,7 @@ def execute_notebook(
                 parameters,
                 progress_bar=progress and draws_bars() and not is_quiet(),
                 execution_timeout=timeout,
+                start_timeout=_KERNEL_START,
                 extra_arguments=["--log-level=ERROR"],  # the kernel's, which warns about its own transport
             )
         except BaseException as error:

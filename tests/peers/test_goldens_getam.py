@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from helpers.baseline_goldens import assert_near, config_of, load_golden, needed, part
 
-from tests.helpers.baseline_goldens import assert_near, config_of, load_golden, needed, part
 from toco_lab.backbones.activations import attention_maps
 from toco_lab.backbones.build import _positions_on_grid
 from toco_lab.peers.getam import GETAM, weighted_attention

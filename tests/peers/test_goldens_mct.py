@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from helpers.baseline_goldens import assert_near, config_of, load_golden, needed, part
 from torch import Tensor
 
-from tests.helpers.baseline_goldens import assert_near, config_of, load_golden, needed, part
 from toco_lab.backbones.activations import attention_maps
 from toco_lab.method.batch import Batch
 from toco_lab.peers.affinity import patch_affinity, spread

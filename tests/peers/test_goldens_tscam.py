@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from helpers.baseline_goldens import assert_near, config_of, load_golden, needed, part
 
-from tests.helpers.baseline_goldens import assert_near, config_of, load_golden, needed, part
 from toco_lab.backbones.activations import attention_maps
 from toco_lab.method.losses import classification_loss
 from toco_lab.peers.boxes import box_iou, largest_box, unit_map

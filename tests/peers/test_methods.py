@@ -195,3 +195,10 @@ def test_compiled_blocks_are_refused() -> None:
 
 def test_targets_of_old_runs_are_as_before() -> None:
     assert TARGETS == ("cam", "cam_aux", "cam_refined", "seg") and has_decoder(SMOKE)
+
+
+def test_maps_that_need_more_than_a_pass_say_so() -> None:
+    cfg = SMOKE.replace(method="getam")
+    model = build_model(cfg)
+    with pytest.raises(ValueError, match=r"maps of a GETAM need more than one pass: raw_maps\(image\)"):
+        model.cams(model.encode(torch.zeros(1, 3, 32, 32)))

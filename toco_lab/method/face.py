@@ -4,6 +4,7 @@
 pseudo labels, explorers, reports) knows no more of a model than this.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -40,10 +41,10 @@ class Output:
     features: Any = None
 
 
-class CamModel(nn.Module):
+class CamModel(nn.Module, ABC):
     """A network that learns from image labels and gives two kinds of maps, made from a Config alone.
 
-    A method writes `encode`, `cams`, `forward` and `losses` (and `raw_maps`, where its maps need more than a pass).
+    A method writes `encode`, `cams` and `forward` (and `raw_maps`, where its maps need more than a pass).
     Weights are random; `initial_model` in training loads pretrained ones into the encoder.
 
     Attributes:
@@ -89,17 +90,22 @@ class CamModel(nn.Module):
                 part.eval()
         return self
 
+    @abstractmethod
     def encode(self, image: Tensor) -> Any:
         """One encoder pass over normalised images (B, 3, H, W); what it gives is for `cams` to read."""
-        raise NotImplementedError
 
     def cams(self, features: Any) -> tuple[Tensor, Tensor]:
         """The two kinds of raw maps from what `encode` gave, no ReLU, not normalised, detached.
 
         The first is the method's own map (target `cam`), the second its most telling part (`cam_aux`): (B, C, h, w),
         and another grid where the two have different ones.
+
+        Raises:
+            ValueError: If the maps of this method need more than a pass: `raw_maps` makes it.
         """
-        raise NotImplementedError
+        raise ValueError(
+            f"maps of a {type(self).__name__} need more than the tokens of a pass: raw_maps(image) has them"
+        )
 
     def raw_maps(self, image: Tensor, wanted: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`cams` of normalised images (B, 3, H, W).
@@ -111,22 +117,9 @@ class CamModel(nn.Module):
         """
         return self.cams(self.encode(image))
 
+    @abstractmethod
     def forward(self, image: Tensor, *, segment: bool = True) -> Output:
         """Normalised images (B, 3, H, W) -> `Output`, which has no `seg_logits` without `segment`."""
-        raise NotImplementedError
-
-    def losses(
-        self, batch: "Batch", cfg: Config, step: int, *, generator: torch.Generator | None = None
-    ) -> "StepOutput":
-        """All losses of one training step, as `step.compute_losses` has them for ToCo: it calls this for all others.
-
-        Args:
-            batch: Normalised views, labels, boxes.
-            cfg: Thresholds and weights.
-            step: 0-based; decides which terms are on.
-            generator: Where a step draws random numbers, it draws them from it.
-        """
-        raise NotImplementedError
 
     def load_pretrained(self, load: Callable[[Encoder], None]) -> None:
         """Start from pretrained weights, which `load` puts into an encoder as `build_encoder` makes it."""
@@ -148,3 +141,20 @@ class CamModel(nn.Module):
     def autocast(self, device: torch.device) -> torch.autocast:
         """The arithmetic of the encoder, `Config.precision`; heads and losses stay in fp32."""
         return torch.autocast(device.type, dtype=DTYPES[self.precision], enabled=self.precision != "fp32")
+
+
+class BringsLosses(CamModel):
+    """A model of another method than ToCo's, or ToCo with an addition: `step.compute_losses` asks it for its losses."""
+
+    @abstractmethod
+    def losses(
+        self, batch: "Batch", cfg: Config, step: int, *, generator: torch.Generator | None = None
+    ) -> "StepOutput":
+        """All losses of one training step, with the encoder passes they need.
+
+        Args:
+            batch: Normalised views, labels, boxes.
+            cfg: Thresholds and weights.
+            step: 0-based; decides which terms are on.
+            generator: Where a step draws random numbers, it draws them from it.
+        """

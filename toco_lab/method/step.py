@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.method.batch import Batch
 from toco_lab.method.cam import Cams, multi_scale_cam, resize
 from toco_lab.method.crops import cut_local_views, local_crops
-from toco_lab.method.face import CamModel
+from toco_lab.method.face import BringsLosses, CamModel
 from toco_lab.method.falling_threshold import high_threshold
 from toco_lab.method.labels import confident_label, inside_box, region_mask, token_box, token_labels
 from toco_lab.method.losses import (
@@ -137,7 +138,7 @@ def compute_losses(
 
     The pass over the main view serves the classifiers, both heads of CTC, PTC, the decoder and the CAM at scale 1.
     Nothing of the model changes here: the caller moves the teacher before (`ToCo.update_teacher`). A model of another
-    method brings its own losses, `CamModel.losses`.
+    method brings its own losses, `BringsLosses.losses`.
 
     Args:
         model: In training mode.
@@ -147,9 +148,9 @@ def compute_losses(
         views: Local views to use; None cuts them from `batch.local_source` around uncertain regions.
         generator: For the positions of the local crops.
     """
-    if not isinstance(model, ToCo) or type(model).losses is not CamModel.losses:  # another method, or an addition
+    if isinstance(model, BringsLosses):
         return model.losses(batch, cfg, step, generator=generator)
-    return toco_losses(model, batch, cfg, step, views=views, generator=generator)
+    return toco_losses(cast(ToCo, model), batch, cfg, step, views=views, generator=generator)
 
 
 def toco_losses(

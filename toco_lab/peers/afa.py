@@ -18,7 +18,7 @@ from toco_lab.backbones.pixels import check_images, denormalise
 from toco_lab.config import Config
 from toco_lab.method.batch import Batch
 from toco_lab.method.cam import Cams, multi_scale_cam, resize, scaled_size
-from toco_lab.method.face import CamModel, Output
+from toco_lab.method.face import BringsLosses, Output
 from toco_lab.method.falling_threshold import high_threshold
 from toco_lab.method.losses import classification_loss
 from toco_lab.method.model import LargeFOVDecoder, ToCo
@@ -52,7 +52,7 @@ def radius_of(cfg: Config, patch_size: int) -> int:
     return max(1, round(cfg.crop_size / patch_size / 4)) if cfg.afa_radius is None else cfg.afa_radius
 
 
-class WithAffinity(CamModel):
+class WithAffinity(BringsLosses):
     """What a model offers that has an affinity head: the affinity of an image.
 
     Attributes:

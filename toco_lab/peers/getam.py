@@ -22,7 +22,7 @@ from toco_lab.backbones.pixels import check_images
 from toco_lab.config import Config
 from toco_lab.method.batch import Batch
 from toco_lab.method.cam import multi_scale_cam
-from toco_lab.method.face import CamModel, Output
+from toco_lab.method.face import BringsLosses, Output
 from toco_lab.method.losses import classification_loss
 from toco_lab.method.model import LargeFOVDecoder
 from toco_lab.method.present import PresentClasses
@@ -82,7 +82,7 @@ class Readout(nn.Module):
         return self.cls_head(self.stride2(self.reduce(maps)).mean((2, 3)))
 
 
-class GETAM(CamModel):
+class GETAM(BringsLosses):
     """A ViT with the authors' readout, and ToCo's decoder.
 
     `cam` is the gradient map of the class token's row, summed over blocks from `Config.getam_start` on; `cam_aux` is

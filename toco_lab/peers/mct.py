@@ -31,7 +31,7 @@ from toco_lab.backbones.kinds import encoder_of, fill_patches
 from toco_lab.backbones.pixels import check_images
 from toco_lab.config import Config
 from toco_lab.method.batch import Batch
-from toco_lab.method.face import CamModel, Output
+from toco_lab.method.face import BringsLosses, Output
 from toco_lab.method.losses import classification_loss
 from toco_lab.method.step import StepOutput, weighted_terms
 from toco_lab.peers.affinity import PatchAttention, WeightedPatchAttention
@@ -67,7 +67,7 @@ class MctFeatures:
     maps: MctMaps
 
 
-class MCTformer(CamModel):
+class MCTformer(BringsLosses):
     """A ViT with C class tokens and a 3x3 convolution on its patch tokens; V2 or MCTformer+ by `cfg.method`.
 
     `cam` is the fused map spread by patch affinity, `cam_aux` the fused map before it; `maps` gives all four. There is

@@ -18,7 +18,7 @@ from toco_lab.backbones.kinds import fill_patches
 from toco_lab.backbones.pixels import check_images
 from toco_lab.config import Config
 from toco_lab.method.batch import Batch
-from toco_lab.method.face import CamModel, Output
+from toco_lab.method.face import BringsLosses, Output
 from toco_lab.method.losses import classification_loss
 from toco_lab.method.step import StepOutput, weighted_terms
 from toco_lab.peers.vit import vit_with_class_token
@@ -55,7 +55,7 @@ class CoupledFeatures:
     attention: Tensor
 
 
-class TSCAM(CamModel):
+class TSCAM(BringsLosses):
     """A ViT whose patch tokens are classified by a 3x3 convolution; image logits are the mean of its map.
 
     `cam` is the coupled map, `cam_aux` the semantic map alone. There is no decoder.

@@ -21,10 +21,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from toco_lab.backbones.activations import capture
 from toco_lab.backbones.build import has_own_positions
 from toco_lab.backbones.interfaces import PlainViT
-from toco_lab.backbones.kinds import encoder_of, fill_patches
-from toco_lab.backbones.modes import evaluating
+from toco_lab.backbones.kinds import encoder_of
 from toco_lab.backbones.pixels import check_normalised
 from toco_lab.smoothing.artifacts import length_modes
 
@@ -74,17 +74,17 @@ def find_register_neurons(
     depth = len(encoder.blocks)
     if most < 1 or (last_block is not None and not 1 <= last_block <= depth):
         raise ValueError(f"most must be at least 1 and last_block in 1..{depth}, got {most} and {last_block}")
-    place, activations, excess, artifacts = next(encoder.parameters()), [], [], 0
+    activations, excess, artifacts = [], [], 0
     for index, image in enumerate(images):
         check_normalised(image, f"image {index}")
-        pixels, _ = fill_patches(encoder, image[None].to(place))
-        hidden, blocks = _one_pass(encoder, pixels)
-        lengths = torch.stack([tokens[0, encoder.num_prefix_tokens :].norm(dim=1) for tokens in blocks])
-        modes = length_modes(lengths[max(depth - 2, 0)].cpu().numpy())
+        hidden, blocks = _one_pass(encoder, image[None])
+        lengths = torch.stack([tokens.norm(dim=1) for tokens in blocks])
+        looked_at = lengths[max(depth - 2, 0)]
+        modes = length_modes(looked_at.cpu().numpy())
         if modes.cut is None:
             continue
-        long = lengths[max(depth - 2, 0)] > modes.cut
-        activations.append([layer[0, encoder.num_prefix_tokens :][long].abs().mean(0).cpu() for layer in hidden])
+        long = looked_at > modes.cut
+        activations.append([layer[long].abs().mean(0).cpu() for layer in hidden])
         excess.append((lengths[:, long].mean(1) - lengths[:, ~long].mean(1)).cpu())
         artifacts += int(long.sum())
     if not activations:
@@ -174,21 +174,18 @@ def _by_block(encoder: PlainViT, neurons: RegisterNeurons) -> dict[int, list[int
 
 
 def _one_pass(encoder: PlainViT, image: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """Hidden units of the MLP of each block, (1, T, hidden), and the tokens after each block, (1, T, D)."""
+    """Hidden units of the MLP of each block, (N, hidden), and the patch tokens after each block, (N, D)."""
     hidden: list[Tensor] = []
-    blocks: list[Tensor] = []
-    hooks = []
-    for index, block in enumerate(encoder.blocks):
-        second = _second_layer(encoder, index)
-        hooks.append(second.register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0])))
-        hooks.append(block.register_forward_hook(lambda _, __, output: blocks.append(output)))
+    hooks = [
+        _second_layer(encoder, index).register_forward_pre_hook(lambda _, inputs: hidden.append(inputs[0]))
+        for index in range(len(encoder.blocks))
+    ]
     try:
-        with evaluating(encoder):
-            encoder.forward_features(image)
+        seen = capture(encoder, image)
     finally:
         for hook in hooks:
             hook.remove()
-    return [one.float() for one in hidden], [one.float() for one in blocks]
+    return [seen.patches(one)[0] for one in hidden], [seen.patches(one)[0] for one in seen.after_block]
 
 
 def _block_of_rise(excess: Tensor) -> int:

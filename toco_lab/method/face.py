@@ -103,9 +103,7 @@ class CamModel(nn.Module, ABC):
         Raises:
             ValueError: If the maps of this method need more than a pass: `raw_maps` makes it.
         """
-        raise ValueError(
-            f"maps of a {type(self).__name__} need more than the tokens of a pass: raw_maps(image) has them"
-        )
+        raise ValueError(f"maps of a {type(self).__name__} need more than one pass: raw_maps(image) has them")
 
     def raw_maps(self, image: Tensor, wanted: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """`cams` of normalised images (B, 3, H, W).

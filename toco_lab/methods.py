@@ -1,6 +1,6 @@
 """The methods that a run can train, and which fields of the Config each of them reads.
 
-Toco is the default. The others are the systems that the field compares with, in the same frame: same data, steps,
+ToCo is the default. The others are the systems that the field compares with, in the same frame: same data, steps,
 encoder, evaluation (`toco_lab.peers`). A field that only some methods read is refused where another one is trained.
 """
 

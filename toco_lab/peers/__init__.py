@@ -1,4 +1,4 @@
-"""The systems that ToCo is compared with, each a model of `method.face.CamModel` and its pure functions.
+"""The systems that ToCo is compared with, each a model of `method.face.BringsLosses` and its pure functions.
 
 All learn from image labels alone, over any plain ViT of timm, and share what ToCo has: data, schedule, multi-scale
 maps, refinement, evaluation. What is their own is where the maps come from and what a step minimises. `Config.method`

@@ -7,7 +7,15 @@ from helpers.finished_runs import make_gallery
 from toco_lab.config import Config
 from toco_lab.evaluation.evaluate import evaluate_model, evaluate_run
 from toco_lab.evaluation.example_maps import gallery_rows
-from toco_lab.evaluation.gallery import EDGE, NUM_IMAGES, Gallery, joint_rows, load_gallery, save_gallery
+from toco_lab.evaluation.gallery import (
+    EDGE,
+    NUM_IMAGES,
+    Gallery,
+    joint_rows,
+    load_gallery,
+    save_gallery,
+    side_by_side,
+)
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
 
@@ -81,6 +89,22 @@ def test_only_the_same_picture_stands_in_one_row():
         "segmentation",
     ]
     assert rows[0].maps["CAM"]["b"][0, 0] == np.float32(0.8)
+
+
+def test_one_kind_of_map_of_several_runs_stands_beside_each_other(tmp_path, rng):
+    picture, truth = rng.integers(0, 255, (8, 8, 3), dtype=np.uint8), np.zeros((8, 8), np.int64)
+    runs = {}
+    for name, score in (("first", 0.2), ("second", 0.6)):
+        runs[name] = RunDir.create(Config.preset("smoke"), tmp_path, name=name)
+        maps = {"image": picture, "truth": truth, "CAM": np.full((8, 8), score), "auxiliary CAM": np.ones((8, 8))}
+        save_gallery(runs[name], {"scene": maps}, "hash")
+    (row,) = side_by_side(runs)
+    assert list(row) == ["image", "truth", "first", "second"]
+    assert [row[name].mean() for name in runs] == pytest.approx([0.2, 0.6])
+    assert side_by_side(runs, "auxiliary CAM")[0]["second"].min() == 1
+    bare = RunDir.create(Config.preset("smoke"), tmp_path, name="bare")
+    with pytest.raises(ValueError, match=r"bare has no gallery yet; `python -m toco_lab evaluate .*bare` writes it"):
+        side_by_side(runs | {"bare": bare})
 
 
 def test_evaluation_keeps_the_maps_that_gallery_rows_draws():

@@ -15,7 +15,15 @@ from toco_lab.commands.app import main
 from toco_lab.config import Config, config_differences
 from toco_lab.reports import studies
 from toco_lab.reports.ablation import summarise, wide_table
-from toco_lab.reports.studies import Study, all_studies, findings, markdown_lines, open_study, write_study
+from toco_lab.reports.studies import (
+    Study,
+    all_studies,
+    findings,
+    markdown_lines,
+    open_study,
+    write_results,
+    write_study,
+)
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.sweeps import sweep, worker
 from toco_lab.sweeps.grid import Grid
@@ -197,6 +205,17 @@ def test_a_study_is_planned_then_made_from_its_finished_runs(tmp_path):
     assert text.startswith("Why?\n\nBecause.\n") and "| with PTC | 2 | 54.0 ± 5.7 | +22.0 [-3.4, +47.4] |" in text
     assert "5 s a run on one thread, evaluation included (" in text and "torch " in text
     assert (study.folder / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_lines_about_other_maps_of_the_runs_stand_in_the_same_table(tmp_path):
+    study = study_of(tmp_path / "studies")
+    for run in study.grid.runs(tmp_path):
+        finish(run, 0.5, 0.5)
+    more = [{"row": "with PTC: a part", "reference": "with PTC", "seed": seed, "cam_mIoU": 0.6} for seed in (0, 1)]
+    text = write_results(study, tmp_path, further_rows=pd.DataFrame(more), scores=("cam_mIoU", "seg_mIoU"))
+    assert "| with PTC: a part | 2 | with PTC | 60.0 ± 0.0 | +10.0 [+10.0, +10.0]* |" in text
+    assert "similarity, last block |" not in text and study.state() == "4 of 4 runs"
+    assert len(study.table()) == 6
 
 
 def test_a_finished_study_is_not_lost_by_an_unfinished_one(tmp_path, monkeypatch):

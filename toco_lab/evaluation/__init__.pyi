@@ -19,6 +19,7 @@ from .evaluate import Evaluation as Evaluation
 from .evaluate import evaluate_model as evaluate_model
 from .evaluate import evaluate_run as evaluate_run
 from .example_maps import gallery_rows as gallery_rows
+from .gallery import side_by_side as side_by_side
 from .part_recall import recall_by_part as recall_by_part
 from .prediction import native_cams as native_cams
 from .prediction import predict as predict

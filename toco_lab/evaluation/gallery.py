@@ -125,6 +125,31 @@ def joint_rows(galleries: Mapping[str, Gallery]) -> list[JointRow]:
     return list(joint.values())
 
 
+def side_by_side(runs: Mapping[str, RunDir], title: str = TITLES[CAM]) -> list[dict[str, np.ndarray]]:
+    """One kind of map of several runs on the same images, as `figures.cam_gallery` takes them: a column for each run.
+
+    Args:
+        runs: By the heading of their column.
+        title: One of `MAPS`.
+
+    Returns:
+        Per image: image, truth if known, and the map of each run that has it.
+
+    Raises:
+        ValueError: If a run has no gallery yet, or a damaged one; the message says how to write it.
+    """
+    galleries = {}
+    for name, run in runs.items():
+        gallery = load_gallery(run)
+        if gallery is None:
+            raise ValueError(f"{run.path} has no gallery yet; `{program()} evaluate {run.path}` writes it")
+        galleries[name] = gallery
+    return [
+        {"image": row.image} | ({} if row.truth is None else {"truth": row.truth}) | row.maps.get(title, {})
+        for row in joint_rows(galleries)
+    ]
+
+
 def encode_picture(pixels: np.ndarray | Image.Image, *, lossless: bool = False) -> bytes:
     """A picture, (H, W, 3) or (H, W) uint8, as WebP: good enough for the eye, or `lossless`."""
     picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)

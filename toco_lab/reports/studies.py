@@ -27,7 +27,7 @@ from toco_lab.figures import printed
 from toco_lab.files import atomic_write, project_root
 from toco_lab.reports.ablation import protocol_text, summarise, wide_table
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.runs.scores import SCORED_IMAGES, SCORES, SMOOTHING_IMAGES, TITLES
+from toco_lab.runs.scores import SCORED_IMAGES, SCORES, SHOWN, SMOOTHING_IMAGES, TITLES
 from toco_lab.runs.small_files import Columns, read_table_file
 from toco_lab.sweeps.grid import ROOT, Grid
 from toco_lab.sweeps.sweep import run_sweep, sweep_table
@@ -197,6 +197,8 @@ def write_results(
     root: Path,
     *,
     measures: Callable[[RunDir], Mapping[str, float]] | None = None,
+    further_rows: pd.DataFrame | None = None,
+    scores: Sequence[str] = SHOWN,
     picture: Callable[[], Figure] | None = None,
 ) -> str:
     """What a study leaves that its grid says alone: the scores of its runs, compared row by row.
@@ -205,6 +207,8 @@ def write_results(
         study: What was asked.
         root: Folder that holds the runs.
         measures: Further numbers of a run, by heading: columns of table.csv, and a second table of the summary.
+        further_rows: Lines about what is no run of the grid: row, seed, scores, and `reference` if there is one.
+        scores: Those of the first table, where some run has them.
         picture: Makes figure.png; None draws every run as a dot.
 
     Raises:
@@ -219,8 +223,10 @@ def write_results(
     if measures is not None:
         made = {run.folder.name: RunDir(run.folder) for run in study.grid.runs(root)}
         further = pd.DataFrame([measures(made[name]) for name in frame["run"]], index=frame.index).round(4)
-    summary = summarise(frame)
     frame = frame.join(further)
+    if further_rows is not None:
+        frame = pd.concat([frame, further_rows.round(4)], ignore_index=True)
+    summary = summarise(frame, scores=[name for name in scores if name in frame and frame[name].notna().any()])
     text = _markdown(study, frame, summary, root, further_table(frame, further.columns))
     figure = printed.ablation_plot(frame, summary, titles=TITLES) if picture is None else picture()
     study.keep(frame, text, figure)
@@ -239,9 +245,10 @@ def further_table(frame: pd.DataFrame, headings: Iterable[str]) -> list[str]:
 def _markdown(study: Study, frame: pd.DataFrame, summary: pd.DataFrame, root: Path, further: Sequence[str] = ()) -> str:
     """What was asked, how it was measured, the table, its `further` lines, the figure and the command."""
     runs = {run.folder.name: run for run in study.grid.runs(root)}
-    configs: list[Config] = [runs[name].config for name in frame["run"]]
+    made = frame["run"].dropna()
+    configs: list[Config] = [runs[name].config for name in made]
     seconds = f"{frame['seconds'].mean():.0f} s a run on one thread, evaluation included"
-    machine = machine_of(RunDir(runs[frame["run"].iloc[-1]].folder))
+    machine = machine_of(RunDir(runs[made.iloc[-1]].folder))
     protocol = textwrap.fill(f"{protocol_text(configs, frame)} {seconds} ({machine}).", 120)
     wide = wide_table(summary).reset_index()
     parts = [

@@ -21,11 +21,13 @@ from toco_lab.smoothing.per_layer import SITES, metric_names, smoothing_per_laye
 from toco_lab.sweeps.grid import Grid
 from toco_lab.tokens.snapshots import probe_samples, token_maps
 from toco_lab.tokens.token_maps import save_token_maps
+from toco_lab.training.checkpoints import initial_model, load_checkpoint
 from toco_lab.training.learner import Learner, train_step
 from toco_lab.training.loop import fit
 from toco_lab.vocabulary import TUNED
 
 STUDY = Path(__file__).resolve().parents[2] / "results" / "studies" / "real_VOC2012" / "grid.yaml"
+DINOV2 = SAMPLES.parent / "weights" / "dinov2_vits14_fp16.safetensors"
 pytestmark = [pytest.mark.data, pytest.mark.slow, needs_samples]
 
 
@@ -111,3 +113,27 @@ def test_the_small_experiment_compares_three_rows_that_differ_in_their_weights_a
         assert (cfg.num_classes, cfg.steps, cfg.backbone) == (classes, 120, "vit_tiny_patch16_224")
     assert set(config_differences(configs)) == {"w_ptc", "w_ctc"}
     assert loss_weights(configs["+ PTC"], 99)["ptc"] == 0 < loss_weights(configs["+ PTC"], 100)["ptc"]
+
+
+@pytest.mark.skipif(not DINOV2.is_file(), reason=f"no pretrained ViT: {DINOV2} is not there")
+def test_the_preset_of_a_pretrained_vit_trains_its_heads_first(tmp_path):
+    """`voc_vit_s` with real weights in bf16, a few steps: the encoder waits, then learns; all losses join in."""
+    cfg = Config.preset("voc_vit_s").replace(
+        data_root=str(SAMPLES / "voc_sample"), weights=str(DINOV2), precision="bf16", crop_size=56, view2_size=56,
+        local_crop_size=28, num_local_crops=2, scale_range=(0.2, 0.3), cam_scales=(1.0,), batch_size=2, steps=4,
+        warmup_steps=1, encoder_start_step=2, contrast_start_step=2, seg_start_step=3, frozen_blocks=2, num_workers=0,
+        checkpoint_every=2, log_every=1, val_images=3, threshold_images=2, eval_cam_size=112, eval_seg_scales=(0.3,),
+    )  # fmt: skip
+    run = RunDir.create(cfg, tmp_path)
+    model = fit(cfg, run, progress=False)
+    start = initial_model(cfg).encoder.state_dict()
+    waiting = load_checkpoint(run.checkpoint_path(2))["model"]
+    assert all(torch.equal(waiting[f"encoder.{name}"], value) for name, value in start.items())
+    moved = {name for name, value in model.encoder.state_dict().items() if not torch.equal(value, start[name])}
+    assert {name for name in moved if name.startswith("blocks.")} and not any("blocks.1." in name for name in moved)
+    metrics = run.metrics()
+    assert metrics["total_loss"].notna().all() and (metrics["ptc_loss"] > 0).tolist() == [False, False, True, True]
+    assert (metrics["seg_loss"] > 0).tolist() == [False, False, False, True]
+    scores = evaluate_run(run, progress=False).scores
+    assert {"cam", "cam_aux", "cam_tuned", "seg", "labels"} <= set(scores)
+    assert all(0 <= score <= 1 for score in scores.values())

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from helpers.in_process import Here
 
 from toco_lab.commands.app import main
 from toco_lab.config import Config, config_differences
+from toco_lab.peers.build import build_model
 from toco_lab.reports import studies
 from toco_lab.reports.ablation import summarise, wide_table
 from toco_lab.reports.studies import (
@@ -27,6 +29,7 @@ from toco_lab.reports.studies import (
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.sweeps import sweep, worker
 from toco_lab.sweeps.grid import Grid
+from toco_lab.training.checkpoints import initial_model
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "results" / "studies"
@@ -184,6 +187,33 @@ def test_remedies_differ_only_in_the_remedy():
     assert set(config_differences(configs)) == {"w_ptc", "anti_smoothing"}
     assert [cfg.w_ptc > 0 for cfg in configs.values()] == [False, False, False, True]
     assert all(cfg.w_ctc == cfg.w_seg == cfg.w_reg == 0 for cfg in configs.values())
+
+
+@pytest.mark.parametrize("method", ["tscam", "mct", "mct_plus", "getam"])
+def test_parts_of_a_map_are_what_the_comparison_of_methods_says(method):
+    cfg = Config.preset("smoke").replace(method=method)
+    torch.manual_seed(0)
+    model, image = build_model(cfg).eval(), torch.randn(2, 3, 48, 48)
+    make, titles = OWN["peers"]["PARTS"][method]
+    part = make(cfg).eval()
+    part.load_state_dict(model.state_dict())
+    (whole, other), (first, second) = model.raw_maps(image), part.raw_maps(image)
+    if method == "getam":  # the upper half is half of what is summed
+        assert (model.start, part.start) == (2, 0) and not torch.allclose(whole, first)
+    elif method == "tscam":
+        assert torch.equal(second, other) and torch.allclose(first * second, whole)
+    else:
+        product = first * second
+        assert torch.allclose(product.sqrt() if method == "mct_plus" else product, other)
+    assert set(titles) <= {"cam", "cam_aux"}
+
+
+@pytest.mark.slow
+def test_masks_teach_a_linear_map_of_frozen_tokens_what_image_labels_cannot():
+    """The upper mark of the study on photographs, on toy scenes: well above a map of constant background."""
+    cfg = Config.preset("toy").replace(train_images=60, val_images=10)
+    score = OWN["photographs"]["taught_by_masks"](initial_model(cfg).eval(), cfg)
+    assert 0.3 < score < 1  # 0.11: all is background
 
 
 # --- how a study is made ----------------------------------------------------------------------------------------------

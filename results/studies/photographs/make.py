@@ -1,0 +1,115 @@
+"""What the study on photographs measures beyond its grid: frozen tokens as a lower and an upper mark, curves and maps.
+
+Run by `python -m toco_lab study photographs`.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from toco_lab.config import IGNORE_INDEX, Config
+from toco_lab.data.loader import EvalSample, eval_samples
+from toco_lab.evaluation.cam_per_layer import layer_cam_quality
+from toco_lab.evaluation.samples import mask_of
+from toco_lab.evaluation.scores import confusion_matrix, iou_scores
+from toco_lab.figures import printed, series
+from toco_lab.figures.colours import assign_colours
+from toco_lab.method.cam import at_evaluation_size, resize
+from toco_lab.method.face import CamModel
+from toco_lab.reports.studies import Study, write_results
+from toco_lab.runs.run_dir import RunDir
+from toco_lab.runs.scores import SHOWN
+from toco_lab.training.checkpoints import initial_model
+from toco_lab.vocabulary import AFTER_BLOCK, MEAN_ABSOLUTE_COSINE, MIOU
+
+BESIDE = ("cam_refined_tuned_mIoU", "seg_crf_mIoU", "similarity_first", "positive_cosine", "negative_cosine")
+CURVES = ("frozen", "all at once", "all at once + PTC", "classification", "+ PTC", "full ToCo")  # rows of the figure
+PROBE_STEPS, PROBE_RATE = 600, 0.01
+
+
+def write(study: Study, root: Path) -> str:
+    """Table and summary of the finished runs, with what frozen tokens can do; the figure has a curve for each row."""
+    runs = {run.row: RunDir(run.folder) for run in reversed(study.grid.runs(root))}
+    return write_results(
+        study, root, scores=(*SHOWN, *BESIDE), measures=measures,
+        further_rows=pd.DataFrame(frozen_lines(study.grid.runs()[0].config)), picture=partial(picture, runs),
+    )  # fmt: skip
+
+
+def measures(run: RunDir) -> dict[str, float]:
+    """F1 of the image labels, and how much background the CAMs light."""
+    table = run.read_table("evaluation")
+    means = table[table["class"].isin((MIOU, "F1"))].set_index("target")
+    return {
+        "F1 of image labels": float(means.loc["labels", "iou"]),
+        "over-activation, final CAM": float(means.loc["cam", "over_activation"]),
+        "over-activation, auxiliary CAM": float(means.loc["cam_aux", "over_activation"]),
+    }
+
+
+def frozen_lines(cfg: Config) -> Iterator[dict[str, float | str | int]]:
+    """Two marks: the CAM of the best frozen block, and what a linear map of frozen tokens learns from true masks."""
+    model = initial_model(cfg).eval()
+    layers = layer_cam_quality(model, cfg, num_train=10**6, num_images=10**6)
+    best = layers.loc[layers["miou"].idxmax()]
+    own = layers[layers["own"] & (layers["layer"] == best["layer"]) & (layers["site"] == best["site"])]
+    yield {
+        "row": f"frozen encoder, block {best['layer']:.0f} (threshold {best['threshold']} of the scored images)",
+        "seed": 0, "cam_mIoU": float(own["miou"].iloc[0]), "cam_tuned_mIoU": float(best["miou"]),
+    }  # fmt: skip
+    yield {"row": "frozen encoder, linear map taught by masks", "seed": 0, "seg_mIoU": taught_by_masks(model, cfg)}
+
+
+def taught_by_masks(model: CamModel, cfg: Config) -> float:
+    """mIoU of a linear map of the frozen last tokens that saw every training mask, at the resolution of tokens."""
+    samples = eval_samples(cfg, model.mean, model.std, cfg.train_split)
+    train = [labelled_tokens(model, cfg, sample) for sample in samples]
+    tokens, labels = torch.cat([one for one, _ in train]), torch.cat([label for _, label in train])
+    mean, spread = tokens.mean(0), tokens.std(0)
+    torch.manual_seed(0)
+    head = torch.nn.Linear(tokens.shape[1], cfg.num_classes + 1)
+    optimizer = torch.optim.AdamW(head.parameters(), PROBE_RATE)
+    for step in range(PROBE_STEPS):
+        optimizer.param_groups[0]["lr"] = PROBE_RATE * (1 - step / PROBE_STEPS)
+        drawn = torch.randint(len(tokens), (4096,))
+        logits = head((tokens[drawn] - mean) / spread)
+        optimizer.zero_grad()
+        F.cross_entropy(logits, labels[drawn], ignore_index=IGNORE_INDEX).backward()
+        optimizer.step()
+    matrix = torch.zeros(cfg.num_classes + 1, cfg.num_classes + 1, dtype=torch.int64)
+    for sample in eval_samples(cfg, model.mean, model.std):
+        found, grid = final_tokens(model, cfg, sample)
+        truth = mask_of(sample)
+        with torch.no_grad():
+            logits = head((found - mean) / spread).mT.unflatten(1, grid)[None]
+        matrix += confusion_matrix(resize(logits, truth.shape).argmax(1)[0], truth, cfg.num_classes + 1)
+    return iou_scores(matrix).miou.item()
+
+
+def labelled_tokens(model: CamModel, cfg: Config, sample: EvalSample) -> tuple[Tensor, Tensor]:
+    """Final patch tokens (N, D) of an image and the label in the middle of each, (N,)."""
+    tokens, grid = final_tokens(model, cfg, sample)
+    label = F.interpolate(mask_of(sample)[None, None].float(), size=grid, mode="nearest-exact").long().flatten()
+    return tokens, label.where(label <= cfg.num_classes, IGNORE_INDEX)
+
+
+@torch.no_grad()
+def final_tokens(model: CamModel, cfg: Config, sample: EvalSample) -> tuple[Tensor, tuple[int, int]]:
+    """Patch tokens after the final norm, (N, D), and their grid."""
+    features = model.encode(at_evaluation_size(sample.image[None], cfg.eval_cam_size))
+    return features.patch_tokens[0].flatten(1).mT, features.patch_tokens.shape[-2:]
+
+
+def picture(runs: dict[str, RunDir]) -> Figure:
+    """Similarity of patch tokens after each block, of the pretrained encoder and of the first seed of some rows."""
+    shown = [runs[row].read_table("smoothing").assign(model=row) for row in CURVES]
+    frame = pd.concat(shown)
+    frame = frame[frame["site"] == AFTER_BLOCK]
+    lines = series.layer_lines(frame, [MEAN_ABSOLUTE_COSINE])
+    return printed.line_panels(lines, colours=assign_colours(frame["model"]), x_title="block")

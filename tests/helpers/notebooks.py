@@ -41,6 +41,7 @@ FILES = {  # what each notebook leaves in the folder of its run
     },
     "06_ablation": {"live/grid.yaml", "live/sweep.csv"},
     "07_runs": {"figures/metric_by_parameter.png"},
+    "09_peers": {"methods/grid.yaml", "methods/sweep.csv"},
 }
 
 

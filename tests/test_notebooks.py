@@ -25,7 +25,9 @@ def test_rules(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["00_start_here", "01_cam_explorer", "02_losses_by_hand", "06_ablation", "07_runs", "09_peers"])
+@pytest.mark.parametrize(
+    "name", ["00_start_here", "01_cam_explorer", "02_losses_by_hand", "06_ablation", "07_runs", "09_peers"]
+)
 def test_notebooks_run_on_smoke_without_a_browser(tmp_path: Path, name: str) -> None:
     path = next(path for path in NOTEBOOKS if path.stem == name)
     output = execute_notebook(

@@ -67,10 +67,10 @@ ADDED_LATER = ("decoder", "classes_in_mean", "boundary_width")
 TITLES = {  # target, or column of metrics.csv -> what the reader sees
     CAM: "CAM",
     CAM_AUX: "auxiliary CAM",
-    CAM_REFINED: "CAM + PAR",
+    CAM_REFINED: "CAM, refined",
     CAM_TUNED: "CAM, tuned threshold",
     CAM_AUX_TUNED: "auxiliary CAM, tuned threshold",
-    CAM_REFINED_TUNED: "CAM + PAR, tuned threshold",
+    CAM_REFINED_TUNED: "CAM, refined, tuned threshold",
     SEG: "segmentation",
     SEG_CRF: "segmentation + CRF",
     LABELS: "image labels",

@@ -221,7 +221,7 @@ def test_the_encoder_runs_once_per_image(pair):
     assert len(calls) == 3  # plain, mirrored, half size as a pair
     show(explorer, *(set(VIEWS) - set(cam_session.ATTRIBUTIONS)))
     explorer.low.value, explorer.high.value, explorer.flip.value, explorer.class_picker.value = 0.1, 0.9, False, 2
-    explorer.refine_par.click()
+    explorer.refine.click()
     assert len(calls) == 3
     explorer.image_slider.value = 1
     assert len(calls) == 6
@@ -244,17 +244,19 @@ def test_attributions_are_read_at_the_chosen_block(explorer):
 # --- slow actions -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["par", "crf"])
+@pytest.mark.parametrize("method", ["par", "crf", "pamr", "patch+par"])
 def test_refining_waits_for_its_button(explorer, method):
     assert explorer.panel("refined label").note == "press Refine: 0.25 to 0.70, CAM, scales 1, 0.5, flip"
     explorer.low.value = 0.2
-    getattr(explorer, f"refine_{method}").click()
+    explorer.refinement.value = method
+    explorer.refine.click()
     panel = explorer.panel("refined label")
     assert explorer.views["refined label"].value
     np.testing.assert_array_equal(panel.array, explorer.session.refined_label(0.2, method=method))
-    assert panel.title == f"{method.upper()} of 0.20 to 0.70"
+    title = {"patch+par": "patch affinity, PAR"}.get(method, method.upper())
+    assert panel.title == f"{title} of 0.20 to 0.70"
     explorer.low.value = 0.5
-    assert explorer.panel("refined label").title == f"{method.upper()} of 0.20 to 0.70"  # still that one, and says so
+    assert explorer.panel("refined label").title == f"{title} of 0.20 to 0.70"  # still that one, and says so
     assert explorer.progress.value == ""
     explorer.image_slider.value = 1
     assert explorer.panel("refined label").array is None
@@ -387,7 +389,7 @@ def test_the_second_run_can_go_swap_and_come_back(pair, other_pair):
     assert (settings["run"], settings["beside"]) == (second, first)
     explorer.apply({"run": first, "beside": second})
     assert explorer.picture.value == both
-    explorer.refine_par.click()
+    explorer.refine.click()
     for run, session in explorer.sessions.items():
         np.testing.assert_array_equal(explorer.panel("refined label", run).array, session.refined_label())
     with pytest.raises(ValueError, match="no run beside it"):
@@ -448,7 +450,7 @@ def test_nothing_works_without_an_open_run_and_says_so(pair, tmp_path: Path):
     assert "train it first" in explorer.message.value
     with pytest.raises(RuntimeError, match="untrained is not open"):
         explorer.settings()
-    explorer.refine_par.click()
+    explorer.refine.click()
     assert "untrained is not open" in explorer.message.value
     explorer.run_picker.value = pair[1].run_name()
     assert explorer.message.value == ""
@@ -596,7 +598,7 @@ def test_settings_bring_the_picture_back(explorer, pair):
     explorer.source.value, explorer.flip.value, explorer.class_picker.value = "cam_aux", False, 3
     explorer.scale_boxes.children[0].value = False
     explorer.block.value = 2
-    explorer.refine_par.click()
+    explorer.refine.click()
     explorer.other_crops.click()
     explorer.low.value = 0.25
     show(explorer, "auxiliary CAM", "CAM label", "refined label", "regions and crops")

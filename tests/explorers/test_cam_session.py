@@ -285,7 +285,7 @@ def test_errors_say_what_is_wrong_and_keep_the_image(session, raw, label):
         session.label("seg")
     with pytest.raises(ValueError, match="low < high"):
         session.pseudo_label(0.8, 0.2)
-    with pytest.raises(ValueError, match="'par' or 'crf'"):
+    with pytest.raises(ValueError, match="one of par, pamr, crf, patch"):
         session.refined_label(method="sam")
     session.set_image(raw, name="bare")
     with pytest.raises(ValueError, match="'bare' has no mask"):

@@ -12,11 +12,10 @@ from toco_lab.evaluation.prediction import native_cams
 from toco_lab.evaluation.pseudo_labels import Thresholds, kind_record
 from toco_lab.method.refine import refine_cam
 from toco_lab.peers.build import build_model
-from toco_lab.peers.refinement import refine, refine_between
+from toco_lab.peers.refinement import WORDS, refine, refine_between, refinements_of
 from toco_lab.runs.run_dir import RunDir
 
 AFA = Config.preset("smoke").replace(method="afa")
-WORDS = ("par", "pamr", "crf", "patch", "walk", "patch+par", "walk+par")
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +76,12 @@ def test_the_evaluation_uses_it_and_says_so(case):
 def test_what_cannot_be_is_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         Config.preset("smoke").replace(**changes)
+
+
+def test_what_a_model_can_do_is_known_from_its_config():
+    assert refinements_of(Config.preset("smoke")) == ("par", "pamr", "crf", "patch", "patch+par")
+    assert refinements_of(Config.preset("smoke").replace(w_aff=0.1)) == WORDS
+    assert refinements_of(Config.preset("smoke").replace(backbone="swin_tiny_patch4_window7_224")) == WORDS[:3]
 
 
 def test_a_run_is_scored_again_with_another_refinement(smoke_run, tmp_path):

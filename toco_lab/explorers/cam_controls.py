@@ -11,7 +11,7 @@ import ipywidgets as widgets
 import traitlets
 
 from toco_lab.config import Config
-from toco_lab.explorers.cam_panels import READ_BY, SOURCE_NAMES, VIEWS, CamChoice
+from toco_lab.explorers.cam_panels import READ_BY, REFINEMENTS, SOURCE_NAMES, VIEWS, CamChoice
 from toco_lab.explorers.controls import ControlBox, button, wide, wrapped_row
 from toco_lab.explorers.panel_picture import PanelPicture
 from toco_lab.vocabulary import CAM, CAM_AUX, TITLES
@@ -53,7 +53,7 @@ class CamControls(ControlBox):
             self.idle,
             wrapped_row(*self.views.values()),
             wrapped_row(
-                self.refine_par, self.refine_crf, self.other_crops, self.measure_button, self.save_button, self.progress
+                self.refinement, self.refine, self.other_crops, self.measure_button, self.save_button, self.progress
             ),
             self.message,
             self.picture,
@@ -106,8 +106,11 @@ class CamControls(ControlBox):
         self.idle = widgets.HTML()  # which controls move nothing that is shown, and why
 
     def _make_actions(self) -> None:
-        self.refine_par = button("Refine (PAR)", "magic", "pixel-adaptive refinement, as in training; up to a second")
-        self.refine_crf = button("Refine (CRF)", "magic", "dense CRF; some seconds")
+        self.refinement = widgets.Dropdown(
+            options=[(REFINEMENTS["par"], "par")], description="refine by",
+            tooltip="what makes the refined label of the pseudo label", **wide(260),
+        )  # fmt: skip
+        self.refine = button("Refine", "magic", "look at the image once more; up to some seconds")
         self.other_crops = button("Other crops", "random", "draw other local crops")
         self.measure_button = button("Faithfulness", "check", "insertion and deletion of the maps shown; some seconds")
         self.save_button = button("Save PNG", "download", "write the picture into the folder of the run")
@@ -155,6 +158,13 @@ class CamControls(ControlBox):
         with self._quietly():
             self.class_picker.options = options
             self.class_picker.value = chosen if chosen in dict(options).values() else STRONGEST
+
+    def _offer_refinements(self, words: Sequence[str]) -> None:
+        """The chosen one is kept if it is still there."""
+        chosen = self.refinement.value
+        with self._quietly():
+            self.refinement.options = [(REFINEMENTS[word], word) for word in words]
+            self.refinement.value = chosen if chosen in words else words[0]
 
     def _offer_blocks(self, count: int) -> None:
         """The chosen block is kept if it is still there."""

@@ -20,12 +20,13 @@ import numpy as np
 from toco_lab.attribution.catalogue import ATTRIBUTIONS
 from toco_lab.backbones.kinds import blocks_of
 from toco_lab.explorers.cam_controls import NO_RUN, STRONGEST, CamControls, one_of
-from toco_lab.explorers.cam_panels import READ_BY, CamPanels, Refinement, ViewPanel
+from toco_lab.explorers.cam_panels import READ_BY, REFINEMENTS, CamPanels, Refinement, ViewPanel
 from toco_lab.explorers.cam_runs import OpenRun, Run, SharedImage, config_of, open_run, runs_by_name
 from toco_lab.explorers.cam_session import CamSession
 from toco_lab.explorers.panels import Figure, Panel, as_figure, draw_panels, png_bytes
 from toco_lab.explorers.uploads import decode_image
 from toco_lab.files import atomic_write
+from toco_lab.peers.refinement import WORDS, refinements_of
 from toco_lab.runs.run_dir import RunDir
 
 _SIDE = 290  # longer side of a panel, in pixels: four fit beside each other in a notebook
@@ -54,7 +55,8 @@ class CamExplorer(CamControls):
         low, high, background, opacity: Sliders.
         idle: Which of these have no effect on what is shown, and are disabled.
         views: Toggle button of each of `VIEWS`.
-        refine_par, refine_crf, other_crops, measure_button, save_button: Actions.
+        refinement: Dropdown, by what the refined label is made.
+        refine, other_crops, measure_button, save_button: Actions.
         picture: The panels, and all of them as one PNG in its `value`.
         message: What went wrong and what to do about it, or what a control did on its own.
         text: The picture in words and numbers, also for who cannot see it.
@@ -164,8 +166,7 @@ class CamExplorer(CamControls):
         quick = [self.source, self.block, self.flip, self.background, self.opacity, *self.views.values()]
         for control in quick:
             control.observe(lambda _: self._update(), "value")
-        self.refine_par.on_click(lambda _: self._refine_clicked("par"))
-        self.refine_crf.on_click(lambda _: self._refine_clicked("crf"))
+        self.refine.on_click(lambda _: self._refine_clicked(self.refinement.value))
         self.other_crops.on_click(lambda _: self._draw_other_crops())
         self.measure_button.on_click(lambda _: self._measure_clicked())
         self.save_button.on_click(lambda _: self._save_clicked())
@@ -196,8 +197,11 @@ class CamExplorer(CamControls):
     def _offer_what_the_run_has(self) -> None:
         self._offer_images(self._chosen_run.image_names(self._num_images) + list(self._uploads))
         self._offer_scales(self.session.scales, self._scale_ticked)
-        opened = [self._opened[run].session.model.encoder for run in self._chosen if run in self._opened]
-        self._offer_blocks(min(len(blocks_of(encoder)) for encoder in opened))  # those that every run has
+        opened = [self._opened[run].session for run in self._chosen if run in self._opened]
+        # what every run has
+        self._offer_blocks(min(len(blocks_of(session.model.encoder)) for session in opened))
+        able = [refinements_of(session.cfg) for session in opened]
+        self._offer_refinements([word for word in WORDS if all(word in words for words in able)])
 
     def _show_image(self) -> None:
         """Encode the chosen image, by each run that does not have it already. If that fails the picture stays."""
@@ -291,7 +295,7 @@ class CamExplorer(CamControls):
             self._update(self._keep_a_scale(change["owner"]))
 
     def _refine_clicked(self, method: str) -> None:
-        with self._working(f"refining ({method.upper()})"):
+        with self._working(f"refining ({REFINEMENTS[method]})"):
             self._refinements = self._refine(
                 low=self.low.value, high=self.high.value, source=self.source.value, method=method,
                 scales=list(self._chosen_scales), flip=self.flip.value,

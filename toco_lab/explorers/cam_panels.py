@@ -26,7 +26,7 @@ VIEWS = {  # view -> tooltip of its button
     TITLES[CAM_AUX]: "class activation map of the auxiliary tokens, from an earlier layer",
     "CAM label": "the strongest class where the CAM exceeds the background threshold",
     "pseudo label": "class above high, background at or below low, left open between them",
-    "refined label": "the pseudo label after PAR or CRF; press one of the Refine buttons",
+    "refined label": "the pseudo label after looking at the image; choose by what, and press Refine",
     TITLES[SEG]: "what the decoder predicts in one pass",
     "truth": "the mask, which training never sees",
     "regions and crops": "uncertain regions of the auxiliary CAM, and local crops that class token contrast could draw",
@@ -44,6 +44,10 @@ READ_BY = {  # control -> views it moves; a refined label says with what the nex
     "background": frozenset({"CAM label"}),
     "measure_button": _MAPS | set(ATTRIBUTIONS),
 }
+REFINEMENTS = {
+    "par": "PAR", "pamr": "PAMR", "crf": "CRF", "patch": "patch affinity", "patch+par": "patch affinity, PAR",
+    "walk": "affinity walk", "walk+par": "affinity walk, PAR",
+}  # fmt: skip
 SOURCE_NAMES = {TITLES[CAM]: CAM, TITLES[CAM_AUX]: CAM_AUX}  # as a reader knows them -> as `CamSession` does
 
 
@@ -211,7 +215,7 @@ class CamPanels:
 
     @property
     def _next_refinement(self) -> str:
-        """What a Refine button would start from now."""
+        """What Refine would start from now."""
         choice = self.choice
         source = next(name for name, field in SOURCE_NAMES.items() if field == choice.source)
         scales = ", ".join(f"{scale:g}" for scale in choice.scales)
@@ -237,7 +241,7 @@ class CamPanels:
             return f"pseudo label, {choice.low:.2f} to {choice.high:.2f}", label
         if view == "refined label" and self.refinement is not None:
             asked = self.refinement.arguments  # the sliders may have moved on since
-            title = f"{asked['method'].upper()} of {asked['low']:.2f} to {asked['high']:.2f}"
+            title = f"{REFINEMENTS[asked['method']]} of {asked['low']:.2f} to {asked['high']:.2f}"
             return title, self.refinement.label
         return view, session.segmentation()
 

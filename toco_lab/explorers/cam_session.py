@@ -16,6 +16,7 @@ from torch import Tensor
 
 from toco_lab.attribution.catalogue import ATTRIBUTIONS
 from toco_lab.attribution.faithfulness import MapScores, map_scores
+from toco_lab.backbones.pixels import normalise
 from toco_lab.config import Config
 from toco_lab.data.loader import EvalSample
 from toco_lab.evaluation.scores import pseudo_label_iou, pseudo_label_matrix
@@ -29,6 +30,7 @@ from toco_lab.method.face import CamModel
 from toco_lab.method.labels import confident_label, mask_by_label, region_mask
 from toco_lab.method.present import PresentClasses
 from toco_lab.method.refine import refine_cam
+from toco_lab.peers.refinement import WORDS, refine_between
 from toco_lab.vocabulary import CAM, CAM_AUX, SEG
 
 SOURCES = (CAM, CAM_AUX)
@@ -241,19 +243,24 @@ class CamSession:
         Args:
             low, high: Background scores of the loose and of the strict run; see `refine_cam`.
             source, scales, flip: See the class.
-            method: `par`, as in training, or `crf`: the same two runs with dense CRF in place of PAR.
+            method: `par`, as in training, or another word of `peers.refinement.WORDS`: the same two runs, by another
+                refinement.
 
         Raises:
-            ValueError: For an unknown method.
+            ValueError: For a method that is none, or none for this model.
         """
-        if method not in ("par", "crf"):
-            raise ValueError(f"method must be 'par' or 'crf', got {method!r}")
+        if method not in WORDS:
+            raise ValueError(f"method must be one of {', '.join(WORDS)}, got {method!r}")
+        cfg = self.cfg.replace(eval_refine=method)
         image, (low, high) = self.image, self._thresholds(low, high)
         present = PresentClasses.of(image.image_label[None])
         maps = getattr(self.cams(scales, flip, classes=present.index[0].tolist()), _checked(source))  # (1, S, H, W)
         pixels = torch.tensor(image.raw, device=maps.device).permute(2, 0, 1)[None].float()
         if method == "crf":
             return crf_label(pixels, maps, present, low=low, high=high)[0]
+        if method != "par":
+            whole = normalise(pixels, self.model.mean, self.model.std)
+            return refine_between(self.model, cfg, whole, Cams(maps, maps, present), low=low, high=high)[0]
         return refine_cam(
             pixels / 255, maps, present, low=low, high=high,
             dilations=self.cfg.par_dilations, num_iter=self.cfg.par_iterations,

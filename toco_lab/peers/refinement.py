@@ -13,6 +13,7 @@ Affinities are taken at the largest scale of the CAM, where the grid is finest, 
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -29,6 +30,18 @@ from toco_lab.peers.afa import WithAffinity
 from toco_lab.peers.affinity import affinity_of_image, row_normalised, spread
 from toco_lab.peers.learned_affinity import walked_label, walked_scores
 from toco_lab.peers.pamr import pamr_weights
+
+WORDS = ("par", "pamr", "crf", "patch", "patch+par", "walk", "walk+par")
+
+
+def refinements_of(cfg: Config) -> tuple[str, ...]:
+    """The words of the table that models of a config can do; a Swin has no `patch`, and few models learn a `walk`."""
+    possible = []
+    for word in WORDS:
+        with suppress(ValueError):
+            cfg.replace(eval_refine=word)
+            possible.append(word)
+    return tuple(possible)
 
 
 @torch.no_grad()

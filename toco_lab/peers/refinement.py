@@ -14,6 +14,7 @@ Affinities are taken at the largest scale of the CAM, where the grid is finest, 
 
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ from toco_lab.peers.affinity import affinity_of_image, row_normalised, spread
 from toco_lab.peers.learned_affinity import walked_label, walked_scores
 from toco_lab.peers.pamr import pamr_weights
 
-WORDS = ("par", "pamr", "crf", "patch", "patch+par", "walk", "walk+par")
+WORDS: tuple[str, ...] = get_args(get_type_hints(Config)["eval_refine"])
 
 
 def refinements_of(cfg: Config) -> tuple[str, ...]:

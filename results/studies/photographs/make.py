@@ -1,4 +1,4 @@
-"""What the study on photographs measures beyond its grid: frozen tokens as a lower and an upper mark, curves and maps.
+"""What the study on photographs measures beyond its grid: frozen tokens as a lower and an upper mark, and curves.
 
 Run by `python -m toco_lab study photographs`.
 """

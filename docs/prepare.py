@@ -49,10 +49,15 @@ def main() -> None:
 
 
 def for_the_site(notebook: NotebookNode) -> NotebookNode:
-    """The notebook with its figures as plain HTML: one copy of plotly.js serves all pages, widgets become a line."""
+    """The notebook with its figures as plain HTML: one copy of plotly.js serves all pages, widgets become a line.
+
+    Its links to the documents, `../docs/peers.md` in the repository, start from where the page lies.
+    """
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [shown for output in cell.outputs for shown in [as_html(output)] if shown]
+        else:
+            cell.source = cell.source.replace("](../docs/", "](../")
     notebook.metadata.pop("widgets", None)
     return notebook
 

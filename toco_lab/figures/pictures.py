@@ -3,6 +3,7 @@
 Drawn without pyplot: nothing stays open. Colour limits are always explicit, so that two panels compare.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -112,7 +113,7 @@ def cam_gallery(
                 labels += [array] if _is_label(array) else []
                 cams |= np.issubdtype(array.dtype, np.floating)
             if i == 0:
-                axes.set_title(column, fontsize=11)
+                axes.set_title(textwrap.fill(column, int(10 * size), break_long_words=False), fontsize=11)
         if names is not None:
             grid[i, 0].set_ylabel(names[i], fontsize=9)
     if cams:

@@ -28,7 +28,7 @@ from toco_lab.sweeps.grid import PlannedRun
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.vocabulary import CAM, CAM_AUX, MIOU, TUNED
 
-SCENES = 4  # in the picture
+SCENES, SIZE = 3, 1.4  # in the picture: rows, and inches of each map
 BESIDE = ("cam_refined_tuned_mIoU", "cam_boundary", "cam_refined_boundary")  # scores shown beyond those of every study
 
 
@@ -66,7 +66,7 @@ PARTS: Mapping[str, tuple[Callable[[Config], CamModel], Mapping[str, str]]] = {
 def write(study: Study, root: Path) -> str:
     """Table, summary and picture of the finished runs, and a line for each part of their maps."""
     runs = study.grid.runs(root)
-    first = {run.row: RunDir(run.folder) for run in reversed(runs)}
+    first = {run.row: RunDir(run.folder) for run in runs if run.seed == runs[0].seed}
     there = all((run.path / "gallery.npz").is_file() for run in first.values())
     made = [run for run in runs if (run.folder / "protocol.json").is_file()]
     return write_results(
@@ -102,4 +102,4 @@ def part_lines(planned: PlannedRun) -> Iterator[dict[str, float | str | int]]:
 def picture(runs: dict[str, RunDir]) -> Figure:
     """The final CAM of every method on the same scenes, first seed."""
     rows = side_by_side(runs)[:SCENES]
-    return pictures.cam_gallery(rows, palette=PALETTE, class_names=("background", *TOY_CLASSES))
+    return pictures.cam_gallery(rows, palette=PALETTE, class_names=("background", *TOY_CLASSES), size=SIZE)

@@ -14,7 +14,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from toco_lab.config import IGNORE_INDEX, Config
+from toco_lab.data.classes import label_names
 from toco_lab.data.loader import EvalSample, eval_samples
+from toco_lab.data.readers import open_dataset
 from toco_lab.evaluation.cam_per_layer import layer_cam_quality
 from toco_lab.evaluation.samples import mask_of
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores
@@ -24,11 +26,13 @@ from toco_lab.method.cam import at_evaluation_size, resize
 from toco_lab.method.face import CamModel
 from toco_lab.reports.studies import Study, write_results
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.runs.scores import SHOWN
+from toco_lab.runs.scores import SHOWN, TITLES
 from toco_lab.training.checkpoints import initial_model
 from toco_lab.vocabulary import AFTER_BLOCK, MEAN_ABSOLUTE_COSINE, MIOU
 
 BESIDE = ("cam_refined_tuned_mIoU", "seg_crf_mIoU", "similarity_first", "positive_cosine", "negative_cosine")
+OF_COMMON_CLASSES = ("cam_mIoU", "cam_tuned_mIoU", "seg_mIoU")
+COMMON = 30  # training images that show a class, so that it can be learnt at all
 CURVES = ("frozen", "all at once", "all at once + PTC", "classification", "+ PTC", "full ToCo")  # rows of the figure
 PROBE_STEPS, PROBE_RATE = 600, 0.01
 
@@ -43,14 +47,24 @@ def write(study: Study, root: Path) -> str:
 
 
 def measures(run: RunDir) -> dict[str, float]:
-    """F1 of the image labels, and how much background the CAMs light."""
+    """mIoU of what a few images can teach, F1 of the image labels, and how much background the CAMs light."""
     table = run.read_table("evaluation")
     means = table[table["class"].isin((MIOU, "F1"))].set_index("target")
+    common = table[table["class"].isin(common_classes(run.config()))].groupby("target")["iou"].mean()
     return {
+        **{f"{TITLES[score]}, common classes": float(common[score[: -len("_mIoU")]]) for score in OF_COMMON_CLASSES},
         "F1 of image labels": float(means.loc["labels", "iou"]),
         "over-activation, final CAM": float(means.loc["cam", "over_activation"]),
         "over-activation, auxiliary CAM": float(means.loc["cam_aux", "over_activation"]),
     }
+
+
+def common_classes(cfg: Config) -> list[str]:
+    """Background and every class that `COMMON` training images show or more."""
+    reader = open_dataset(cfg, cfg.train_split)
+    shown = sum(reader.image_label(index) for index in range(len(reader)))
+    background, *classes = label_names(cfg)
+    return [background, *(name for name, count in zip(classes, shown, strict=True) if count >= COMMON)]
 
 
 def frozen_lines(cfg: Config) -> Iterator[dict[str, float | str | int]]:

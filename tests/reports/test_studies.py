@@ -71,7 +71,8 @@ def test_every_study_asks_a_question_and_its_grid_has_the_rows_of_its_table(stud
     assert {run.row for run in runs} <= set(table["row"]) and study.runs_kept() <= len(runs)
     if "run" in table:  # a config that has changed its meaning since has another name
         names = {(run.row, run.seed): run.folder.name for run in runs}
-        assert all(names[row, seed] == run for row, seed, run in table[["row", "seed", "run"]].itertuples(index=False))
+        made = table.dropna(subset="run")[["row", "seed", "run"]]  # other lines read another map of these runs
+        assert all(names[row, seed] == run for row, seed, run in made.itertuples(index=False))
 
 
 @pytest.mark.parametrize("name", MADE)

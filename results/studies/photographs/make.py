@@ -3,7 +3,7 @@
 Run by `python -m toco_lab study photographs`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from toco_lab.config import IGNORE_INDEX, Config
-from toco_lab.data.classes import label_names
+from toco_lab.data.classes import class_names, label_names
 from toco_lab.data.loader import EvalSample, eval_samples
 from toco_lab.data.readers import open_dataset
 from toco_lab.evaluation.cam_per_layer import layer_cam_quality
@@ -22,24 +22,29 @@ from toco_lab.evaluation.samples import mask_of
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores
 from toco_lab.figures import printed, series
 from toco_lab.figures.colours import assign_colours
+from toco_lab.files import atomic_write
 from toco_lab.method.cam import at_evaluation_size, resize
 from toco_lab.method.face import CamModel
 from toco_lab.reports.studies import Study, write_results
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.runs.scores import SHOWN, TITLES
+from toco_lab.sweeps.grid import PlannedRun
 from toco_lab.training.checkpoints import initial_model
-from toco_lab.vocabulary import AFTER_BLOCK, MEAN_ABSOLUTE_COSINE, MIOU
+from toco_lab.vocabulary import AFTER_BLOCK, CAM, MEAN_ABSOLUTE_COSINE, MIOU, TUNED
 
 BESIDE = ("cam_refined_tuned_mIoU", "seg_crf_mIoU", "similarity_first", "positive_cosine", "negative_cosine")
 OF_COMMON_CLASSES = ("cam_mIoU", "cam_tuned_mIoU", "seg_mIoU")
 COMMON = 30  # training images that show a class, so that it can be learnt at all
-CURVES = ("frozen", "all at once", "all at once + PTC", "classification", "+ PTC", "full ToCo")  # rows of the figure
+CURVES = ("frozen", "as published", "as published + PTC", "classification", "+ PTC", "full ToCo")  # rows of the figure
 PROBE_STEPS, PROBE_RATE = 600, 0.01
 
 
 def write(study: Study, root: Path) -> str:
     """Table and summary of the finished runs, with what frozen tokens can do; the figure has a curve for each row."""
-    runs = {run.row: RunDir(run.folder) for run in reversed(study.grid.runs(root))}
+    planned = study.grid.runs(root)
+    runs = {run.row: RunDir(run.folder) for run in reversed(planned)}
+    with atomic_write(study.folder / "per_class.csv", "w") as file:
+        class_table(planned).round(1).to_csv(file, lineterminator="\n")
     return write_results(
         study, root, scores=(*SHOWN, *BESIDE), measures=measures,
         further_rows=pd.DataFrame(frozen_lines(study.grid.runs()[0].config)), picture=partial(picture, runs),
@@ -59,12 +64,28 @@ def measures(run: RunDir) -> dict[str, float]:
     }
 
 
+def class_table(planned: Sequence[PlannedRun]) -> pd.DataFrame:
+    """IoU of each class in points, final CAM at the tuned threshold, mean over seeds: a column for each row."""
+    finished = [run for run in planned if (run.folder / "evaluation.csv").is_file()]
+    tables = [RunDir(run.folder).read_table("evaluation").assign(row=run.row) for run in finished]
+    frame = pd.concat(tables)
+    shown = frame[frame["target"] == TUNED[CAM]]
+    table = 100 * shown.pivot_table("iou", "class", "row", sort=False)
+    table.insert(0, "training images", pd.Series(images_of_classes(planned[0].config)))
+    return table
+
+
 def common_classes(cfg: Config) -> list[str]:
     """Background and every class that `COMMON` training images show or more."""
+    background, *_ = label_names(cfg)
+    return [background, *(name for name, count in images_of_classes(cfg).items() if count >= COMMON)]
+
+
+def images_of_classes(cfg: Config) -> dict[str, int]:
+    """How many training images show each class."""
     reader = open_dataset(cfg, cfg.train_split)
-    shown = sum(reader.image_label(index) for index in range(len(reader)))
-    background, *classes = label_names(cfg)
-    return [background, *(name for name, count in zip(classes, shown, strict=True) if count >= COMMON)]
+    counts = sum(reader.image_label(index) for index in range(len(reader)))
+    return {name: int(count) for name, count in zip(class_names(cfg), counts, strict=True)}
 
 
 def frozen_lines(cfg: Config) -> Iterator[dict[str, float | str | int]]:

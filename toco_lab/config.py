@@ -153,7 +153,12 @@ class Config:
     )
     patch_size: int | None = opt(None, "ViT: patch side in pixels; None = the backbone's own", at_least=1, up_to=1024)
     embed_dim: int | None = opt(None, "ViT: token width D; None = the backbone's own", at_least=1, up_to=MOST_CHANNELS)
-    depth: int | None = opt(None, "ViT: number of blocks; None = the backbone's own", at_least=1, up_to=1000)
+    depth: int | None = opt(
+        None,
+        "ViT: number of blocks, of pretrained weights the first ones; None = the backbone's own",
+        at_least=1,
+        up_to=1000,
+    )
     num_heads: int | None = opt(None, "ViT: attention heads; None = the backbone's own", at_least=1, up_to=1024)
     mlp_ratio: float | None = opt(
         None, "ViT: hidden width of a block's MLP over D; None = the backbone's own", above=0, up_to=64

@@ -81,6 +81,19 @@ def test_weights_that_do_not_fit_are_refused_by_name_in_one_line(encoder, tmp_pa
     assert len(str(caught.value)) < len(str(path)) + 250
 
 
+def test_an_encoder_of_fewer_blocks_takes_the_first_ones_where_that_is_asked_for(encoder, tmp_path):
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    count, path = len(encoder.blocks), tmp_path / "deep.pt"
+    further = {f"blocks.{count}.{name}": value + 1 for name, value in encoder.blocks[0].state_dict().items()}
+    torch.save(before | further, path)
+    with pytest.raises(CheckpointError, match=rf"unexpected \(\d+\): blocks.{count}.attn"):
+        load_backbone_weights(encoder, path)
+    for weight in encoder.parameters():
+        weight.data.zero_()
+    load_backbone_weights(encoder, path, first_blocks=True)
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

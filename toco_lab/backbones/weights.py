@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import Tensor, nn
 
 from toco_lab.backbones.anti_smoothing import ANTI_SMOOTHING_PARAMETERS
-from toco_lab.backbones.kinds import is_plain_vit
+from toco_lab.backbones.kinds import blocks_of, is_plain_vit
 from toco_lab.files import project_root
 
 # taken off in this order: of DataParallel, Lightning, DINO, and of checkpoints of this package
@@ -118,10 +118,15 @@ def weights_hash(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
-def load_backbone_weights(encoder: nn.Module, path: Path | str) -> None:
+def load_backbone_weights(encoder: nn.Module, path: Path | str, *, first_blocks: bool = False) -> None:
     """Load a local file into an encoder. Its names are timm's, or the authors' where timm can translate them.
 
     Positions are resampled where the grid has another size; a classification head in the file is ignored.
+
+    Args:
+        encoder: The backbone.
+        path: A .safetensors or torch file.
+        first_blocks: A file with more blocks than the encoder fits as well: its first ones are taken.
 
     Raises:
         CheckpointError: If the file is unreadable or does not fit; the differing names or shapes are listed.
@@ -129,11 +134,13 @@ def load_backbone_weights(encoder: nn.Module, path: Path | str) -> None:
     state = read_weights(path)
     for wrapper in ("model", "state_dict"):
         state = state[wrapper] if isinstance(state.get(wrapper), Mapping) else state
-    load_encoder(encoder, state, str(path))
+    load_encoder(encoder, state, str(path), first_blocks=first_blocks)
 
 
-def load_encoder(encoder: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+def load_encoder(encoder: nn.Module, state: Mapping[str, Tensor], source: str, *, first_blocks: bool = False) -> None:
     """Load a state dict with timm's names; prefixes that training code puts before them (`PREFIXES`) are taken off.
+
+    `first_blocks` as in `load_backbone_weights`.
 
     Raises:
         CheckpointError: Naming `source`, if it does not fit, or holds a number that is NaN or infinite.
@@ -141,6 +148,8 @@ def load_encoder(encoder: nn.Module, state: Mapping[str, Tensor], source: str) -
     check_tensors(state, source)
     try:
         translated = _translated(encoder, _without_prefixes(encoder, state))
+        if first_blocks and is_plain_vit(encoder):
+            translated = _of_first_blocks(translated, len(blocks_of(encoder)))
         check_floating(translated, encoder, source)
         result = encoder.load_state_dict(translated, strict=False)
     except (RuntimeError, KeyError) as error:
@@ -152,6 +161,12 @@ def load_encoder(encoder: nn.Module, state: Mapping[str, Tensor], source: str) -
             f"{source} does not fit this backbone; missing ({len(missing)}): {some(missing) or 'none'}; unexpected "
             f"({len(result.unexpected_keys)}): {some(result.unexpected_keys) or 'none'}"
         )
+
+
+def _of_first_blocks(state: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    """A plain ViT's state dict without the blocks behind the first `count`."""
+    numbers = {name: re.match(r"blocks\.(\d+)\.", name) for name in state}
+    return {name: value for name, value in state.items() if not (found := numbers[name]) or int(found[1]) < count}
 
 
 def check_tensors(state: Mapping[str, Any], source: str) -> None:

@@ -116,8 +116,9 @@ def initial_model(cfg: Config) -> CamModel:
     """
     model = build_model(cfg)
     check_crops(model, cfg)
+    cut = cfg.depth is not None  # fewer blocks than were pretrained, if the config says so
     if cfg.pretrained and cfg.weights:
-        model.load_pretrained(lambda encoder: load_backbone_weights(encoder, cfg.weights))
+        model.load_pretrained(lambda encoder: load_backbone_weights(encoder, cfg.weights, first_blocks=cut))
     elif cfg.pretrained:
         name, file = full_backbone_name(cfg), f"{cfg.backbone.rpartition('/')[2]}.safetensors"
         try:
@@ -128,7 +129,8 @@ def initial_model(cfg: Config) -> CamModel:
                 f"Without a network, pass a local file: weights='path/to/{file}' "
                 f"(--weights on the command line), or pretrained=False to start from random weights"
             ) from error
-        model.load_pretrained(lambda encoder: load_encoder(encoder, downloaded.state_dict(), f"timm's {name}"))
+        state, source = downloaded.state_dict(), f"timm's {name}"
+        model.load_pretrained(lambda encoder: load_encoder(encoder, state, source, first_blocks=cut))
     return model
 
 

@@ -27,6 +27,7 @@ from toco_lab.reports.studies import (
     write_study,
 )
 from toco_lab.runs.run_dir import RunDir
+from toco_lab.runs.scores import SHOWN
 from toco_lab.sweeps import sweep, worker
 from toco_lab.sweeps.grid import Grid
 from toco_lab.training.checkpoints import initial_model
@@ -84,7 +85,9 @@ def test_every_summary_is_that_of_its_table(name):
         start, end = (" ".join(part.split()) for part in made.split("MACHINE"))  # lines break where the machine ends
         assert " ".join(text.split()).startswith(start) and " ".join(text.split()).endswith(end)
     else:
-        wide = wide_table(summarise(study.table())).reset_index()
+        frame, beside = study.table(), OWN.get(name, {}).get("BESIDE", ())
+        scores = [score for score in (*SHOWN, *beside) if score in frame and frame[score].notna().any()]
+        wide = wide_table(summarise(frame, scores=scores)).reset_index()
         assert "\n".join(markdown_lines(wide.columns, wide.to_numpy())) in text
         assert text.startswith(study.grid.about.strip())
     assert text.endswith(f"![{text.split('![')[1].split(']')[0]}](figure.png)\n\n    {study.command}\n")

@@ -28,7 +28,7 @@ from toco_lab.sweeps.grid import PlannedRun
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.vocabulary import CAM, CAM_AUX, MIOU, TUNED
 
-SCENES, SIZE = 3, 1.4  # in the picture: rows, and inches of each map
+SCENES, SIZE = 2, 1.25  # in the picture: rows, and inches of each map
 BESIDE = ("cam_refined_tuned_mIoU", "cam_boundary", "cam_refined_boundary")  # scores shown beyond those of every study
 
 

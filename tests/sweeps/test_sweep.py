@@ -288,7 +288,9 @@ def test_killed_failed_interrupted_and_continued(tmp_path: Path, monkeypatch: py
     command = [sys.executable, "-m", "toco_lab", "sweep", "grid.yaml", "--root", str(tmp_path), "--workers", "2"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     until((killed.folder / "checkpoints/step_00000004.pt").exists, process)
-    (worker,) = (one for one in psutil.Process(process.pid).children() if killed.folder.name in one.cmdline()[-1])
+    # a child that has just ended has no command line
+    alive = [one for one in psutil.Process(process.pid).children() if one.status() != psutil.STATUS_ZOMBIE]
+    (worker,) = (one for one in alive if killed.folder.name in one.cmdline()[-1])
     worker.kill()
     until(lambda: state_on_disk(made, quick) == "done", process)
     others = psutil.Process(process.pid).children()

@@ -427,3 +427,12 @@ def test_a_flipped_bit_in_pretrained_weights_is_said(tmp_path):
     path.write_bytes(bad)
     with pytest.raises(CheckpointError, match=r"vit\.pth is damaged.*; copy or download it again"):
         read_weights(path)
+
+
+def test_a_config_with_fewer_blocks_than_the_weights_begins_with_their_first_ones():
+    whole, cut = (initial_model(Config.preset("toy").replace(depth=depth)).encoder.state_dict() for depth in (8, 3))
+    behind = tuple(f"blocks.{number}." for number in range(3, 8))
+    assert set(whole) - set(cut) == {name for name in whole if name.startswith(behind)}
+    assert all(torch.equal(value, whole[name]) for name, value in cut.items())
+    with pytest.raises(CheckpointError, match=r"missing .*blocks\.8\."):
+        initial_model(Config.preset("toy").replace(depth=9))

@@ -165,8 +165,8 @@ def load_encoder(encoder: nn.Module, state: Mapping[str, Tensor], source: str, *
 
 def _of_first_blocks(state: dict[str, Tensor], count: int) -> dict[str, Tensor]:
     """A plain ViT's state dict without the blocks behind the first `count`."""
-    numbers = {name: re.match(r"blocks\.(\d+)\.", name) for name in state}
-    return {name: value for name, value in state.items() if not (found := numbers[name]) or int(found[1]) < count}
+    number = re.compile(r"blocks\.(\d+)\.")
+    return {name: value for name, value in state.items() if not (found := number.match(name)) or int(found[1]) < count}
 
 
 def check_tensors(state: Mapping[str, Any], source: str) -> None:

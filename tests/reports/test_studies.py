@@ -14,6 +14,8 @@ from helpers.in_process import Here
 
 from toco_lab.commands.app import main
 from toco_lab.config import Config, config_differences
+from toco_lab.data.classes import class_names
+from toco_lab.data.readers import open_dataset
 from toco_lab.peers.build import build_model
 from toco_lab.reports import studies
 from toco_lab.reports.ablation import summarise, wide_table
@@ -210,6 +212,17 @@ def test_parts_of_a_map_are_what_the_comparison_of_methods_says(method):
         product = first * second
         assert torch.allclose(product.sqrt() if method == "mct_plus" else product, other)
     assert set(titles) <= {"cam", "cam_aux"}
+
+
+def test_common_classes_of_the_photographs_are_those_that_enough_training_images_show():
+    cfg = Config.preset("toy").replace(train_images=80)
+    reader = open_dataset(cfg, "train")
+    masks = [reader.mask(index) for index in range(len(reader))]
+    counts = [sum(bool((mask == number).any()) for mask in masks) for number in range(1, 7)]
+    made = OWN["photographs"]
+    assert list(made["images_of_classes"](cfg).items()) == list(zip(class_names(cfg), counts, strict=True))
+    common = [name for name, count in zip(class_names(cfg), counts, strict=True) if count >= made["COMMON"]]
+    assert made["common_classes"](cfg) == ["background", *common] and 0 < len(common) < 6
 
 
 @pytest.mark.slow

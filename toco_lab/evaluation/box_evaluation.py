@@ -8,7 +8,6 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from toco_lab.backbones.activations import evaluating
@@ -33,6 +32,7 @@ from toco_lab.evaluation.thresholds import curve_thresholds, tune_thresholds
 from toco_lab.files import check_writable, require
 from toco_lab.method.cam import at_evaluation_size
 from toco_lab.method.face import CamModel
+from toco_lab.method.present import PresentClasses
 from toco_lab.methods import has_decoder
 from toco_lab.progress import progress_bar
 from toco_lab.runs.locks import only_worker
@@ -276,24 +276,24 @@ def _maps_of(model: CamModel, cfg: Config, group: Sequence[EvalSample], *, of_ca
     if of_cam:
         label = torch.stack([image_label_of(sample) for sample in group]).to(image.device)
         cams = native_cams(model, cfg, image, label)
-        maps, logits = cams.present.scatter(cams.cam), cams.logits
-        score, winner = strongest_class(cams.cam, cams.present)
-        there = label > 0
+        maps, logits, there = cams.cam, cams.logits, cams.present
+        score, winner = strongest_class(maps, there)
     else:
         shares = multi_scale_segmentation(
             model, image, cfg.eval_seg_scales, fusion=cfg.eval_fusion, flip=cfg.eval_seg_flip
         ).softmax(1)
         winner = shares.max(1).indices
-        maps, score = shares[:, 1:], torch.ones_like(shares[:, 0])
+        shown = torch.zeros_like(shares[:, :, 0, 0]).scatter(1, winner.flatten(1), 1.0)
+        there = PresentClasses.of(shown[:, 1:])
+        maps, score = there.gather(shares[:, 1:]), torch.ones_like(shares[:, 0])
         logits = model(at_evaluation_size(image, cfg.eval_cam_size), segment=False).logits
-        there = F.one_hot(winner.flatten(1), shares.shape[1]).amax(1)[:, 1:] > 0
     probabilities = logits.double().sigmoid()
-    distance = _peak_distance(model, cfg, image) if of_cam else (round(PEAK_DISTANCE * model.patch_size),) * 2
-    for place in range(len(group)):
-        index = there[place].nonzero().flatten()
+    distance = _peak_distance(model, cfg.eval_cam_size if of_cam else 0, image)
+    for place, is_there in enumerate(there.mask):
+        index = there.index[place][is_there]
         yield _ClassMaps(
             numbers=(index + 1).tolist(),
-            scores=maps[place, index].float().cpu().numpy(),
+            scores=maps[place][is_there].float().cpu().numpy(),
             probabilities=probabilities[place, index].tolist(),
             score=score[place].cpu(),
             winner=winner[place].cpu(),
@@ -301,9 +301,9 @@ def _maps_of(model: CamModel, cfg: Config, group: Sequence[EvalSample], *, of_ca
         )
 
 
-def _peak_distance(model: CamModel, cfg: Config, image: Tensor) -> tuple[int, int]:
-    """`PEAK_DISTANCE` tokens of a CAM at the first scale, in pixels of the image along rows and columns."""
-    height, width = image.shape[-2:]
-    seen = (cfg.eval_cam_size,) * 2 if cfg.eval_cam_size else (height, width)
-    pixels = PEAK_DISTANCE * model.patch_size
-    return max(1, round(pixels * height / seen[0])), max(1, round(pixels * width / seen[1]))
+def _peak_distance(model: CamModel, side: int, image: Tensor) -> tuple[int, int]:
+    """`PEAK_DISTANCE` tokens in pixels of the image along rows and columns; the model sees it at side x side, or at its
+    own size where `side` is 0.
+    """
+    rows, columns = (PEAK_DISTANCE * model.patch_size * length / (side or length) for length in image.shape[-2:])
+    return max(1, round(rows)), max(1, round(columns))

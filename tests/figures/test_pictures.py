@@ -200,6 +200,20 @@ def test_pixels_are_those_of_the_drawn_panels():
     assert label[5, 7].tolist() == [255, 255, 255] and label.dtype == np.uint8
 
 
+def test_boxes_are_outlines_inside_half_open_boxes():
+    image = np.zeros((20, 30, 3), np.uint8)
+    red, blue = np.array([255, 0, 0]), np.array([0, 0, 255])
+    drawn = pictures.box_pixels(image, [((2, 3, 8, 9), red), ((7, 8, 30, 20), blue), ((0, 0, 1, 1), red)])
+    expected = image.copy()
+    expected[3:9, 2:8] = red
+    expected[4:8, 3:7] = 0
+    expected[8:20, 7:30] = np.where(
+        np.pad(np.ones((10, 21, 1), bool), ((1, 1), (1, 1), (0, 0))), expected[8:20, 7:30], blue
+    )
+    expected[0, 0] = red
+    assert np.array_equal(drawn, expected) and not image.any()
+
+
 def test_a_small_gallery_keeps_its_legend_within_the_figure():
     row = {"image": IMAGE, "truth": np.arange(48).reshape(6, 8) % 20}
     figure = pictures.cam_gallery([row], palette=PALETTE, size=1.0)

@@ -96,6 +96,42 @@ def test_a_stopped_call_continues_and_ends_with_the_same_bytes(model, photos, tm
     assert (again.made, again.kept) == (0, 5) and len(groups) == 2 and shown(tmp_path / "part") == whole
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
+def test_boxes_are_drawn_and_can_be_read_as_coco(model, photos, tmp_path):
+    from pycocotools.coco import COCO
+
+    out = tmp_path / "out"
+    options = OPTIONS | {"boxes": True, "background_threshold": 0.3}
+    predict_folder(model, [photos], out, **options)
+    coco, rows = COCO(str(out / "instances.json")), lines(out)
+    assert [(info["file_name"], info["width"], info["height"]) for info in coco.imgs.values()] == [
+        (row["file"], int(row["width"]), int(row["height"])) for row in rows.values()
+    ]
+    assert [category["name"] for category in coco.cats.values()] == list(model.class_names) and coco.anns
+    for number, (name, row) in enumerate(rows.items(), start=1):
+        mask, found = np.array(Image.open(out / "masks" / f"{name}.png")), coco.imgToAnns[number]
+        painted = np.zeros_like(mask)
+        for item in found:
+            where = coco.annToMask(item) > 0
+            painted[where] = item["category_id"]
+            y, x = where.nonzero()
+            assert item["bbox"] == [x.min(), y.min(), np.ptp(x) + 1, np.ptp(y) + 1] and item["area"] == where.sum()
+            class_name = model.class_names[item["category_id"] - 1]
+            with np.load(out / "scores" / f"{name}.npz") as soft:
+                cam = soft["scores"][soft["classes"].tolist().index(item["category_id"])].astype(float)
+            assert item["score"] == pytest.approx(cam[where].mean() * float(row[f"score_{class_name}"]), abs=1e-3)
+        assert np.array_equal(painted[painted > 0], mask[painted > 0])
+        assert ((mask > 0) & (painted == 0)).sum() < 0.05 * mask.size  # what is too small to be an object
+        with Image.open(out / "boxes" / f"{name}.png") as picture:
+            pixels = np.array(picture)
+        for item in found[:1]:  # the surest lies on top
+            x, y, width, _ = item["bbox"]
+            assert (pixels[y, x : x + width] == PALETTE[item["category_id"]]).all()
+    whole = shown(out)
+    (out / "boxes" / "b.json").unlink()
+    assert predict_folder(model, [photos], out, **options).made == 1 and shown(out) == whole
+
+
 def test_a_changed_image_and_a_lost_file_are_made_again(model, photos, tmp_path, samples):
     out = tmp_path / "out"
     predict_folder(model, [photos], out, **OPTIONS)

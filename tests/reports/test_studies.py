@@ -225,6 +225,14 @@ def test_common_classes_of_the_photographs_are_those_that_enough_training_images
     assert made["common_classes"](cfg) == ["background", *common] and 0 < len(common) < 6
 
 
+def test_boxes_of_a_run_are_measured_from_each_map_it_has(smoke_run):
+    found = OWN["boxes"]["measures"](smoke_run)
+    asked = ["CorLoc", "AP50 of masks, components", "AP50 of masks, peaks"]
+    headings = {", ".join([one.split(", ")[0], map_, *one.split(", ")[1:]]) for one in asked for map_ in ("cam", "seg")}
+    assert set(found) == headings | {"CorLoc, whole image"} and all(0 <= value <= 1 for value in found.values())
+    assert OWN["boxes"]["sources"](smoke_run.config().replace(w_seg=0.0)) == ("cam",)
+
+
 @pytest.mark.slow
 def test_masks_teach_a_linear_map_of_frozen_tokens_what_image_labels_cannot():
     """The upper mark of the study on photographs, on toy scenes: well above a map of constant background."""

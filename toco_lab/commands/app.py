@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from toco_lab import __version__, progress
+from toco_lab.commands.boxes import boxes
 from toco_lab.commands.data import data
 from toco_lab.commands.demo import demo
 from toco_lab.commands.export import export
@@ -41,6 +42,7 @@ def commands(words: Sequence[str] = ()) -> Commands:
     app.command(aliases=["pseudo_labels"])(pseudo_labels)
     app.command(predict)
     app.command(attributions)
+    app.command(boxes)
     app.command(report)
     app.command(smoothing)
     app.command(aliases=["new_project"])(new_project)

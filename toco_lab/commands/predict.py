@@ -21,6 +21,7 @@ def predict(
     flip: bool = True,
     longest_side: int | None = None,
     scores: bool = False,
+    boxes: bool = False,
     sheet: int = 60,
     batch_size: int = 8,
     device: str = "auto",
@@ -47,6 +48,7 @@ def predict(
         longest_side: Images with a longer side are scaled down for the model (outputs keep their size); None takes
             twice the run's training crop, at most 1024; 0 never does.
         scores: Also write the CAMs as they are, float16 in one .npz per image.
+        boxes: Also draw the boxes of the objects over the images, and write instances.json in COCO's format.
         sheet: Images of the contact sheet; 0 writes none.
         batch_size: Most images of one size that share a pass.
         device: auto, cpu, cuda ...
@@ -66,7 +68,9 @@ def predict(
     }  # fmt: skip
     recipe = loaded.recipe(**options)
     print(f"mask:  {recipe.mask}, {recipe.because}", flush=True)
-    done = predict_folder(loaded, images, out, scores=scores, batch_size=batch_size, sheet=sheet, **options)
+    done = predict_folder(
+        loaded, images, out, scores=scores, boxes=boxes, batch_size=batch_size, sheet=sheet, **options
+    )
     print(done)
     if done.failed:
         there = done.made + done.kept

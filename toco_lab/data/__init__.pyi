@@ -6,6 +6,7 @@ from . import colours as colours
 from . import doubts as doubts
 from . import image_labels as image_labels
 from . import images as images
+from . import instances as instances
 from . import label_tables as label_tables
 from . import layouts as layouts
 from . import loader as loader
@@ -25,6 +26,7 @@ from .classes import DataError as DataError
 from .classes import class_names as class_names
 from .classes import label_names as label_names
 from .colours import ColourDraws as ColourDraws
+from .instances import Instance as Instance
 from .loader import EvalSample as EvalSample
 from .loader import eval_samples as eval_samples
 from .loader import seen_views as seen_views

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +101,18 @@ class CocoMasks:
         if not path.is_file():
             save_mask(path, self._paint(name))
         return path
+
+    def objects(self, name: str) -> Iterator[tuple[int, np.ndarray, bool]]:
+        """Class number, outline (H, W) bool, and whether it is a crowd, of each object of an image that has a pixel.
+
+        Raises:
+            DataError: If an outline cannot be read.
+            KeyError: For an unknown name.
+        """
+        for item in self._annotations(name):
+            where = self._outline(item) > 0
+            if where.any():
+                yield self._opened[1][item["category_id"]], where, bool(item["iscrowd"])
 
     def prepare(self, names: Iterable[str]) -> None:
         """Read the json now if one of these masks is not painted yet: loader processes, which are forked, share it.

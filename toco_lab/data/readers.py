@@ -236,7 +236,7 @@ class ToyReader:
         self.root, self.classes = Path(), class_names(cfg)
         self.names = [f"toy_{split}_{index:06d}" for index in range(count)]
         self._scene: Callable[[int], toy.Scene] = functools.partial(
-            _toy_scene, self.STREAMS.index(split), size=cfg.crop_size
+            _toy_scene, self.STREAMS.index(split), size=cfg.crop_size, same_class=cfg.toy_world == "same_class"
         )
 
     def __len__(self) -> int:
@@ -265,14 +265,18 @@ class ToyReader:
         """uint8 (H, W): 0 background, 1..C classes."""
         return self._scene(index).mask
 
+    def instances(self, index: int) -> np.ndarray:
+        """uint8 (H, W): 0 background, from 1 on the objects."""
+        return self._scene(index).instances
+
     def image_label(self, index: int) -> np.ndarray:
         """float32 (C,) in {0, 1}: the classes in the mask, whatever `cfg.label_source` says."""
         return label_of_mask(self.mask(index), len(self.classes))
 
 
 @functools.lru_cache(maxsize=128)  # image, mask and label of one scene are asked for one after the other
-def _toy_scene(seed: int, index: int, size: int) -> toy.Scene:
-    return toy.make_scene(seed, index, size=size)
+def _toy_scene(seed: int, index: int, size: int, same_class: bool) -> toy.Scene:
+    return toy.make_scene(seed, index, size=size, same_class=same_class)
 
 
 class PartsReader(ToyReader):

@@ -20,6 +20,7 @@ TOY_CLASSES: tuple[str, ...] = (
 )
 PRETRAIN_SEED, PRETRAIN_VAL_SEED = 2, 3  # seeds 0 and 1 are the scenes of training and of validation
 MIN_VISIBLE = 60  # pixels that every object of a scene shows at least
+BESIDE = 1.8  # radii between the centres of an object and of one of the same class beside it
 HUE_KNOWN = 0.95  # share of objects that wear the hue of their class; the others have any hue
 TAIL = 0.25  # colour left at the tail, where the texture has faded away: the head tells most
 
@@ -31,22 +32,27 @@ class Scene:
     Attributes:
         image: (H, W, 3) uint8, RGB.
         mask: (H, W) uint8, 0 background, 1..6 the classes of `TOY_CLASSES`.
+        instances: (H, W) uint8, 0 background, from 1 on the objects in the order they were drawn, in sight alone.
     """
 
     image: np.ndarray
     mask: np.ndarray
+    instances: np.ndarray
 
 
-def make_scene(seed: int, index: int, *, size: int = 96, single_object: bool = False) -> Scene:
+def make_scene(
+    seed: int, index: int, *, size: int = 96, single_object: bool = False, same_class: bool = False
+) -> Scene:
     """The scene number `index` of the stream `seed`: background, distractors, one to three objects.
 
-    No two objects of a scene have the same class.
+    No two objects of a scene have the same class, or with `same_class` all have the same, and often touch.
 
     Args:
         seed: Non-negative; scenes of different seeds are independent.
         index: Non-negative number of the scene.
         size: Side H = W in pixels, at least 48. Objects keep their size, 30 to 52 pixels across.
         single_object: Exactly one object (pretraining).
+        same_class: All objects are of one class, and each further one lies beside another.
 
     Raises:
         ValueError: If one of the numbers is too small.
@@ -54,24 +60,27 @@ def make_scene(seed: int, index: int, *, size: int = 96, single_object: bool = F
     check_scene_numbers(seed, index, size)
     rng = np.random.default_rng((seed, index))
     image = toy_drawing.background(rng, size)
-    mask = np.zeros((size, size), np.uint8)
+    mask, instances = np.zeros((size, size), np.uint8), np.zeros((size, size), np.uint8)
     count = 1 if single_object else int(rng.choice([1, 2, 3], p=[0.35, 0.45, 0.2]))
     centres: list[np.ndarray] = []
-    for kind in rng.permutation(len(TOY_CLASSES))[:count]:
+    kinds = rng.permutation(len(TOY_CLASSES))[:count]
+    for kind in np.repeat(kinds[0], count) if same_class else kinds:
         radius = rng.uniform(15, 26) * (0.85 if count == 3 else 1.0)
         places = rng.uniform(0.7 * radius, size - 0.7 * radius, (8, 2))
         gaps = [min((np.hypot(*(place - other)) for other in centres), default=0.0) for place in places]
-        centre = places[int(np.argmax(gaps))]  # far from the objects already there
+        # far from the objects already there, or beside one of them
+        chosen = np.argmin(np.abs(np.subtract(gaps, BESIDE * radius))) if same_class else np.argmax(gaps)
+        centre = places[int(chosen)]
         along, across = toy_drawing.turned(rng, size, centre)
         inside = _shape(kind, along, across, radius)
-        left_over = [((mask == seen) & ~inside).sum() for seen in np.unique(mask[mask > 0])]
+        left_over = [((instances == seen) & ~inside).sum() for seen in range(1, len(centres) + 1)]
         if inside.sum() < MIN_VISIBLE or min(left_over, default=MIN_VISIBLE) < MIN_VISIBLE:
             continue  # it would hide another object
         image[inside] = _paint(rng, kind, along[inside], across[inside], radius)
-        mask[inside] = kind + 1
+        mask[inside], instances[inside] = kind + 1, len(centres) + 1
         centres.append(centre)
     image += rng.normal(0, 0.03, (size, size, 1)).astype(np.float32)
-    return Scene((image.clip(0, 1) * 255).astype(np.uint8), mask)
+    return Scene((image.clip(0, 1) * 255).astype(np.uint8), mask, instances)
 
 
 def check_scene_numbers(seed: int, index: int, size: int) -> None:

@@ -70,7 +70,7 @@ def make_parts_scene(seed: int, index: int, *, size: int = 96, objects: int = 0)
         raise ValueError(f"objects must be a whole number from 0 to 3, got {objects!r}")
     rng = np.random.default_rng((seed, index))
     image = toy_drawing.background(rng, size)
-    mask, part = np.zeros((size, size), np.uint8), np.zeros((size, size), np.uint8)
+    mask, instances, part = (np.zeros((size, size), np.uint8) for _ in range(3))
     count = objects or int(rng.choice([1, 2, 3], p=[0.5, 0.35, 0.15]))
     full: dict[int, int] = {}  # pixels of the head of each label as it was drawn
     for kind in rng.permutation(len(PARTS_CLASSES))[:count]:
@@ -78,11 +78,11 @@ def make_parts_scene(seed: int, index: int, *, size: int = 96, objects: int = 0)
         if animal is None:
             continue
         _paint(rng, image, animal, int(kind))
-        mask[animal.inside] = kind + 1
+        mask[animal.inside], instances[animal.inside] = kind + 1, len(full) + 1
         part[animal.body], part[animal.head] = BODY, HEAD
         full[int(kind) + 1] = int(animal.head.sum())
     image += rng.normal(0, 0.03, (size, size, 1)).astype(np.float32)
-    return PartsScene((image.clip(0, 1) * 255).astype(np.uint8), mask, part)
+    return PartsScene((image.clip(0, 1) * 255).astype(np.uint8), mask, instances, part)
 
 
 def _placed(rng: np.random.Generator, mask: np.ndarray, part: np.ndarray, full: dict[int, int]) -> _Animal | None:

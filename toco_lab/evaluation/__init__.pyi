@@ -1,4 +1,7 @@
 from . import boundary as boundary
+from . import box_evaluation as box_evaluation
+from . import box_scores as box_scores
+from . import boxes as boxes
 from . import cam_per_layer as cam_per_layer
 from . import counts as counts
 from . import crop_objects as crop_objects
@@ -13,6 +16,10 @@ from . import pseudo_labels as pseudo_labels
 from . import samples as samples
 from . import scores as scores
 from . import thresholds as thresholds
+from .box_evaluation import BoxEvaluation as BoxEvaluation
+from .box_evaluation import boxes_of_run as boxes_of_run
+from .box_evaluation import measure_boxes as measure_boxes
+from .boxes import class_instances as class_instances
 from .cam_per_layer import layer_cam_quality as layer_cam_quality
 from .cam_per_layer import layer_cams_of_run as layer_cams_of_run
 from .evaluate import Evaluation as Evaluation

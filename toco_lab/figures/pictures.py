@@ -189,6 +189,23 @@ def label_pixels(label: np.ndarray, palette: np.ndarray) -> np.ndarray:
     return colours[label]
 
 
+def box_pixels(image: np.ndarray, boxes: Sequence[tuple[tuple[int, int, int, int], np.ndarray]]) -> np.ndarray:
+    """An image (H, W, 3) uint8 with the outlines of boxes, the last on top; they lie inside their boxes.
+
+    Args:
+        image: Left as it is.
+        boxes: Each x0, y0, x1, y1 in pixels, half-open, with its colour (3,).
+    """
+    drawn = image.copy()
+    width = max(1, round(min(image.shape[:2]) / 150))
+    for (x0, y0, x1, y1), colour in boxes:
+        box = drawn[y0:y1, x0:x1]
+        inside = box[width:-width, width:-width].copy()
+        box[:] = colour
+        box[width:-width, width:-width] = inside
+    return drawn
+
+
 def plain_text(text: str) -> str:
     """Text that matplotlib does not take for mathematics."""
     return text.replace("$", r"\$")

@@ -16,6 +16,7 @@ from . import vit as vit
 from .afa import AFA as AFA
 from .boxes import box_iou as box_iou
 from .boxes import largest_box as largest_box
+from .boxes import largest_region as largest_region
 from .build import build_model as build_model
 from .build import model_class as model_class
 from .getam import GETAM as GETAM

@@ -29,13 +29,19 @@ def largest_box(unit: Tensor, threshold: float) -> tuple[int, int, int, int]:
     Returns:
         x0, y0, x1, y1, the latter one past the last pixel; (0, 0, 1, 1) where nothing lies above the threshold.
     """
-    levels = (255 * unit).cpu().numpy().astype(np.uint8)
-    regions, count = ndimage.label(levels > int(threshold * levels.max()), np.ones((3, 3)))
-    if not count:
+    region = largest_region(unit.cpu().numpy(), threshold)
+    if not region.any():
         return 0, 0, 1, 1
-    areas = [_contour_area(ndimage.binary_fill_holes(regions == number)) for number in range(1, count + 1)]
-    rows, columns = ndimage.find_objects(regions)[int(np.argmax(areas))]
+    rows, columns = ndimage.find_objects(region.astype(np.uint8))[0]
     return columns.start, rows.start, columns.stop, rows.stop
+
+
+def largest_region(unit: np.ndarray, threshold: float) -> np.ndarray:
+    """The region of `largest_box`, (H, W) bool, of a map (H, W) in [0, 1]; False everywhere where there is none."""
+    levels = (255 * unit).astype(np.uint8)
+    regions, count = ndimage.label(levels > int(threshold * levels.max()), np.ones((3, 3)))
+    areas = [_contour_area(ndimage.binary_fill_holes(regions == number)) for number in range(1, count + 1)]
+    return regions == 1 + int(np.argmax(areas)) if count else np.zeros(unit.shape, bool)
 
 
 def _contour_area(region: np.ndarray) -> float:

@@ -1,3 +1,4 @@
+from . import boxes as boxes
 from . import folder as folder
 from . import onnx as onnx
 from . import output as output

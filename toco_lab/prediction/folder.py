@@ -62,6 +62,7 @@ def predict_folder(
     out: Path | str,
     *,
     scores: bool = False,
+    boxes: bool = False,
     batch_size: int = BATCH,
     sheet: int = SHEET_IMAGES,
     progress: bool = True,
@@ -77,6 +78,7 @@ def predict_folder(
         images: Files, folders and patterns, see `pictures_given.image_files`.
         out: The folder; made if needed.
         scores: Also write the soft scores of the CAMs.
+        boxes: Also draw the boxes of the objects, and write them in COCO's format.
         batch_size: Most images of one size that share a pass.
         sheet: Images of the contact sheet, from the first on; 0 writes none.
         progress: Show a progress bar, on a terminal.
@@ -98,7 +100,7 @@ def predict_folder(
     check_writable(out / "protocol.json")
     with only_worker(out, "writes predictions there"):
         write_protocol(out, record | {MADE_WITH: _made_with(model, batch_size)})
-        folder = OutputFolder(out, model.class_names, scores=scores)
+        folder = OutputFolder(out, model.class_names, scores=scores, boxes=boxes)
         work = _Work(model, recipe, folder, batch_size)
         with progress_bar(files, "predict", shown=progress) as bar:
             for done in work.groups(files):

@@ -3,6 +3,8 @@
     OUT/masks/<image>.png             palette PNG of the image's size: 0 background, 1..C classes
     OUT/cams/<image>.<class>.png      CAM of each present class over the image
     OUT/scores/<image>.npz            on request: `classes` (P,) uint8, `scores` and `aux` (P, H, W) float16
+    OUT/boxes/<image>.png, .json      on request: boxes over the image; its objects, as entries of COCO's json
+    OUT/instances.json                on request: the objects of all images, in COCO's format
     OUT/labels.csv                    a line per image: its file, size, present classes, classes in the mask, scores
     OUT/classes.txt                   names of the numbers 1..C
     OUT/protocol.json                 everything that defines these files
@@ -13,6 +15,7 @@ The line of an image in labels.csv is written after its files and has the hash o
 
 import csv
 import io
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,8 +28,9 @@ from PIL import Image
 from toco_lab.data.classes import save_mask
 from toco_lab.figures.pictures import cam_pixels
 from toco_lab.files import append_text, atomic_write
+from toco_lab.prediction.boxes import annotations, coco_json, drawn
 from toco_lab.prediction.result import Prediction
-from toco_lab.runs.small_files import Columns, complete_lines, read_rows
+from toco_lab.runs.small_files import Columns, complete_lines, read_json_file, read_rows
 
 LEAD = ("image", "file", "file_hash", "width", "height", "present", "in_mask")  # columns before the scores
 SCORE = "score_"  # begins the name of the column of a class
@@ -42,11 +46,13 @@ class OutputFolder:
         path: OUT.
         classes: Names of the classes 1..C.
         scores: Whether soft scores belong to it.
+        boxes: Whether boxes belong to it.
     """
 
     path: Path
     classes: tuple[str, ...]
     scores: bool = False
+    boxes: bool = False
 
     @property
     def table(self) -> Path:
@@ -65,10 +71,19 @@ class OutputFolder:
         """The soft scores of an image."""
         return self.path / "scores" / f"{name}.npz"
 
+    def drawn_boxes(self, name: str) -> Path:
+        """The boxes of an image, drawn over it."""
+        return self.path / "boxes" / f"{name}.png"
+
+    def objects(self, name: str) -> Path:
+        """The objects of an image."""
+        return self.path / "boxes" / f"{name}.json"
+
     def files(self, name: str, present: Iterable[str]) -> list[Path]:
         """All files of an image with these present classes."""
         overlays = [self.overlay(name, one) for one in present]
-        return [self.mask(name), *overlays, *([self.soft_scores(name)] if self.scores else [])]
+        boxes = [self.drawn_boxes(name), self.objects(name)] if self.boxes else []
+        return [self.mask(name), *overlays, *([self.soft_scores(name)] if self.scores else []), *boxes]
 
     def write(self, prediction: Prediction) -> list[Path]:
         """Write the files of a prediction, each whole; its line in labels.csv is `add_row`'s.
@@ -86,6 +101,12 @@ class OutputFolder:
             cams, aux = prediction.cams.astype(np.float16), prediction.cams_aux.astype(np.float16)
             with atomic_write(self.soft_scores(name)) as file:
                 np.savez_compressed(file, classes=numbers, scores=cams, aux=aux)
+        if self.boxes:
+            instances = prediction.instances
+            with atomic_write(self.drawn_boxes(name)) as file:
+                Image.fromarray(drawn(prediction.image, instances)).save(file, format="PNG")
+            with atomic_write(self.objects(name), "w") as file:
+                json.dump(annotations(instances), file)
         return self.files(name, prediction.present)
 
     # --- labels.csv ---------------------------------------------------------------------------------------------------
@@ -118,10 +139,15 @@ class OutputFolder:
         append_text(self.table, self._text([row], header=False))
 
     def finish(self, rows: Mapping[str, Row]) -> None:
-        """Write labels.csv in the order of the names, and the list of classes."""
+        """Write labels.csv in the order of the names, the list of classes, and the objects of images that have them."""
         self.begin(dict(sorted(rows.items())))
         with atomic_write(self.path / "classes.txt", "w") as file:
             file.write("".join(f"{name}\n" for name in self.classes))
+        if self.boxes:
+            having = [row for name, row in sorted(rows.items()) if self.objects(name).is_file()]
+            objects = [read_json_file(self.objects(row["image"]), [{}], remedy=_REMEDY) for row in having]
+            with atomic_write(self.path / "instances.json", "w") as file:
+                json.dump(coco_json(self.classes, having, objects), file)
         for left in self.path.rglob(".*.tmp"):  # by a killed command
             left.unlink(missing_ok=True)
 

@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image
 
 from toco_lab.data.classes import PALETTE
+from toco_lab.data.instances import Instance
+from toco_lab.evaluation.boxes import class_instances
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -61,6 +63,21 @@ class Prediction:
         return tuple(self.class_names[number - 1] for number in np.unique(self.mask) if number)
 
     @property
+    def instances(self) -> list[Instance]:
+        """The objects of the present classes, 8-connected pieces of the mask, the highest score first.
+
+        A score is the mean CAM inside times the classifier's score of the class. What is smaller than half a per cent
+        of the image is no object.
+        """
+        found = [
+            one
+            for name, cam in zip(self.present, self.cams, strict=True)
+            for number in [self.class_names.index(name) + 1]
+            for one in class_instances(cam, self.mask == number, number, probability=self.labels[name])
+        ]
+        return sorted(found, key=lambda one: -one.score)
+
+    @property
     def strongest(self) -> tuple[str, ...]:
         """The present classes, the highest score first."""
         return tuple(sorted(self.present, key=lambda name: -self.labels[name]))
@@ -101,16 +118,17 @@ class Prediction:
 
     # --- to keep ------------------------------------------------------------------------------------------------------
 
-    def save(self, folder: Path | str, *, scores: bool = False) -> list[Path]:
-        """Write overlays, mask and, on request, soft scores; see `output` for the files.
+    def save(self, folder: Path | str, *, scores: bool = False, boxes: bool = False) -> list[Path]:
+        """Write overlays, mask and, on request, soft scores and boxes; see `output` for the files.
 
         Args:
             folder: It is made if needed; files of the same image are replaced.
             scores: Also write the CAMs as they are, float16 in an .npz.
+            boxes: Also draw the boxes of `instances`, and write them as a json.
 
         Returns:
             The files.
         """
         from toco_lab.prediction.output import OutputFolder
 
-        return OutputFolder(Path(folder), self.class_names, scores=scores).write(self)
+        return OutputFolder(Path(folder), self.class_names, scores=scores, boxes=boxes).write(self)

@@ -20,6 +20,7 @@ from toco_lab.evaluation.evaluate import evaluate_model
 from toco_lab.evaluation.example_maps import gallery_rows
 from toco_lab.evaluation.pseudo_labels import write_pseudo_labels
 from toco_lab.experiment import make, open_run, train
+from toco_lab.explorers.cam_explorer import CamExplorer
 from toco_lab.explorers.cam_session import CamSession
 from toco_lab.method.step import compute_losses
 from toco_lab.peers.build import build_model
@@ -268,6 +269,7 @@ def test_what_reads_a_cam_says_that_there_is_none(run: RunDir, tmp_path: Path, c
     model, cfg = load_run_model(run)
     with pytest.raises(ValueError, match="has no CAM to explore"):
         CamSession(model, cfg)
+    assert "learns from masks and has no CAM to explore" in CamExplorer(run).message.value
     with pytest.raises(ValueError, match=r"method 'supervised' has no CAM.*Take its segmentation"):
         model.raw_maps(torch.zeros(1, 3, 96, 96))
     with pytest.raises(ValueError, match="has no CAM, so that there are no labels of kind seed, refined, crf"):

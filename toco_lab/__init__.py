@@ -4,6 +4,8 @@
        |
     reports, sweeps          many runs: grids and workers; tables, comparisons, one offline page
        |
+    students                 a run, its pseudo labels, and a smaller network that learns from both
+       |
     experiment               ONE run: train, evaluate, measure, keep tokens
        |
     explorers, trackers      click and slide; runs told to TensorBoard, W&B, MLflow

@@ -70,6 +70,7 @@ from .runs import list_runs as list_runs
 from .smoothing import compare_models as compare_models
 from .smoothing import smoothing_of_run as smoothing_of_run
 from .smoothing import smoothing_per_layer as smoothing_per_layer
+from .students import make_student as make_student
 from .sweeps import Grid as Grid
 from .sweeps import run_sweep as run_sweep
 from .tokens import maps_of_run as maps_of_run

@@ -127,11 +127,16 @@ class Config:
         False, "main and local view flip apart, so the region mask is mirrored against the crops", quirk=True
     )
     flip_valid_box: bool = opt(True, "the valid box is mirrored together with its image", quirk=False)
+    mask_source: str = opt(
+        "", "supervised: masks to learn from: empty = the true ones, or a folder OUT/<kind> that `pseudo_labels` wrote"
+    )
     num_workers: int = opt(2, "loader processes; 0 loads in the training process", result=False, within=(0, 1024))
 
     # --- model --------------------------------------------------------------------------------------------------
-    method: Literal["toco", "tscam", "getam", "afa", "mct", "mct_plus"] = opt(
-        "toco", "what is trained: ToCo, or a method that it is compared with (docs/peers.md)"
+    method: Literal["toco", "tscam", "getam", "afa", "mct", "mct_plus", "supervised"] = opt(
+        "toco",
+        "what is trained: ToCo, a method that it is compared with (docs/peers.md), or a second stage that learns from "
+        "masks (docs/students.md)",
     )
     backbone: str = opt(
         "deit_base_patch16_224",
@@ -349,6 +354,15 @@ class Config:
         False, "mct: WeakTr's learned weight of each attention head in place of the plain sums"
     )
     mct_map_weight: float = opt(1.0, "mct: weight of the classification loss that teaches mct_head_weights", at_least=0)
+
+    # --- second stage ---------------------------------------------------------------------------------------------
+    soft_teacher: str = opt(
+        "", "supervised: folder of a run whose segmentation of the same view is learnt beside the masks (w_soft)"
+    )
+    soft_temperature: float = opt(2.0, "supervised: temperature t of both segmentations in that loss", above=0)
+    w_soft: float = opt(
+        0.0, "supervised: weight of that loss, t^2 times the divergence of the student from the teacher", at_least=0
+    )
 
     # --- optimisation -------------------------------------------------------------------------------------------
     steps: int = opt(20000, "optimiser steps T", at_least=1, up_to=MOST_STEPS)

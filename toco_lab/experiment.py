@@ -15,10 +15,12 @@ from toco_lab.config import Config, config_differences
 from toco_lab.data.masks import check_classes_shown
 from toco_lab.data.own_folder import complete_config, write_split
 from toco_lab.data.readers import missing_truth, open_dataset
+from toco_lab.data.training_masks import TrainingMasks
 from toco_lab.data.unused import refuse_unused
 from toco_lab.evaluation.evaluate import Evaluation, evaluate_run, validator
 from toco_lab.files import enter_project, require
 from toco_lab.method.face import CamModel
+from toco_lab.methods import reads_masks
 from toco_lab.presets import PRESETS
 from toco_lab.relations import never_reached
 from toco_lab.runs.names import check_run_name
@@ -30,6 +32,7 @@ from toco_lab.trackers.tracker import check_trackers
 from toco_lab.training.checkpoints import initial_model
 from toco_lab.training.loop import fit
 from toco_lab.training.processes import everywhere, is_first, resolve_device
+from toco_lab.training.teacher import check_teacher
 from toco_lab.vocabulary import LABELS
 
 
@@ -43,8 +46,9 @@ def open_run(cfg: Config, root: Path | str = "results", *, name: str | None = No
         make: False makes the folder of a new run only when something is written, see `RunDir.plan`.
 
     Raises:
-        ValueError: If the data set cannot be read, its masks show no class, a field that differs from the preset is
-            none that it reads, `name` is none of a folder below `root`, or the folder holds a run of another config.
+        ValueError: If the data set cannot be read, its masks show no class, the masks or the teacher of a second stage
+            are not there, a field that differs from the preset is none that it reads, `name` is none of a folder below
+            `root`, or the folder holds a run of another config.
     """
     require(cfg, Config, "cfg", ": make one with Config.preset(name)")
     check_run_name(name)
@@ -55,6 +59,10 @@ def open_run(cfg: Config, root: Path | str = "results", *, name: str | None = No
     if is_new:
         refuse_unused(cfg, changed)
     train_set = open_dataset(cfg, cfg.train_split)  # what is not there is said before there is a folder
+    if reads_masks(cfg):
+        TrainingMasks.of(cfg, train_set)
+    if cfg.soft_teacher:
+        check_teacher(cfg)
     if cfg.label_source == "masks":
         check_classes_shown(train_set, cfg.train_split)
     if is_new and cfg.pretrained and cfg.weights:

@@ -11,6 +11,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from toco_lab.config import Config
 
+_CAMS = (
+    "w_cls", "low_threshold", "high_threshold", "background_threshold", "par_dilations", "par_iterations",
+    "eval_refine",
+)  # fmt: skip
+_DECODER = ("w_seg", "decoder_width", "decoder_dilation", "eval_crf")
 _AUXILIARY = ("aux_layer", "w_cls_aux", "aux_label_steps")
 _PATCH_CONTRAST = ("w_ptc", "w_distil", "contrast_start_step", "ptc_similarity", "ptc_box_units")
 _CLASS_CONTRAST = (
@@ -20,9 +25,9 @@ _CLASS_CONTRAST = (
 )  # fmt: skip
 _AFFINITY = ("w_aff", "afa_radius", "afa_scaled")
 _SEGMENTATION = (
-    "w_seg", "w_reg", "seg_start_step", "late_segmentation", "decoder_width", "decoder_dilation", "refine",
-    "high_threshold_end", "threshold_fall_start_step", "noise_start_step", "noise_posterior", "noise_gap",
-    "noise_min_pixels", "reg_scale_factor", "reg_sigma_rgb", "reg_sigma_xy", "reg_scale", "reg_gate", "eval_crf",
+    *_DECODER, "w_reg", "seg_start_step", "late_segmentation", "refine", "high_threshold_end",
+    "threshold_fall_start_step", "noise_start_step", "noise_posterior", "noise_gap", "noise_min_pixels",
+    "reg_scale_factor", "reg_sigma_rgb", "reg_sigma_xy", "reg_scale", "reg_gate",
 )  # fmt: skip
 
 
@@ -36,6 +41,7 @@ class Method:
         reads: Fields that some methods read and others do not; this one reads these.
         decoder: Whether it trains a decoder, so that there is a segmentation.
         class_token: Whether it reads the attention of a class token: only a plain ViT has one.
+        cams: Whether it has class activation maps. One without learns from masks (`Batch.mask`).
         attention: Whether it reads the attention of a plain ViT, be it of a class token or between patches.
         begins: Values of fields that several methods read, where a config is switched to this one.
         segments_after: Share of the steps after which the segmentation losses join where a config is switched to this
@@ -46,6 +52,7 @@ class Method:
     source: str
     reads: tuple[str, ...]
     decoder: bool = True
+    cams: bool = True
     class_token: bool = True
     segments_after: float | None = None
     attention: bool = True
@@ -56,30 +63,41 @@ METHODS: dict[str, Method] = {
     "toco": Method(
         "ToCo",
         "Ru et al., CVPR 2023",
-        ("pooling", *_AUXILIARY, *_PATCH_CONTRAST, *_CLASS_CONTRAST, *_SEGMENTATION, *_AFFINITY),
+        (*_CAMS, "pooling", *_AUXILIARY, *_PATCH_CONTRAST, *_CLASS_CONTRAST, *_SEGMENTATION, *_AFFINITY),
         class_token=False,
         attention=False,
     ),
-    "tscam": Method("TS-CAM", "Gao et al., ICCV 2021", (), decoder=False),
-    "getam": Method("GETAM", "Sun et al., arXiv 2112.02841", ("getam_start", *_SEGMENTATION), segments_after=0.5),
+    "tscam": Method("TS-CAM", "Gao et al., ICCV 2021", _CAMS, decoder=False),
+    "getam": Method(
+        "GETAM", "Sun et al., arXiv 2112.02841", (*_CAMS, "getam_start", *_SEGMENTATION), segments_after=0.5
+    ),
     "afa": Method(
         "AFA",
         "Ru et al., CVPR 2022",
-        ("afa_labels", "afa_walk_start_step", "aux_layer", "w_cls_aux", *_AFFINITY, *_SEGMENTATION),
+        (*_CAMS, "afa_labels", "afa_walk_start_step", "aux_layer", "w_cls_aux", *_AFFINITY, *_SEGMENTATION),
         class_token=False,
         begins={"w_aff": 0.1, "w_reg": 0.0, "low_threshold": 0.35, "high_threshold": 0.55},
     ),
     "mct": Method(
         "MCTformer",
         "Xu et al., CVPR 2022",
-        ("mct_layers", "mct_patch_weight", "mct_head_weights", "mct_map_weight"),
+        (*_CAMS, "mct_layers", "mct_patch_weight", "mct_head_weights", "mct_map_weight"),
         decoder=False,
     ),
     "mct_plus": Method(
         "MCTformer+",
         "Xu et al., arXiv 2308.03005",
-        ("mct_layers", "mct_patch_weight", "mct_contrast_weight", "mct_contrast_layers", "mct_decay"),
+        (*_CAMS, "mct_layers", "mct_patch_weight", "mct_contrast_weight", "mct_contrast_layers", "mct_decay"),
         decoder=False,
+    ),
+    "supervised": Method(
+        "supervised",
+        "second stage: masks in place of image labels",
+        ("mask_source", "soft_teacher", "soft_temperature", "w_soft", *_DECODER),
+        cams=False,
+        class_token=False,
+        attention=False,
+        begins={"w_seg": 1.0},
     ),
 }
 # not one method reads the others' options
@@ -99,3 +117,13 @@ def silent(name: str, default: Any) -> Any:
 def has_decoder(cfg: "Config") -> bool:
     """Whether the method of a config trains a decoder."""
     return METHODS[cfg.method].decoder
+
+
+def has_cams(cfg: "Config") -> bool:
+    """Whether the method of a config has class activation maps."""
+    return METHODS[cfg.method].cams
+
+
+def reads_masks(cfg: "Config") -> bool:
+    """Whether the method of a config learns from masks, so that `Batch.mask` is made."""
+    return not has_cams(cfg)

@@ -63,6 +63,8 @@ def never_reached(cfg: "Config") -> list[str]:
     }
     found = []
     for name, (losses, weights) in starts.items():
+        if name in unread(cfg.method):
+            continue
         first = getattr(cfg, name) + (cfg.late_segmentation and name == "seg_start_step")
         if first >= cfg.steps and any(getattr(cfg, weight) > 0 for weight in weights):
             found.append(
@@ -224,6 +226,24 @@ def _check_method(cfg: "Config") -> None:
         "compiled blocks miss. Leave it False",
     )
     _check_affinity(cfg)
+    _check_second_stage(cfg)
+
+
+def _check_second_stage(cfg: "Config") -> None:
+    """A supervised method needs a loss, and soft labels need both a teacher and a weight."""
+    _require(
+        METHODS[cfg.method].cams or cfg.w_seg > 0 or cfg.w_soft > 0,
+        f"method {cfg.method!r} has nothing to learn: w_seg and w_soft are 0. Set w_seg to 1",
+    )
+    _require(
+        cfg.w_soft == 0 or bool(cfg.soft_teacher),
+        f"w_soft {cfg.w_soft} weighs the soft labels of a teacher, and there is none: give the folder of its run as "
+        "soft_teacher, or leave w_soft 0",
+    )
+    _require(
+        cfg.w_soft > 0 or not cfg.soft_teacher,
+        f"soft_teacher {cfg.soft_teacher!r} has no effect: w_soft is 0. Set w_soft to 0.5, and w_seg to 0.5 beside it",
+    )
 
 
 def _check_affinity(cfg: "Config") -> None:

@@ -82,6 +82,7 @@ TITLES = {  # target, or column of metrics.csv -> what the reader sees
     "seg_loss": "segmentation loss",
     "aff_loss": "affinity loss",
     "reg_loss": "regularised loss",
+    "soft_loss": "divergence from the teacher",
     "total_loss": "total loss",
     "positive_cosine": "|cos| of positive pairs",
     "negative_cosine": "|cos| of negative pairs",

@@ -102,7 +102,7 @@ def test_the_whole_command_says_so_in_one_line_and_writes_nothing(
         ("evaluate", "evaluate needs PATH Folder of the run."),
         ("sweep grid.yaml --executor slurm", "--executor must be one of 'local', 'ray', got 'slurm'"),
         ("sweep grid.yaml --workers x", "--workers must be a whole number, got 'x'"),
-        ("pseudo-labels run --kinds foo", "--kinds must be one of 'seed', 'refined', 'crf', 'aux', got 'foo'"),
+        ("pseudo-labels run --kinds foo", "--kinds must be one of 'seed', 'refined', 'crf', 'aux', 'seg', got 'foo'"),
         ("train smoke --steps 5 --steps=6", "--steps is given twice: the first would have no effect"),
         ("train smoke --refine --no-refine", "--refine is given twice: the first would have no effect"),
         (

@@ -9,8 +9,9 @@ import torch
 
 from toco_lab.backbones.pixels import denormalise, normalise
 from toco_lab.config import Config
+from toco_lab.data.classes import PALETTE
 from toco_lab.data.colours import ColourDraws
-from toco_lab.data.views import TrainViews, ViewDraws, apply_views, draw_views
+from toco_lab.data.views import TrainViews, ViewDraws, apply_to_mask, apply_views, draw_views
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PLAIN = {
@@ -322,3 +323,55 @@ def test_released_blur_draws_padding_into_the_image():
         cfg = config(padding="black", colours_on=colours_on)
         last[colours_on] = grey_levels(apply_views(cfg, image, draws, MEAN, STD).image)[0, 39, 50].item()
     assert last["image"] == 200 and 100 < last["padded_crop"] < 150
+
+
+# --- masks ------------------------------------------------------------------------------------------------------------
+
+
+def painted(height: int, width: int, cell: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """A mask of cells of random classes, and an image in which every pixel has the colour of its label."""
+    numbers = np.random.default_rng(0).integers(0, 21, (-(-height // cell), -(-width // cell)), dtype=np.uint8)
+    mask = numbers.repeat(cell, 0).repeat(cell, 1)[:height, :width]
+    return mask, PALETTE[mask]
+
+
+@pytest.mark.parametrize("size", [(60, 80), (150, 200), (40, 130)])
+@pytest.mark.parametrize("seed", range(8))
+def test_a_mask_is_cut_padded_and_flipped_as_its_image(seed: int, size: tuple[int, int]) -> None:
+    """At its own size, every pixel of the view has the colour of its label, and padding, and nothing else, is 255."""
+    mask, image = painted(*size)
+    make = TrainViews(config(), MEAN, STD)
+    views, label = make(image, seed), make.mask(mask, seed)
+    assert label.dtype == torch.int64 and label.shape == (96, 96)
+    padding = (views.image == 0).all(0)
+    assert torch.equal(label == 255, padding)
+    shown = grey_levels(views.image).permute(1, 2, 0)[~padding]
+    assert torch.equal(shown, torch.from_numpy(PALETTE).int()[label[~padding]])
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.77, 1.3, 2.0])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_scaled_mask_lies_on_its_scaled_image(seed: int, scale: float) -> None:
+    """Inside the cells, where no two colours mix, the picture still has the colour of its label; no label is new."""
+    mask, image = painted(60, 80, cell=20)
+    make = TrainViews(config(scale_range=(scale, scale)), MEAN, STD)
+    view, label = grey_levels(make(image, seed).image).permute(1, 2, 0), make.mask(mask, seed)
+    windows = label.float()[None, None]
+    largest, smallest = (torch.nn.functional.max_pool2d(s * windows, 5, 1, 2)[0, 0] * s for s in (1, -1))
+    inner = (largest == smallest) & (label != 255)
+    assert inner.sum() > 300 and set(label.unique().tolist()) <= {*mask.ravel().tolist(), 255}
+    assert (view[inner] - torch.from_numpy(PALETTE).int()[label[inner]]).abs().max() <= 1
+
+
+def test_a_mask_of_given_draws_is_scaled_to_the_nearest_pixel() -> None:
+    """Twice the size: every label becomes a block of four; mirrored before or after the crop it is the mirror image."""
+    mask = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    cfg = config(crop_size=16, local_crop_size=8)
+    draws = ViewDraws(scaled=(8, 8), pad=(3, 8), start=(0, 0), view2_box=(0, 0, 4, 4))
+    label = apply_to_mask(cfg, mask, draws)
+    block = torch.from_numpy(mask.repeat(2, 0).repeat(2, 1)).long()
+    assert torch.equal(label[3:11, 8:], block) and (label == 255).sum() == 16 * 16 - 64
+    assert torch.equal(apply_to_mask(cfg, mask, dataclasses.replace(draws, flip=True)), label.flip(1))
+    assert torch.equal(apply_to_mask(cfg, mask, dataclasses.replace(draws, mirror=True))[3:11, 8:], block.flip(1))
+    with pytest.raises(ValueError, match="shows nothing of an image"):
+        apply_to_mask(cfg, mask, dataclasses.replace(draws, start=(30, 0)))

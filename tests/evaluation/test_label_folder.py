@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers.labelled_runs import as_folder, files_of, voc_run
+from helpers.labelled_runs import CAM_KINDS, as_folder, files_of, voc_run
 from PIL import Image
 
 from toco_lab.config import Config
@@ -17,7 +17,7 @@ from toco_lab.evaluation.pseudo_labels import KINDS, Thresholds, write_pseudo_la
 
 
 def test_masks_are_palette_pngs_in_vocs_colours_and_layout(written):
-    for kind in KINDS:
+    for kind in CAM_KINDS:
         with Image.open(written.out / kind / "SegmentationClass/toy_val_000000.png") as file:
             assert file.mode == "P" and file.size == (48, 48)
             assert file.getpalette() == PALETTE.flatten().tolist()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.folders import SAMPLES, needs_samples, write_list
-from helpers.labelled_runs import SMALL, as_folder, make_run, read_png, voc_run
+from helpers.labelled_runs import CAM_KINDS, SMALL, as_folder, make_run, read_png, voc_run
 from PIL import Image
 
 from toco_lab.backbones.weights import weights_hash
@@ -26,6 +26,7 @@ from toco_lab.evaluation.pseudo_labels import (
     write_pseudo_labels,
 )
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores
+from toco_lab.experiment import open_run, train
 from toco_lab.method.cam import Cams, multi_scale_cam
 from toco_lab.method.crf import crf_label, dense_crf
 from toco_lab.method.present import PresentClasses
@@ -57,6 +58,27 @@ def test_what_a_second_stage_reads_scores_what_evaluation_says(toy_run, written)
         assert written.miou[kind] == wanted[KINDS[kind]]
 
 
+def test_labels_of_kind_seg_score_what_evaluation_says(toy_run, tmp_path):
+    """They are the decoder's, and are masked by no image label; no threshold has a part in them."""
+    kinds = ["seg", "seed"]
+    written = write_pseudo_labels(toy_run, out=tmp_path / "both", split="val", kinds=kinds, progress=False)
+    scores = evaluate_model(*load_run_model(toy_run), targets=["cam", "seg"], progress=False).scores
+    assert written.miou == {"seg": scores["seg"], "seed": scores["cam"]} and 0 < scores["seg"] < 1
+    record = json.loads((tmp_path / "both/seg/protocol.json").read_text())
+    assert record["target"] == record["kind"] == "seg" and not record["true_labels_mask_cam"]
+    assert record["low_threshold"] is record["high_threshold"] is None
+    alone = write_pseudo_labels(toy_run, out=tmp_path / "alone", split="val", kinds=["seg"], progress=False)
+    for path in (alone.out / "seg/SegmentationClass").iterdir():
+        assert path.read_bytes() == (written.out / "seg/SegmentationClass" / path.name).read_bytes()
+
+
+def test_a_run_without_a_decoder_has_no_labels_of_kind_seg(tmp_path):
+    run = open_run(Config.preset("smoke").replace(method="tscam", steps=1, warmup_steps=0), tmp_path)
+    train(run, progress=False)
+    with pytest.raises(ValueError, match="method 'tscam' has no decoder, so that there are no labels of kind seg"):
+        write_pseudo_labels(run, kinds=["seg"], progress=False)
+
+
 def test_the_crf_gets_a_softmax_over_background_and_present_classes(toy_run, written):
     model, cfg = load_run_model(toy_run)
     for sample in eval_samples(cfg, model.mean, model.std):
@@ -74,7 +96,7 @@ def test_the_crf_gets_a_softmax_over_background_and_present_classes(toy_run, wri
 
 
 def test_the_protocol_says_everything(toy_run, written):
-    records = {kind: json.loads((written.out / kind / "protocol.json").read_text()) for kind in KINDS}
+    records = {kind: json.loads((written.out / kind / "protocol.json").read_text()) for kind in CAM_KINDS}
     for kind, record in records.items():
         assert (record["kind"], record["target"]) == (kind, KINDS[kind])
         assert record["checkpoint"] == weights_hash(toy_run.checkpoints()[-1])
@@ -109,14 +131,14 @@ def test_scores_are_those_the_seed_was_made_of(toy_run, written):
 
 def test_the_summary_counts_pixels(toy_run, written):
     cfg = toy_run.config()
-    for kind in KINDS:
+    for kind in CAM_KINDS:
         labels = np.stack([read_png(path) for path in (written.out / kind / "SegmentationClass").iterdir()])
         shares = written.shares[kind]
         assert shares.index.tolist() == ["background", *class_names(cfg), "ignored"]
         assert shares.tolist() == pytest.approx([(labels == number).mean() for number in [*range(7), 255]])
     assert (written.num_images, written.num_masks) == (3, 3)
     assert f"{100 * written.miou['seed']:.1f}" in str(written)
-    assert len(written.shown) == 3 and list(written.shown[0][1]) == ["image", "truth", *KINDS]
+    assert len(written.shown) == 3 and list(written.shown[0][1]) == ["image", "truth", *CAM_KINDS]
 
 
 def test_the_training_split_is_the_default_and_whole(toy_run):
@@ -142,8 +164,8 @@ def make_cams() -> tuple[Cams, torch.Tensor]:
 
 def test_255_lies_between_the_thresholds():
     cams, pixels = make_cams()
-    found = label_maps(cams, pixels, Thresholds(0.25, 0.75), kinds=KINDS, dilations=(1, 2), num_iter=3)
-    assert tuple(found) == tuple(KINDS)
+    found = label_maps(cams, pixels, Thresholds(0.25, 0.75), kinds=CAM_KINDS, dilations=(1, 2), num_iter=3)
+    assert tuple(found) == CAM_KINDS
     for kind, cam in (("seed", cams.dense().cam), ("aux", cams.dense().cam_aux)):
         for y in range(12):
             for x in range(16):

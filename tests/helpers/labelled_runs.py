@@ -10,6 +10,7 @@ from helpers.folders import make_voc
 from toco_lab.config import Config
 from toco_lab.data.own_folder import complete_config
 from toco_lab.evaluation.label_summary import PseudoLabels
+from toco_lab.evaluation.pseudo_labels import KINDS
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
 
@@ -18,6 +19,7 @@ SMALL = {
     "depth": 4, "num_heads": 2, "decoder_width": 8, "head_hidden": 16, "head_bottleneck": 8, "head_out": 16,
     "par_dilations": (1, 2), "par_iterations": 2, "eval_cam_size": 64, "cam_scales": (1.0, 0.5), "num_workers": 0,
 }  # fmt: skip
+CAM_KINDS = tuple(kind for kind in KINDS if kind != "seg")  # pseudo labels that are made from CAMs
 
 
 def make_run(cfg: Config, folder: Path, *, flat=False) -> RunDir:

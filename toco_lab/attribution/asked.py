@@ -19,6 +19,7 @@ from toco_lab.files import did_you_mean, require
 from toco_lab.method.cam import at_evaluation_size, multi_scale_cam
 from toco_lab.method.face import CamModel
 from toco_lab.method.present import PresentClasses
+from toco_lab.methods import has_cams
 from toco_lab.vocabulary import CAM, CAM_AUX, TITLES
 
 CAMS = {TITLES[name]: name for name in (CAM, CAM_AUX)}  # of ToCo, at the scales of its config
@@ -62,7 +63,7 @@ def makers_of(
     model: nn.Module, cfg: Config | None, methods: Methods | None, blocks: Sequence[int] | None
 ) -> dict[Place, Maker]:
     """A maker for each map that is asked for; arguments and errors as in `measured.measure_attributions`."""
-    cams = list(CAMS) if isinstance(model, CamModel) and cfg is not None else []
+    cams = list(CAMS) if isinstance(model, CamModel) and cfg is not None and has_cams(cfg) else []
     own = methods if isinstance(methods, Mapping) else {}
     for block in blocks or ():
         block_number(any_encoder_of(model), block)
@@ -80,7 +81,7 @@ def makers_of(
             makers |= {(name, block): _at_block(ATTRIBUTIONS[name], block) for block in numbers}
         else:
             known = [*cams, *ATTRIBUTIONS, *CONTROLS]
-            more = ". That needs a ToCo model and its config" if name in CAMS else ""
+            more = ". That needs a model that has CAMs, and its config" if name in CAMS else ""
             hint = did_you_mean(name, known) or f"; there are: {', '.join(known)}"
             raise ValueError(f"unknown method {name!r}{hint}{more}")
     if not makers:

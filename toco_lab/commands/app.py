@@ -20,6 +20,7 @@ from toco_lab.commands.parser import Commands, asked_for_help, options_of, parse
 from toco_lab.commands.predict import predict
 from toco_lab.commands.runs import runs
 from toco_lab.commands.smoothing import smoothing
+from toco_lab.commands.student import student
 from toco_lab.commands.sweeps import run, study, sweep
 from toco_lab.commands.train import config_file, train_command
 from toco_lab.commands.trained import attributions, evaluate, import_released, pseudo_labels, report
@@ -40,6 +41,7 @@ def commands(words: Sequence[str] = ()) -> Commands:
     app.command(train_command(words), name="train")
     app.command(evaluate)
     app.command(aliases=["pseudo_labels"])(pseudo_labels)
+    app.command(student)
     app.command(predict)
     app.command(attributions)
     app.command(boxes)

@@ -74,7 +74,7 @@ def pseudo_labels(
     run: tyro.conf.Positional[Path],
     split: str | None = None,
     out: Path | None = None,
-    kinds: tuple[Literal["seed", "refined", "crf", "aux"], ...] = ("seed", "refined", "crf"),
+    kinds: tuple[Literal["seed", "refined", "crf", "aux", "seg"], ...] = ("seed", "refined", "crf"),
     thresholds: tuple[float, ...] = (),
     uncertain: bool = False,
     scores: bool = False,
@@ -92,7 +92,7 @@ def pseudo_labels(
         split: List to label; None takes the training list of the config.
         out: Folder to write; None takes pseudo_labels/<split> in the run's folder.
         kinds: seed (final CAM, what `evaluate` calls cam), refined (by PAR: cam_refined), crf (CAM and dense CRF),
-            aux (auxiliary CAM: cam_aux). All are masked by the true image labels.
+            aux (auxiliary CAM: cam_aux), all masked by the true image labels; seg (the decoder's segmentation: seg).
         thresholds: One background score, or a low and a high one with 255 (ignored) between them; none given takes
             background_threshold of the config, as `evaluate` does.
         uncertain: Take low_threshold and high_threshold of the config.

@@ -13,19 +13,22 @@ from torch.utils.data import DataLoader, Dataset
 from toco_lab.backbones.pixels import denormalise, normalise
 from toco_lab.config import Config
 from toco_lab.data.readers import open_dataset
+from toco_lab.data.training_masks import TrainingMasks
 from toco_lab.data.views import TrainViews, Views, apply_views, draw_views
 from toco_lab.method.batch import Batch
+from toco_lab.methods import reads_masks
 
 VIEWS = tuple(field.name for field in fields(Views))
 
 
 @dataclass(frozen=True)
 class TrainSample:
-    """The views of one training image and its label, float32 (C,) in {0, 1}."""
+    """The views of one training image, its label, float32 (C,) in {0, 1}, and its mask, int64 (S, S), if it is read."""
 
     name: str
     views: Views
     label: Tensor
+    mask: Tensor | None = None
 
 
 class TrainSamples(Dataset[TrainSample]):
@@ -34,13 +37,15 @@ class TrainSamples(Dataset[TrainSample]):
     def __init__(self, cfg: Config, mean: Sequence[float], std: Sequence[float]) -> None:
         """Open the training split; `mean` and `std` as in `normalise`."""
         self.seed, self.reader, self.views = cfg.seed, open_dataset(cfg, cfg.train_split), TrainViews(cfg, mean, std)
+        self.masks = TrainingMasks.of(cfg, self.reader) if reads_masks(cfg) else None
 
     def __getitem__(self, position: int) -> TrainSample:
         """Sample `position`, 0-based; an image without a class is all background."""
         index, seed = self.drawn(position)
         label = self.reader.image_label(index)
         views = self.views(self.reader.image(index), seed)
-        return TrainSample(self.reader.names[index], views, torch.from_numpy(label))
+        mask = None if self.masks is None else self.views.mask(self.masks[index], seed)
+        return TrainSample(self.reader.names[index], views, torch.from_numpy(label), mask)
 
     def drawn(self, position: int) -> tuple[int, int]:
         """Which image of the reader sample `position` is, and the seed of its views."""
@@ -130,7 +135,11 @@ def _collate(samples: list[TrainSample]) -> Batch:
     views = {name: torch.stack([getattr(sample.views, name) for sample in samples]) for name in VIEWS}
     label = torch.stack([sample.label for sample in samples])
     max_present = int(label.count_nonzero(1).max())  # counted here: on a GPU it would have to be waited for
-    return Batch(names=[sample.name for sample in samples], image_label=label, max_present=max_present, **views)
+    masks = [sample.mask for sample in samples if sample.mask is not None]
+    return Batch(
+        names=[sample.name for sample in samples], image_label=label, max_present=max_present,
+        mask=torch.stack(masks) if masks else None, **views,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

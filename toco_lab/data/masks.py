@@ -16,21 +16,22 @@ _AS_PNG = "Save the class numbers as an 8-bit grey or palette PNG (toco_lab.PALE
 _CHANGING = ("JPEG", "MPO", "WEBP", "AVIF", "JPEG2000", "GIF")
 
 
-def read_mask(path: Path, image: Path, num_classes: int) -> np.ndarray:
+def read_mask(path: Path, image: Path | None, num_classes: int) -> np.ndarray:
     """The numbers of a mask file, uint8 (H, W): 0 background, 1..C classes, 255 (`IGNORE_INDEX`) not counted.
 
     Palette and grey PNGs give the same numbers.
 
     Args:
         path: The mask.
-        image: Its image, whose size as displayed the mask must have.
+        image: Its image, whose size as displayed the mask must have; None leaves the size to the caller.
         num_classes: C.
 
     Raises:
         DataError: If it cannot be decoded, cannot be the image's mask, or its numbers are no classes.
     """
     mask = _numbers(path)
-    _check_size(mask, path, image)
+    if image is not None:
+        _check_size(mask, path, image)
     present = np.unique(mask)
     wrong = present[(present > num_classes) & (present != IGNORE_INDEX)].tolist()
     if wrong:

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from toco_lab.backbones.pixels import normalise
-from toco_lab.config import Config
+from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.data.colours import ColourDraws, apply_colours, apply_colours_as_released, draw_colours
 
 NO_CHANGE = ColourDraws()
@@ -84,6 +84,10 @@ class TrainViews:
         """Views of `image`, uint8 (H, W, 3); the same for the same `seed`, whatever else the process does."""
         return apply_views(self.cfg, image, draw_views(self.cfg, image.shape[:2], seed), self.mean, self.std)
 
+    def mask(self, mask: np.ndarray, seed: int) -> Tensor:
+        """The labels of `Views.image` for the same `seed`, see `apply_to_mask`; `mask` is uint8 (H, W)."""
+        return apply_to_mask(self.cfg, mask, draw_views(self.cfg, mask.shape, seed))
+
 
 def draw_views(cfg: Config, size: tuple[int, ...], seed: int) -> ViewDraws:
     """Draw the views of an image of `size` (height, width); the same for the same `seed`.
@@ -149,6 +153,27 @@ def apply_views(cfg: Config, image: np.ndarray, draws: ViewDraws, mean: Sequence
         )
 
 
+def apply_to_mask(cfg: Config, mask: np.ndarray, draws: ViewDraws) -> Tensor:
+    """The labels of `Views.image`, int64 (S, S): the mask scaled (nearest), cut and flipped alike, 255 in the padding.
+
+    Args:
+        cfg: Gives the side S of the crop.
+        mask: uint8 (H, W): 0 background, 1..C classes, 255 not counted.
+        draws: Those of the image, which has the size of the mask.
+
+    Raises:
+        ValueError: As `apply_views`.
+    """
+    _check_draws(cfg, mask.shape, draws)
+    numbers = torch.from_numpy(mask)[None]
+    content, (top, bottom, left, right) = _scaled_crop(
+        numbers, draws, cfg.crop_size, v2.InterpolationMode.NEAREST_EXACT
+    )
+    canvas = torch.full((cfg.crop_size, cfg.crop_size), IGNORE_INDEX)
+    canvas[top:bottom, left:right] = content[0]
+    return canvas.flip(-1) if draws.flip else canvas
+
+
 class _Finish:
     """The last steps of every view: colours, padding, normalisation."""
 
@@ -189,9 +214,11 @@ class _Finish:
         return normalise(pixels, self.mean, self.std)
 
 
-def _scaled_crop(pixels: Tensor, draws: ViewDraws, side: int) -> tuple[Tensor, Box]:
+def _scaled_crop(
+    pixels: Tensor, draws: ViewDraws, side: int, interpolation: v2.InterpolationMode = v2.InterpolationMode.BILINEAR
+) -> tuple[Tensor, Box]:
     """The part of the scaled image that the crop shows, uint8 (3, h, w), and its box in the crop."""
-    pixels = functional.resize(pixels, list(draws.scaled))
+    pixels = functional.resize(pixels, list(draws.scaled), interpolation)
     pixels = pixels.flip(-1) if draws.mirror else pixels
     (top, bottom), (left, right) = _shown(draws, side)
     y, x = (max(0, start - pad) for start, pad in zip(draws.start, draws.pad, strict=True))

@@ -22,11 +22,12 @@ from toco_lab.evaluation.counts import Counts
 from toco_lab.evaluation.crop_objects import CropObjects
 from toco_lab.evaluation.example_maps import map_rows
 from toco_lab.evaluation.gallery import NUM_IMAGES, save_gallery
-from toco_lab.evaluation.prediction import BATCH, FUSIONS, grouped_by_size, predict, without_decoder
+from toco_lab.evaluation.prediction import BATCH, FUSIONS, given_targets, grouped_by_size, predict
 from toco_lab.evaluation.samples import image_label_of
 from toco_lab.evaluation.thresholds import CURVE, MADE_FROM, TunedThresholds, tune_thresholds
 from toco_lab.files import check_writable, require
 from toco_lab.method.face import CamModel
+from toco_lab.methods import has_cams
 from toco_lab.progress import progress_bar
 from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
@@ -200,9 +201,11 @@ def _checked_targets(cfg: Config, targets: Sequence[str] | None, samples: EvalSa
         raise ValueError(f"unknown target {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     has_mask = samples.has_masks()
     if not targets:
-        targets = without_decoder(cfg, TARGETS + ((SEG_CRF,) if cfg.eval_crf else ())) if any(has_mask) else (LABELS,)
-    elif absent := sorted(set(targets) - set(without_decoder(cfg, targets))):
-        raise ValueError(f"method {cfg.method!r} trains no decoder, so that there is no target {', '.join(absent)}")
+        beside = (SEG_CRF,) * cfg.eval_crf + (LABELS,) * (not has_cams(cfg))  # labels come along with CAMs
+        targets = given_targets(cfg, TARGETS + beside) if any(has_mask) else (LABELS,)
+    elif absent := sorted(set(targets) - set(given_targets(cfg, targets))):
+        why = "trains no decoder" if has_cams(cfg) else "learns from masks and has no CAM"
+        raise ValueError(f"method {cfg.method!r} {why}, so that there is no target {', '.join(absent)}")
     if (set(targets) != {LABELS} or samples.label_from_mask) and not all(has_mask):
         where = f"of {counted(len(has_mask), 'image')} of split {split!r}"
         raise ValueError(
@@ -331,7 +334,7 @@ def validator(
         show: Called as show(step, maps of the first images, as in `Evaluation.gallery`); the same in all processes.
     """
     quick = cfg.replace(eval_seg_scales=(1.0,), eval_seg_flip=False, threshold_images=0)
-    targets = without_decoder(cfg, targets)
+    targets = given_targets(cfg, targets)
 
     def validate(model: CamModel, step: int) -> dict[str, float]:
         crops = CropObjects(cfg) if cfg.w_ctc > 0 and CAM_AUX in targets else None

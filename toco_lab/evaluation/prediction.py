@@ -15,7 +15,7 @@ from toco_lab.method.crf import dense_crf
 from toco_lab.method.face import CamModel
 from toco_lab.method.labels import mask_by_label
 from toco_lab.method.present import PresentClasses
-from toco_lab.methods import has_decoder
+from toco_lab.methods import has_cams, has_decoder
 from toco_lab.peers.refinement import refine
 from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED, LABELS, SEG, SEG_CRF, TUNED
 
@@ -136,7 +136,8 @@ def predict(
     """Label maps (B, H, W) of the asked targets for images of one size.
 
     With the CAMs come `labels`: (B, C) predicted image labels; `cam_scores`, `cam_aux_scores`: (B, H, W), the score of
-    the strongest present class; and `cam_winners`, `cam_aux_winners`: (B, H, W), that class, 1..C.
+    the strongest present class; and `cam_winners`, `cam_aux_winners`: (B, H, W), that class, 1..C. A method without
+    CAMs gives `labels` where they are asked for.
 
     Args:
         model: In evaluation mode.
@@ -155,7 +156,11 @@ def predict(
     targets = {targets} if isinstance(targets, str) else set(targets)
     if unknown := sorted(targets - CAM_TARGETS - {SEG, SEG_CRF}):
         raise ValueError(f"unknown target {unknown[0]!r}; there are: {', '.join(sorted(CAM_TARGETS | {SEG, SEG_CRF}))}")
-    predicted = _predict_cams(model, cfg, image, image_label, targets, tuned or {}) if targets & CAM_TARGETS else {}
+    predicted: dict[str, Tensor] = {}
+    if targets & CAM_TARGETS and (has_cams(cfg) or targets & CAM_TARGETS != {LABELS}):
+        predicted = _predict_cams(model, cfg, image, image_label, targets, tuned or {})
+    elif LABELS in targets:
+        predicted = {LABELS: (model(at_evaluation_size(image, cfg.eval_cam_size)).logits > 0).int()}
     if targets & {SEG, SEG_CRF}:
         check_normalised(image)
         logits = multi_scale_segmentation(
@@ -190,9 +195,14 @@ def _predict_cams(
     return predicted
 
 
-def without_decoder(cfg: Config, targets: Iterable[str]) -> tuple[str, ...]:
-    """Those of the targets that a model of this config can give: without a decoder there is no segmentation."""
-    return tuple(one for one in targets if has_decoder(cfg) or one not in (SEG, SEG_CRF))
+def given_targets(cfg: Config, targets: Iterable[str]) -> tuple[str, ...]:
+    """Those of the targets that a model of this config can give.
+
+    Without a decoder there is no segmentation, and a method that learns from masks has no CAM.
+    """
+    absent = set() if has_decoder(cfg) else {SEG, SEG_CRF}
+    absent |= set() if has_cams(cfg) else CAM_TARGETS - {LABELS}
+    return tuple(one for one in targets if one not in absent)
 
 
 def strongest_class(cam: Tensor, present: PresentClasses) -> tuple[Tensor, Tensor]:

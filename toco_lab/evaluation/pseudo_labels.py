@@ -24,7 +24,7 @@ from toco_lab.data.loader import EvalSample, EvalSamples, eval_samples
 from toco_lab.evaluation.evaluate import protocol_record
 from toco_lab.evaluation.label_folder import LabelFolder, check_output, image_files, place_image
 from toco_lab.evaluation.label_summary import PseudoLabels, Tally, first_names, is_constant
-from toco_lab.evaluation.prediction import BATCH, grouped_by_size, native_cams
+from toco_lab.evaluation.prediction import BATCH, given_targets, grouped_by_size, native_cams, predict
 from toco_lab.evaluation.samples import image_label_of
 from toco_lab.files import check_writable, require
 from toco_lab.method.cam import Cams
@@ -32,17 +32,18 @@ from toco_lab.method.crf import crf_label, dense_crf
 from toco_lab.method.face import CamModel
 from toco_lab.method.labels import confident_label
 from toco_lab.method.refine import refine_cam
+from toco_lab.methods import has_cams
 from toco_lab.peers.refinement import refine_between
 from toco_lab.progress import progress_bar
 from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.training.processes import resolve_device
-from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED
+from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED, SEG
 from toco_lab.words import counted
 
 # kind of label -> what the protocol calls it
-KINDS = {"seed": CAM, "refined": CAM_REFINED, "crf": "cam_crf", "aux": CAM_AUX}
+KINDS = {"seed": CAM, "refined": CAM_REFINED, "crf": "cam_crf", "aux": CAM_AUX, SEG: SEG}
 DEFAULT_KINDS = ("seed", "refined", "crf")
 SCORED = {"seed": CAM, "aux": CAM_AUX}  # kinds that have soft scores, and the field of `Cams` they come from
 PATIENCE = 50  # a model is given up if all labels of so many images are constant
@@ -75,7 +76,7 @@ def label_maps(
     num_iter: int,
     refined: Callable[[Thresholds], Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Pseudo labels of all kinds from one pair of CAMs.
+    """Pseudo labels of all kinds that come from CAMs, from one pair of them.
 
     * `seed`, `aux`: thresholds on the CAM, on the auxiliary CAM (`labels.confident_label`);
     * `refined`: the CAM after PAR (`refine.refine_cam`);
@@ -85,7 +86,7 @@ def label_maps(
         cams: Of the present classes, (B, S, H, W).
         pixels: (B, 3, H, W), values in [0, 255].
         thresholds: With equal ones nothing is ignored.
-        kinds: Names of `KINDS`.
+        kinds: Names of `KINDS` without `seg`.
         dilations, num_iter: Of PAR.
         refined: Makes the labels of the kind `refined` in another way, as `config_refinement` gives it; None takes PAR.
 
@@ -136,7 +137,7 @@ def write_pseudo_labels(
         run: A trained run.
         split: None takes `cfg.train_split`, of which all images the run trains on are labelled.
         out: None takes pseudo_labels/<split> in the run's folder.
-        kinds: Names of `KINDS`, see `label_maps`. All come from one CAM pass.
+        kinds: Names of `KINDS`, see `label_maps`; `seg` is what `evaluate` calls so. The others come from one CAM pass.
         thresholds: None takes `cfg.background_threshold` alone, as `evaluate` does.
         scores: Write the soft scores of `seed` and `aux` as well, see `label_folder.save_scores`.
         images: Also put the images into the folders: `link` or `copy`. Toy scenes are written as PNGs.
@@ -176,6 +177,7 @@ def _label_split(
     """`write_pseudo_labels`, by the only process at this run."""
     model, cfg = load_run_model(run, resolve_device(device))
     cfg = cfg.replace(eval_refine=refine) if refine else cfg
+    _check_given(cfg, kinds)
     split = split or cfg.train_split
     out = Path(out) if out else run.path / "pseudo_labels" / split
     thresholds = thresholds or Thresholds(cfg.background_threshold, cfg.background_threshold)
@@ -214,7 +216,9 @@ def kind_record(
     record = protocol_record(cfg, KINDS[kind], split, len(names), checkpoint)
     del record["background_threshold"], record["miou_over"], record["boundary_width"]
     record |= {
-        "kind": kind, "low_threshold": thresholds.low, "high_threshold": thresholds.high,
+        "kind": kind,
+        "low_threshold": None if kind == SEG else thresholds.low,
+        "high_threshold": None if kind == SEG else thresholds.high,
         "par": par_settings(cfg) if kind == "refined" and "par" in cfg.eval_refine else False,
         "crf": crf_settings() if kind == "crf" else False,
         "image_labels": "masks" if cfg.dataset == "toy" else cfg.label_source, "classes": class_names(cfg),
@@ -249,6 +253,16 @@ def _check_request(kinds: Sequence[str], scores: bool, images: str | None) -> No
         raise ValueError(f"scores belong to {' and '.join(SCORED)}: add one of them to the kinds {', '.join(kinds)}")
     if images not in (None, "link", "copy"):
         raise ValueError(f"images must be 'link' or 'copy', got {images!r}")
+
+
+def _check_given(cfg: Config, kinds: Sequence[str]) -> None:
+    """ValueError for kinds that the method of a config cannot give."""
+    if absent := [kind for kind in kinds if not given_targets(cfg, [KINDS[kind] if kind != "crf" else CAM])]:
+        what = "has no CAM" if not has_cams(cfg) else "has no decoder"
+        raise ValueError(
+            f"method {cfg.method!r} {what}, so that there are no labels of kind {', '.join(absent)}: take "
+            f"{SEG if not has_cams(cfg) else ', '.join(DEFAULT_KINDS)}"
+        )
 
 
 def _check_image_labels(samples: EvalSamples, split: str) -> None:
@@ -326,16 +340,18 @@ def _label_group(
     device = next(model.parameters()).device
     image = torch.stack([sample.image for sample in group]).to(device)
     image_label = torch.stack([image_label_of(sample) for sample in group]).to(device)
-    cams = native_cams(model, cfg, image, image_label)
-    pixels = denormalise(image, model.mean, model.std).clamp(0, 255)
-    labels = label_maps(
-        cams, pixels, thresholds, kinds=kinds, dilations=cfg.par_dilations, num_iter=cfg.par_iterations,
-        refined=config_refinement(model, cfg, image, cams),
-    )  # fmt: skip
-    scores = {
-        kind: [maps[mask] for maps, mask in zip(getattr(cams, SCORED[kind]), cams.present.mask, strict=True)]
-        for kind in scored
-    }
+    labels, scores = predict(model, cfg, image, image_label, {SEG} & set(kinds)), {}
+    if of_cams := [kind for kind in kinds if kind != SEG]:
+        cams = native_cams(model, cfg, image, image_label)
+        pixels = denormalise(image, model.mean, model.std).clamp(0, 255)
+        labels |= label_maps(
+            cams, pixels, thresholds, kinds=of_cams, dilations=cfg.par_dilations, num_iter=cfg.par_iterations,
+            refined=config_refinement(model, cfg, image, cams),
+        )  # fmt: skip
+        scores = {
+            kind: [maps[mask] for maps, mask in zip(getattr(cams, SCORED[kind]), cams.present.mask, strict=True)]
+            for kind in scored
+        }
     return _GroupLabels({kind: label.to(torch.uint8).cpu().numpy() for kind, label in labels.items()}, scores)
 
 

@@ -30,6 +30,7 @@ from toco_lab.method.face import CamModel
 from toco_lab.method.labels import confident_label, mask_by_label, region_mask
 from toco_lab.method.present import PresentClasses
 from toco_lab.method.refine import refine_cam
+from toco_lab.methods import has_cams
 from toco_lab.peers.refinement import WORDS, refine_between
 from toco_lab.vocabulary import CAM, CAM_AUX, SEG
 
@@ -68,6 +69,11 @@ class CamSession:
         """`model` is put into evaluation mode. `scales` run in `set_image`; None takes `cfg.cam_scales`."""
         require(model, CamModel, "model", ": load_run_model(run) loads one")
         require(cfg, Config, "cfg", ": it is that of the run, run.config()")
+        if not has_cams(cfg):
+            raise ValueError(
+                f"method {cfg.method!r} learns from masks and has no CAM to explore. `gallery_rows` and `predict` show "
+                "its segmentation, TokenExplorer its tokens"
+            )
         self.model, self.cfg = model.eval(), cfg
         self.scales = self._scales(scales or None)
         self._image: SessionImage | None = None

@@ -19,6 +19,7 @@ class Batch:
     image_label: Tensor  # (B, C) float in {0, 1}
     valid_box: Tensor  # (B, 4) int64 top, bottom, left, right, half-open: what is not padding
     max_present: int | None = None  # no image shows more classes; None counts them, for which the host waits for a GPU
+    mask: Tensor | None = None  # (B, S, S) int64 labels of `image`, 255 not counted; None unless the method reads masks
 
     def __getitem__(self, part: slice) -> "Batch":
         """The images of a slice, for gradient accumulation."""
@@ -33,8 +34,10 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        changed: dict[str, Any] = {name: change(getattr(self, name)) for name in TENSORS}
+        there = {name: tensor for name in TENSORS if (tensor := getattr(self, name)) is not None}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in there.items()}
         return replace(self, **changed)
 
 
-TENSORS = tuple(item.name for item in fields(Batch) if item.type is Tensor)  # fields that are stacked, cut and moved
+# fields that are stacked, cut and moved
+TENSORS = tuple(item.name for item in fields(Batch) if item.type in (Tensor, Tensor | None))

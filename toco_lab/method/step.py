@@ -34,7 +34,7 @@ from toco_lab.method.refine import refine_cam
 
 LOSSES = ("cls", "cls_aux", "ptc", "ctc", "distil", "seg", "reg")
 # terms of other methods; metrics.csv has a column for them only in runs of these methods
-PEER_LOSSES = ("patch_cls", "cct", "map_cls", "aff")
+PEER_LOSSES = ("patch_cls", "cct", "map_cls", "aff", "soft")
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class LossTerms:
     cct: Tensor | None = None
     map_cls: Tensor | None = None
     aff: Tensor | None = None
+    soft: Tensor | None = None
 
     def named(self) -> dict[str, Tensor]:
         """The terms that this method has, by name."""
@@ -377,7 +378,7 @@ def weighted_terms(
 
     Of `PEER_LOSSES` the run has those that have a weight, be it 0.
     """
-    zero = losses["cls"].new_zeros(())
+    zero = next(iter(losses.values())).new_zeros(())
     names = [*LOSSES, *(name for name in PEER_LOSSES if name in weights)]
     losses = dict.fromkeys(names, zero) | dict(losses)
     nan = zero * torch.nan

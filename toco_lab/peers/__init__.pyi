@@ -11,6 +11,7 @@ from . import mct_maps as mct_maps
 from . import pamr as pamr
 from . import refinement as refinement
 from . import saliency as saliency
+from . import supervised as supervised
 from . import tscam as tscam
 from . import vit as vit
 from .afa import AFA as AFA
@@ -21,4 +22,5 @@ from .build import build_model as build_model
 from .build import model_class as model_class
 from .getam import GETAM as GETAM
 from .mct import MCTformer as MCTformer
+from .supervised import Supervised as Supervised
 from .tscam import TSCAM as TSCAM

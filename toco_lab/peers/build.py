@@ -7,10 +7,12 @@ from toco_lab.method.model import ToCo
 from toco_lab.peers.afa import AFA, ToCoWithAffinity
 from toco_lab.peers.getam import GETAM
 from toco_lab.peers.mct import MCTformer
+from toco_lab.peers.supervised import Supervised
 from toco_lab.peers.tscam import TSCAM
 
 MODELS: dict[str, type[CamModel]] = {
     "toco": ToCo, "tscam": TSCAM, "getam": GETAM, "afa": AFA, "mct": MCTformer, "mct_plus": MCTformer,
+    "supervised": Supervised,
 }  # fmt: skip
 
 

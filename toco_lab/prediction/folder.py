@@ -14,6 +14,7 @@ from toco_lab.data.images import header, read_rgb, sizes
 from toco_lab.evaluation.label_folder import check_protocol, write_protocol
 from toco_lab.evaluation.prediction import BATCH
 from toco_lab.files import check_writable, in_words
+from toco_lab.methods import has_cams
 from toco_lab.prediction.output import OutputFolder, Row
 from toco_lab.prediction.pictures_given import ImageFile, image_files
 from toco_lab.prediction.predictor import Predictor, check_batch_size
@@ -100,7 +101,7 @@ def predict_folder(
     check_writable(out / "protocol.json")
     with only_worker(out, "writes predictions there"):
         write_protocol(out, record | {MADE_WITH: _made_with(model, batch_size)})
-        folder = OutputFolder(out, model.class_names, scores=scores, boxes=boxes)
+        folder = OutputFolder(out, model.class_names, scores=scores, boxes=boxes, cams=has_cams(model.cfg))
         work = _Work(model, recipe, folder, batch_size)
         with progress_bar(files, "predict", shown=progress) as bar:
             for done in work.groups(files):

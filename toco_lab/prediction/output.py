@@ -47,12 +47,14 @@ class OutputFolder:
         classes: Names of the classes 1..C.
         scores: Whether soft scores belong to it.
         boxes: Whether boxes belong to it.
+        cams: Whether CAMs belong to it: not those of a method that has none.
     """
 
     path: Path
     classes: tuple[str, ...]
     scores: bool = False
     boxes: bool = False
+    cams: bool = True
 
     @property
     def table(self) -> Path:
@@ -81,7 +83,7 @@ class OutputFolder:
 
     def files(self, name: str, present: Iterable[str]) -> list[Path]:
         """All files of an image with these present classes."""
-        overlays = [self.overlay(name, one) for one in present]
+        overlays = [self.overlay(name, one) for one in present if self.cams]
         boxes = [self.drawn_boxes(name), self.objects(name)] if self.boxes else []
         return [self.mask(name), *overlays, *([self.soft_scores(name)] if self.scores else []), *boxes]
 
@@ -91,13 +93,13 @@ class OutputFolder:
         Returns:
             The files.
         """
-        name = prediction.name
+        name, mapped = prediction.name, prediction.present if self.cams else ()
         save_mask(self.mask(name), prediction.mask)
-        for one, cam in zip(prediction.present, prediction.cams, strict=True):
+        for one, cam in zip(mapped, prediction.cams, strict=True):
             with atomic_write(self.overlay(name, one)) as file:
                 Image.fromarray(cam_pixels(prediction.image, cam)).save(file, format="PNG")
         if self.scores:
-            numbers = np.array([self.classes.index(one) + 1 for one in prediction.present], np.uint8)
+            numbers = np.array([self.classes.index(one) + 1 for one in mapped], np.uint8)
             cams, aux = prediction.cams.astype(np.float16), prediction.cams_aux.astype(np.float16)
             with atomic_write(self.soft_scores(name)) as file:
                 np.savez_compressed(file, classes=numbers, scores=cams, aux=aux)

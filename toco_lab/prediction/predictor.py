@@ -13,10 +13,12 @@ from toco_lab.backbones.pixels import normalise
 from toco_lab.config import Config
 from toco_lab.data.classes import DataError, class_names
 from toco_lab.data.images import as_displayed, read_rgb, scaled_down
-from toco_lab.evaluation.prediction import BATCH, native_cams
+from toco_lab.evaluation.prediction import BATCH, NativeCams, native_cams
 from toco_lab.files import require
-from toco_lab.method.cam import resize
+from toco_lab.method.cam import at_evaluation_size, resize
 from toco_lab.method.face import CamModel
+from toco_lab.method.present import PresentClasses
+from toco_lab.methods import has_cams
 from toco_lab.prediction.recipe import PredictOptions, Recipe, recipe_of, why_no_decoder
 from toco_lab.prediction.result import Prediction
 
@@ -123,24 +125,33 @@ class Predictor:
         small = (torch.from_numpy(scaled_down(raw, recipe.longest_side)).permute(2, 0, 1) for _, raw in group)
         image = torch.stack([normalise(pixels.contiguous(), model.mean, model.std) for pixels in small])
         image = image.to(self.device)
-        cams = native_cams(model, recipe.cfg, image, recipe.image_label, flip=recipe.flip)
+        cams = self._cams(image, recipe)
         masks = recipe.masks(model, image, cams)
         scores = cams.logits.double().sigmoid()
         protocol = self.protocol(recipe)
         for place, (name, raw) in enumerate(group):
             there = cams.present.mask[place]
             present = [self.class_names[number] for number in cams.present.index[place][there].tolist()]
+            mapped = there if has_cams(self.cfg) else there[:0]
             yield Prediction(
                 name=name,
                 image=raw,
                 labels=dict(zip(self.class_names, scores[place].tolist(), strict=True)),
                 present=tuple(present),
-                cams=_maps_at(cams.cam[place][there], size),
-                cams_aux=_maps_at(cams.cam_aux[place][there], size),
+                cams=_maps_at(cams.cam[place][mapped], size),
+                cams_aux=_maps_at(cams.cam_aux[place][mapped], size),
                 mask=_label_at(masks[place], size),
                 class_names=self.class_names,
                 protocol=protocol,
             )
+
+    def _cams(self, image: Tensor, recipe: Recipe) -> NativeCams:
+        """`native_cams`; of a method without CAMs the logits and the present classes alone, with maps of no class."""
+        if has_cams(self.cfg):
+            return native_cams(self.model, recipe.cfg, image, recipe.image_label, flip=recipe.flip)
+        logits = self.model(at_evaluation_size(image, recipe.cfg.eval_cam_size)).logits
+        none = image.new_zeros(len(image), 0, *image.shape[-2:])
+        return NativeCams(none, none, PresentClasses.of(recipe.image_label(logits)), logits)
 
 
 def read_image(image: AnyImage) -> np.ndarray:

@@ -23,13 +23,14 @@ from toco_lab.evaluation.pseudo_labels import Thresholds, config_refinement, crf
 from toco_lab.fields import shown
 from toco_lab.files import did_you_mean
 from toco_lab.method.face import CamModel
-from toco_lab.methods import has_decoder
+from toco_lab.methods import has_cams, has_decoder, unread
 from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED, SEG, SEG_CRF, TITLES
 from toco_lab.words import counted
 
 Mask = Literal["auto", "seg", "cam", "cam_refined", "cam_aux"]
 MASKS: tuple[str, ...] = get_args(Mask)
 LONGEST_SIDE = 1024  # pixels: the encoder's time grows with the fourth power of the side
+SCORES_OF = {True: "score of the final classifier (sigmoid)", False: "margin in the segmentation (sigmoid)"}  # has CAMs
 _KINDS = {CAM: "seed", CAM_REFINED: "refined", CAM_AUX: "aux"}  # mask -> kind of pseudo label, made by the same code
 
 
@@ -90,7 +91,7 @@ class Recipe:
         record = {
             "mask": self.mask, "mask_because": self.because, "dataset": cfg.dataset, "seed": cfg.seed,
             "classes": names, "true_labels_mask_cam": False,
-            "present_classes": "told by the user" if told is not None else "score of the final classifier (sigmoid)",
+            "present_classes": "told by the user" if told is not None else SCORES_OF[has_cams(cfg)],
             "label_threshold": None if told is not None else self.label_threshold, "told_classes": told,
             "present_classes_limit": "the CAMs" if self.mask == SEG else "the CAMs and the mask",
             "image_size": cam_size, "scales": cfg.cam_scales, "flip": self.flip, "fusion": FUSIONS["coco"],
@@ -175,6 +176,8 @@ def recipe_of(cfg: Config, options: PredictOptions, *, decoder: str = "") -> Rec
         ValueError: If a value does not fit the config, or an option has no effect on this mask.
     """
     chosen, because = _mask_of(options.mask, decoder)
+    if chosen != SEG and not has_cams(cfg):
+        raise ValueError(f"mask {chosen!r} is of a CAM, and method {cfg.method!r} has none: take seg")
     if chosen == SEG and not has_decoder(cfg):
         raise ValueError(f"mask 'seg' is the decoder's, and method {cfg.method!r} has none: take cam or cam_refined")
     if options.crf and chosen not in (SEG, CAM):
@@ -213,10 +216,10 @@ def _mask_of(mask: str, decoder: str) -> tuple[str, str]:
 
 def why_no_decoder(cfg: Config, step: int) -> str:
     """Why the decoder of weights after `step` optimiser steps gives no mask; "" if it was trained."""
-    first = cfg.seg_start_step + cfg.late_segmentation
+    first = 0 if "seg_start_step" in unread(cfg.method) else cfg.seg_start_step + cfg.late_segmentation
     if not has_decoder(cfg):
         return f"method {cfg.method!r} has no decoder"
-    if not cfg.w_seg:
+    if not cfg.w_seg and not cfg.w_soft:
         return "the run trained no decoder (w_seg is 0)"
     return "" if step > first else f"after {counted(step, 'step')} the decoder was not trained (from step {first} on)"
 

@@ -29,7 +29,8 @@ class Prediction:
         image: (H, W, 3) uint8, as it is displayed.
         labels: Class name -> score of the classifier in [0, 1], every class in the order of `class_names`.
         present: Names of the classes that count as present, in the same order; see the protocol for the rule.
-        cams: CAM of each present class, (P, H, W) float32 in [0, 1], in the order of `present`.
+        cams: CAM of each present class, (P, H, W) float32 in [0, 1], in the order of `present`; (0, H, W) of a method
+            that has no CAM.
         cams_aux: The same from the auxiliary tokens.
         mask: (H, W) uint8: 0 background, k + 1 for class number k of `class_names`.
         class_names: The C classes.
@@ -50,12 +51,19 @@ class Prediction:
         """The CAM of a present class, (H, W) float32 in [0, 1].
 
         Raises:
-            ValueError: If the class is not present.
+            ValueError: If the class is not present, or the method of the model has no CAM.
         """
+        if not self.has_cams:
+            raise ValueError("this model learnt from masks and has no CAM: take the mask")
         if class_name not in self.present:
             there = ", ".join(self.present) or "none"
             raise ValueError(f"{class_name!r} is not among the present classes ({there}): tell it, classes=[...]")
         return self.cams[self.present.index(class_name)]
+
+    @property
+    def has_cams(self) -> bool:
+        """Whether there is a CAM of each present class."""
+        return len(self.cams) == len(self.present)
 
     @property
     def in_mask(self) -> tuple[str, ...]:
@@ -95,7 +103,7 @@ class Prediction:
 
         step = -(-max(self.mask.shape) // DRAWN_SIDE)  # a photo has far more pixels than the figure
         row: dict[str, np.ndarray | None] = {"image": self.image[::step, ::step]}
-        for name in self.strongest[:SHOWN_CAMS]:
+        for name in self.strongest[: SHOWN_CAMS * self.has_cams]:
             row[plain_text(f"CAM {name} ({100 * self.labels[name]:.0f} %)")] = self.cam(name)[::step, ::step]
         row["mask" if self.present else "mask (no class is present)"] = self.mask[::step, ::step]
         legend = ("background", *self.class_names)
@@ -131,4 +139,5 @@ class Prediction:
         """
         from toco_lab.prediction.output import OutputFolder
 
-        return OutputFolder(Path(folder), self.class_names, scores=scores, boxes=boxes).write(self)
+        out = OutputFolder(Path(folder), self.class_names, scores=scores, boxes=boxes, cams=self.has_cams)
+        return out.write(self)

@@ -69,7 +69,7 @@ def write_sheet(
         row, mask = rows[file.name], np.array(load(folder.mask(file.name)))
         image = scaled_down(read_rgb(file.path), _EDGE)
         seen |= set(np.unique(mask).tolist())
-        cams = {name: _small(folder.overlay(file.name, name)) for name in _strongest(row)[:SHOWN_CAMS]}
+        cams = {name: _small(folder.overlay(file.name, name)) for name in _strongest(row)[: SHOWN_CAMS * folder.cams]}
         articles.append(_article(row, image, cams, mask))
         if len(printed) < PICTURE_IMAGES:
             printed.append((row, image, cams, mask))

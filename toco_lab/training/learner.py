@@ -14,8 +14,10 @@ from toco_lab.config import Config
 from toco_lab.method.batch import Batch
 from toco_lab.method.face import CamModel
 from toco_lab.method.step import LocalViews, LossTerms, StepOutput, compute_losses
+from toco_lab.peers.supervised import Supervised
 from toco_lab.training.optimiser import build_optimizer, set_learning_rate
 from toco_lab.training.processes import micro_batches, num_processes, rank
+from toco_lab.training.teacher import open_teacher
 from toco_lab.words import counted
 
 
@@ -52,9 +54,12 @@ class Learner:
         """A learner before its first step. Several processes must all call it; they get the weights of the first one.
 
         Raises:
-            ValueError: If the micro-batches of the config do not divide among the processes.
+            ValueError: If the micro-batches of the config do not divide among the processes, or the teacher that the
+                config names cannot be one.
         """
         device = next(model.parameters()).device
+        if isinstance(model, Supervised) and cfg.soft_teacher:
+            model.teacher = open_teacher(cfg, model)
         losses: nn.Module = _Losses(model)
         if cfg.accumulate % num_processes():
             needed = micro_batches(cfg.batch_size, cfg.accumulate, num_processes())

@@ -45,7 +45,8 @@ def test_a_student_has_its_teachers_config_but_for_what_it_learns_from(teacher: 
     [
         ({}, True, "data/toy/vit_toy.safetensors"),
         ({"depth": 8}, True, "data/toy/vit_toy.safetensors"),
-        ({"depth": 4}, False, ""),
+        ({"depth": 4}, True, "data/toy/vit_toy.safetensors"),
+        ({"depth": 9}, False, ""),
         ({"embed_dim": 32}, False, ""),
         ({"backbone": "resnet10t"}, True, ""),
         ({"depth": 4, "pretrained": True, "weights": "mine.pth"}, True, "mine.pth"),

@@ -59,7 +59,8 @@ class Student:
 def student_config(teacher: RunDir, labels: Path, *, hard_only: bool = False, **changes: Any) -> Config:
     """The config of a student: the teacher's, with the method `supervised` and these changes.
 
-    A student of another size than the pretrained weights starts from random ones.
+    A student of fewer blocks starts from the first ones of the pretrained weights, one of another width from random
+    weights.
 
     Args:
         teacher: A finished run.
@@ -74,13 +75,19 @@ def student_config(teacher: RunDir, labels: Path, *, hard_only: bool = False, **
     cfg = check_finished(teacher)
     if "backbone" in changes and changes["backbone"] != cfg.backbone:
         changes = {"weights": ""} | changes
-    elif any(name in changes and changes[name] != getattr(cfg, name) for name in VIT_SIZES):
+    elif any(name in changes and not _fits(changes[name], getattr(cfg, name), name) for name in VIT_SIZES):
         changes = {"weights": "", "pretrained": False} | changes
     soft = {} if hard_only else {"soft_teacher": _from_here(teacher.path)} | SHARES
     student = cfg.replace(**{"method": "supervised", "mask_source": _from_here(labels)} | soft | changes)
     if student.soft_teacher:
         check_teacher(student)
     return student
+
+
+def _fits(size: int | None, of_teacher: int | None, field: str) -> bool:
+    """Whether a ViT of this size can start from the weights that its teacher started from."""
+    fewer_blocks = field == "depth" and size is not None and (of_teacher is None or size < of_teacher)
+    return size == of_teacher or fewer_blocks
 
 
 def make_student(

@@ -41,7 +41,7 @@ _SMALL_DATA = {
     "eval_cam_size": 336, "eval_seg_scales": (0.6, 0.9), "checkpoint_every": 200,
 }  # fmt: skip
 
-# few images, two cores: classes are known before the last blocks move, slowly; what was tried is in the study `photographs`
+# few images, two cores: classes are known before the last blocks move, slowly; results/studies/photographs
 _FEW_IMAGES = {
     "backbone": "vit_base_patch16_clip_quickgelu_224.openai", "image_size": 224,
     "depth": 11, "aux_layer": -2,  # of the twelfth block the CAM of some classes lies on their background
@@ -98,8 +98,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     # encoder; no number of it was tuned, and no score of it is known yet.
     "voc_vit_s": _VOC | _SMALL_DATA,
     # python -m toco_lab train voc_clip --data-root path/to/VOC2012
-    # Eleven blocks of CLIP ViT-B/16 on some hundred images, crops of 112 pixels: two cores, some minutes. On 506 training
-    # images of VOC: results/studies/photographs.
+    # Eleven blocks of CLIP ViT-B/16 on some hundred images, crops of 112 pixels: two cores, some minutes. What it reaches
+    # with 506 images of VOC: results/studies/photographs.
     "voc_clip": _VOC | _FEW_IMAGES,
     # python -m toco_lab train coco_deit_b --data-root path/to/COCO2014
     # MS COCO 2014, ImageNet-1k weights: 27 h on four A100 in the paper; with MS + CRF 41.3.

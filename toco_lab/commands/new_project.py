@@ -21,6 +21,9 @@ SMALL = (
     "vit_tiny_patch16_224.augreg_in21k_ft_in1k",
 )  # fmt: skip
 LARGE = (DEIT_B, VIT_B)
+FEW = 3000  # training images: below, a pretrained ViT is trained as in the preset `voc_clip`, which was measured on 506
+RECIPE = PRESETS["voc_clip"]
+FEW_PASSES = 5  # by that recipe
 PASSES, FEWEST_STEPS, MOST_STEPS = 40, 200, PRESETS["folder"]["steps"]  # how often training sees each image, and limits
 _TOY_FIELDS = (  # what belongs to the backbone of the toy preset: its sizes, its heads, and the weights of its losses
     "backbone", "weights", "image_size", "patch_size", "embed_dim", "depth", "num_heads", "normalisation",
@@ -123,6 +126,12 @@ class Plan:
     def _is_toy(self) -> bool:
         return self._value("weights") == PRESETS["toy"]["weights"]
 
+    @property
+    def _is_gentle(self) -> bool:
+        """Whether the recipe of few photographs is taken: it is one of twelve blocks."""
+        is_vit = re.match(r"(vit|deit)_(tiny|small|base)_", self._value("backbone"))
+        return bool(is_vit) and not self._is_toy and self.folder.num_train < FEW
+
     def warnings(self) -> list[str]:
         """What the backbone forbids to expect."""
         if not self._is_toy:
@@ -141,7 +150,7 @@ class Plan:
         from toco_lab.backbones.weights import find_weights
 
         self.gpu = torch.cuda.is_available()
-        wanted = (*LARGE, *SMALL) if self.gpu else (*SMALL, *LARGE)
+        wanted = (RECIPE["backbone"], *((*LARGE, *SMALL) if self.gpu else (*SMALL, *LARGE)))
         if backbone is not None:
             build_encoder(Config.preset("folder").replace(backbone=backbone))  # raises for a name that timm lacks
             self._set("backbone", backbone, "as asked for")
@@ -158,12 +167,16 @@ class Plan:
                 self._set(name, PRESETS["toy"][name], "" if place else reason)
             origin = f"{reason}; it has its own loss weights"
         self.said.append(f"backbone   {self._value('backbone')}: {origin}")
+        if self._value("backbone") == RECIPE["backbone"]:
+            self._set("depth", RECIPE["depth"], "the CAM of the twelfth block lies on the background of some classes")
+            self._set("aux_layer", RECIPE["aux_layer"], "")
 
     def choose_sizes(self) -> None:
         """Crops as large as images, backbone and machine allow; images are scaled so that a crop shows most of one."""
         in_name = re.search(r"patch(\d+)", self._value("backbone"))
         patch = self._value("patch_size") or (int(in_name[1]) if in_name else 32)  # 32: a Swin, ResNet or ConvNeXt
-        most = PRESETS["toy"]["crop_size"] if self._is_toy else 448 if self.gpu else 224
+        shown = PRESETS["toy"]["crop_size"] if self._is_toy else 448 if self.gpu else 224
+        most = shown // 2 if self._is_gentle else shown
         short = self.folder.short_side
         crop = max(min(most, short) // patch, -(-(64 if self._is_toy else 96) // patch)) * patch
         scale = crop / short
@@ -174,7 +187,10 @@ class Plan:
         self._set("local_crop_size", local, "as to the crop as on VOC")
         scales = [_rounded(0.6 * scale), _rounded(1.6 * scale)]
         self._set("scale_range", scales, "a crop shows a part of an image, or all")
-        self._set("eval_cam_size", crop, "CAMs are scored at the size of a crop")
+        if self._is_gentle:
+            self._set("eval_cam_size", 2 * crop, "CAMs are scored at twice the size of a crop")
+        else:
+            self._set("eval_cam_size", crop, "CAMs are scored at the size of a crop")
         self._set("eval_seg_scales", [_rounded(scale), _rounded(1.5 * scale)], "segmentation at 1 and 1.5 crops")
         if crop <= 224:
             dilations = list(PRESETS["toy"]["par_dilations"])
@@ -183,9 +199,10 @@ class Plan:
 
     def choose_steps(self) -> None:
         """A number of passes over the images, within limits; the schedule is in proportion to VOC's."""
-        images, usual = self.folder.num_train, 8 if self._is_toy else 4
+        images, usual = self.folder.num_train, 8 if self._is_toy or self._is_gentle else 4
         batch = max(2, min(usual, images))
-        steps = min(max(-(-PASSES * images // batch), FEWEST_STEPS), MOST_STEPS)
+        planned, fewest = (FEW_PASSES, RECIPE["steps"]) if self._is_gentle else (PASSES, FEWEST_STEPS)
+        steps = min(max(-(-planned * images // batch), fewest), MOST_STEPS)
         passes = steps * batch / images
         self._set("steps", steps, f"about {passes:.0f} passes over {counted(images, 'training image')}")
         self._set("batch_size", batch, "")
@@ -193,14 +210,28 @@ class Plan:
             self._set(
                 "learning_rate", PRESETS["toy"]["learning_rate"] * batch / usual, "that of the toy preset, by batch"
             )
-        self._set("warmup_steps", round(0.075 * steps), "the share that VOC has")
-        self._set("seg_start_step", steps // 10, "the share that VOC has")
-        self._set("checkpoint_every", max(1, steps // 10), "")
+        if self._is_gentle:
+            self._follow_recipe(steps)
+        else:
+            self._set("warmup_steps", round(0.075 * steps), "the share that VOC has")
+            self._set("seg_start_step", steps // 10, "the share that VOC has")
+        self._set("checkpoint_every", max(1, steps // (4 if self._is_gentle else 10)), "")
         self._set("log_every", max(1, min(20, steps // 40)), "")
         self.said.append(
             f"training   {counted(steps, 'step')} of {counted(batch, 'image')} (about {passes:.0f} passes), warm-up "
             f"{self._value('warmup_steps')}, segmentation from step {self._value('seg_start_step')}"
         )
+
+    def _follow_recipe(self, steps: int) -> None:
+        """Heads first, then the last blocks, slowly: what holds of few photographs and a pretrained ViT."""
+        reason = f"fewer than {FEW:,} training images: as in the preset voc_clip"
+        self._set("pooling", RECIPE["pooling"], reason)
+        for name in ("cam_scales", "precision", "learning_rate", "head_lr_factor", "frozen_blocks", "w_ptc", "w_seg"):
+            value = RECIPE[name]
+            self._set(name, list(value) if isinstance(value, tuple) else value, "")
+        self._set("encoder_start_step", steps * RECIPE["encoder_start_step"] // RECIPE["steps"], "heads learn first")
+        for name in ("warmup_steps", "contrast_start_step", "seg_start_step"):
+            self._set(name, steps * RECIPE[name] // RECIPE["steps"], "")
 
 
 def _rounded(value: float) -> float:

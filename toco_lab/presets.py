@@ -98,7 +98,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # encoder; no number of it was tuned, and no score of it is known yet.
     "voc_vit_s": _VOC | _SMALL_DATA,
     # python -m toco_lab train voc_clip --data-root path/to/VOC2012
-    # Eleven blocks of CLIP ViT-B/16 on some hundred images, crops of 112 pixels: two cores, some minutes. What it reaches
+    # Eleven blocks of CLIP ViT-B/16 on some hundred images, crops of 112 pixels: two cores, minutes. What it reaches
     # with 506 images of VOC: results/studies/photographs.
     "voc_clip": _VOC | _FEW_IMAGES,
     # python -m toco_lab train coco_deit_b --data-root path/to/COCO2014

@@ -32,7 +32,7 @@ from toco_lab.runs.run_dir import RunDir
 from toco_lab.runs.scores import SHOWN
 from toco_lab.sweeps import sweep, worker
 from toco_lab.sweeps.grid import Grid
-from toco_lab.training.checkpoints import initial_model
+from toco_lab.training.checkpoints import initial_model, load_run_model
 
 ROOT = Path(__file__).resolve().parents[2]
 KEPT = ROOT / "results" / "studies"
@@ -223,6 +223,20 @@ def test_common_classes_of_the_photographs_are_those_that_enough_training_images
     assert list(made["images_of_classes"](cfg).items()) == list(zip(class_names(cfg), counts, strict=True))
     common = [name for name, count in zip(class_names(cfg), counts, strict=True) if count >= made["COMMON"]]
     assert made["common_classes"](cfg) == ["background", *common] and 0 < len(common) < 6
+
+
+def test_how_alike_patches_are_to_a_marked_one_is_the_cosine_of_final_tokens(smoke_run):
+    image = np.random.default_rng(0).integers(0, 256, (96, 96, 3)).astype(np.uint8)
+    found = OWN["photographs"]["alike"](smoke_run, image, (24, 40, 32, 48))  # the patch of row 5, column 3
+    model, _ = load_run_model(smoke_run)
+    pixels = (torch.from_numpy(image).movedim(2, 0) / 255 - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / (
+        torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    )
+    with torch.no_grad():
+        tokens = model.encode(pixels[None]).patch_tokens[0]
+    cosine = torch.nn.functional.cosine_similarity(tokens, tokens[:, 5, 3, None, None], dim=0).abs().numpy()
+    assert found.shape == (96, 96) and abs(found.mean() - cosine.mean()) < 0.01
+    assert np.corrcoef(found[4::8, 4::8].flat, cosine.flat)[0, 1] > 0.99
 
 
 def test_boxes_of_a_run_are_measured_from_each_map_it_has(smoke_run):

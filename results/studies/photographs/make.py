@@ -3,18 +3,22 @@
 Run by `python -m toco_lab study photographs`.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor
 
+import toco_lab as tl
+from toco_lab.backbones.pixels import normalise
 from toco_lab.config import IGNORE_INDEX, Config
-from toco_lab.data.classes import class_names, label_names
+from toco_lab.data.classes import PALETTE, class_names, label_names
 from toco_lab.data.loader import EvalSample, eval_samples
 from toco_lab.data.readers import open_dataset
 from toco_lab.evaluation.cam_per_layer import layer_cam_quality
@@ -22,6 +26,7 @@ from toco_lab.evaluation.samples import mask_of
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores
 from toco_lab.figures import printed, series
 from toco_lab.figures.colours import assign_colours
+from toco_lab.figures.pictures import box_pixels, cam_gallery
 from toco_lab.files import atomic_write
 from toco_lab.method.cam import at_evaluation_size, resize
 from toco_lab.method.face import CamModel
@@ -37,6 +42,9 @@ OF_COMMON_CLASSES = ("cam_mIoU", "cam_tuned_mIoU", "seg_mIoU")
 COMMON = 30  # training images that show a class, so that it can be learnt at all
 CURVES = ("frozen", "as published", "as published + PTC", "classification", "+ PTC", "full ToCo")  # rows of the figure
 PROBE_STEPS, PROBE_RATE = 600, 0.01
+SHOWN_FOLDER = Path("data/shown")  # photographs NAME.jpg of the picture `shown.png`, classes and patch in marks.json
+MARK = np.array([255, 255, 255])
+MODELS = {"frozen": "pretrained", "as published": "fine-tuned as published", "full ToCo": "ToCo, heads first"}
 
 
 def write(study: Study, root: Path) -> str:
@@ -45,6 +53,9 @@ def write(study: Study, root: Path) -> str:
     runs = {run.row: RunDir(run.folder) for run in reversed(planned)}
     with atomic_write(study.folder / "per_class.csv", "w") as file:
         class_table(planned).round(1).to_csv(file, lineterminator="\n")
+    if SHOWN_FOLDER.is_dir():
+        with atomic_write(study.folder / "shown.png") as file:
+            shown(runs).savefig(file, format="png", dpi=70, pil_kwargs={"optimize": True})
     return write_results(
         study, root, scores=(*SHOWN, *BESIDE), measures=measures,
         further_rows=pd.DataFrame(frozen_lines(study.grid.runs()[0].config)), picture=partial(picture, runs),
@@ -139,6 +150,36 @@ def final_tokens(model: CamModel, cfg: Config, sample: EvalSample) -> tuple[Tens
     """Patch tokens after the final norm, (N, D), and their grid."""
     features = model.encode(at_evaluation_size(sample.image[None], cfg.eval_cam_size))
     return features.patch_tokens[0].flatten(1).mT, features.patch_tokens.shape[-2:]
+
+
+def shown(runs: dict[str, RunDir]) -> Figure:
+    """Photographs, how alike the final tokens of three models are to that of a marked patch, CAMs and a mask."""
+    marks = json.loads((SHOWN_FOLDER / "marks.json").read_text())
+    rows: list[dict[str, np.ndarray | None]] = []
+    for name, mark in marks.items():
+        image = tl.decode_image(SHOWN_FOLDER / f"{name}.jpg")
+        row: dict[str, np.ndarray | None] = {"photograph, a patch": box_pixels(image, [(mark["box"], MARK)])}
+        for run, title in MODELS.items():
+            row[f"alike, {title}"] = alike(runs[run], image, mark["box"])
+        for run, title in MODELS.items():
+            made = tl.load(runs[run].path).predict(image, classes=mark["classes"])
+            row[f"CAM {mark['classes'][0]}, {title}"] = made.cam(mark["classes"][0])
+        rows.append(row | {"mask, ToCo": made.mask})
+    return cam_gallery(rows, palette=PALETTE, class_names=label_names(runs["frozen"].config()))
+
+
+@torch.no_grad()
+def alike(run: RunDir, image: np.ndarray, box: Sequence[int]) -> np.ndarray:
+    """Absolute cosine of all final patch tokens of an image (H, W, 3) to that in the middle of a box, (H, W)."""
+    model, cfg = tl.load_run_model(run)
+    pixels = normalise(torch.from_numpy(image).movedim(2, 0)[None].float(), model.mean, model.std)
+    tokens = model.encode(at_evaluation_size(pixels, cfg.eval_cam_size)).patch_tokens
+    height, width = tokens.shape[-2:]
+    x0, y0, x1, y1 = box
+    row, column = (y0 + y1) * height // (2 * image.shape[0]), (x0 + x1) * width // (2 * image.shape[1])
+    unit = F.normalize(tokens[0], dim=0)
+    cosine = (unit * unit[:, row, column, None, None]).sum(0).abs()
+    return resize(cosine[None, None], image.shape[:2])[0, 0].numpy()
 
 
 def picture(runs: dict[str, RunDir]) -> Figure:

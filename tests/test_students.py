@@ -38,6 +38,8 @@ def test_a_student_has_its_teachers_config_but_for_what_it_learns_from(teacher: 
     hard = student_config(teacher, labels, hard_only=True, depth=2)
     assert (hard.w_seg, hard.w_soft, hard.soft_teacher, hard.depth) == (1.0, 0.0, "", 2)
     assert student_config(teacher, Path("/elsewhere")).mask_source == "/elsewhere"
+    (teacher.path / "config.json").write_text(there.replace(masks_for=4).to_json())
+    assert student_config(teacher, labels).masks_for == 0  # the student has a label of every image
 
 
 @pytest.mark.parametrize(

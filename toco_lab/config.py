@@ -130,13 +130,20 @@ class Config:
     mask_source: str = opt(
         "", "supervised: masks to learn from: empty = the true ones, or a folder OUT/<kind> that `pseudo_labels` wrote"
     )
+    masks_for: int = opt(
+        0,
+        "toco, supervised: so many training images, drawn by seed and class by class, give their true mask; 0 = none "
+        "(toco) or all (supervised)",
+        at_least=0,
+        up_to=10**9,
+    )
     num_workers: int = opt(2, "loader processes; 0 loads in the training process", result=False, within=(0, 1024))
 
     # --- model --------------------------------------------------------------------------------------------------
     method: Literal["toco", "tscam", "getam", "afa", "mct", "mct_plus", "supervised"] = opt(
         "toco",
-        "what is trained: ToCo, a method that it is compared with (docs/peers.md), or a second stage that learns from "
-        "masks (docs/students.md)",
+        "what is trained: ToCo, a method that it is compared with (docs/peers.md), or a network that learns from masks "
+        "(docs/students.md, docs/few_masks.md)",
     )
     backbone: str = opt(
         "deit_base_patch16_224",
@@ -362,6 +369,20 @@ class Config:
     soft_temperature: float = opt(2.0, "supervised: temperature t of both segmentations in that loss", above=0)
     w_soft: float = opt(
         0.0, "supervised: weight of that loss, t^2 times the divergence of the student from the teacher", at_least=0
+    )
+
+    # --- a few masks --------------------------------------------------------------------------------------------
+    w_consistency: float = opt(
+        0.0,
+        "supervised with masks_for: weight of FixMatch's loss on images without a mask, whose confident prediction on "
+        "one view teaches another view in other colours, with rectangles of other images",
+        at_least=0,
+    )
+    consistency_threshold: float = opt(
+        0.95, "supervised: a prediction counts in that loss where its probability is above this", within=(0, 1)
+    )
+    consistency_jitter: float = opt(
+        0.8, "supervised: probability of the colour jitter of the view that is taught (jitter)", within=(0, 1)
     )
 
     # --- optimisation -------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ _CLASS_CONTRAST = (
     "teacher_momentum", "head_hidden", "head_bottleneck", "head_out", "num_local_crops", "crop_candidates",
     "crop_min_content", "crop_max_negative", "crop_content", "crops_in_valid_box",
 )  # fmt: skip
+FEW_MASKS = ("masks_for", "w_consistency", "consistency_threshold", "consistency_jitter")
 _AFFINITY = ("w_aff", "afa_radius", "afa_scaled")
 _SEGMENTATION = (
     *_DECODER, "w_reg", "seg_start_step", "late_segmentation", "refine", "high_threshold_end",
@@ -41,7 +42,7 @@ class Method:
         reads: Fields that some methods read and others do not; this one reads these.
         decoder: Whether it trains a decoder, so that there is a segmentation.
         class_token: Whether it reads the attention of a class token: only a plain ViT has one.
-        cams: Whether it has class activation maps. One without learns from masks (`Batch.mask`).
+        cams: Whether it has class activation maps. One without learns from masks alone (`Batch.mask`).
         attention: Whether it reads the attention of a plain ViT, be it of a class token or between patches.
         begins: Values of fields that several methods read, where a config is switched to this one.
         segments_after: Share of the steps after which the segmentation losses join where a config is switched to this
@@ -63,7 +64,7 @@ METHODS: dict[str, Method] = {
     "toco": Method(
         "ToCo",
         "Ru et al., CVPR 2023",
-        (*_CAMS, "pooling", *_AUXILIARY, *_PATCH_CONTRAST, *_CLASS_CONTRAST, *_SEGMENTATION, *_AFFINITY),
+        (*_CAMS, "pooling", *_AUXILIARY, *_PATCH_CONTRAST, *_CLASS_CONTRAST, *_SEGMENTATION, *_AFFINITY, "masks_for"),
         class_token=False,
         attention=False,
     ),
@@ -92,8 +93,8 @@ METHODS: dict[str, Method] = {
     ),
     "supervised": Method(
         "supervised",
-        "second stage: masks in place of image labels",
-        ("mask_source", "soft_teacher", "soft_temperature", "w_soft", *_DECODER),
+        "masks in place of image labels",
+        ("mask_source", *FEW_MASKS, "soft_teacher", "soft_temperature", "w_soft", *_DECODER),
         cams=False,
         class_token=False,
         attention=False,
@@ -125,5 +126,10 @@ def has_cams(cfg: "Config") -> bool:
 
 
 def reads_masks(cfg: "Config") -> bool:
-    """Whether the method of a config learns from masks, so that `Batch.mask` is made."""
-    return not has_cams(cfg)
+    """Whether a run of a config learns from masks, so that `Batch.mask` is made."""
+    return not has_cams(cfg) or cfg.masks_for > 0
+
+
+def reads_images_without_mask(cfg: "Config") -> bool:
+    """Whether a run of a config learns from training images that have no mask as well."""
+    return has_cams(cfg) or cfg.w_consistency > 0

@@ -227,6 +227,38 @@ def _check_method(cfg: "Config") -> None:
     )
     _check_affinity(cfg)
     _check_second_stage(cfg)
+    _check_few_masks(cfg)
+
+
+def _check_few_masks(cfg: "Config") -> None:
+    """Masks of a few images are true ones; consistency needs images without, and two views that lie alike."""
+    _require(
+        cfg.masks_for == 0 or not cfg.mask_source,
+        f"masks_for {cfg.masks_for} draws images that give their true mask, and mask_source {cfg.mask_source!r} is a "
+        "folder of other masks: leave one of the two out",
+    )
+    if cfg.w_consistency == 0:
+        for field in dataclasses.fields(cfg):
+            value = getattr(cfg, field.name)
+            _require(
+                not field.name.startswith("consistency_") or value == field.default,
+                f"{field.name} {value} has no effect: w_consistency is 0. Set w_consistency to 1, or leave "
+                f"{field.name} out ({field.default})",
+            )
+        return
+    _require(
+        cfg.masks_for > 0,
+        f"w_consistency {cfg.w_consistency} learns from images without a mask, and masks_for 0 gives every image one: "
+        "say how many have one, masks_for=64 say, or leave w_consistency 0",
+    )
+    _require(
+        cfg.w_soft == 0,
+        f"w_consistency {cfg.w_consistency} and w_soft {cfg.w_soft} are not learnt together: set one of them to 0",
+    )
+    _require(
+        not cfg.flip_views_independently,
+        "flip_views_independently mirrors the two views that w_consistency compares apart: leave it False",
+    )
 
 
 def _check_second_stage(cfg: "Config") -> None:

@@ -21,7 +21,7 @@ from toco_lab.evaluation.pseudo_labels import Thresholds, write_pseudo_labels
 from toco_lab.experiment import make, open_run
 from toco_lab.files import require
 from toco_lab.method.face import CamModel
-from toco_lab.methods import has_cams
+from toco_lab.methods import FEW_MASKS, has_cams
 from toco_lab.relations import VIT_SIZES
 from toco_lab.runs.listing import final_scores
 from toco_lab.runs.run_dir import RunDir
@@ -78,7 +78,8 @@ def student_config(teacher: RunDir, labels: Path, *, hard_only: bool = False, **
     elif any(name in changes and not _fits(changes[name], getattr(cfg, name), name) for name in VIT_SIZES):
         changes = {"weights": "", "pretrained": False} | changes
     soft = {} if hard_only else {"soft_teacher": _from_here(teacher.path)} | SHARES
-    student = cfg.replace(**{"method": "supervised", "mask_source": _from_here(labels)} | soft | changes)
+    all_labels = {name: getattr(Config(), name) for name in FEW_MASKS} | {"mask_source": _from_here(labels)}
+    student = cfg.replace(**{"method": "supervised"} | all_labels | soft | changes)
     if student.soft_teacher:
         check_teacher(student)
     return student

@@ -83,6 +83,8 @@ TITLES = {  # target, or column of metrics.csv -> what the reader sees
     "aff_loss": "affinity loss",
     "reg_loss": "regularised loss",
     "soft_loss": "divergence from the teacher",
+    "consistency_loss": "loss of the view that is taught",
+    "certain_share": "confident pixels of images without a mask",
     "total_loss": "total loss",
     "positive_cosine": "|cos| of positive pairs",
     "negative_cosine": "|cos| of negative pairs",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from toco_lab.data.stratified import stratified_validation
+from toco_lab.data.stratified import class_by_class, stratified_validation
 
 
 def labels_of(rng: np.random.Generator, images: int, classes: int) -> np.ndarray:
@@ -42,3 +42,34 @@ def test_few_images_and_masks_that_only_some_have() -> None:
     labels = labels_of(np.random.default_rng(1), 20, 3)
     chosen = stratified_validation(labels, 0.2, masked)
     assert 1 <= chosen.sum() <= 4 and not chosen[~masked].any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("images", "classes"), [(60, 6), (400, 20)])
+def test_a_few_images_show_every_class_as_far_as_they_can(seed: int, images: int, classes: int) -> None:
+    labels = labels_of(np.random.default_rng(seed), images, classes)
+    chosen = class_by_class(range(images), lambda image: labels[image], 2 * classes, seed)
+    assert len(set(chosen)) == 2 * classes
+    inside, every = labels[chosen].sum(0), labels.sum(0)
+    assert (inside >= np.minimum(every, 1)).all()
+    for number in range(1, 2 * classes):  # each image brings a class of which those before show fewest
+        before, brought = labels[chosen[:number]].sum(0), labels[chosen[number]] > 0
+        left = labels[[image for image in range(images) if image not in chosen[:number]]].sum(0) > 0
+        assert before[brought].min() == before[left].min()
+
+
+def test_more_images_hold_those_of_fewer_and_another_seed_draws_others() -> None:
+    labels = labels_of(np.random.default_rng(0), 100, 6)
+
+    def chosen(count: int, seed: int = 3) -> list[int]:
+        return class_by_class(range(100), lambda image: labels[image], count, seed)
+
+    assert chosen(8) == chosen(16)[:8] == chosen(100)[:8] and sorted(chosen(100)) == list(range(100))
+    assert chosen(8) == chosen(8) != chosen(8, seed=4)
+
+
+def test_images_without_a_class_are_a_class_more_and_labels_are_read_as_far_as_needed() -> None:
+    labels, read = np.vstack([np.ones((50, 1)), np.zeros((50, 1))]), []
+    chosen = class_by_class(range(10, 90), lambda image: read.append(image) or labels[image], 4, seed=0)
+    assert sorted(labels[chosen, 0].tolist()) == [0, 0, 1, 1] and set(chosen) <= set(range(10, 90))
+    assert len(read) == len(set(read)) < 20

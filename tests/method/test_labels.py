@@ -1,5 +1,6 @@
 """Labels by hand: thresholds, boxes, regions, tokens."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -60,3 +61,29 @@ def test_token_labels_divide_the_box_by_the_patch_only_when_sound():
     assert sound[0].tolist() == [[255, 1, 1, 1], [255, 1, 1, 1], [255] * 4, [255] * 4]
     released = labels.token_labels(cam, present, (4, 4), box, **settings, box_units="pixels")
     assert released[0].tolist() == [[255] * 4] * 4  # column 4 in pixels lies outside the grid: everything is ignored
+
+
+def test_true_masks_take_the_place_of_labels_image_by_image():
+    label, mask = torch.zeros(3, 1, 2, dtype=torch.int64), torch.tensor([[[1, 255]], [[2, 2]], [[255, 255]]])
+    known = labels.where_known(label, mask, [True, False, True])
+    assert known.tolist() == [[[1, 255]], [[0, 0]], [[255, 255]]]  # 255 of a mask stays 255
+    with pytest.raises(ValueError, match=r"mask \(3, 1, 2\) and has_mask of 2 do not fit label \(3, 1, 2\)"):
+        labels.where_known(label, mask, [True, False])
+
+
+def test_a_mask_puts_the_region_right():
+    region = torch.tensor([[[0, 1, 2]] * 3])
+    mask = torch.tensor([[[0] * 3, [4] * 3, [255] * 3]])
+    assert labels.region_of_mask(mask, region).tolist() == [[[0, 0, 0], [1, 1, 2], [0, 1, 2]]]
+
+
+def test_tokens_of_a_mask_are_those_whose_pixels_agree(rng):
+    mask = torch.from_numpy(rng.choice([0, 3, 255], (2, 12, 8), p=[0.5, 0.45, 0.05]))
+    mask[:, :8, :4] = 3
+    mask[1, 8:, 4:] = 255
+    mask[0, 10:] = 0
+    made = labels.token_labels_of_mask(mask, (6, 4))
+    for image, row, column in np.ndindex(2, 6, 4):
+        shown = set(mask[image, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].flatten().tolist())
+        assert made[image, row, column] == (shown.pop() if len(shown) == 1 else 255)
+    assert (made[:, :4, :2] == 3).all() and {0, 3, 255} == set(made.unique().tolist()) and made.dtype == torch.int64

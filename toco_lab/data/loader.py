@@ -16,41 +16,58 @@ from toco_lab.data.readers import open_dataset
 from toco_lab.data.training_masks import TrainingMasks
 from toco_lab.data.views import TrainViews, Views, apply_views, draw_views
 from toco_lab.method.batch import Batch
-from toco_lab.methods import reads_masks
+from toco_lab.methods import reads_images_without_mask, reads_masks
 
 VIEWS = tuple(field.name for field in fields(Views))
 
 
 @dataclass(frozen=True)
 class TrainSample:
-    """The views of one training image, its label, float32 (C,) in {0, 1}, and its mask, int64 (S, S), if it is read."""
+    """The views of one training image, its label, float32 (C,) in {0, 1}, and its mask, int64 (S, S).
+
+    The mask is None where the run reads none, and 255 everywhere where this image has none.
+    """
 
     name: str
     views: Views
     label: Tensor
     mask: Tensor | None = None
+    has_mask: bool = False
 
 
 class TrainSamples(Dataset[TrainSample]):
-    """Training samples by position: sample p depends on (cfg.seed, p) alone, epochs are permutations of the images."""
+    """Training samples by position: sample p depends on (cfg.seed, p) alone, epochs are permutations of the images.
+
+    Where only some images have a mask, every other sample is one of these, and those between are of all images; or, in
+    a method that learns from masks alone, every sample is.
+    """
 
     def __init__(self, cfg: Config, mean: Sequence[float], std: Sequence[float]) -> None:
         """Open the training split; `mean` and `std` as in `normalise`."""
         self.seed, self.reader, self.views = cfg.seed, open_dataset(cfg, cfg.train_split), TrainViews(cfg, mean, std)
         self.masks = TrainingMasks.of(cfg, self.reader) if reads_masks(cfg) else None
+        every: Sequence[int] = range(len(self.reader))
+        with_mask = every if self.masks is None or self.masks.images is None else self.masks.images
+        self._with_mask = frozenset(with_mask) if self.masks else frozenset()
+        # taken in turn, each in its own order
+        both = reads_images_without_mask(cfg) and len(with_mask) < len(every)
+        self._turns = (with_mask, every) if both else (with_mask,)
 
     def __getitem__(self, position: int) -> TrainSample:
         """Sample `position`, 0-based; an image without a class is all background."""
         index, seed = self.drawn(position)
         label = self.reader.image_label(index)
         views = self.views(self.reader.image(index), seed)
-        mask = None if self.masks is None else self.views.mask(self.masks[index], seed)
-        return TrainSample(self.reader.names[index], views, torch.from_numpy(label), mask)
+        has_mask, mask = index in self._with_mask, None
+        if self.masks is not None:
+            mask = self.views.mask(self.masks[index], seed) if has_mask else self.views.no_mask()
+        return TrainSample(self.reader.names[index], views, torch.from_numpy(label), mask, has_mask)
 
     def drawn(self, position: int) -> tuple[int, int]:
         """Which image of the reader sample `position` is, and the seed of its views."""
-        epoch, place = divmod(position, len(self.reader))
-        index = int(_permutation(self.seed, epoch, len(self.reader))[place])
+        turn, images = position // len(self._turns), self._turns[position % len(self._turns)]
+        epoch, place = divmod(turn, len(images))
+        index = images[int(_permutation(self.seed, epoch, len(images))[place])]
         return index, int(np.random.SeedSequence([self.seed, 1, position]).generate_state(1)[0])
 
 
@@ -126,7 +143,7 @@ def train_loader(
     )
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
     return np.random.default_rng([seed, 0, epoch]).permutation(length)
 
@@ -138,7 +155,8 @@ def _collate(samples: list[TrainSample]) -> Batch:
     masks = [sample.mask for sample in samples if sample.mask is not None]
     return Batch(
         names=[sample.name for sample in samples], image_label=label, max_present=max_present,
-        mask=torch.stack(masks) if masks else None, **views,
+        mask=torch.stack(masks) if masks else None,
+        has_mask=[sample.has_mask for sample in samples] if masks else None, **views,
     )  # fmt: skip
 
 

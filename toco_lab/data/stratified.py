@@ -1,4 +1,7 @@
-"""Two lists of images in which every class has its share, where images may show several classes."""
+"""Lists of images in which every class has its share, where images may show several classes."""
+
+import functools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -37,3 +40,41 @@ def stratified_validation(labels: np.ndarray, share: float, candidates: np.ndarr
     if not chosen.any():
         chosen[order[0]] = True
     return chosen
+
+
+def class_by_class(
+    candidates: Sequence[int], label_of: Callable[[int], np.ndarray], count: int, seed: int
+) -> list[int]:
+    """Images of which so few are chosen that chance alone could miss a class.
+
+    The class of which the chosen images show fewest is next, and the first image that shows it, in an order drawn by
+    the seed, is chosen. Images without a class count as one class more. The first k of n images are those that a call
+    for k gives, and no more labels are read than needed.
+
+    Args:
+        candidates: Images that may be chosen.
+        label_of: Which classes an image shows, (C,) in {0, 1}.
+        count: How many to choose, at most as many as there are candidates.
+        seed: Of the order.
+
+    Returns:
+        The chosen images in the order in which they were chosen.
+    """
+    order = np.random.default_rng([seed, 2]).permutation(np.asarray(candidates)).tolist()
+
+    @functools.cache
+    def shown(image: int) -> np.ndarray:
+        label = np.asarray(label_of(image)) > 0
+        return np.append(label, not label.any())
+
+    inside = np.zeros(len(shown(order[0])))
+    waiting = [iter(order) for _ in inside]  # of each class, the images that were not yet looked at
+    chosen: dict[int, None] = {}  # in order, and quick to ask
+    while len(chosen) < count:
+        for kind in inside.argsort(kind="stable"):
+            found = next((image for image in waiting[kind] if image not in chosen and shown(image)[kind]), None)
+            if found is not None:
+                chosen[found] = None
+                inside += shown(found)
+                break
+    return list(chosen)

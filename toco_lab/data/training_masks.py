@@ -1,4 +1,4 @@
-"""The masks that a supervised method learns from: those of the data set, or pseudo labels that a run has written."""
+"""The masks that a run learns from: those of the data set, of all images or of a few, or pseudo labels of a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,34 +11,39 @@ from toco_lab.data.classes import DataError, class_names
 from toco_lab.data.layouts import LAYOUTS, find_list
 from toco_lab.data.masks import read_mask
 from toco_lab.data.readers import Reader
+from toco_lab.data.stratified import class_by_class
 from toco_lab.files import read_text
 from toco_lab.words import counted
 
 
 @dataclass(frozen=True)
 class TrainingMasks:
-    """The mask of each image of the training split.
+    """The masks of images of the training split.
 
     Attributes:
         reader: Of the split.
         folder: That holds a PNG for each image; None takes the true masks.
+        images: That give their mask, in the order of the split; None: all.
     """
 
     reader: Reader
     folder: Path | None
+    images: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, cfg: Config, reader: Reader) -> Self:
-        """The masks of `cfg.mask_source`; no mask is read yet.
+        """The masks of `cfg.mask_source`, or true ones of `cfg.masks_for` images; no mask is read for its own sake yet.
 
         Args:
             cfg: Of the run.
             reader: Of its training split.
 
         Raises:
-            DataError: If an image has no mask, or the folder is none that `pseudo_labels` has finished, or is of
-                another split or other classes.
+            DataError: If an image has no mask, or fewer than `cfg.masks_for` have one, or the folder is none that
+                `pseudo_labels` has finished, or is of another split or other classes.
         """
+        if cfg.masks_for:
+            return cls(reader, None, _drawn(cfg, reader))
         if not cfg.mask_source:
             missing = [name for name, there in zip(reader.names, reader.has_masks(), strict=True) if not there]
             if missing:
@@ -64,6 +69,19 @@ class TrainingMasks:
                 "scenes of another crop_size. Write them again"
             )
         return mask
+
+
+def _drawn(cfg: Config, reader: Reader) -> tuple[int, ...]:
+    """The `cfg.masks_for` images that give their mask, in the order of the split."""
+    there = [index for index, has_mask in enumerate(reader.has_masks()) if has_mask]
+    if len(there) < cfg.masks_for:
+        raise DataError(
+            f"masks_for {cfg.masks_for} asks for more masks than there are: {_of(len(there), reader, cfg)} a mask. Set "
+            f"masks_for to {len(there)} at most"
+        )
+    if len(there) == cfg.masks_for:
+        return tuple(there)
+    return tuple(sorted(class_by_class(there, reader.image_label, cfg.masks_for, cfg.seed)))
 
 
 def _checked_folder(cfg: Config, reader: Reader) -> Path:

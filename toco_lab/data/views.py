@@ -29,7 +29,8 @@ class Views:
     Attributes:
         image: (3, S, S), the first global view, which is also the image that is classified and segmented.
         view2: (3, s, s), the second global view: a random resized crop.
-        local_source: (3, S, S), the geometry of `image` with colours of its own; local crops are cut from it.
+        local_source: (3, S, S), the geometry of `image` with colours of its own; local crops are cut from it, and with
+            `w_consistency` it is the view that is taught.
         valid_box: (4,) int64, top, bottom, left, right of the image inside its padding, half-open.
     """
 
@@ -88,6 +89,10 @@ class TrainViews:
         """The labels of `Views.image` for the same `seed`, see `apply_to_mask`; `mask` is uint8 (H, W)."""
         return apply_to_mask(self.cfg, mask, draw_views(self.cfg, mask.shape, seed))
 
+    def no_mask(self) -> Tensor:
+        """What stands for the labels of an image that has none, int64 (S, S): 255 everywhere."""
+        return torch.full((self.cfg.crop_size, self.cfg.crop_size), IGNORE_INDEX)
+
 
 def draw_views(cfg: Config, size: tuple[int, ...], seed: int) -> ViewDraws:
     """Draw the views of an image of `size` (height, width); the same for the same `seed`.
@@ -106,7 +111,8 @@ def draw_views(cfg: Config, size: tuple[int, ...], seed: int) -> ViewDraws:
         view2_box = _draw_view2_box(cfg, size)
         view2_colours = _draw_colours(cfg, blur2, cfg.solarise_probability)
         colours = _draw_colours(cfg, blur)
-        local_colours = _draw_colours(cfg, blur_local)
+        jitter = cfg.consistency_jitter if cfg.w_consistency > 0 else cfg.jitter_probability
+        local_colours = _draw_colours(cfg, blur_local, jitter=jitter)
     return ViewDraws(
         scaled=(height, width), pad=pad, start=start, view2_box=view2_box,
         flip=flip, own_flip=own_flip, view2_flip=view2_flip,
@@ -259,10 +265,9 @@ def _draw_view2_box(cfg: Config, size: tuple[int, ...]) -> Box:
     return drawn["top"], drawn["left"], drawn["height"], drawn["width"]
 
 
-def _draw_colours(cfg: Config, blur: float, solarise: float = 0.0) -> ColourDraws:
-    return draw_colours(
-        cfg.jitter, jitter_probability=cfg.jitter_probability, grey=cfg.grey_probability, blur=blur, solarise=solarise
-    )
+def _draw_colours(cfg: Config, blur: float, solarise: float = 0.0, *, jitter: float | None = None) -> ColourDraws:
+    jitter = cfg.jitter_probability if jitter is None else jitter
+    return draw_colours(cfg.jitter, jitter_probability=jitter, grey=cfg.grey_probability, blur=blur, solarise=solarise)
 
 
 @contextlib.contextmanager

@@ -72,7 +72,9 @@ Not part of ToCo
 ----------------
 Off by default, from DuPL (CVPR 2024): the upper threshold of steps 4 and 5 may fall while a run goes on
 (`falling_threshold.high_threshold`), and foreground of the pseudo label with an outlying loss may be ignored
-(`noise.ignore_noise`). Not from a paper: `losses.distil_loss` in place of PTC.
+(`noise.ignore_noise`). Not from a paper: `losses.distil_loss` in place of PTC; and where a batch brings true masks
+(`Config.masks_for`), they stand in for the labels of steps 2, 4 and 5 (`labels.where_known`, `token_labels_of_mask`,
+`region_of_mask`).
 """
 
 import lazy_loader

@@ -19,11 +19,19 @@ class Batch:
     image_label: Tensor  # (B, C) float in {0, 1}
     valid_box: Tensor  # (B, 4) int64 top, bottom, left, right, half-open: what is not padding
     max_present: int | None = None  # no image shows more classes; None counts them, for which the host waits for a GPU
-    mask: Tensor | None = None  # (B, S, S) int64 labels of `image`, 255 not counted; None unless the method reads masks
+    mask: Tensor | None = None  # (B, S, S) int64 labels of `image`, 255 not counted; None unless the run reads masks
+    has_mask: list[bool] | None = None  # on the host; None: all if there is a `mask`. Without one it is 255 everywhere
 
     def __getitem__(self, part: slice) -> "Batch":
         """The images of a slice, for gradient accumulation."""
-        return replace(self._map(lambda tensor: tensor[part]), names=self.names[part])
+        has_mask = None if self.has_mask is None else self.has_mask[part]
+        return replace(self._map(lambda tensor: tensor[part]), names=self.names[part], has_mask=has_mask)
+
+    @property
+    def known(self) -> list[bool]:
+        """Whether each image has a true mask; a list on the host, so that nothing waits for a GPU."""
+        there = self.mask is not None
+        return [there] * len(self.names) if self.has_mask is None else self.has_mask
 
     def to(self, device: torch.device | str) -> "Batch":
         """A copy on `device`."""

@@ -56,6 +56,45 @@ def region_mask(cam: Tensor, present: PresentClasses, *, low: float, high: float
     return torch.where(score >= high, FOREGROUND, region)
 
 
+def where_known(label: Tensor, mask: Tensor, has_mask: Sequence[bool]) -> Tensor:
+    """`mask` of the images that have one, `label` of the others.
+
+    Args:
+        label: (B, H, W) integers.
+        mask: The same shape.
+        has_mask: Of each image, on the host: nothing waits for a GPU.
+
+    Raises:
+        ValueError: If the three do not fit.
+    """
+    if label.shape != mask.shape or len(has_mask) != len(label):
+        raise ValueError(
+            f"mask {tuple(mask.shape)} and has_mask of {len(has_mask)} do not fit label {tuple(label.shape)}: need one "
+            "shape, and a bool for each image"
+        )
+    return torch.stack([mask[place] if known else label[place] for place, known in enumerate(has_mask)])
+
+
+def region_of_mask(mask: Tensor, region: Tensor) -> Tensor:
+    """A region mask (B, H, W) after it was put right by a true mask of the same shape.
+
+    Background of the mask is BACKGROUND. An object is FOREGROUND where the region says so, and UNCERTAIN elsewhere:
+    what the CAM does not show yet is where positive crops are to be centred. Where the mask is 255 the region stays.
+    """
+    found = torch.where(mask == 0, BACKGROUND, region.clamp(min=UNCERTAIN))
+    return torch.where(mask == IGNORE_INDEX, region, found)
+
+
+def token_labels_of_mask(mask: Tensor, grid: Sequence[int]) -> Tensor:
+    """The label of every token by a true mask (B, H, W), int64 (B, h, w): that of its pixels, 255 where they differ.
+
+    A token that is not wholly inside the valid box is 255 as well, because padding is.
+    """
+    pixels = mask[:, None].float()
+    highest, lowest = (sign * F.adaptive_max_pool2d(sign * pixels, tuple(grid)) for sign in (1, -1))
+    return highest.where(highest == lowest, IGNORE_INDEX)[:, 0].long()
+
+
 def token_labels(
     cam_aux: Tensor,
     present: PresentClasses,

@@ -15,7 +15,16 @@ from toco_lab.method.cam import Cams, multi_scale_cam, resize
 from toco_lab.method.crops import cut_local_views, local_crops
 from toco_lab.method.face import BringsLosses, CamModel
 from toco_lab.method.falling_threshold import high_threshold
-from toco_lab.method.labels import confident_label, inside_box, region_mask, token_box, token_labels
+from toco_lab.method.labels import (
+    confident_label,
+    inside_box,
+    region_mask,
+    region_of_mask,
+    token_box,
+    token_labels,
+    token_labels_of_mask,
+    where_known,
+)
 from toco_lab.method.losses import (
     CtcTerms,
     PtcTerms,
@@ -34,7 +43,7 @@ from toco_lab.method.refine import refine_cam
 
 LOSSES = ("cls", "cls_aux", "ptc", "ctc", "distil", "seg", "reg")
 # terms of other methods; metrics.csv has a column for them only in runs of these methods
-PEER_LOSSES = ("patch_cls", "cct", "map_cls", "aff", "soft")
+PEER_LOSSES = ("patch_cls", "cct", "map_cls", "aff", "soft", "consistency")
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,9 @@ class LossTerms:
     `noise_share` is the share of the pseudo label's foreground that the noise filter took away, in [0, 1]; NaN while
     the filter is off or there is no foreground.
 
-    The terms of other methods (`PEER_LOSSES`) are None where the method has none.
+    The terms of other methods (`PEER_LOSSES`) are None where the method has none. So is `certain_share`, which belongs
+    to `consistency`: the share of pixels of images without a mask whose prediction is sure enough to teach; NaN if
+    there are none.
     """
 
     cls: Tensor
@@ -74,6 +85,8 @@ class LossTerms:
     map_cls: Tensor | None = None
     aff: Tensor | None = None
     soft: Tensor | None = None
+    consistency: Tensor | None = None
+    certain_share: Tensor | None = None
 
     def named(self) -> dict[str, Tensor]:
         """The terms that this method has, by name."""
@@ -95,7 +108,8 @@ class StepOutput:
     Attributes:
         terms: The losses.
         cams: Multi-scale CAMs of the present classes; None if no term needs them.
-        pseudo_label: (B, H, W) for the segmentation losses, after the noise filter; None while they are off.
+        pseudo_label: (B, H, W) for the segmentation losses, after the noise filter, the true mask of an image that has
+            one; None while they are off.
         token_label: (B, h, w) for PTC; None while it is off.
         region: (B, H, W) region mask around which local crops are cut; None while CTC is off.
         views: The local views; None while CTC is off.
@@ -193,6 +207,8 @@ def toco_losses(
     # steps 2 and 3: local crops and class token contrast
     if "ctc" in on:
         region = region_mask(cams.cam_aux, present, low=cfg.low_threshold, high=cfg.high_threshold)
+        if batch.mask is not None:
+            region = region_of_mask(batch.mask, region)  # 255 everywhere, where an image has none, changes nothing
         views = views or local_views(batch, region, cfg, generator)
         crops = class_token_contrast(model, features.class_token, batch.view2, views, cfg)
         losses["ctc"] = crops.loss
@@ -238,11 +254,16 @@ def class_token_contrast(model: ToCo, class_token: Tensor, view2: Tensor, views:
 def patch_token_contrast(
     model: ToCo, patch_tokens: Tensor, cams: Cams, batch: Batch, cfg: Config, step: int
 ) -> tuple[PtcTerms, Tensor]:
-    """PTC of a batch with final patch tokens (B, D, h, w), and the labels of the tokens it contrasts, (B, h, w)."""
+    """PTC of a batch with final patch tokens (B, D, h, w), and the labels of the tokens it contrasts, (B, h, w).
+
+    These come from an image's true mask where the batch has one, as do `region_mask` and `pseudo_label`.
+    """
     label = token_labels(
         cams.cam_aux, cams.present, patch_tokens.shape[-2:], batch.valid_box, low=cfg.low_threshold,
         high=high_threshold(cfg, step, cams.present), patch_size=model.patch_size, box_units=cfg.ptc_box_units,
     )  # fmt: skip
+    if batch.mask is not None:
+        label = where_known(label, token_labels_of_mask(batch.mask, label.shape[-2:]), batch.known)
     return ptc_terms(patch_tokens, affinity_mask(label), similarity=cfg.ptc_similarity), label
 
 
@@ -312,14 +333,19 @@ def supervise(
 ) -> Supervised:
     """Steps 5 and 6: pseudo labels from CAMs, and the losses of segmentation logits (B, C + 1, h, w) with them.
 
-    `on` has the names of the terms that are on; `label` is a pseudo label to take in place of `pseudo_label`.
+    `on` has the names of the terms that are on; `label` is a pseudo label to take in place of `pseudo_label`. An image
+    that has a true mask is taught by it; the noise filter does not look at that one.
     """
     pixels, noise = denormalise(batch.image, model.mean, model.std), None
     label = pseudo_label(cams, pixels, batch, cfg, step) if label is None else label
     logits = enlarge(seg_logits, label.shape[-2:])
     if cfg.noise_start_step is not None and step >= cfg.noise_start_step:
+        if batch.mask is not None:
+            label = where_known(label, torch.full_like(label, IGNORE_INDEX), batch.known)
         whole, label = label, without_noise(label, logits, cfg)
         noise = 1 - foreground(label).sum() / foreground(whole).sum()
+    if batch.mask is not None:
+        label = where_known(label, batch.mask, batch.known)
     return Supervised(segmentation_losses(logits, label, pixels, batch, cfg, on), label, noise)
 
 

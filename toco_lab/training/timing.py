@@ -8,7 +8,7 @@ import torch
 
 from toco_lab.config import Config
 from toco_lab.method.batch import Batch
-from toco_lab.methods import reads_masks
+from toco_lab.methods import reads_images_without_mask, reads_masks
 from toco_lab.peers.build import build_model
 from toco_lab.progress import progress_bar
 from toco_lab.training.learner import Learner, train_step
@@ -82,5 +82,8 @@ def _random_batch(cfg: Config) -> Batch:
     label[:, :2] = 1
     box = torch.tensor([[0, 0, side, side]]).repeat(count, 1)
     names = [f"noise {number}" for number in range(count)]
-    mask = torch.randint(cfg.num_classes + 1, (count, side, side), generator=generator) if reads_masks(cfg) else None
-    return Batch(names, view(side), view(cfg.view2_side), view(side), label, box, int(label[0].sum()), mask)
+    mask, has_mask = None, None
+    if reads_masks(cfg):
+        mask = torch.randint(cfg.num_classes + 1, (count, side, side), generator=generator)
+        has_mask = [number % 2 == 0 or not reads_images_without_mask(cfg) for number in range(count)]
+    return Batch(names, view(side), view(cfg.view2_side), view(side), label, box, int(label[0].sum()), mask, has_mask)

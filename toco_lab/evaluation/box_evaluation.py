@@ -40,6 +40,7 @@ from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.training.processes import resolve_device
 from toco_lab.vocabulary import CAM, SEG
+from toco_lab.words import counted
 
 Source = Literal["cam", "seg"]
 Threshold = Literal["tuned", "configured"]
@@ -72,7 +73,7 @@ class BoxEvaluation:
         return "\n".join(
             [
                 shown.to_string(float_format="{:.1f}".format, na_rep="-"),
-                f"per cent; {record['source']}, {of}; {record['images']} images of {record['dataset']} "
+                f"per cent; {record['source']}, {of}; {counted(record['images'], 'image')} of {record['dataset']} "
                 f"{record['split']}; objects: {record['objects_from']}; checkpoint {record['checkpoint']}, seed "
                 f"{record['seed']}",
             ]

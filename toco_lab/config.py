@@ -69,6 +69,11 @@ class Config:
     train_images: int = opt(
         0, "use only the first n training images (toy: size of the stream); 0 = all", at_least=0, up_to=10**9
     )
+    train_on_empty: bool = opt(
+        True,
+        "training images without any class take part, as background alone; False leaves them out, for which every "
+        "label is read when training starts",
+    )
     val_images: int = opt(0, "evaluate only the first n images; 0 = all", at_least=0, up_to=10**9)
     toy_world: Literal["shapes", "parts", "same_class"] = opt(
         "shapes",
@@ -97,6 +102,11 @@ class Config:
         quirk="padded_crop",
     )
     flip_probability: float = opt(0.5, "probability of a horizontal flip of each view", within=(0, 1))
+    turns: bool = opt(
+        False,
+        "each view is also turned by 0 to 3 quarters and, in half of the cases, mirrored top to bottom: for images in "
+        "which nothing is up (tissue, aerial)",
+    )
     jitter: tuple[float, ...] = opt(
         (0.4, 0.4, 0.2, 0.1), "brightness, contrast, saturation, hue jitter of the views", at_least=0, length=4
     )

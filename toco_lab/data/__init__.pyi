@@ -36,6 +36,7 @@ from .readers import open_dataset as open_dataset
 from .toy import make_scene as make_scene
 from .toy_parts import make_parts_scene as make_parts_scene
 from .views import TrainViews as TrainViews
+from .views import Turn as Turn
 from .views import ViewDraws as ViewDraws
 from .views import Views as Views
 from .views import apply_views as apply_views

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from toco_lab.backbones.pixels import denormalise, normalise
 from toco_lab.config import Config
-from toco_lab.data.readers import open_dataset
+from toco_lab.data.classes import DataError
+from toco_lab.data.readers import Reader, open_dataset
 from toco_lab.data.training_masks import TrainingMasks
 from toco_lab.data.views import TrainViews, Views, apply_views, draw_views
 from toco_lab.method.batch import Batch
@@ -35,9 +36,14 @@ class TrainSamples(Dataset[TrainSample]):
     """Training samples by position: sample p depends on (cfg.seed, p) alone, epochs are permutations of the images."""
 
     def __init__(self, cfg: Config, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Open the training split; `mean` and `std` as in `normalise`."""
+        """Open the training split; `mean` and `std` as in `normalise`.
+
+        Raises:
+            DataError: See `open_dataset`; if images without a class are left out, and no other is there.
+        """
         self.seed, self.reader, self.views = cfg.seed, open_dataset(cfg, cfg.train_split), TrainViews(cfg, mean, std)
         self.masks = TrainingMasks.of(cfg, self.reader) if reads_masks(cfg) else None
+        self.used = range(len(self.reader)) if cfg.train_on_empty else _with_a_class(self.reader, cfg.train_split)
 
     def __getitem__(self, position: int) -> TrainSample:
         """Sample `position`, 0-based; an image without a class is all background."""
@@ -49,9 +55,20 @@ class TrainSamples(Dataset[TrainSample]):
 
     def drawn(self, position: int) -> tuple[int, int]:
         """Which image of the reader sample `position` is, and the seed of its views."""
-        epoch, place = divmod(position, len(self.reader))
-        index = int(_permutation(self.seed, epoch, len(self.reader))[place])
+        epoch, place = divmod(position, len(self.used))
+        index = self.used[int(_permutation(self.seed, epoch, len(self.used))[place])]
         return index, int(np.random.SeedSequence([self.seed, 1, position]).generate_state(1)[0])
+
+
+def _with_a_class(reader: Reader, split: str) -> list[int]:
+    """The images of a training split that show a class; all labels are read."""
+    found = [index for index in range(len(reader)) if reader.image_label(index).any()]
+    if not found:
+        raise DataError(
+            f"no image of {split!r} in {reader.root} has a class, and train_on_empty leaves out those without one: "
+            "nothing is left to learn from. Label some"
+        )
+    return found
 
 
 def seen_views(

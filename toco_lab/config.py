@@ -75,10 +75,11 @@ class Config:
         "label is read when training starts",
     )
     val_images: int = opt(0, "evaluate only the first n images; 0 = all", at_least=0, up_to=10**9)
-    toy_world: Literal["shapes", "parts", "same_class"] = opt(
+    toy_world: Literal["shapes", "parts", "same_class", "tissue", "land"] = opt(
         "shapes",
         "toy: textured shapes of unlike classes, or long animals with a telling head and a coat that two kinds share, "
-        "or shapes of one class a scene, which often touch",
+        "or shapes of one class a scene, which often touch, or cells of which one kind is the class (preset "
+        "toy_tissue), or fields, orchards, roads and roofs from above (preset toy_land)",
     )
     toy_objects: int = opt(0, "toy world `parts`: animals a scene shows; 0 = one to three", within=(0, 3))
     crop_size: int = opt(448, "side of the square training crop, in pixels", at_least=1, up_to=MOST_PIXELS)

@@ -18,7 +18,9 @@ from . import readers as readers
 from . import toy as toy
 from . import toy_backbone as toy_backbone
 from . import toy_drawing as toy_drawing
+from . import toy_land as toy_land
 from . import toy_parts as toy_parts
+from . import toy_tissue as toy_tissue
 from . import views as views
 from .check import check_dataset as check_dataset
 from .classes import PALETTE as PALETTE
@@ -34,7 +36,9 @@ from .loader import train_loader as train_loader
 from .own_folder import complete_config as complete_config
 from .readers import open_dataset as open_dataset
 from .toy import make_scene as make_scene
+from .toy_land import make_land_scene as make_land_scene
 from .toy_parts import make_parts_scene as make_parts_scene
+from .toy_tissue import make_tissue_scene as make_tissue_scene
 from .views import TrainViews as TrainViews
 from .views import Turn as Turn
 from .views import ViewDraws as ViewDraws

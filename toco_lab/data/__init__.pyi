@@ -1,8 +1,10 @@
 from . import archives as archives
+from . import bands as bands
 from . import check as check
 from . import classes as classes
 from . import coco_masks as coco_masks
 from . import colours as colours
+from . import convert as convert
 from . import doubts as doubts
 from . import image_labels as image_labels
 from . import images as images
@@ -22,12 +24,14 @@ from . import toy_land as toy_land
 from . import toy_parts as toy_parts
 from . import toy_tissue as toy_tissue
 from . import views as views
+from . import windows as windows
 from .check import check_dataset as check_dataset
 from .classes import PALETTE as PALETTE
 from .classes import DataError as DataError
 from .classes import class_names as class_names
 from .classes import label_names as label_names
 from .colours import ColourDraws as ColourDraws
+from .convert import convert_folder as convert_folder
 from .instances import Instance as Instance
 from .loader import EvalSample as EvalSample
 from .loader import eval_samples as eval_samples

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from toco_lab.backbones.pixels import normalise
 from toco_lab.config import Config
+from toco_lab.data.windows import window_starts
 from toco_lab.evaluation.prediction import BATCH, multi_scale_segmentation
 from toco_lab.method.cam import at_evaluation_size, normalised, resize_each, summed_maps
 from toco_lab.method.face import CamModel
@@ -33,8 +34,7 @@ def tile_starts(length: int, side: int) -> list[int]:
         >>> tile_starts(250, 100), tile_starts(80, 100)
         ([0, 50, 100, 150], [0])
     """
-    last = max(0, length - side)
-    return [*range(0, last, tile_step(side)), last]
+    return window_starts(length, side, tile_step(side))
 
 
 class Tiled:

@@ -30,6 +30,7 @@ from .data import label_names as label_names
 from .data import make_scene as make_scene
 from .data import open_dataset as open_dataset
 from .evaluation import boxes_of_run as boxes_of_run
+from .evaluation import domain_of_run as domain_of_run
 from .evaluation import evaluate_run as evaluate_run
 from .evaluation import gallery_rows as gallery_rows
 from .evaluation import layer_cam_quality as layer_cam_quality

@@ -69,11 +69,17 @@ class Config:
     train_images: int = opt(
         0, "use only the first n training images (toy: size of the stream); 0 = all", at_least=0, up_to=10**9
     )
+    train_on_empty: bool = opt(
+        True,
+        "training images without any class take part, as background alone; False leaves them out, for which every "
+        "label is read when training starts",
+    )
     val_images: int = opt(0, "evaluate only the first n images; 0 = all", at_least=0, up_to=10**9)
-    toy_world: Literal["shapes", "parts", "same_class"] = opt(
+    toy_world: Literal["shapes", "parts", "same_class", "tissue", "land"] = opt(
         "shapes",
         "toy: textured shapes of unlike classes, or long animals with a telling head and a coat that two kinds share, "
-        "or shapes of one class a scene, which often touch",
+        "or shapes of one class a scene, which often touch, or cells of which one kind is the class (preset "
+        "toy_tissue), or fields, orchards, roads and roofs from above (preset toy_land)",
     )
     toy_objects: int = opt(0, "toy world `parts`: animals a scene shows; 0 = one to three", within=(0, 3))
     crop_size: int = opt(448, "side of the square training crop, in pixels", at_least=1, up_to=MOST_PIXELS)
@@ -97,6 +103,11 @@ class Config:
         quirk="padded_crop",
     )
     flip_probability: float = opt(0.5, "probability of a horizontal flip of each view", within=(0, 1))
+    turns: bool = opt(
+        False,
+        "each view is also turned by 0 to 3 quarters and, in half of the cases, mirrored top to bottom: for images in "
+        "which nothing is up (tissue, aerial)",
+    )
     jitter: tuple[float, ...] = opt(
         (0.4, 0.4, 0.2, 0.1), "brightness, contrast, saturation, hue jitter of the views", at_least=0, length=4
     )

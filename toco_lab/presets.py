@@ -86,6 +86,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 4, "batch_size": 2, "warmup_steps": 1, "seg_start_step": 1, "aux_label_steps": 2,
         "log_every": 1, "checkpoint_every": 2, "token_snapshots": 3,
     },
+    # python -m toco_lab train toy_tissue
+    # Cells on stained tissue, one kind the class, two images in five without it; as long as toy. Crops as large as a
+    # cell; nothing else was tuned.
+    "toy_tissue": _TOY
+    | {"toy_world": "tissue", "num_classes": 1, "local_crop_size": 16, "crop_min_content": 0.3},
+    # python -m toco_lab train toy_land
+    # Fields, orchards, roads and roofs from above, which touch; as long as toy. Crops as narrow as a road.
+    "toy_land": _TOY
+    | {"toy_world": "land", "num_classes": 4, "local_crop_size": 16, "crop_min_content": 0.3},
     # python -m toco_lab train voc_deit_b --data-root path/to/VOC2012
     # PASCAL VOC 2012, ImageNet-1k weights: 3.6 h on two A100 in the paper; 68.1, with MS + CRF 69.8.
     "voc_deit_b": _VOC | {"backbone": DEIT_B},

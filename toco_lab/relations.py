@@ -32,6 +32,10 @@ def check_relations(cfg: "Config") -> None:
         cfg.toy_objects == 0 or cfg.toy_world == "parts",
         f"toy_objects {cfg.toy_objects} is for toy_world 'parts', the scenes of {cfg.toy_world!r} draw their number",
     )
+    _require(
+        cfg.dataset != "toy" or cfg.toy_world != "land" or cfg.crop_size <= 512,
+        f"crop_size {cfg.crop_size} is the side of a scene, and those of toy_world 'land' have 512 pixels at most",
+    )
     _require(cfg.jitter[3] <= 0.5, f"jitter may shift the hue, its last number, by 0.5 at most, got {cfg.jitter}")
     _require(cfg.cam_scales[0] == 1, f"cam_scales must begin with 1.0, got {cfg.cam_scales}")
     _require(cfg.local_crop_size % 2 == 0, f"local_crop_size must be even, got {cfg.local_crop_size}")

@@ -10,6 +10,7 @@ import torch
 from helpers.folders import MEAN, NAMES, STD, classes_of, needs_samples, save_mask, toy, write_list
 from PIL import Image
 
+from toco_lab.data import toy_tissue
 from toco_lab.data.classes import DataError
 from toco_lab.data.loader import eval_samples, train_loader
 from toco_lab.data.readers import open_dataset
@@ -143,3 +144,38 @@ def test_voc_sample_trains(voc_sample):
         assert image[:, top:bottom, left:right].std() > 0.1
         assert image.abs().sum() == pytest.approx(image[:, top:bottom, left:right].abs().sum().item(), rel=1e-5)
     assert dataclasses.is_dataclass(batch) and all(batch.image_label.sum(1) >= 1)
+
+
+# --- images without a class -------------------------------------------------------------------------------------------
+
+
+def tissue(**changes):
+    return toy(toy_world="tissue", num_classes=1, train_images=12, batch_size=3, steps=9, **changes)
+
+
+def test_images_without_a_class_are_left_out_where_asked():
+    cfg = tissue()
+    reader = open_dataset(cfg, "train")
+    shows = {name for index, name in enumerate(reader.names) if reader.image_label(index).any()}
+    names = {on: [name for batch in train_loader(cfg.replace(train_on_empty=on), MEAN, STD) for name in batch.names]
+             for on in (True, False)}  # fmt: skip
+    assert 0 < len(shows) < 12 and set(names[True]) == set(reader.names) and set(names[False]) == shows
+    epochs = [names[False][start : start + len(shows)] for start in range(0, 27 - len(shows), len(shows))]
+    assert all(set(epoch) == shows for epoch in epochs)
+    assert cfg.digest() != cfg.replace(train_on_empty=False).digest()
+
+
+@pytest.mark.parametrize("changes", [{"turns": True}, {"turns": True, "train_on_empty": False}])
+def test_a_resumed_loader_turns_as_it_would_have(changes):
+    cfg = tissue(**changes)
+    whole, rest = list(train_loader(cfg, MEAN, STD)), list(train_loader(cfg, MEAN, STD, start_step=5))
+    assert all(equal(a, b) for a, b in zip(whole[5:], rest, strict=True))
+    plain = list(train_loader(cfg.replace(turns=False), MEAN, STD))
+    assert [a.names for a in plain] == [a.names for a in whole]
+    assert any(not torch.equal(a.image, b.image) for a, b in zip(plain, whole, strict=True))
+
+
+def test_a_split_without_any_class_cannot_train_without_its_empty_images(monkeypatch):
+    monkeypatch.setattr(toy_tissue, "EMPTY", 1.0)
+    with pytest.raises(DataError, match=r"no image of 'train' in .* has a class, and train_on_empty leaves out"):
+        train_loader(tissue(train_on_empty=False, crop_size=80), MEAN, STD)

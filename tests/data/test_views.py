@@ -11,7 +11,7 @@ from toco_lab.backbones.pixels import denormalise, normalise
 from toco_lab.config import Config
 from toco_lab.data.classes import PALETTE
 from toco_lab.data.colours import ColourDraws
-from toco_lab.data.views import TrainViews, ViewDraws, apply_to_mask, apply_views, draw_views
+from toco_lab.data.views import NO_TURN, TrainViews, Turn, ViewDraws, apply_to_mask, apply_views, draw_views
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PLAIN = {
@@ -375,3 +375,62 @@ def test_a_mask_of_given_draws_is_scaled_to_the_nearest_pixel() -> None:
     assert torch.equal(apply_to_mask(cfg, mask, dataclasses.replace(draws, mirror=True))[3:11, 8:], block.flip(1))
     with pytest.raises(ValueError, match="shows nothing of an image"):
         apply_to_mask(cfg, mask, dataclasses.replace(draws, start=(30, 0)))
+
+
+# --- turns ------------------------------------------------------------------------------------------------------------
+
+
+def turned(view: np.ndarray, turn: Turn) -> np.ndarray:
+    """By numpy: quarters against the clock, then upside down."""
+    view = np.rot90(view, turn.quarters)
+    return view[::-1] if turn.upside_down else view
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_turns_move_views_box_and_mask_alike_and_nothing_else(seed):
+    """Against the views without turns, turned by numpy; colours, crops and flips are drawn as without turns."""
+    plain, cfg, image = config(**COLOURFUL), config(**COLOURFUL, turns=True), coordinates(60, 80)
+    draws = draw_views(cfg, (60, 80), seed)
+    before = dataclasses.replace(draws, turn=NO_TURN, view2_turn=NO_TURN)
+    assert before == draw_views(plain, (60, 80), seed)
+    views, expected = apply_views(cfg, image, draws, MEAN, STD), apply_views(plain, image, before, MEAN, STD)
+    for name, turn in (("image", draws.turn), ("local_source", draws.turn), ("view2", draws.view2_turn)):
+        found = getattr(views, name).permute(1, 2, 0).numpy()
+        assert np.array_equal(found, turned(getattr(expected, name).permute(1, 2, 0).numpy(), turn)), name
+    assert views.valid_box.tolist() == [*box_of((views.image != 0).any(0).numpy())]
+    mask = (coordinates(60, 80)[..., 0] // 20 + 1).astype(np.uint8)
+    label = apply_to_mask(cfg, mask, draws).numpy()
+    assert np.array_equal(label, turned(apply_to_mask(plain, mask, before).numpy(), draws.turn))
+    assert box_of(label != 255) == tuple(views.valid_box.tolist())
+
+
+def box_of(inside: np.ndarray) -> tuple[int, int, int, int]:
+    rows, columns = inside.nonzero()
+    return int(rows.min()), int(rows.max()) + 1, int(columns.min()), int(columns.max()) + 1
+
+
+def test_every_turn_occurs_and_both_global_views_turn_on_their_own():
+    drawn = [draw_views(config(turns=True), (60, 80), seed) for seed in range(300)]
+    counts = {turn: sum(draws.turn == turn for draws in drawn) for turn in {draws.turn for draws in drawn}}
+    assert set(counts) == {Turn(quarters, upside) for quarters in range(4) for upside in (False, True)}
+    assert min(counts.values()) > 18  # of 37.5 expected, with a standard deviation of 5.7
+    assert 8 < sum(draws.turn == draws.view2_turn for draws in drawn) < 80
+    assert {draws.turn for draws in (draw_views(config(), (60, 80), seed) for seed in range(20))} == {NO_TURN}
+
+
+def test_runs_without_turns_keep_their_names():
+    assert config().turns is False and config(turns=True).digest() != config().digest() == config(turns=False).digest()
+
+
+@pytest.mark.parametrize("quirk", [{}, {"flip_valid_box": False}, {"flip_views_independently": True}])
+def test_quirks_of_flips_stay_what_they_are_under_turns(quirk):
+    """A box that stays behind its flip is turned like any other."""
+    cfg = config(turns=True, flip_probability=1.0, **quirk)
+    for seed in range(8):
+        draws = draw_views(cfg, (60, 80), seed)
+        views = apply_views(cfg, coordinates(60, 80), draws, MEAN, STD)
+        before = apply_views(cfg, coordinates(60, 80), dataclasses.replace(draws, turn=NO_TURN), MEAN, STD)
+        inside = np.zeros((96, 96), bool)
+        top, bottom, left, right = before.valid_box.tolist()
+        inside[top:bottom, left:right] = True
+        assert box_of(turned(inside, draws.turn)) == tuple(views.valid_box.tolist())

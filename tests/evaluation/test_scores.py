@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from torchmetrics.functional.classification import binary_auroc
 
 from toco_lab.evaluation.scores import (
     confusion_matrix,
+    dice_of_iou,
     iou_scores,
+    label_auc,
     label_f1,
     pseudo_label_iou,
     pseudo_label_matrix,
@@ -51,10 +54,30 @@ def test_scores_by_hand():
     assert iou_scores(only_predicted, over="all").miou.item() == pytest.approx(3 / 8)
 
 
+def test_dice_is_that_of_the_confusion_matrix():
+    matrix = torch.tensor([[50, 3, 1], [4, 20, 0], [2, 0, 0]])
+    hits, rows, columns = matrix.diagonal().double(), matrix.sum(1), matrix.sum(0)
+    expected = 2 * hits / (rows + columns)  # 2 TP + FP + FN = (TP + FN) + (TP + FP)
+    torch.testing.assert_close(dice_of_iou(iou_scores(matrix).iou), expected)
+    assert expected.tolist() == pytest.approx([100 / 110, 40 / 47, 0])
+
+
+def test_auc_of_image_labels_is_that_of_torchmetrics():
+    torch.manual_seed(0)
+    scores, truth = torch.randn(40, 3).mul(4).round(), (torch.rand(40, 3) < 0.4).float()  # with ties
+    expected = [binary_auroc(scores[:, k].sigmoid(), truth[:, k].int()).item() for k in range(3)]
+    assert label_auc(scores, truth).tolist() == pytest.approx(expected)
+    by_hand = label_auc(torch.tensor([[3.0], [1.0], [1.0], [0.0]]), torch.tensor([[1], [1], [0], [0]]))
+    assert by_hand.tolist() == pytest.approx([(1 + 1 + 0.5 + 1) / 4])
+    assert label_auc(torch.randn(3, 2), torch.tensor([[1, 0]] * 3)).isnan().all()
+    with pytest.raises(ValueError, match=r"scores \(3, 2\) and truth \(3, 1\)"):
+        label_auc(torch.zeros(3, 2), torch.zeros(3, 1))
+
+
 def test_label_f1_by_hand():
     truth = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]])
     prediction = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]])
-    assert label_f1(truth, prediction).tolist() == pytest.approx([0.5, 1.0, 0.0])
+    assert label_f1(truth, prediction).tolist() == pytest.approx([0.5, 1.0, 1.0])  # nothing missed, nothing made up
     assert label_f1(truth[:1], prediction[:1]).tolist() == pytest.approx([0.5])  # a batch of one
 
 

@@ -14,6 +14,8 @@ from toco_lab.method.losses import seg_loss
 from toco_lab.method.model import ToCo
 from toco_lab.method.present import PresentClasses
 from toco_lab.method.step import compute_losses, enlarge, loss_weights
+from toco_lab.methods import METHODS
+from toco_lab.peers.build import build_model
 
 CFG = Config.preset("smoke")
 
@@ -127,9 +129,39 @@ def test_an_image_without_a_class_is_all_background_and_has_no_positive_crop(ima
     output = compute_losses(fresh(cfg), batch, cfg, 1, generator=torch.Generator().manual_seed(0))
     for found in (output.pseudo_label, output.token_label):
         assert set(found[:images].unique().tolist()) <= {0, 255} and (found[:images] == 0).any()
-    assert not output.region[:images].any() and not output.views.flags[:images, 2:].any()
+    assert not output.region[:images].any() and (output.views.flags[:images] == 255).all()
+    assert (output.views.flags[images:, :2] == 1).all()
     assert output.terms.total.isfinite() and output.terms.ctc < 100
     output.terms.total.backward()
+
+
+def test_an_image_without_a_class_is_in_no_pair_of_class_token_contrast():
+    """Its two global views alone would be pulled together; its crops show what they show."""
+    cfg = CFG.replace(batch_size=3, w_ptc=0.0, w_seg=0.0, w_reg=0.0)
+    batch, model = first_batch(cfg), fresh(cfg)
+    label = batch.image_label.clone()
+    label[1] = 0
+    batch = replace(batch, image_label=label, max_present=None)
+    output = compute_losses(model, batch, cfg, 1, generator=torch.Generator().manual_seed(0))
+    views = output.views.image.unflatten(0, (-1, 3))
+    changed = replace(output.views, image=(views + torch.tensor([0.0, 1.0, 0.0])[:, None, None, None]).flatten(0, 1))
+    other = replace(batch, view2=batch.view2 + torch.tensor([0.0, 1.0, 0.0])[:, None, None, None])
+    again = compute_losses(model, other, cfg, 1, views=changed)
+    assert not torch.equal(changed.image, output.views.image)
+    torch.testing.assert_close(again.terms.ctc, output.terms.ctc, rtol=1e-6, atol=0)
+    assert output.terms.ctc > 0
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "supervised"])
+def test_every_method_learns_from_a_batch_in_which_no_image_shows_a_class(method):
+    cfg = CFG.replace(method=method)
+    batch = replace(first_batch(CFG), image_label=torch.zeros(2, 6), max_present=0)
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    losses = compute_losses(model, batch, cfg, 3, generator=torch.Generator().manual_seed(0)).terms
+    losses.total.backward()
+    slopes = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert losses.total > 0 and slopes and all(slope.isfinite().all() for slope in slopes)
 
 
 @pytest.mark.parametrize("refine", [True, False])

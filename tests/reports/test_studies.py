@@ -247,6 +247,31 @@ def test_boxes_of_a_run_are_measured_from_each_map_it_has(smoke_run):
     assert OWN["boxes"]["sources"](smoke_run.config().replace(w_seg=0.0)) == ("cam",)
 
 
+def test_domains_are_measured_beside_the_grid_with_a_row_of_otsu_for_each_world(smoke_run, tmp_path, monkeypatch):
+    made, study = OWN["domains"], open_study("domains")
+    found = made["measures"](smoke_run)  # its scenes are never empty
+    assert set(found) == {made["AUC"], *(f"Dice, {title}" for title in made["TITLES"].values())}
+    worlds = {run.config.toy_world: run.config for run in study.grid.runs()}
+    assert {name: cfg.num_classes for name, cfg in worlds.items()} == {"tissue": 1, "land": 4}
+    assert [len(class_names(cfg)) for cfg in worlds.values()] == [1, 4] and len(study.grid.runs()) == 8 * 5
+    own = study_of(tmp_path / "studies", preset="toy_tissue", overrides={"val_images": 6, "threshold_images": 4})
+    for run in own.grid.runs(tmp_path):
+        finish(run, 0.5, 0.5)
+    monkeypatch.setitem(made["write"].__globals__, "measures", lambda run: made["scores_of"]("segmentation", 0.4, 0.1))
+    otsu = made["otsu_line"](worlds["tissue"].replace(val_images=6, threshold_images=4)) | {"Dice, segmentation": 0.3}
+    monkeypatch.setitem(made["write"].__globals__, "otsu_line", lambda cfg: otsu)
+    text = made["write"](own, tmp_path)
+    assert "| tissue, Otsu | 0 to 1 | 0.30 |" in text and "| with PTC | 2 | 0.40 ± 0.00 |" in text
+
+
+@pytest.mark.parametrize("preset", ["toy_tissue", "toy_land"])
+def test_otsu_finds_something_on_empty_images_and_little_of_the_class(preset):
+    cfg = Config.preset(preset).replace(val_images=20, threshold_images=10)
+    line = OWN["domains"]["otsu_line"](cfg)
+    assert line["row"] == f"{cfg.toy_world}, Otsu" and 0 < line["Dice, final CAM"] < 0.5
+    assert line["area on empty images, final CAM, own labels"] > 0.05
+
+
 @pytest.mark.slow
 def test_masks_teach_a_linear_map_of_frozen_tokens_what_image_labels_cannot():
     """The upper mark of the study on photographs, on toy scenes: well above a map of constant background."""

@@ -13,6 +13,7 @@ from toco_lab import __version__, progress
 from toco_lab.commands.boxes import boxes
 from toco_lab.commands.data import data
 from toco_lab.commands.demo import demo
+from toco_lab.commands.domain import domain
 from toco_lab.commands.export import export
 from toco_lab.commands.new_project import new_project
 from toco_lab.commands.notebooks import notebooks
@@ -45,6 +46,7 @@ def commands(words: Sequence[str] = ()) -> Commands:
     app.command(predict)
     app.command(attributions)
     app.command(boxes)
+    app.command(domain)
     app.command(report)
     app.command(smoothing)
     app.command(aliases=["new_project"])(new_project)

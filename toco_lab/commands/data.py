@@ -162,6 +162,31 @@ def labels(
         print(f"without a class, all background for training: {len(empty)} ({', '.join(empty[:5])})")
 
 
+@data.command
+def convert(
+    source: tyro.conf.Positional[Path],
+    target: tyro.conf.Positional[Path],
+    side: int = 0,
+    levels: Literal["percentile", "range"] = "percentile",
+    bands: tuple[int, ...] = (),
+) -> None:
+    """Make RGB PNGs of 8 bits of images of many bits, bands or pixels, with their masks, labels and lists.
+
+    Writes images/, masks/, labels.csv, classes.txt, train.txt, val.txt and prepared.json, which the protocol of every
+    number then quotes. `docs/domains.md` says more.
+
+    Args:
+        source: Folder with images/, or images alone: pictures, TIFFs of any bands, arrays .npy of (H, W, bands).
+        target: New folder.
+        side: Cut images into windows of this side, in pixels, with labels from their masks; 0 cuts nothing.
+        levels: More than 8 bits become 8: percentile (1 to 99 of each band) or range (of the type of number).
+        bands: The three bands that become red, green, blue, counted from 1; none given takes the only one, or three.
+    """
+    from toco_lab.data.convert import convert_folder
+
+    print(convert_folder(source, target, side=side, levels=levels, bands=bands or None))
+
+
 @prepare.command
 def voc(folder: tyro.conf.Positional[Path], download: bool = False, subset: bool = False) -> None:
     """VOC 2012 and SBD: unpack the archives, write SBD's masks and the list train_aug of 10,582 images.

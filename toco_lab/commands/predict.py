@@ -20,6 +20,7 @@ def predict(
     scales: tuple[float, ...] = (),
     flip: bool = True,
     longest_side: int | None = None,
+    tiles: bool = False,
     scores: bool = False,
     boxes: bool = False,
     sheet: int = 60,
@@ -47,6 +48,8 @@ def predict(
         flip: Each scale also runs mirrored; without, half the time.
         longest_side: Images with a longer side are scaled down for the model (outputs keep their size); None takes
             twice the run's training crop, at most 1024; 0 never does.
+        tiles: Cut images larger than the training crop into windows of its side that overlap by half, in place of
+            scaling them down: for sides of thousands of pixels. Masks seg, cam, cam_aux.
         scores: Also write the CAMs as they are, float16 in one .npz per image.
         boxes: Also draw the boxes of the objects over the images, and write instances.json in COCO's format.
         sheet: Images of the contact sheet; 0 writes none.
@@ -65,6 +68,7 @@ def predict(
     options: dict[str, Any] = {
         "mask": mask, "crf": crf, "classes": classes, "label_threshold": label_threshold, "scales": scales,
         "flip": flip, "background_threshold": background_threshold, "longest_side": longest_side,
+        "tiles": tiles,
     }  # fmt: skip
     recipe = loaded.recipe(**options)
     print(f"mask:  {recipe.mask}, {recipe.because}", flush=True)

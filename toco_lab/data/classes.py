@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from toco_lab.config import IGNORE_INDEX, Config
-from toco_lab.data import toy, toy_parts
+from toco_lab.data import toy, toy_land, toy_parts, toy_tissue
 from toco_lab.files import atomic_write, require
 from toco_lab.words import counted
 
@@ -26,6 +26,14 @@ COCO_CLASSES = (
     "tv", "laptop", "mouse", "remote", "keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator",
     "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
+
+TOY_WORLDS: dict[str, tuple[str, ...]] = {  # Config.toy_world -> its classes
+    "shapes": toy.TOY_CLASSES,
+    "parts": toy_parts.PARTS_CLASSES,
+    "same_class": toy.TOY_CLASSES,
+    "tissue": toy_tissue.TISSUE_CLASSES,
+    "land": toy_land.LAND_CLASSES,
+}
 
 
 class DataError(ValueError):
@@ -64,12 +72,12 @@ def class_names(cfg: Config) -> tuple[str, ...]:
             f"the classes of folder {cfg.data_root or '(none given)'} have not been read: use "
             "`cfg = toco_lab.complete_config(cfg)`, as the commands do, or give the config's `classes`"
         )
-    toy_classes = toy_parts.PARTS_CLASSES if cfg.toy_world == "parts" else toy.TOY_CLASSES
-    known = {"toy": toy_classes, "voc": VOC_CLASSES, "coco": COCO_CLASSES, "folder": cfg.classes or ()}
+    known = {"toy": TOY_WORLDS[cfg.toy_world], "voc": VOC_CLASSES, "coco": COCO_CLASSES, "folder": cfg.classes or ()}
     names = tuple(known[cfg.dataset])
     if len(names) != cfg.num_classes:
+        world = f" (toy_world {cfg.toy_world!r})" if cfg.dataset == "toy" else ""
         raise DataError(
-            f"{cfg.dataset} has {counted(len(names), 'class')}, the config says num_classes={cfg.num_classes}"
+            f"{cfg.dataset} has {counted(len(names), 'class')}{world}, the config says num_classes={cfg.num_classes}"
         )
     return names
 

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from toco_lab.backbones.pixels import denormalise, normalise
 from toco_lab.config import Config
-from toco_lab.data.readers import open_dataset
+from toco_lab.data.classes import DataError
+from toco_lab.data.readers import Reader, open_dataset
 from toco_lab.data.training_masks import TrainingMasks
 from toco_lab.data.views import TrainViews, Views, apply_views, draw_views
 from toco_lab.method.batch import Batch
@@ -43,15 +44,21 @@ class TrainSamples(Dataset[TrainSample]):
     """
 
     def __init__(self, cfg: Config, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Open the training split; `mean` and `std` as in `normalise`."""
+        """Open the training split; `mean` and `std` as in `normalise`.
+
+        Raises:
+            DataError: See `open_dataset`; if images without a class are left out, and no other is there.
+        """
         self.seed, self.reader, self.views = cfg.seed, open_dataset(cfg, cfg.train_split), TrainViews(cfg, mean, std)
         self.masks = TrainingMasks.of(cfg, self.reader) if reads_masks(cfg) else None
-        every: Sequence[int] = range(len(self.reader))
-        with_mask = every if self.masks is None or self.masks.images is None else self.masks.images
+        every = range(len(self.reader)) if cfg.train_on_empty else _with_a_class(self.reader, cfg.train_split)
+        with_mask: Sequence[int] = every
+        if self.masks is not None and self.masks.images is not None:
+            with_mask = sorted(set(every) & set(self.masks.images))
         self._with_mask = frozenset(with_mask) if self.masks else frozenset()
         # taken in turn, each in its own order
         both = reads_images_without_mask(cfg) and len(with_mask) < len(every)
-        self._turns = (with_mask, every) if both else (with_mask,)
+        self._turns: tuple[Sequence[int], ...] = (with_mask, every) if both else (with_mask,)
 
     def __getitem__(self, position: int) -> TrainSample:
         """Sample `position`, 0-based; an image without a class is all background."""
@@ -69,6 +76,17 @@ class TrainSamples(Dataset[TrainSample]):
         epoch, place = divmod(turn, len(images))
         index = images[int(_permutation(self.seed, epoch, len(images))[place])]
         return index, int(np.random.SeedSequence([self.seed, 1, position]).generate_state(1)[0])
+
+
+def _with_a_class(reader: Reader, split: str) -> list[int]:
+    """The images of a training split that show a class; all labels are read."""
+    found = [index for index in range(len(reader)) if reader.image_label(index).any()]
+    if not found:
+        raise DataError(
+            f"no image of {split!r} in {reader.root} has a class, and train_on_empty leaves out those without one: "
+            "nothing is left to learn from. Label some"
+        )
+    return found
 
 
 def seen_views(

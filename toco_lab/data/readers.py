@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from toco_lab.config import Config
-from toco_lab.data import toy, toy_parts
+from toco_lab.data import toy, toy_land, toy_parts, toy_tissue
 from toco_lab.data.classes import DataError, class_names
 from toco_lab.data.coco_masks import CocoMasks, find_annotations
 from toco_lab.data.image_labels import find_label_file, label_of_mask, read_labels, read_xml_label
@@ -236,7 +236,7 @@ class ToyReader:
         self.root, self.classes = Path(), class_names(cfg)
         self.names = [f"toy_{split}_{index:06d}" for index in range(count)]
         self._scene: Callable[[int], toy.Scene] = functools.partial(
-            _toy_scene, self.STREAMS.index(split), size=cfg.crop_size, same_class=cfg.toy_world == "same_class"
+            _toy_scene, self.STREAMS.index(split), size=cfg.crop_size, world=cfg.toy_world
         )
 
     def __len__(self) -> int:
@@ -275,8 +275,14 @@ class ToyReader:
 
 
 @functools.lru_cache(maxsize=128)  # image, mask and label of one scene are asked for one after the other
-def _toy_scene(seed: int, index: int, size: int, same_class: bool) -> toy.Scene:
-    return toy.make_scene(seed, index, size=size, same_class=same_class)
+def _toy_scene(seed: int, index: int, size: int, world: str) -> toy.Scene:
+    match world:
+        case "tissue":
+            return toy_tissue.make_tissue_scene(seed, index, size=size)
+        case "land":
+            return toy_land.make_land_scene(seed, index, size=size)
+        case _:
+            return toy.make_scene(seed, index, size=size, same_class=world == "same_class")
 
 
 class PartsReader(ToyReader):

@@ -29,7 +29,8 @@ class Usage:
         folder: Of the data set.
         used: Number of images of each split.
         looked_at: Training images whose labels were read; 0 if none were.
-        without_class: How many of these show no class; they train as background.
+        without_class: How many of these show no class.
+        trains_on_empty: Whether they train, as background, or are left out.
         everywhere: Classes that each of these shows.
         shared: Images that are in both splits.
         left_out: Of each reason, what is not used for it: paths of files below the folder, or names in a table.
@@ -40,6 +41,7 @@ class Usage:
     used: dict[str, int] = field(default_factory=dict)
     looked_at: int = 0
     without_class: int = 0
+    trains_on_empty: bool = True
     everywhere: list[str] = field(default_factory=list)
     shared: list[str] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
@@ -73,7 +75,8 @@ class Usage:
             lines.append(f"  `{program()} data check {self.folder}` lists each")
         among = f" (of the first {_LOOKED_AT:,})" if self.looked_at == _LOOKED_AT else ""
         if self.without_class:
-            lines.append(f"  training images without any class, all background: {self.without_class}{among}")
+            fate = "all background" if self.trains_on_empty else "left out (train_on_empty)"
+            lines.append(f"  training images without any class, {fate}: {self.without_class}{among}")
         if self.without_class == self.looked_at > 0:
             lines.append(f"warning: no training image of {self.folder} has a class: nothing can be learned. Label some")
         if self.shared:
@@ -208,5 +211,7 @@ def _look_at_labels(usage: Usage, cfg: Config) -> None:
     labels = [reader.image_label(index) > 0 for index in range(min(len(reader), _LOOKED_AT))]
     usage.looked_at = len(labels)
     usage.without_class = sum(not label.any() for label in labels)
-    if len(labels) > 1:
-        usage.everywhere = [name for place, name in enumerate(reader.classes) if all(label[place] for label in labels)]
+    usage.trains_on_empty = cfg.train_on_empty
+    used = [label for label in labels if cfg.train_on_empty or label.any()]
+    if len(used) > 1:
+        usage.everywhere = [name for place, name in enumerate(reader.classes) if all(label[place] for label in used)]

@@ -23,6 +23,29 @@ Box = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
+class Turn:
+    """How a square view is turned: by quarters against the clock, 0 to 3, then mirrored top to bottom or not."""
+
+    quarters: int = 0
+    upside_down: bool = False
+
+    def view(self, pixels: Tensor) -> Tensor:
+        """A turned view (..., S, S)."""
+        turned = pixels.rot90(self.quarters, (-2, -1)) if self.quarters else pixels
+        return turned.flip(-2) if self.upside_down else turned
+
+    def box(self, box: Box, side: int) -> Box:
+        """Where the turned view has what was in `box` (top, bottom, left, right) of a view of this side."""
+        top, bottom, left, right = box
+        for _ in range(self.quarters):  # the last column becomes the first row
+            top, bottom, left, right = side - right, side - left, top, bottom
+        return (side - bottom, side - top, left, right) if self.upside_down else (top, bottom, left, right)
+
+
+NO_TURN = Turn()
+
+
+@dataclass(frozen=True)
 class Views:
     """The views of one image, normalised; S is `crop_size`, s is `view2_side`.
 
@@ -59,6 +82,8 @@ class ViewDraws:
         view2_colours: Of the second global view.
         mirror: The image is mirrored before the crop as well. `draw_views` never does this: after a flip of either
             kind a view has the same distribution.
+        turn: Of the image, last of all, and of the local view with it.
+        view2_turn: Of the second global view.
     """
 
     scaled: tuple[int, int]
@@ -72,6 +97,8 @@ class ViewDraws:
     local_colours: ColourDraws = NO_CHANGE
     view2_colours: ColourDraws = NO_CHANGE
     mirror: bool = False
+    turn: Turn = NO_TURN
+    view2_turn: Turn = NO_TURN
 
 
 class TrainViews:
@@ -113,10 +140,13 @@ def draw_views(cfg: Config, size: tuple[int, ...], seed: int) -> ViewDraws:
         colours = _draw_colours(cfg, blur)
         jitter = cfg.consistency_jitter if cfg.w_consistency > 0 else cfg.jitter_probability
         local_colours = _draw_colours(cfg, blur_local, jitter=jitter)
+        # last, so that everything else is drawn as without turns
+        turn, view2_turn = (_draw_turn(), _draw_turn()) if cfg.turns else (NO_TURN, NO_TURN)
     return ViewDraws(
         scaled=(height, width), pad=pad, start=start, view2_box=view2_box,
         flip=flip, own_flip=own_flip, view2_flip=view2_flip,
         colours=colours, local_colours=local_colours, view2_colours=view2_colours,
+        turn=turn, view2_turn=view2_turn,
     )  # fmt: skip
 
 
@@ -151,16 +181,18 @@ def apply_views(cfg: Config, image: np.ndarray, draws: ViewDraws, mean: Sequence
         content = finish.levels(content)
         view2 = finish.levels(_resized_crop(pixels, draws.view2_box, cfg.view2_side))
         view2 = finish.coloured(view2, draws.view2_colours)
+        box = _mirrored(box, cfg.crop_size) if draws.flip and cfg.flip_valid_box else box
         return Views(
-            image=finish.padded(content, draws.colours, draws.flip),
-            view2=(view2.flip(-1) if draws.view2_flip else view2).contiguous(),
-            local_source=finish.padded(content, draws.local_colours, flip_local),
-            valid_box=torch.tensor(_mirrored(box, cfg.crop_size) if draws.flip and cfg.flip_valid_box else box),
+            image=draws.turn.view(finish.padded(content, draws.colours, draws.flip)),
+            view2=draws.view2_turn.view(view2.flip(-1) if draws.view2_flip else view2).contiguous(),
+            local_source=draws.turn.view(finish.padded(content, draws.local_colours, flip_local)),
+            valid_box=torch.tensor(draws.turn.box(box, cfg.crop_size)),
         )
 
 
 def apply_to_mask(cfg: Config, mask: np.ndarray, draws: ViewDraws) -> Tensor:
-    """The labels of `Views.image`, int64 (S, S): the mask scaled (nearest), cut and flipped alike, 255 in the padding.
+    """The labels of `Views.image`, int64 (S, S): the mask scaled (nearest), cut, flipped and turned alike, 255 in the
+    padding.
 
     Args:
         cfg: Gives the side S of the crop.
@@ -177,7 +209,7 @@ def apply_to_mask(cfg: Config, mask: np.ndarray, draws: ViewDraws) -> Tensor:
     )
     canvas = torch.full((cfg.crop_size, cfg.crop_size), IGNORE_INDEX)
     canvas[top:bottom, left:right] = content[0]
-    return canvas.flip(-1) if draws.flip else canvas
+    return draws.turn.view(canvas.flip(-1) if draws.flip else canvas)
 
 
 class _Finish:
@@ -256,6 +288,10 @@ def _check_draws(cfg: Config, size: tuple[int, ...], draws: ViewDraws) -> None:
             f"views: view2_box (top, left, height, width) {draws.view2_box} does not lie in an image of "
             f"{size[0]} x {size[1]} pixels"
         )
+
+
+def _draw_turn() -> Turn:
+    return Turn(int(torch.randint(4, ())), bool(torch.rand(()) < 0.5))
 
 
 def _draw_view2_box(cfg: Config, size: tuple[int, ...]) -> Box:

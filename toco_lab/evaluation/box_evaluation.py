@@ -151,7 +151,7 @@ def measure_boxes(
     samples = eval_samples(cfg, model.mean, model.std, split)
     origin, true_of = true_instances(cfg, samples.reader, split)
     with evaluating(model):
-        chosen, chosen_from = _threshold(model, cfg, source, threshold, samples, progress=progress)
+        chosen, chosen_from = chosen_threshold(model, cfg, source, threshold, samples, progress=progress)
         title = f"boxes {split}" if progress else ""
         table = _scored(model, cfg, samples, true_of, rules, chosen, title)
     protocol = protocol_record(cfg, source, split, len(samples), checkpoint)
@@ -205,14 +205,20 @@ def _check(cfg: Config, rules: Sequence[str], source: str, threshold: str) -> No
         raise ValueError("rules must name at least one rule")
     for rule in rules:
         check_rule(rule)
-    for name, value, known in (("source", source, get_args(Source)), ("threshold", threshold, get_args(Threshold))):
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    if source not in get_args(Source):
+        raise ValueError(f"source must be one of {', '.join(get_args(Source))}, got {source!r}")
+    check_threshold(threshold)
     if source == SEG and not has_decoder(cfg):
         raise ValueError(f"method {cfg.method!r} trains no decoder, so that there is no source seg: take cam")
 
 
-def _threshold(
+def check_threshold(threshold: str) -> None:
+    """ValueError if `threshold` is no value of `Threshold`."""
+    if threshold not in get_args(Threshold):
+        raise ValueError(f"threshold must be one of {', '.join(get_args(Threshold))}, got {threshold!r}")
+
+
+def chosen_threshold(
     model: CamModel, cfg: Config, source: str, threshold: str, samples: EvalSamples, *, progress: bool
 ) -> tuple[float | None, str | None]:
     """The background threshold and where it is from; None of a segmentation."""

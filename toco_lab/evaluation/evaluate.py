@@ -14,6 +14,7 @@ from toco_lab.backbones.activations import evaluating
 from toco_lab.backbones.weights import weights_hash
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.data.classes import label_names
+from toco_lab.data.convert import preparation
 from toco_lab.data.images import RULE
 from toco_lab.data.loader import EvalSample, EvalSamples, eval_samples
 from toco_lab.data.masks import check_classes_shown
@@ -316,7 +317,7 @@ def protocol_record(cfg: Config, target: str, split: str, images: int, checkpoin
         "fusion": FUSIONS[cfg.eval_fusion] if target.startswith("seg") else FUSIONS["coco"] if is_cam else None,
         "miou_over": cfg.miou_over if target != LABELS else None, "ignored_label": IGNORE_INDEX,
         "boundary_width": WIDTH if target != LABELS else None,
-        "checkpoint": checkpoint, "seed": cfg.seed, **other,
+        "checkpoint": checkpoint, "seed": cfg.seed, **other, **preparation(cfg),
     }  # fmt: skip
 
 

@@ -101,9 +101,40 @@ def pseudo_label_iou(matrix: Tensor) -> Tensor:
 
 
 def label_f1(truth: Tensor, prediction: Tensor) -> Tensor:
-    """F1 of each image's label set, (B,) from two (B, C) in {0, 1}; 0 where both are empty.
+    """F1 of each image's label set, (B,) from two (B, C) in {0, 1}; 1 where both are empty: nothing is missed.
 
     Written out: torchmetrics refuses a batch of one image here.
     """
-    both = (truth * prediction).sum(1)
-    return 2 * both / (truth.sum(1) + prediction.sum(1)).clamp(min=1)
+    both, named = (truth * prediction).sum(1), truth.sum(1) + prediction.sum(1)
+    return torch.where(named == 0, 1.0, 2 * both / named.clamp(min=1))
+
+
+def dice_of_iou(iou: Tensor) -> Tensor:
+    """Dice 2 TP / (2 TP + FP + FN) of IoU TP / (TP + FP + FN), both of one confusion matrix, in [0, 1]; NaN stays.
+
+    Example:
+        >>> dice_of_iou(torch.tensor([0.0, 0.5, 1.0])).tolist()
+        [0.0, 0.6666666865348816, 1.0]
+    """
+    return 2 * iou / (1 + iou)
+
+
+def label_auc(scores: Tensor, truth: Tensor) -> Tensor:
+    """Area under the ROC curve of each class over images, (C,): how often an image that shows the class has a higher
+    score than one that does not, ties counting half; NaN for a class that all images show, or none.
+
+    Args:
+        scores: (N, C), logits or any numbers that grow with them.
+        truth: Image labels, (N, C) in {0, 1}.
+
+    Raises:
+        ValueError: If the two do not fit, or there is no image.
+    """
+    if scores.shape != truth.shape or scores.ndim != 2 or not len(scores):
+        raise ValueError(f"scores {tuple(scores.shape)} and truth {tuple(truth.shape)} must be (N, C) of some images")
+    from scipy.stats import rankdata  # a second
+
+    rank = torch.from_numpy(rankdata(scores.double().cpu().numpy(), axis=0))  # (N, C), 1..N, ties share their mean
+    shows = truth.cpu() > 0
+    with_it, without = shows.sum(0), (~shows).sum(0)
+    return ((rank * shows).sum(0) - with_it * (with_it + 1) / 2) / (with_it * without)

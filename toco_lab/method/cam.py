@@ -81,12 +81,28 @@ def multi_scale_cam(
         present = PresentClasses.of(image.new_ones(len(image), model.num_classes), model.num_classes)
     if (fits := (len(image), model.num_classes)) != (found := (len(present.index), present.num_classes)):
         raise ValueError(f"image_label {found} does not fit images and classes {fits}")
-    wanted = present.dense().mask
-    raw = (raw_cams(model, image, scale, plain=plain, flip=flip, wanted=wanted) for scale in scales)
-    shares = (fuse_flip(present.gather(maps), image.shape[-2:], flip=flip) for maps in raw)
-    maps = normalised(model, reduce(torch.add, shares))  # (2, B, S, H, W)
+    maps = normalised(model, summed_maps(model, image, scales, present=present, plain=plain, flip=flip))
     cam, cam_aux = maps if size is None else resize_each(maps, size)
     return Cams(cam, cam_aux, present)
+
+
+@torch.no_grad()
+def summed_maps(
+    model: CamModel,
+    image: Tensor,
+    scales: Sequence[float],
+    *,
+    present: PresentClasses,
+    plain: Any = None,
+    flip: bool = True,
+) -> Tensor:
+    """Multi-scale CAMs before they are normalised, (2, B, S, H, W) from 0 on: of the final and of the auxiliary tokens.
+
+    Arguments as in `multi_scale_cam`, not checked.
+    """
+    wanted = present.dense().mask
+    raw = (raw_cams(model, image, scale, plain=plain, flip=flip, wanted=wanted) for scale in scales)
+    return reduce(torch.add, (fuse_flip(present.gather(maps), image.shape[-2:], flip=flip) for maps in raw))
 
 
 @torch.no_grad()

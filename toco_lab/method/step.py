@@ -12,7 +12,7 @@ from toco_lab.backbones.pixels import denormalise
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.method.batch import Batch
 from toco_lab.method.cam import Cams, multi_scale_cam, resize
-from toco_lab.method.crops import cut_local_views, local_crops
+from toco_lab.method.crops import IGNORED, cut_local_views, local_crops
 from toco_lab.method.face import BringsLosses, CamModel
 from toco_lab.method.falling_threshold import high_threshold
 from toco_lab.method.labels import (
@@ -221,9 +221,15 @@ def toco_losses(
 
 
 def local_views(batch: Batch, region: Tensor, cfg: Config, generator: torch.Generator | None = None) -> LocalViews:
-    """Cut the local views of a batch around positions of its region mask (B, H, W)."""
+    """Cut the local views of a batch around positions of its region mask (B, H, W).
+
+    An image without any class has no positive: its global views show background as well, so that its crops are no
+    negatives of them either. All its views are ignored.
+    """
     crops = local_crops(region, cfg, valid_box=batch.valid_box, generator=generator)
-    return LocalViews(cut_local_views(batch.local_source, crops), crops.flags)
+    shows = batch.image_label.any(1, keepdim=True)
+    flags = torch.where(shows, crops.flags, IGNORED)
+    return LocalViews(cut_local_views(batch.local_source, crops), flags)
 
 
 # --- step 3: class token contrast -------------------------------------------------------------------------------------

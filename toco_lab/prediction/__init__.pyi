@@ -8,6 +8,7 @@ from . import recipe as recipe
 from . import result as result
 from . import sheet as sheet
 from . import source as source
+from . import tiles as tiles
 from .folder import FolderPredictions as FolderPredictions
 from .folder import predict_folder as predict_folder
 from .onnx import Exported as Exported

@@ -102,7 +102,8 @@ def predict_folder(
     with only_worker(out, "writes predictions there"):
         write_protocol(out, record | {MADE_WITH: _made_with(model, batch_size)})
         folder = OutputFolder(out, model.class_names, scores=scores, boxes=boxes, cams=has_cams(model.cfg))
-        work = _Work(model, recipe, folder, batch_size)
+        # an image in tiles fills its passes alone, and several of thousands of pixels would fill the memory
+        work = _Work(model, recipe, folder, 1 if recipe.tiles else batch_size)
         with progress_bar(files, "predict", shown=progress) as bar:
             for done in work.groups(files):
                 bar.update(done)

@@ -21,6 +21,8 @@ from toco_lab.method.present import PresentClasses
 from toco_lab.methods import has_cams
 from toco_lab.prediction.recipe import PredictOptions, Recipe, recipe_of, why_no_decoder
 from toco_lab.prediction.result import Prediction
+from toco_lab.prediction.tiles import Tiled, strongest_above
+from toco_lab.vocabulary import CAM_AUX, SEG
 
 AnyImage = Path | str | bytes | Image.Image | np.ndarray
 
@@ -76,7 +78,7 @@ class Predictor:
         Args:
             image: A path, the bytes of a file, a PIL image, or an array (`read_image`).
             **options: `mask`, `crf`, `scales`, `flip`, `background_threshold`, `label_threshold`, `classes`,
-                `longest_side`; see `PredictOptions`.
+                `longest_side`, `tiles`; see `PredictOptions`.
 
         Raises:
             DataError: If the image cannot be read, or is smaller than a patch.
@@ -122,6 +124,9 @@ class Predictor:
                 f"{group[0][0]} has {size[1]} x {size[0]} pixels: a side is shorter than a patch of "
                 f"{model.patch_size}, and the model would see nothing. Enlarge it"
             )
+        if recipe.tiles:
+            yield from (self._in_tiles(name, raw, recipe) for name, raw in group)
+            return
         small = (torch.from_numpy(scaled_down(raw, recipe.longest_side)).permute(2, 0, 1) for _, raw in group)
         image = torch.stack([normalise(pixels.contiguous(), model.mean, model.std) for pixels in small])
         image = image.to(self.device)
@@ -144,6 +149,31 @@ class Predictor:
                 class_names=self.class_names,
                 protocol=protocol,
             )
+
+    def _in_tiles(self, name: str, raw: np.ndarray, recipe: Recipe) -> Prediction:
+        """The prediction of an image (H, W, 3) of any size: a class is present if it is in one window at least."""
+        tiled = Tiled(self.model, recipe.cfg, raw, recipe.tiles, flip=recipe.flip)
+        logits = tiled.logits()
+        present = PresentClasses.of(recipe.image_label(logits))
+        there = present.index[0][present.mask[0]].tolist()
+        cams, cams_aux = tiled.cams(there if has_cams(self.cfg) else [])
+        if recipe.mask == SEG:
+            mask = tiled.segmentation()
+        else:
+            maps = cams_aux if recipe.mask == CAM_AUX else cams
+            mask = strongest_above(maps, there, recipe.cfg.background_threshold)
+        scores = logits[0].double().sigmoid().tolist()
+        return Prediction(
+            name=name,
+            image=raw,
+            labels=dict(zip(self.class_names, scores, strict=True)),
+            present=tuple(self.class_names[number] for number in there),
+            cams=cams,
+            cams_aux=cams_aux,
+            mask=mask,
+            class_names=self.class_names,
+            protocol=self.protocol(recipe),
+        )
 
     def _cams(self, image: Tensor, recipe: Recipe) -> NativeCams:
         """`native_cams`; of a method without CAMs the logits and the present classes alone, with maps of no class."""

@@ -24,6 +24,7 @@ from toco_lab.fields import shown
 from toco_lab.files import did_you_mean
 from toco_lab.method.face import CamModel
 from toco_lab.methods import has_cams, has_decoder, unread
+from toco_lab.prediction.tiles import TILES_FUSED, tile_step
 from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED, SEG, SEG_CRF, TITLES
 from toco_lab.words import counted
 
@@ -47,6 +48,7 @@ class Recipe:
         label_threshold: A class is present if its score exceeds it; in (0, 1).
         told: The present classes, 0..C-1, where the user told them; else None.
         longest_side: Images with a longer side are scaled down for the model; 0 = never.
+        tiles: Side of the windows that an image is cut into, in pixels, see `tiles`; 0 = none.
     """
 
     cfg: Config
@@ -57,6 +59,7 @@ class Recipe:
     label_threshold: float
     told: tuple[int, ...] | None
     longest_side: int
+    tiles: int = 0
 
     def image_label(self, logits: Tensor) -> Tensor:
         """Which classes are present, (B, C) in {0, 1}, of image logits (B, C).
@@ -107,6 +110,8 @@ class Recipe:
             }  # fmt: skip
         if self.mask == CAM_REFINED and cfg.eval_refine != "par":
             record["refinement"] = cfg.eval_refine
+        if self.tiles:
+            record["tiles"] = {"side": self.tiles, "step": tile_step(self.tiles), "fused": TILES_FUSED}
         if self.crf:
             record["crf"] = crf_settings(*(["softmax of the decoder's logits"] if self.mask == SEG else []))
         return json.loads(json.dumps(record))
@@ -127,6 +132,9 @@ class PredictOptions:
         classes: Names of the present classes, the same in all images; none lets the classifier decide.
         longest_side: Images with a longer side are scaled down for the model, and what it says is scaled up again; None
             takes twice the training crop, at most `LONGEST_SIDE`; 0 never does.
+        tiles: Cut images that are larger than the training crop into windows of its side, each overlapping the next by
+            half, in place of scaling them down: for sides of thousands of pixels. `auto` then takes `cam` where the run
+            trained no decoder.
 
     Raises:
         ValueError: Naming the option, if it cannot have that value.
@@ -140,6 +148,7 @@ class PredictOptions:
     label_threshold: float = 0.5
     classes: Sequence[str] = ()
     longest_side: int | None = None
+    tiles: bool = False
 
     def __post_init__(self) -> None:
         """Checks what needs no model; the config checks scales and background threshold."""
@@ -150,6 +159,13 @@ class PredictOptions:
         if self.longest_side is not None and (type(self.longest_side) is not int or self.longest_side < 0):
             raise ValueError(
                 f"longest_side must be a whole number of pixels, 0 for none, got {shown(self.longest_side)}"
+            )
+        if not isinstance(self.tiles, bool):
+            raise ValueError(f"tiles must be True or False, got {shown(self.tiles)}")
+        if self.tiles and self.longest_side:
+            raise ValueError(
+                f"longest_side {self.longest_side} has no effect with tiles, which leave images at their size: leave "
+                "one of them out"
             )
         if isinstance(self.classes, str):
             raise ValueError(f"classes must be a list of names, got {shown(self.classes)}")
@@ -175,7 +191,10 @@ def recipe_of(cfg: Config, options: PredictOptions, *, decoder: str = "") -> Rec
     Raises:
         ValueError: If a value does not fit the config, or an option has no effect on this mask.
     """
-    chosen, because = _mask_of(options.mask, decoder)
+    chosen, because = _mask_of(options.mask, decoder, tiles=options.tiles)
+    if options.tiles and (chosen == CAM_REFINED or options.crf):
+        what = "crf" if options.crf else f"mask {chosen!r}"
+        raise ValueError(f"{what} compares pixels of the whole image, which tiles never hold: take seg, cam or cam_aux")
     if chosen != SEG and not has_cams(cfg):
         raise ValueError(f"mask {chosen!r} is of a CAM, and method {cfg.method!r} has none: take seg")
     if chosen == SEG and not has_decoder(cfg):
@@ -203,15 +222,22 @@ def recipe_of(cfg: Config, options: PredictOptions, *, decoder: str = "") -> Rec
         flip=options.flip,
         label_threshold=float(options.label_threshold),
         told=_numbers_of(options.classes, class_names(cfg)) if len(options.classes) else None,
-        longest_side=min(LONGEST_SIDE, 2 * cfg.crop_size) if options.longest_side is None else options.longest_side,
+        longest_side=_longest_side(cfg, options),
+        tiles=cfg.crop_size if options.tiles else 0,
     )
 
 
-def _mask_of(mask: str, decoder: str) -> tuple[str, str]:
+def _longest_side(cfg: Config, options: PredictOptions) -> int:
+    if options.tiles:
+        return 0
+    return min(LONGEST_SIDE, 2 * cfg.crop_size) if options.longest_side is None else options.longest_side
+
+
+def _mask_of(mask: str, decoder: str, *, tiles: bool) -> tuple[str, str]:
     """The mask that is made, and why."""
     if mask != "auto":
         return mask, "asked for"
-    return (CAM_REFINED, decoder) if decoder else (SEG, "the run trained a decoder")
+    return (CAM if tiles else CAM_REFINED, decoder) if decoder else (SEG, "the run trained a decoder")
 
 
 def why_no_decoder(cfg: Config, step: int) -> str:

@@ -39,6 +39,9 @@ VALIDATED = (CAM, CAM_AUX, SEG)  # what validation during training adds to metri
 # Beside them: how much true object the positive and the negative local crops of the validation images show.
 CROP_OBJECTS = ("ctc_positive_object", "ctc_negative_object")
 
+# Sizes of what an image shows of a class, in the order shown.
+SIZES = ("small", "middle", "large")
+
 # Measures of how faithful an attribution is (column `measure`).
 INSERTION = "insertion"
 DELETION = "deletion"

@@ -11,9 +11,8 @@ from typing import Self
 import numpy as np
 import pandas as pd
 
-from toco_lab.vocabulary import MIOU
+from toco_lab.vocabulary import MIOU, SIZES
 
-SIZES = ("small", "middle", "large")
 ANY_SIZE = "any size"
 SCORES_BY_SIZE = ("iou", "image_iou", "recall", "over_activation", "whole_image")
 

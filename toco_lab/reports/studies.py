@@ -27,7 +27,7 @@ from toco_lab.figures import printed
 from toco_lab.files import atomic_write, project_root
 from toco_lab.reports.ablation import protocol_text, summarise, wide_table
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.runs.scores import SCORED_IMAGES, SCORES, SHOWN, SMOOTHING_IMAGES, TITLES
+from toco_lab.runs.scores import BY_SIZE, SCORED_IMAGES, SCORES, SHOWN, SMOOTHING_IMAGES, TITLES
 from toco_lab.runs.small_files import Columns, read_table_file
 from toco_lab.sweeps.grid import ROOT, Grid
 from toco_lab.sweeps.sweep import run_sweep, sweep_table
@@ -35,7 +35,17 @@ from toco_lab.words import counted
 
 STUDIES = Path("results/studies")
 GRID, MAKE, TABLE = "grid.yaml", "make.py", "table.csv"  # files of a study; table.md and figure.png are for readers
-KEPT = ("row", "reference", "seed", "seconds", *SCORES, SCORED_IMAGES, SMOOTHING_IMAGES, "run")  # columns of table.csv
+KEPT = (
+    "row",
+    "reference",
+    "seed",
+    "seconds",
+    *SCORES,
+    *BY_SIZE,
+    SCORED_IMAGES,
+    SMOOTHING_IMAGES,
+    "run",
+)  # columns of table.csv
 
 
 @dataclass(frozen=True)

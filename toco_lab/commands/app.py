@@ -14,6 +14,7 @@ from toco_lab.commands.boxes import boxes
 from toco_lab.commands.data import data
 from toco_lab.commands.demo import demo
 from toco_lab.commands.export import export
+from toco_lab.commands.images import images
 from toco_lab.commands.new_project import new_project
 from toco_lab.commands.notebooks import notebooks
 from toco_lab.commands.parser import Commands, asked_for_help, options_of, parse
@@ -45,6 +46,7 @@ def commands(words: Sequence[str] = ()) -> Commands:
     app.command(predict)
     app.command(attributions)
     app.command(boxes)
+    app.command(images)
     app.command(report)
     app.command(smoothing)
     app.command(aliases=["new_project"])(new_project)

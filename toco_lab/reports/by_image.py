@@ -8,21 +8,23 @@ from pathlib import Path
 
 import pandas as pd
 
-from toco_lab.evaluation.gains_of_runs import GainsOfRuns, gains_of_runs
 from toco_lab.evaluation.image_counts import images_of_run
 from toco_lab.evaluation.object_size import SizeBounds, bounds_of, scores_by_size
+from toco_lab.evaluation.run_gains import GainsOfRuns, gains_of_runs
 from toco_lab.files import did_you_mean
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.runs.scores import size_score
 from toco_lab.sweeps.grid import ROOT, Grid
-from toco_lab.vocabulary import CAM, CAM_TUNED, MIOU, SIZES, TUNED
+from toco_lab.vocabulary import CAM, CAM_TUNED, MIOU, SIZES, base_target
 from toco_lab.words import counted
-
-_BASE = {tuned: target for target, tuned in TUNED.items()}
 
 
 def sizes_of_run(
-    run: RunDir, targets: Iterable[str] = (CAM, CAM_TUNED), bounds: SizeBounds | None = None
+    run: RunDir,
+    targets: Iterable[str] = (CAM, CAM_TUNED),
+    bounds: SizeBounds | None = None,
+    *,
+    device: str = "auto",
 ) -> dict[str, float]:
     """mIoU of a finished run over what is small, middle and large, without background, by the name of the score.
 
@@ -30,9 +32,11 @@ def sizes_of_run(
         run: Its folder.
         targets: Like cam, cam_tuned or seg; those that the run does not have are left out.
         bounds: None parts the images of the split into thirds.
+        device: auto, cpu, cuda ...
     """
     targets = list(targets)
-    counts = images_of_run(run, targets=tuple(dict.fromkeys(_BASE.get(name, name) for name in targets)), progress=False)
+    bases = tuple(dict.fromkeys(base_target(name) for name in targets))
+    counts = images_of_run(run, targets=bases, device=device, progress=False)
     table = scores_by_size(counts.table, bounds)
     means = table[table["class"] == MIOU].set_index(["target", "size"])["iou"]
     return {
@@ -49,6 +53,7 @@ def sizes_of_sweep(
     *,
     targets: Sequence[str] = (CAM, CAM_TUNED),
     bounds: SizeBounds | None = None,
+    device: str = "auto",
 ) -> pd.DataFrame:
     """mIoU by size of every finished run of a sweep, as `summarise` and `ablation_plot` take it.
 
@@ -57,6 +62,7 @@ def sizes_of_sweep(
         root: Folder that holds the sweeps.
         targets: Like cam, cam_tuned or seg.
         bounds: None takes the thirds of the first run's images for all.
+        device: auto, cpu, cuda ...
 
     Returns:
         A row per finished run: row, reference, seed, run, and cam_small_mIoU, ... in [0, 1].
@@ -65,13 +71,14 @@ def sizes_of_sweep(
         ValueError: If no run is finished.
     """
     references, lines = grid.references(), []
+    bases = tuple(dict.fromkeys(map(base_target, targets)))
     for planned in grid.runs(root):
         if (run := _finished(planned.folder)) is None:
             continue
         if bounds is None:
-            bounds = bounds_of(images_of_run(run, progress=False).table)
+            bounds = bounds_of(images_of_run(run, targets=bases, device=device, progress=False).table)
         line = {"row": planned.row, "reference": references.get(planned.row, ""), "seed": planned.seed}
-        lines.append(line | {"run": run.name} | sizes_of_run(run, targets, bounds))
+        lines.append(line | {"run": run.name} | sizes_of_run(run, targets, bounds, device=device))
     if not lines:
         raise ValueError(f"no run of {grid.name} is finished in {root}")
     return pd.DataFrame(lines)

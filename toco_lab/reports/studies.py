@@ -91,7 +91,7 @@ class Study:
 
     def _read(self, path: Path) -> pd.DataFrame:
         remedy = f"Bring back a copy, or delete it and make it anew with `{self.command}`"
-        columns = Columns(text=("row",), numbers=("seed",), more_numbers=("seconds", *SCORES))
+        columns = Columns(text=("row",), numbers=("seed",), more_numbers=("seconds", *SCORES, *BY_SIZE))
         return read_table_file(path, columns, text=("run", "reference"), remedy=remedy)
 
     def runs_kept(self) -> int:
@@ -209,6 +209,7 @@ def write_results(
     measures: Callable[[RunDir], Mapping[str, float]] | None = None,
     further_rows: pd.DataFrame | None = None,
     scores: Sequence[str] = SHOWN,
+    notes: Sequence[str] = (),
     picture: Callable[[], Figure] | None = None,
 ) -> str:
     """What a study leaves that its grid says alone: the scores of its runs, compared row by row.
@@ -219,6 +220,7 @@ def write_results(
         measures: Further numbers of a run, by heading: columns of table.csv, and a second table of the summary.
         further_rows: Lines about what is no run of the grid: row, seed, scores, and `reference` if there is one.
         scores: Those of the first table, where some run has them.
+        notes: Lines of Markdown that the summary has below its tables.
         picture: Makes figure.png; None draws every run as a dot.
 
     Raises:
@@ -237,7 +239,7 @@ def write_results(
     if further_rows is not None:
         frame = pd.concat([frame, further_rows.round(4)], ignore_index=True)
     summary = summarise(frame, scores=[name for name in scores if name in frame and frame[name].notna().any()])
-    text = _markdown(study, frame, summary, root, further_table(frame, further.columns))
+    text = _markdown(study, frame, summary, root, [*further_table(frame, further.columns), *notes])
     figure = printed.ablation_plot(frame, summary, titles=TITLES) if picture is None else picture()
     study.keep(frame, text, figure)
     return text

@@ -12,18 +12,18 @@ import numpy as np
 import pandas as pd
 import torch
 
+from toco_lab.data.classes import label_names
 from toco_lab.data.loader import eval_samples
+from toco_lab.evaluation.gains import SIMILARITY, ImageGains, image_gains
 from toco_lab.evaluation.image_counts import ImageCounts, images_of_run
-from toco_lab.evaluation.image_gains import SIMILARITY, ImageGains, image_gains
 from toco_lab.evaluation.prediction import predict
 from toco_lab.evaluation.samples import image_label_of
 from toco_lab.files import require
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.training.processes import resolve_device
-from toco_lab.vocabulary import AFTER_BLOCK, CAM, CAM_AUX, MEAN_ABSOLUTE_COSINE, TUNED
+from toco_lab.vocabulary import AFTER_BLOCK, CAM, CAM_AUX, MEAN_ABSOLUTE_COSINE, base_target
 
-_BASE = {tuned: target for target, tuned in TUNED.items()}
 _SCORES = {CAM: "cam_scores", CAM_AUX: "cam_aux_scores"}  # target -> its map in `predict`; others are label maps alone
 
 
@@ -50,6 +50,11 @@ class GainsOfRuns(ImageGains):
     pairs: dict[int, Pair]
     split: str | None
     device: str
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the labels 0..C."""
+        return label_names(next(iter(self.pairs.values())).before.config())
 
     def captions(self, number: int = 3) -> list[str]:
         """Name of each extreme image with its gain in points, and the seed that is shown."""
@@ -88,8 +93,8 @@ class GainsOfRuns(ImageGains):
         """By name of the image: the image, its truth, and what one run says of it."""
         device = resolve_device(self.device)
         model, cfg = load_run_model(run, device)
-        base, threshold = _BASE.get(self.target), counts.protocol[self.target]["background_threshold"]
-        tuned = {base: threshold} if base else {}
+        base = base_target(self.target)
+        tuned = {base: counts.protocol[self.target]["background_threshold"]} if base != self.target else {}
         samples, found = eval_samples(cfg, model.mean, model.std, self.split), {}
         places = {name: place for place, name in enumerate(samples.reader.names)}
         for name in names:
@@ -97,8 +102,8 @@ class GainsOfRuns(ImageGains):
             image, label = (
                 one[None].to(next(model.parameters()).device) for one in (sample.image, image_label_of(sample))
             )
-            predicted = predict(model, cfg, image, label, (base or self.target,), tuned=tuned)
-            scores = _SCORES.get(base or self.target)
+            predicted = predict(model, cfg, image, label, (base,), tuned=tuned)
+            scores = _SCORES.get(base)
             maps = {title: predicted[scores][0].cpu().numpy()} if scores else {}
             maps[f"{title}, label"] = predicted[self.target][0].cpu().numpy()
             truth = {} if sample.mask is None else {"truth": sample.mask.numpy()}
@@ -148,7 +153,7 @@ def gains_of_runs(
 
 
 def _counts(run: RunDir, target: str, split: str | None, device: str, *, progress: bool) -> ImageCounts:
-    return images_of_run(run, targets=(_BASE.get(target, target),), split=split, device=device, progress=progress)
+    return images_of_run(run, targets=(base_target(target),), split=split, device=device, progress=progress)
 
 
 def _by_seed(befores: Sequence[RunDir], afters: Sequence[RunDir]) -> dict[int, tuple[RunDir, RunDir]]:

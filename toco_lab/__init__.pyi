@@ -32,7 +32,9 @@ from .data import open_dataset as open_dataset
 from .evaluation import boxes_of_run as boxes_of_run
 from .evaluation import domain_of_run as domain_of_run
 from .evaluation import evaluate_run as evaluate_run
+from .evaluation import gains_of_runs as gains_of_runs
 from .evaluation import gallery_rows as gallery_rows
+from .evaluation import images_of_run as images_of_run
 from .evaluation import layer_cam_quality as layer_cam_quality
 from .evaluation import layer_cams_of_run as layer_cams_of_run
 from .evaluation import write_pseudo_labels as write_pseudo_labels

@@ -35,9 +35,19 @@ CAM_TUNED = "cam_tuned"
 CAM_AUX_TUNED = "cam_aux_tuned"
 CAM_REFINED_TUNED = "cam_refined_tuned"
 TUNED = {CAM: CAM_TUNED, CAM_AUX: CAM_AUX_TUNED, CAM_REFINED: CAM_REFINED_TUNED}
+
+
+def base_target(target: str) -> str:
+    """The target that a tuned one is the same map of: `cam` for `cam_tuned`; others are their own."""
+    return next((base for base, tuned in TUNED.items() if tuned == target), target)
+
+
 VALIDATED = (CAM, CAM_AUX, SEG)  # what validation during training adds to metrics.csv
 # Beside them: how much true object the positive and the negative local crops of the validation images show.
 CROP_OBJECTS = ("ctc_positive_object", "ctc_negative_object")
+
+# Sizes of what an image shows of a class, in the order shown.
+SIZES = ("small", "middle", "large")
 
 # Measures of how faithful an attribution is (column `measure`).
 INSERTION = "insertion"

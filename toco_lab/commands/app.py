@@ -15,6 +15,7 @@ from toco_lab.commands.data import data
 from toco_lab.commands.demo import demo
 from toco_lab.commands.domain import domain
 from toco_lab.commands.export import export
+from toco_lab.commands.images import images
 from toco_lab.commands.new_project import new_project
 from toco_lab.commands.notebooks import notebooks
 from toco_lab.commands.parser import Commands, asked_for_help, options_of, parse
@@ -47,6 +48,7 @@ def commands(words: Sequence[str] = ()) -> Commands:
     app.command(attributions)
     app.command(boxes)
     app.command(domain)
+    app.command(images)
     app.command(report)
     app.command(smoothing)
     app.command(aliases=["new_project"])(new_project)

@@ -33,6 +33,7 @@ from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.training.processes import resolve_device
 from toco_lab.vocabulary import CAM, LABELS, SEG
+from toco_lab.words import counted
 
 CAM_OWN = "cam_own"  # the final CAM of the classes that the classifier itself finds present
 COLUMNS = ("target", "class", "iou", "dice", "label_auc", "empty_area")
@@ -65,7 +66,7 @@ class DomainEvaluation:
         shown = (100 * self.means).to_string(float_format="{:.1f}".format, na_rep="-")
         of = f"threshold {record['background_threshold']:g} ({record['threshold_from']}); " if CAM in shown else ""
         return (
-            f"{shown}\nper cent; {of}{record['images']} images of {record['dataset']} {record['split']}, "
+            f"{shown}\nper cent; {of}{counted(record['images'], 'image')} of {record['dataset']} {record['split']}, "
             f"{record['empty_images']} without a class; checkpoint {record['checkpoint']}, seed {record['seed']}"
         )
 

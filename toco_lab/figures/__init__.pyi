@@ -1,4 +1,5 @@
 from . import across_runs as across_runs
+from . import by_size as by_size
 from . import colours as colours
 from . import counted as counted
 from . import faithfulness as faithfulness
@@ -11,6 +12,7 @@ from . import thresholds as thresholds
 from . import training_views as training_views
 from .across_runs import ablation_plot as ablation_plot
 from .across_runs import metric_by_parameter as metric_by_parameter
+from .by_size import size_bars as size_bars
 from .colours import assign_colours as assign_colours
 from .faithfulness import faithfulness_curves as faithfulness_curves
 from .interactive import iou_bars as iou_bars

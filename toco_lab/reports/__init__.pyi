@@ -1,4 +1,5 @@
 from . import ablation as ablation
+from . import by_image as by_image
 from . import comparison as comparison
 from . import contrast as contrast
 from . import export as export
@@ -13,6 +14,8 @@ from . import studies as studies
 from . import tables as tables
 from .ablation import summarise as summarise
 from .ablation import wide_table as wide_table
+from .by_image import gains_of_rows as gains_of_rows
+from .by_image import sizes_of_sweep as sizes_of_sweep
 from .comparison import compare as compare
 from .comparison import compare_folders as compare_folders
 from .export import build_report as build_report

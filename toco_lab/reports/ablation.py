@@ -17,7 +17,7 @@ import pandas as pd
 
 from toco_lab.config import Config, config_differences
 from toco_lab.figures.counted import number_range
-from toco_lab.runs.scores import SCORED_IMAGES, SCORES, SHOWN, SMOOTHING_IMAGES, Score, images_column
+from toco_lab.runs.scores import SCORED_IMAGES, SHOWN, SMOOTHING_IMAGES, Score, images_column, shown_as
 from toco_lab.vocabulary import MIOU, TUNED
 from toco_lab.words import counted
 
@@ -115,7 +115,7 @@ def wide_table(summary: pd.DataFrame) -> pd.DataFrame:
             "against": ", ".join(others),
         }
         for one in part.to_dict("records"):
-            score = SCORES.get(one["score"], Score(one["score"]))
+            score = shown_as(one["score"])
             line[score.title] = _mean(one, score) + f" ({counted(str(one['seeds']), 'seed')})" * (
                 0 < one["seeds"] < counts[-1]
             )
@@ -132,7 +132,7 @@ def _images_by_score(part: pd.DataFrame) -> str:
     """Over how many images the scores of a row are: "100", or "100; 20 (similarity, last block)"."""
     titles: dict[str, list[str]] = {}
     for score, images in zip(part["score"], part["images"], strict=True):
-        titles.setdefault(images or "unknown", []).append(SCORES.get(score, Score(score)).title)
+        titles.setdefault(images or "unknown", []).append(shown_as(score).title)
     (most, _), *others = titles.items()
     return "; ".join([most, *(f"{images} ({', '.join(of)})" for images, of in others)])
 

@@ -27,7 +27,7 @@ from toco_lab.figures import printed
 from toco_lab.files import atomic_write, project_root
 from toco_lab.reports.ablation import protocol_text, summarise, wide_table
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.runs.scores import SCORED_IMAGES, SCORES, SHOWN, SMOOTHING_IMAGES, TITLES
+from toco_lab.runs.scores import BY_SIZE, SCORED_IMAGES, SCORES, SHOWN, SMOOTHING_IMAGES, TITLES
 from toco_lab.runs.small_files import Columns, read_table_file
 from toco_lab.sweeps.grid import ROOT, Grid
 from toco_lab.sweeps.sweep import run_sweep, sweep_table
@@ -35,7 +35,17 @@ from toco_lab.words import counted
 
 STUDIES = Path("results/studies")
 GRID, MAKE, TABLE = "grid.yaml", "make.py", "table.csv"  # files of a study; table.md and figure.png are for readers
-KEPT = ("row", "reference", "seed", "seconds", *SCORES, SCORED_IMAGES, SMOOTHING_IMAGES, "run")  # columns of table.csv
+KEPT = (
+    "row",
+    "reference",
+    "seed",
+    "seconds",
+    *SCORES,
+    *BY_SIZE,
+    SCORED_IMAGES,
+    SMOOTHING_IMAGES,
+    "run",
+)  # columns of table.csv
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,7 @@ class Study:
 
     def _read(self, path: Path) -> pd.DataFrame:
         remedy = f"Bring back a copy, or delete it and make it anew with `{self.command}`"
-        columns = Columns(text=("row",), numbers=("seed",), more_numbers=("seconds", *SCORES))
+        columns = Columns(text=("row",), numbers=("seed",), more_numbers=("seconds", *SCORES, *BY_SIZE))
         return read_table_file(path, columns, text=("run", "reference"), remedy=remedy)
 
     def runs_kept(self) -> int:
@@ -199,6 +209,7 @@ def write_results(
     measures: Callable[[RunDir], Mapping[str, float]] | None = None,
     further_rows: pd.DataFrame | None = None,
     scores: Sequence[str] = SHOWN,
+    notes: Sequence[str] = (),
     picture: Callable[[], Figure] | None = None,
 ) -> str:
     """What a study leaves that its grid says alone: the scores of its runs, compared row by row.
@@ -209,6 +220,7 @@ def write_results(
         measures: Further numbers of a run, by heading: columns of table.csv, and a second table of the summary.
         further_rows: Lines about what is no run of the grid: row, seed, scores, and `reference` if there is one.
         scores: Those of the first table, where some run has them.
+        notes: Lines of Markdown that the summary has below its tables.
         picture: Makes figure.png; None draws every run as a dot.
 
     Raises:
@@ -227,7 +239,7 @@ def write_results(
     if further_rows is not None:
         frame = pd.concat([frame, further_rows.round(4)], ignore_index=True)
     summary = summarise(frame, scores=[name for name in scores if name in frame and frame[name].notna().any()])
-    text = _markdown(study, frame, summary, root, further_table(frame, further.columns))
+    text = _markdown(study, frame, summary, root, [*further_table(frame, further.columns), *notes])
     figure = printed.ablation_plot(frame, summary, titles=TITLES) if picture is None else picture()
     study.keep(frame, text, figure)
     return text

@@ -24,6 +24,7 @@ from toco_lab.vocabulary import (
     POSITIVE_COSINE,
     SEG,
     SEG_CRF,
+    SIZES,
 )
 from toco_lab.vocabulary import TITLES as TARGET_TITLES
 
@@ -64,7 +65,22 @@ SCORES = {
 }
 
 
-TITLES = {name: score.title for name, score in SCORES.items()}
+def size_score(target: str, size: str) -> str:
+    """Name of the mIoU over what is small, middle or large, like cam_small_mIoU; `reports.by_image` measures it."""
+    return f"{target}_{size}_{MIOU}"
+
+
+BY_SIZE = {
+    size_score(target, size): Score(f"{SCORES[f'{target}_{MIOU}'].title}, {size} objects", 100, 1)
+    for target in (CAM, CAM_TUNED, CAM_AUX, CAM_AUX_TUNED, SEG)
+    for size in SIZES
+}  # not among the scores of every run: they need another pass
+TITLES = {name: score.title for name, score in (SCORES | BY_SIZE).items()}
+
+
+def shown_as(score: str) -> Score:
+    """How a score is shown; one that is not known here has its name as title."""
+    return (SCORES | BY_SIZE).get(score, Score(score))
 
 
 SHOWN = (

@@ -32,6 +32,7 @@ SHAPES: dict[str, Any] = {
         }
     ],
     "protocol": {"*": {"checkpoint": "text", "images?": "count"}},
+    "images": {"*": {"checkpoint": "text", "images": "count"}},
     "failure": {"error": "text", "traceback?": "text"},
     "initial_weights": {"file": "text", "hash": "text"},
     "tracker": {"id": "text", "where": "text", "step?": "count", "picture?": "count", "results?": "text"},
@@ -57,6 +58,7 @@ class Columns:
 
 TABLES = {
     "evaluation": Columns(text=("target", "class"), numbers=("iou",), more_numbers=("over_activation", "boundary_iou")),
+    "images": Columns(text=("target", "class"), numbers=("label", "truth", "predicted", "hits", "pixels")),
     "layer_cams": Columns(text=("site",), numbers=("layer", "threshold", "miou")),
     "metrics": Columns(numbers=("step",), all_numbers=True),
     "thresholds": Columns(text=("target", "split"), numbers=("images", "threshold", "miou")),

@@ -23,7 +23,7 @@ def test_two_scenes_in_five_show_no_cell_of_the_class():
     assert set(np.unique([scene.mask for scene in SCENES])) == {0, 1}
 
 
-def test_cells_of_the_class_cover_one_to_five_per_cent_and_are_whole_discs():
+def test_cells_of_the_class_cover_two_to_five_per_cent_and_are_whole_discs():
     shares, places, counts = [], [], []
     for scene in SCENES:
         if not scene.mask.any():
@@ -40,7 +40,7 @@ def test_cells_of_the_class_cover_one_to_five_per_cent_and_are_whole_discs():
             assert inside.sum() == pytest.approx(np.pi / 4 * height * width, rel=0.12)  # a disc, no part hidden
             assert 11 <= height <= 26
             places.append((rows.mean(), columns.mean()))
-    assert 0.01 <= min(shares) < 0.015 and 0.045 < max(shares) <= 0.05
+    assert 0.0185 <= min(shares) < 0.022 and 0.045 < max(shares) <= 0.05
     assert set(counts) == {1, 2}
     middle = np.mean([28 <= row < 68 and 28 <= column < 68 for row, column in places])
     assert middle < 0.4  # 17 % of the image: a cell need not be in the middle
@@ -56,7 +56,7 @@ def test_kinds_differ_in_the_nucleus_alone_and_not_in_its_brightness():
             cells.append(image)
             assert np.array_equal(inside, np.hypot(*(np.indices((96, 96)) - centre[:, None, None])) < 11.05)
         differs = (cells[0] != cells[1]).any(2)
-        assert 0 < differs.sum() and (np.hypot(*np.subtract(differs.nonzero(), centre[:, None])) < 0.9 * 11).all()
+        assert 0 < differs.sum() and (np.hypot(*np.subtract(differs.nonzero(), centre[:, None])) < 0.95 * 11).all()
         assert cells[0].mean() == pytest.approx(cells[1].mean(), rel=1e-4)
         assert cells[0][inside].std() > cells[1][inside].std()
 
@@ -68,13 +68,13 @@ def test_a_scene_depends_on_its_numbers_alone_and_stays_what_it_is():
         again = make_tissue_scene(seed, index, size=size)
         assert np.array_equal(scene.image, again.image) and scene.image.shape == (size, size, 3)
         made.update(scene.image.tobytes() + scene.mask.tobytes() + scene.instances.tobytes())
-    assert made.hexdigest() == "e32c78b19f625cb769b1de405351021f9a2a08384df11a6a6771561d517e849a"
+    assert made.hexdigest() == "5ee0200b007893ed13cc64993badce731a76dafc0087aa64f1d300fbd67fef73"
     assert not np.array_equal(make_tissue_scene(0, 1).image, make_tissue_scene(1, 1).image)
 
 
 def test_a_larger_scene_shows_the_same_share():
     large = [make_tissue_scene(0, index, size=256).mask.mean() for index in range(12)]
-    assert all(share == 0 or 0.01 < share < 0.05 for share in large) and max(large) > 0
+    assert all(share == 0 or 0.0185 < share < 0.05 for share in large) and max(large) > 0
 
 
 def test_the_reader_gives_the_scenes_and_empty_labels():

@@ -11,7 +11,7 @@ from toco_lab.data.toy import Scene, check_scene_numbers
 
 TISSUE_CLASSES: tuple[str, ...] = ("granular cell",)
 EMPTY = 0.4  # share of the scenes without a cell of the class
-AREA = (0.012, 0.048)  # of the image: what all cells of the class cover together
+AREA = (0.02, 0.048)  # of the image: what all cells of the class cover together
 SMALLEST = 0.065  # radius of a cell as a share of the side: less would be no patch across
 OTHERS = (3, 7)  # how many cells of the other kind, half-open: in every scene, empty or not
 BETWEEN = 1.06  # radii between two cells, so that none hides another
@@ -22,7 +22,7 @@ SIDE = 96  # of the scene in which lengths in pixels are meant; larger scenes ar
 def make_tissue_scene(seed: int, index: int, *, size: int = SIDE) -> Scene:
     """The scene number `index` of the stream `seed`: stained ground, smooth cells, in 60 % of all granular ones.
 
-    One or two granular cells lie whole in the image, none hidden, and cover 1 to 5 % of it. Cells of both kinds have
+    One or two granular cells lie whole in the image, none hidden, and cover 2 to 5 % of it. Cells of both kinds have
     the same sizes.
 
     Args:
@@ -96,11 +96,11 @@ def _draw_cell(
     nucleus = toy_drawing.rgb(rng.uniform(0.68, 0.8), rng.uniform(0.4, 0.65), rng.uniform(0.35, 0.55))
     image[inside] = body
     image[inside & (distance > radius - 0.13 * radius)] = 0.75 * body
-    core = np.hypot(u - 0.12 * radius, v) < rng.uniform(0.62, 0.72) * radius
+    core = np.hypot(u - 0.12 * radius, v) < rng.uniform(0.72, 0.82) * radius
     image[core] = nucleus
-    zoom, phase = rng.uniform(1.5, 1.9) * SIDE / size, rng.uniform(0, 2 * np.pi)
+    zoom, phase = rng.uniform(1.0, 1.3) * SIDE / size, rng.uniform(0, 2 * np.pi)
     dots = np.sin(zoom * u + phase) * np.sin(zoom * v + phase) > 0.2
-    bright = rng.uniform(0.3, 0.45)  # drawn for both kinds: the same numbers then give the same cell but for this
+    bright = rng.uniform(0.45, 0.65)  # drawn for both kinds: the same numbers then give the same cell but for this
     if granular:
         image[core & dots] = nucleus + (1 - nucleus) * bright
     else:  # of the same mean brightness

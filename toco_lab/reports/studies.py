@@ -126,7 +126,7 @@ class Study:
             file.write(text)
         if figure is not None:
             with atomic_write(self.folder / "figure.png") as file:
-                figure.savefig(file, format="png", dpi=dpi, pil_kwargs={"optimize": True})
+                printed.write_png(file, figure, dpi=dpi)
 
     @property
     def made_from(self) -> Path:

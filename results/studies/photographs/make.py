@@ -55,7 +55,7 @@ def write(study: Study, root: Path) -> str:
         class_table(planned).round(1).to_csv(file, lineterminator="\n")
     if SHOWN_FOLDER.is_dir():
         with atomic_write(study.folder / "shown.png") as file:
-            shown(runs).savefig(file, format="png", dpi=70, pil_kwargs={"optimize": True})
+            printed.write_png(file, shown(runs), dpi=70)
     return write_results(
         study, root, scores=(*SHOWN, *BESIDE), measures=measures,
         further_rows=pd.DataFrame(frozen_lines(study.grid.runs()[0].config)), picture=partial(picture, runs),

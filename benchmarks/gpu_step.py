@@ -73,7 +73,7 @@ def make_step(case: str, cfg: Config, device: torch.device) -> Callable[[], Any]
 def repeated(batch: Batch, size: int) -> Batch:
     """A batch of so many images, those of a smaller one again and again."""
     rows = torch.arange(size) % len(batch.names)
-    tensors = {name: getattr(batch, name)[rows] for name in TENSORS}
+    tensors = {name: tensor[rows] for name in TENSORS if (tensor := getattr(batch, name)) is not None}
     return replace(batch, names=[batch.names[row] for row in rows], **tensors)
 
 

@@ -207,7 +207,8 @@ def local_views(batch: Batch, region: Tensor, cfg: Config, generator: torch.Gene
         else:
             corners = _both_kinds(kind, centre, allowed, chance[i].view(count), cfg)
         images.append(torch.stack([source[:, top : top + size, left : left + size] for top, left in corners]))
-        flags.append(torch.tensor([1.0, 1.0] + [float(kind[corner]) for corner in corners]))  # global views first
+        kinds = torch.tensor([1.0, 1.0] + [float(kind[corner]) for corner in corners])  # global views first
+        flags.append(kinds if batch.image_label[i].any() else torch.full_like(kinds, 255))
     return LocalViews(torch.stack(images, 1).flatten(0, 1), torch.stack(flags))
 
 

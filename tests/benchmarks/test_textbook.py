@@ -241,9 +241,19 @@ def test_regions_and_local_views(cfg, change, batch):
     assert torch.equal(region, expected) and len(region.unique()) == 3
     region[3] = 2  # no candidate at all
     found = textbook.local_views(batch, region, cfg, generator())
-    expected = step.local_views(batch, region, cfg, generator())
-    assert torch.equal(found.image, expected.image) and torch.equal(found.flags, expected.flags)
+    assert (found.flags[4] == 255).all()  # the last image shows no class: nothing of it takes part
+    assert same_views(found, step.local_views(batch, region, cfg, generator()))
+    label = batch.image_label.clone()
+    label[4, 0] = 1  # now its background counts
+    batch = replace(batch, image_label=label)
+    found = textbook.local_views(batch, region, cfg, generator())
+    assert same_views(found, step.local_views(batch, region, cfg, generator()))
     assert {0, 1} | ({255} if cfg.ctc_between == "ignore" else set()) == set(found.flags[:, 2:].flatten().tolist())
+
+
+def same_views(ours, theirs):
+    """Whether two sets of local views are the same to the bit."""
+    return torch.equal(ours.image, theirs.image) and torch.equal(ours.flags, theirs.flags)
 
 
 @pytest.mark.parametrize("cfg", [CFG, RELEASED], ids=["sound", "released"])

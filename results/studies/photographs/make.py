@@ -44,7 +44,7 @@ CURVES = ("frozen", "as published", "as published + PTC", "classification", "+ P
 PROBE_STEPS, PROBE_RATE = 600, 0.01
 SHOWN_FOLDER = Path("data/shown")  # photographs NAME.jpg of the picture `shown.png`, classes and patch in marks.json
 MARK = np.array([255, 255, 255])
-MODELS = {"frozen": "pretrained", "as published": "fine-tuned as published", "full ToCo": "ToCo, heads first"}
+MODELS = {"frozen": "frozen", "as published": "as published", "full ToCo": "full ToCo"}  # rows of the grid, headings
 
 
 def write(study: Study, root: Path) -> str:
@@ -158,13 +158,13 @@ def shown(runs: dict[str, RunDir]) -> Figure:
     rows: list[dict[str, np.ndarray | None]] = []
     for name, mark in marks.items():
         image = tl.decode_image(SHOWN_FOLDER / f"{name}.jpg")
-        row: dict[str, np.ndarray | None] = {"photograph, a patch": box_pixels(image, [(mark["box"], MARK)])}
+        row: dict[str, np.ndarray | None] = {"photograph": box_pixels(image, [(mark["box"], MARK)])}
         for run, title in MODELS.items():
-            row[f"alike, {title}"] = alike(runs[run], image, mark["box"])
+            row[f"alike: {title}"] = alike(runs[run], image, mark["box"])
         for run, title in MODELS.items():
             made = tl.load(runs[run].path).predict(image, classes=mark["classes"])
-            row[f"CAM {mark['classes'][0]}, {title}"] = made.cam(mark["classes"][0])
-        rows.append(row | {"mask, ToCo": made.mask})
+            row[f"CAM: {title}"] = made.cam(mark["classes"][0])
+        rows.append(row | {"mask: full ToCo": made.mask})
     return cam_gallery(rows, palette=PALETTE, class_names=label_names(runs["frozen"].config()))
 
 

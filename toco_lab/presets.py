@@ -107,7 +107,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # encoder; no number of it was tuned, and no score of it is known: `voc_clip` was measured.
     "voc_vit_s": _VOC | _SMALL_DATA,
     # python -m toco_lab train voc_clip --data-root path/to/VOC2012
-    # Eleven blocks of CLIP ViT-B/16 on some hundred images, crops of 112 pixels: two cores, some minutes. With 506 of VOC
+    # Eleven blocks of CLIP ViT-B/16 on some hundred images, crops of 112 pixels: minutes on two cores. With 506 of VOC
     # the final CAM reaches 32, without segmentation losses 38: results/studies/photographs.
     "voc_clip": _VOC | _FEW_IMAGES,
     # python -m toco_lab train coco_deit_b --data-root path/to/COCO2014

@@ -1,6 +1,7 @@
 """One image: the same maps and masks as the evaluation, whatever the image is given as."""
 
 import io
+import json
 import sys
 import types
 
@@ -16,6 +17,7 @@ from toco_lab.evaluation.prediction import native_cams, predict
 from toco_lab.method.cam import raw_cams, resize
 from toco_lab.prediction.predictor import Predictor, read_image
 from toco_lab.prediction.recipe import why_no_decoder
+from toco_lab.prediction.result import Prediction
 
 
 def told(model, sample) -> list[str]:
@@ -270,3 +272,18 @@ def test_a_result_draws_and_saves_itself(model, samples, tmp_path):
         )
     with pytest.raises(ValueError, match="not among the present classes"):
         found.cam("nothing")
+
+
+def test_an_object_of_a_method_without_cams_has_the_score_of_its_class(tmp_path):
+    mask, none = np.zeros((40, 60), np.uint8), np.zeros((0, 40, 60), np.float32)
+    mask[5:25, 10:40] = 2
+    made = Prediction(
+        name="one", image=np.zeros((40, 60, 3), np.uint8), labels={"cat": 0.6, "dog": 0.7}, present=("cat", "dog"),
+        cams=none, cams_aux=none, mask=mask, class_names=("cat", "dog"), protocol={},
+    )  # fmt: skip
+    [found] = made.instances
+    assert (found.number, found.box, found.score) == (2, (10, 5, 40, 25), pytest.approx(0.7))
+    made.save(tmp_path, boxes=True)
+    [entry] = json.loads((tmp_path / "boxes" / "one.json").read_text())
+    assert (entry["category_id"], entry["bbox"], entry["score"]) == (2, [10, 5, 30, 20], 0.7)
+    assert not (tmp_path / "cams").exists()

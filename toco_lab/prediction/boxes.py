@@ -11,7 +11,8 @@ from toco_lab.figures.pictures import box_pixels
 
 ABOUT = (
     f"8-connected pieces of the mask, by class, from {100 * LEAST_AREA:g} % of the image on; bbox is x, y, width, "
-    "height; score is the mean CAM inside x the classifier's score; the mask is that of protocol.json"
+    "height; score is the mean CAM inside, where the method has CAMs, x the score of the class; the mask is that of "
+    "protocol.json"
 )
 
 

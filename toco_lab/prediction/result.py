@@ -74,12 +74,13 @@ class Prediction:
     def instances(self) -> list[Instance]:
         """The objects of the present classes, 8-connected pieces of the mask, the highest score first.
 
-        A score is the mean CAM inside times the classifier's score of the class. What is smaller than half a per cent
-        of the image is no object.
+        A score is the mean CAM inside times the score of the class; of a method without CAMs it is the score of the
+        class alone. What is smaller than half a per cent of the image is no object.
         """
+        maps = self.cams if self.has_cams else np.ones((len(self.present), *self.mask.shape), np.float32)
         found = [
             one
-            for name, cam in zip(self.present, self.cams, strict=True)
+            for name, cam in zip(self.present, maps, strict=True)
             for number in [self.class_names.index(name) + 1]
             for one in class_instances(cam, self.mask == number, number, probability=self.labels[name])
         ]

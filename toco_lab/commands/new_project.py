@@ -217,20 +217,26 @@ class Plan:
             self._set("seg_start_step", steps // 10, "the share that VOC has")
         self._set("checkpoint_every", max(1, steps // (4 if self._is_gentle else 10)), "")
         self._set("log_every", max(1, min(20, steps // 40)), "")
+        segments = f"segmentation from step {self._value('seg_start_step')}"
+        if self._is_gentle:
+            segments = "no segmentation: masks are refined CAMs"
         self.said.append(
             f"training   {counted(steps, 'step')} of {counted(batch, 'image')} (about {passes:.0f} passes), warm-up "
-            f"{self._value('warmup_steps')}, segmentation from step {self._value('seg_start_step')}"
+            f"{self._value('warmup_steps')}, {segments}"
         )
 
     def _follow_recipe(self, steps: int) -> None:
         """Heads first, then the last blocks, slowly: what holds of few photographs and a pretrained ViT."""
         reason = f"fewer than {FEW:,} training images: as in the preset voc_clip"
         self._set("pooling", RECIPE["pooling"], reason)
-        for name in ("cam_scales", "precision", "learning_rate", "head_lr_factor", "frozen_blocks", "w_ptc", "w_seg"):
+        for name in ("cam_scales", "precision", "learning_rate", "head_lr_factor", "frozen_blocks", "w_ptc"):
             value = RECIPE[name]
             self._set(name, list(value) if isinstance(value, tuple) else value, "")
+        reason = "so few steps teach no decoder: on 506 photographs it reached 13 mIoU, the refined CAM without it 40"
+        for name in ("w_seg", "w_reg", "w_ctc"):
+            self._set(name, 0.0, reason if name == "w_seg" else "")
         self._set("encoder_start_step", steps * RECIPE["encoder_start_step"] // RECIPE["steps"], "heads learn first")
-        for name in ("warmup_steps", "contrast_start_step", "seg_start_step"):
+        for name in ("warmup_steps", "contrast_start_step"):
             self._set(name, steps * RECIPE[name] // RECIPE["steps"], "")
 
 

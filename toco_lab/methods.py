@@ -120,6 +120,11 @@ def has_decoder(cfg: "Config") -> bool:
     return METHODS[cfg.method].decoder
 
 
+def learns_segmentation(cfg: "Config") -> bool:
+    """Whether a run of a config trains its decoder; that of another says nothing."""
+    return has_decoder(cfg) and (cfg.w_seg > 0 or cfg.w_soft > 0)
+
+
 def has_cams(cfg: "Config") -> bool:
     """Whether the method of a config has class activation maps."""
     return METHODS[cfg.method].cams

@@ -10,7 +10,7 @@ from helpers.labelled_runs import SMALL, make_run
 
 from toco_lab.config import Config
 from toco_lab.data.loader import eval_samples
-from toco_lab.evaluation import image_counts
+from toco_lab.evaluation import of_runs
 from toco_lab.evaluation.evaluate import evaluate_model
 from toco_lab.evaluation.image_counts import class_counts, images_of_run, measure_images
 from toco_lab.evaluation.object_size import ANY_SIZE, image_scores, scores_by_size
@@ -84,7 +84,7 @@ def test_a_run_keeps_its_counts_until_its_weights_change(own_run, monkeypatch):
     with pytest.raises(ValueError, match="no counts of 'cam_aux'; there are: cam, cam_tuned, seg"):
         both.of("cam_aux")
     with monkeypatch.context() as patch:
-        patch.setattr(image_counts, "load_run_model", lambda *_: pytest.fail("the model is not needed"))
+        patch.setattr(of_runs, "load_run_model", lambda *_: pytest.fail("the model is not needed"))
         again = images_of_run(own_run, targets=("cam", "seg"), progress=False)
     pd.testing.assert_frame_equal(again.table, both.table)
     saved = torch.load(own_run.checkpoints()[-1])

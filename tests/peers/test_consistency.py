@@ -4,14 +4,14 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.interrupted import made_in_two_parts
 
 from toco_lab.config import Config
 from toco_lab.data.loader import train_loader
-from toco_lab.experiment import make, open_run, train
+from toco_lab.experiment import make, open_run
 from toco_lab.method.batch import Batch
 from toco_lab.method.losses import seg_loss
 from toco_lab.method.step import compute_losses
@@ -19,7 +19,6 @@ from toco_lab.peers.build import build_model
 from toco_lab.peers.consistency import certain_label, consistency_loss, cut_mix, draw_boxes, strong_view
 from toco_lab.peers.supervised import Supervised
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.training.learner import train_step
 from toco_lab.training.timing import timed_steps
 
 SMOKE = Config.preset("smoke").replace(masks_for=4, train_images=100)
@@ -230,19 +229,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(run: RunDir, tmp_path: Path) -> None:
-    def stopping(learner, batch, cfg, number, **options):
-        if number == 3:  # one step after a checkpoint
-            raise KeyboardInterrupt
-        return train_step(learner, batch, cfg, number, **options)
-
-    again = open_run(run.config(), tmp_path)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("toco_lab.training.loop.train_step", stopping)
-        train(again, progress=False)
-    assert len(again.checkpoints()) == 1
-    train(again, progress=False)
-    assert again.checkpoints()[-1].read_bytes() == run.checkpoints()[-1].read_bytes()
-    pd.testing.assert_frame_equal(again.metrics(), run.metrics())
+    made_in_two_parts(run, tmp_path, step=3)  # one step after a checkpoint
 
 
 def test_metrics_name_the_new_terms_only_where_they_are(run: RunDir) -> None:

@@ -3,9 +3,9 @@
 from dataclasses import fields
 from pathlib import Path
 
-import pandas as pd
 import pytest
 import torch
+from helpers.interrupted import made_in_two_parts
 
 from toco_lab.backbones.weights import read_weights
 from toco_lab.config import Config
@@ -14,7 +14,7 @@ from toco_lab.evaluation.evaluate import TARGETS, evaluate_model, evaluate_run, 
 from toco_lab.evaluation.example_maps import gallery_rows
 from toco_lab.evaluation.gallery import load_gallery
 from toco_lab.evaluation.pseudo_labels import write_pseudo_labels
-from toco_lab.experiment import make, open_run, train
+from toco_lab.experiment import make, open_run
 from toco_lab.explorers.cam_panels import CamChoice, CamPanels
 from toco_lab.explorers.cam_session import CamSession
 from toco_lab.method.cam import multi_scale_cam
@@ -26,7 +26,6 @@ from toco_lab.reports.names import row_names
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.training.cost import step_cost
-from toco_lab.training.learner import train_step
 from toco_lab.training.optimiser import build_optimizer
 from toco_lab.vocabulary import SEG, TITLES
 
@@ -74,23 +73,7 @@ def test_a_target_of_the_decoder_is_refused_where_there_is_none(run: RunDir) -> 
 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(run: RunDir, tmp_path: Path) -> None:
-    again = open_run(run.config(), tmp_path)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("toco_lab.training.loop.train_step", _stopping_after(2))
-        train(again, progress=False)
-    assert len(again.checkpoints()) == 1
-    train(again, progress=False)
-    assert again.checkpoints()[-1].read_bytes() == run.checkpoints()[-1].read_bytes()
-    pd.testing.assert_frame_equal(again.metrics(), run.metrics())
-
-
-def _stopping_after(count: int):
-    def step(learner, batch, cfg, number, **options):
-        if number == count:
-            raise KeyboardInterrupt
-        return train_step(learner, batch, cfg, number, **options)
-
-    return step
+    made_in_two_parts(run, tmp_path, step=2)
 
 
 def test_every_trained_weight_learns(run: RunDir) -> None:

@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
+from helpers.interrupted import made_in_two_parts
 from torch import Tensor
 
 from toco_lab.attribution.measured import measure_attributions
@@ -227,19 +227,7 @@ def test_labels_of_a_run_are_those_its_segmentation_shows(run: RunDir) -> None:
 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(run: RunDir, tmp_path: Path) -> None:
-    def stopping(learner, batch, cfg, number, **options):
-        if number == 2:
-            raise KeyboardInterrupt
-        return train_step(learner, batch, cfg, number, **options)
-
-    again = open_run(run.config(), tmp_path)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("toco_lab.training.loop.train_step", stopping)
-        train(again, progress=False)
-    assert len(again.checkpoints()) == 1
-    train(again, progress=False)
-    assert again.checkpoints()[-1].read_bytes() == run.checkpoints()[-1].read_bytes()
-    pd.testing.assert_frame_equal(again.metrics(), run.metrics())
+    made_in_two_parts(run, tmp_path, step=2)
     begun, now = build_model(run.config()).state_dict(), read_weights(run.checkpoints()[-1])["model"]
     moved = [name for name, value in begun.items() if not torch.equal(value, now[name])]
     assert {name.partition(".")[0] for name in moved} == {"encoder", "decoder"}

@@ -14,7 +14,8 @@ from toco_lab.backbones.weights import weights_hash
 from toco_lab.commands.app import main
 from toco_lab.data.toy import make_scene
 from toco_lab.prediction import onnx as exporter
-from toco_lab.prediction.onnx import OUTPUTS, Exported, compare_with_torch, export_onnx, has_decoder, toy_images
+from toco_lab.prediction.onnx import OUTPUTS, Exported, compare_with_torch, export_onnx, toy_images
+from toco_lab.prediction.recipe import why_no_decoder
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
 
@@ -67,7 +68,7 @@ def test_its_metadata_say_what_a_reader_needs(exported: Exported, smoke_run: Run
 @pytest.mark.slow
 def test_another_network_than_the_file_is_noticed(exported: Exported, smoke_run: RunDir) -> None:
     model, cfg = load_run_model(smoke_run)
-    graph = exporter._Graph(model, segment=has_decoder(cfg)).eval()
+    graph = exporter._Graph(model, segment=not why_no_decoder(cfg, cfg.steps)).eval()
     with torch.no_grad():
         model.classifier.weight.mul_(1.1)
     with pytest.raises(ValueError, match=r"differs from torch in .*cam by 9\.1e-02"):
@@ -98,8 +99,9 @@ def test_without_onnxruntime_the_file_is_said_to_be_unchecked(
 
 def test_the_decoder_is_exported_where_it_was_trained(smoke_run: RunDir) -> None:
     cfg = smoke_run.config()
-    assert has_decoder(cfg)
-    assert not has_decoder(cfg.replace(w_seg=0.0)) and not has_decoder(cfg.replace(seg_start_step=cfg.steps))
+    assert not why_no_decoder(cfg, cfg.steps)
+    assert why_no_decoder(cfg.replace(w_seg=0.0), cfg.steps)
+    assert why_no_decoder(cfg.replace(seg_start_step=cfg.steps), cfg.steps)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor
 
 from toco_lab.backbones.activations import evaluating
-from toco_lab.backbones.weights import weights_hash
 from toco_lab.config import Config
 from toco_lab.data.classes import class_names
 from toco_lab.data.instances import LEAST_AREA, Instance, true_instances
@@ -19,6 +19,7 @@ from toco_lab.data.loader import EvalSample, EvalSamples, eval_samples
 from toco_lab.evaluation.box_scores import ALL, AP, OVERLAP, BoxScores, best_overlaps, localised
 from toco_lab.evaluation.boxes import PEAK_DISTANCE, check_rule, class_instances
 from toco_lab.evaluation.evaluate import protocol_record
+from toco_lab.evaluation.of_runs import measure_run
 from toco_lab.evaluation.prediction import (
     BATCH,
     grouped_by_size,
@@ -29,16 +30,13 @@ from toco_lab.evaluation.prediction import (
 )
 from toco_lab.evaluation.samples import image_label_of
 from toco_lab.evaluation.thresholds import curve_thresholds, tune_thresholds
-from toco_lab.files import check_writable, require
+from toco_lab.files import require
 from toco_lab.method.cam import at_evaluation_size
 from toco_lab.method.face import CamModel
 from toco_lab.method.present import PresentClasses
-from toco_lab.methods import has_decoder
+from toco_lab.methods import has_decoder, learns_segmentation
 from toco_lab.progress import progress_bar
-from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.training.checkpoints import load_run_model
-from toco_lab.training.processes import resolve_device
 from toco_lab.vocabulary import CAM, SEG
 from toco_lab.words import counted
 
@@ -187,17 +185,8 @@ def boxes_of_run(
         OSError: Before the work, if nothing can be written there.
     """
     require(run, RunDir, "run", ": open one with RunDir(folder)")
-    with only_worker(run.path):
-        model, cfg = load_run_model(run, resolve_device(device))
-        name = "boxes" if split in (None, cfg.val_split) else f"boxes_{split}"
-        check_writable(run.path / f"{name}.json")
-        found = measure_boxes(
-            model, cfg, rules=rules, source=source, threshold=threshold, split=split, progress=progress,
-            checkpoint=weights_hash(run.checkpoints()[-1]),
-        )  # fmt: skip
-        run.write_table(name, found.table)
-        run.write_json(name, found.protocol)
-    return found
+    measure = partial(measure_boxes, rules=rules, source=source, threshold=threshold, progress=progress)
+    return measure_run(run, "boxes", measure, split=split, device=device)
 
 
 def _check(cfg: Config, rules: Sequence[str], source: str, threshold: str) -> None:
@@ -208,8 +197,9 @@ def _check(cfg: Config, rules: Sequence[str], source: str, threshold: str) -> No
     if source not in get_args(Source):
         raise ValueError(f"source must be one of {', '.join(get_args(Source))}, got {source!r}")
     check_threshold(threshold)
-    if source == SEG and not has_decoder(cfg):
-        raise ValueError(f"method {cfg.method!r} trains no decoder, so that there is no source seg: take cam")
+    if source == SEG and not learns_segmentation(cfg):
+        why = "a run whose w_seg is 0" if has_decoder(cfg) else f"method {cfg.method!r}"
+        raise ValueError(f"{why} trains no decoder, so that there is no source seg: take cam")
 
 
 def check_threshold(threshold: str) -> None:

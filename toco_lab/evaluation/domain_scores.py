@@ -6,6 +6,7 @@ own labels mask it as well (`CAM_OWN`), as they do in `predict`, where nobody kn
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor
 
 from toco_lab.backbones.activations import evaluating
-from toco_lab.backbones.weights import weights_hash
 from toco_lab.config import Config
 from toco_lab.data.classes import class_names
 from toco_lab.data.loader import EvalSample, eval_samples
@@ -21,17 +21,15 @@ from toco_lab.data.masks import check_classes_shown
 from toco_lab.evaluation.box_evaluation import Threshold, check_threshold, chosen_threshold
 from toco_lab.evaluation.box_scores import ALL
 from toco_lab.evaluation.evaluate import protocol_record
+from toco_lab.evaluation.of_runs import measure_run
 from toco_lab.evaluation.prediction import BATCH, NativeCams, grouped_by_size, label_above, native_cams, predict
 from toco_lab.evaluation.samples import image_label_of, mask_of
 from toco_lab.evaluation.scores import confusion_matrix, dice_of_iou, iou_scores, label_auc
-from toco_lab.files import check_writable, require
+from toco_lab.files import require
 from toco_lab.method.face import CamModel
-from toco_lab.methods import has_cams, has_decoder
+from toco_lab.methods import has_cams, learns_segmentation
 from toco_lab.progress import progress_bar
-from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.training.checkpoints import load_run_model
-from toco_lab.training.processes import resolve_device
 from toco_lab.vocabulary import CAM, LABELS, SEG
 from toco_lab.words import counted
 
@@ -132,7 +130,7 @@ def measure_domain(
     split, names = split or cfg.val_split, class_names(cfg)
     samples = eval_samples(cfg, model.mean, model.std, split)
     check_classes_shown(samples.reader, split, len(samples))
-    targets = [*((CAM, CAM_OWN) if has_cams(cfg) else ()), *((SEG,) if _segments(cfg) else ())]
+    targets = [*((CAM, CAM_OWN) if has_cams(cfg) else ()), *((SEG,) if learns_segmentation(cfg) else ())]
     counts = {target: MaskCounts(cfg.num_classes) for target in targets}
     logits, labels = [], []
     with evaluating(model):
@@ -179,22 +177,8 @@ def domain_of_run(
         OSError: Before the work, if nothing can be written there.
     """
     require(run, RunDir, "run", ": open one with RunDir(folder)")
-    with only_worker(run.path):
-        model, cfg = load_run_model(run, resolve_device(device))
-        name = "domain" if split in (None, cfg.val_split) else f"domain_{split}"
-        check_writable(run.path / f"{name}.json")
-        found = measure_domain(
-            model, cfg, threshold=threshold, split=split, progress=progress,
-            checkpoint=weights_hash(run.checkpoints()[-1]),
-        )  # fmt: skip
-        run.write_table(name, found.table)
-        run.write_json(name, found.protocol)
-    return found
-
-
-def _segments(cfg: Config) -> bool:
-    """Whether a decoder was trained: one that was not says nothing."""
-    return has_decoder(cfg) and (cfg.w_seg > 0 or cfg.w_soft > 0)
+    measure = partial(measure_domain, threshold=threshold, progress=progress)
+    return measure_run(run, "domain", measure, split=split, device=device)
 
 
 def _label_maps(

@@ -17,15 +17,14 @@ from toco_lab.config import Config
 from toco_lab.data.classes import label_names
 from toco_lab.data.loader import EvalSample
 from toco_lab.evaluation.evaluate import evaluate_model, protocol_record
+from toco_lab.evaluation.of_runs import measure_run, name_of_split
 from toco_lab.evaluation.prediction import given_targets
 from toco_lab.evaluation.samples import mask_of
 from toco_lab.evaluation.scores import confusion_matrix
-from toco_lab.files import check_writable, require
+from toco_lab.files import require
 from toco_lab.method.face import CamModel
-from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.training.checkpoints import load_run_model
-from toco_lab.training.processes import everywhere, resolve_device
+from toco_lab.training.processes import everywhere
 from toco_lab.vocabulary import CAM, CAM_AUX, LABELS, SEG, TUNED
 
 COLUMNS = ["image", "target", "label", "class", "truth", "predicted", "hits", "pixels"]
@@ -142,19 +141,16 @@ def images_of_run(
     require(run, RunDir, "run", ": open one with RunDir(folder)")
     cfg = run.config()
     asked = tuple(targets or given_targets(cfg, COUNTED))
-    name = FILE if split in (None, cfg.val_split) else f"{FILE}_{split}"
     checkpoint = weights_hash(run.checkpoints()[-1]) if run.checkpoints() else ""
-    old = _kept(run, name, cfg, split or cfg.val_split, checkpoint)
+    old = _kept(run, name_of_split(FILE, cfg, split), cfg, split or cfg.val_split, checkpoint)
     if old is not None and set(asked) <= set(old.protocol):
         return old
-    with only_worker(run.path):
-        model, cfg = load_run_model(run, resolve_device(device))
-        check_writable(run.path / f"{name}.json")
-        new = measure_images(model, cfg, targets=asked, split=split, checkpoint=checkpoint, progress=progress)
-        found = new if old is None else _joined(old, new)
-        run.write_table(name, found.table)
-        run.write_json(name, found.protocol)
-    return found
+
+    def measure(*args: Any, **options: Any) -> ImageCounts:
+        new = measure_images(*args, targets=asked, progress=progress, **options)
+        return new if old is None else _joined(old, new)
+
+    return measure_run(run, FILE, measure, split=split, device=device)
 
 
 def _joined(old: ImageCounts, new: ImageCounts) -> ImageCounts:

@@ -26,6 +26,7 @@ from toco_lab.data.classes import class_names
 from toco_lab.data.toy import make_scene
 from toco_lab.files import atomic_write, check_writable, require
 from toco_lab.method.model import ToCo
+from toco_lab.prediction.recipe import why_no_decoder
 from toco_lab.runs.environment import version_of
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
@@ -120,7 +121,7 @@ def export_onnx(run: RunDir, out: Path | str, *, size: int | None = None) -> Exp
         raise ValueError(f"{run.path} has {amount / 1e9:.1f} GB of weights; an ONNX file holds 2 GB at most")
     any_size = size is None and is_plain_vit(model.encoder)
     side = _side(model, cfg, size, any_size=any_size)
-    graph = _Graph(model, segment=has_decoder(cfg)).eval()
+    graph = _Graph(model, segment=not why_no_decoder(cfg, cfg.steps)).eval()
     proto = _traced(graph, toy_images(2, side), any_size=any_size)
     proto.metadata_props.extend(_properties(_metadata(run, model, cfg)))
     content = proto.SerializeToString()
@@ -129,11 +130,6 @@ def export_onnx(run: RunDir, out: Path | str, *, size: int | None = None) -> Exp
     with atomic_write(out) as file:
         file.write(content)
     return Exported(out, tuple(output.name for output in proto.graph.output), None if any_size else side, differences)
-
-
-def has_decoder(cfg: Config) -> bool:
-    """Whether a run has trained its decoder."""
-    return cfg.w_seg > 0 and cfg.steps > cfg.seg_start_step
 
 
 def toy_images(number: int, side: int) -> Tensor:

@@ -23,7 +23,7 @@ from toco_lab.evaluation.pseudo_labels import Thresholds, config_refinement, crf
 from toco_lab.fields import shown
 from toco_lab.files import did_you_mean
 from toco_lab.method.face import CamModel
-from toco_lab.methods import has_cams, has_decoder, unread
+from toco_lab.methods import has_cams, has_decoder, learns_segmentation, unread
 from toco_lab.prediction.tiles import TILES_FUSED, tile_step
 from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED, SEG, SEG_CRF, TITLES
 from toco_lab.words import counted
@@ -245,7 +245,7 @@ def why_no_decoder(cfg: Config, step: int) -> str:
     first = 0 if "seg_start_step" in unread(cfg.method) else cfg.seg_start_step + cfg.late_segmentation
     if not has_decoder(cfg):
         return f"method {cfg.method!r} has no decoder"
-    if not cfg.w_seg and not cfg.w_soft:
+    if not learns_segmentation(cfg):
         return "the run trained no decoder (w_seg is 0)"
     return "" if step > first else f"after {counted(step, 'step')} the decoder was not trained (from step {first} on)"
 

@@ -7,7 +7,7 @@ from toco_lab.backbones.pixels import denormalise, normalise
 from toco_lab.config import Config
 from toco_lab.data.classes import class_names
 from toco_lab.method.face import CamModel
-from toco_lab.methods import has_decoder
+from toco_lab.methods import has_decoder, learns_segmentation
 from toco_lab.peers.supervised import Teacher
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
@@ -37,7 +37,7 @@ def check_teacher(cfg: Config) -> RunDir:
     """
     run = RunDir(cfg.soft_teacher)
     there = check_finished(run)
-    if not has_decoder(there) or not (there.w_seg or there.w_soft):
+    if not learns_segmentation(there):
         why = "its w_seg is 0" if has_decoder(there) else f"method {there.method!r} has no decoder"
         raise ValueError(
             f"soft_teacher {run.path} has no segmentation to learn from: {why}. Take another run, or hard labels alone"

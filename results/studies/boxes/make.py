@@ -8,6 +8,7 @@ from pathlib import Path
 from toco_lab.config import Config
 from toco_lab.evaluation.box_evaluation import WHOLE_IMAGE, Source, measure_boxes
 from toco_lab.evaluation.box_scores import ALL
+from toco_lab.methods import learns_segmentation
 from toco_lab.reports.studies import Study, write_results
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
@@ -35,4 +36,4 @@ def measures(run: RunDir) -> dict[str, float]:
 
 def sources(cfg: Config) -> tuple[Source, ...]:
     """What boxes are made of: a decoder that was not trained says nothing."""
-    return ("cam", "seg") if cfg.w_seg else ("cam",)
+    return ("cam", "seg") if learns_segmentation(cfg) else ("cam",)

@@ -24,7 +24,7 @@ class Measured(Protocol):
     def protocol(self) -> dict[str, Any]: ...
 
 
-M = TypeVar("M", bound=Measured)
+Found = TypeVar("Found", bound=Measured)
 
 
 def name_of_split(name: str, cfg: Config, split: str | None) -> str:
@@ -32,7 +32,7 @@ def name_of_split(name: str, cfg: Config, split: str | None) -> str:
     return name if split in (None, cfg.val_split) else f"{name}_{split}"
 
 
-def measure_run(run: RunDir, name: str, measure: Callable[..., M], *, split: str | None, device: str) -> M:
+def measure_run(run: RunDir, name: str, measure: Callable[..., Found], *, split: str | None, device: str) -> Found:
     """Measure a run's last checkpoint; NAME.csv and NAME.json of the split are written into its folder.
 
     Args:

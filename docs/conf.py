@@ -22,7 +22,10 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:obj", ".*"),
     ("py:(class|data|exc|meth|func|attr)", r"(?!toco_lab\.).*"),
-    ("py:class", r"toco_lab\.\S*\.(FigureLike|Value|Reader|Run|Part|Item|Found)"),  # type variables and unions have no page
+    (
+        "py:class",
+        r"toco_lab\.\S*\.(FigureLike|Value|Reader|Run|Part|Item|Found)",
+    ),  # type variables and unions have no page
 ]
 suppress_warnings = ["ref.python"]  # a name that two classes have, `dense()` say: the first is linked
 

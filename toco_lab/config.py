@@ -417,6 +417,11 @@ class Config:
         at_least=0,
         up_to=MOST_STEPS,
     )
+    probe_heads: bool = opt(
+        False,
+        "begin with classifiers fitted to the pretrained tokens of all training images (linear probing), not random "
+        "ones: they know the classes before the encoder moves",
+    )
     frozen_blocks: int = opt(
         0, "ViT: the first n blocks, and what lies before them, keep their weights", at_least=0, up_to=1000
     )

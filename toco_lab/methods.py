@@ -15,6 +15,7 @@ _CAMS = (
     "w_cls", "low_threshold", "high_threshold", "background_threshold", "par_dilations", "par_iterations",
     "eval_refine",
 )  # fmt: skip
+_HEADS = ("pooling", "probe_heads")
 _DECODER = ("w_seg", "decoder_width", "decoder_dilation", "eval_crf")
 _AUXILIARY = ("aux_layer", "w_cls_aux", "aux_label_steps")
 _PATCH_CONTRAST = ("w_ptc", "w_distil", "contrast_start_step", "ptc_similarity", "ptc_box_units")
@@ -64,7 +65,7 @@ METHODS: dict[str, Method] = {
     "toco": Method(
         "ToCo",
         "Ru et al., CVPR 2023",
-        (*_CAMS, "pooling", *_AUXILIARY, *_PATCH_CONTRAST, *_CLASS_CONTRAST, *_SEGMENTATION, *_AFFINITY, "masks_for"),
+        (*_CAMS, *_HEADS, *_AUXILIARY, *_PATCH_CONTRAST, *_CLASS_CONTRAST, *_SEGMENTATION, *_AFFINITY, "masks_for"),
         class_token=False,
         attention=False,
     ),

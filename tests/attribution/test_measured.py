@@ -23,6 +23,7 @@ from toco_lab.config import Config
 from toco_lab.data.loader import eval_samples
 from toco_lab.method.cam import multi_scale_cam
 from toco_lab.method.model import ToCo
+from toco_lab.training.probe import fit_heads
 
 FEW = {"images": 2, "steps": 4, "progress": False}
 
@@ -215,7 +216,7 @@ def toy() -> tuple[ToCo, Config]:
         for number in range(48):
             tokens.append(model.encode(samples[number].image[None]).patch_tokens.amax((2, 3)))
             labels.append(samples[number].image_label)
-    head = tl.evaluation.cam_per_layer.fit_heads(torch.stack(tokens, 1), torch.stack(labels))
+    head = fit_heads(torch.stack(tokens, 1), torch.stack(labels))
     model.classifier.weight.data = head[0, :, :, None, None]
     return model, cfg
 

@@ -10,24 +10,13 @@ import torch.nn.functional as F
 
 from toco_lab.data.loader import eval_samples
 from toco_lab.evaluation import cam_per_layer
-from toco_lab.evaluation.cam_per_layer import _pooled, fit_heads, layer_cam_quality, layer_cams_of_run
+from toco_lab.evaluation.cam_per_layer import _pooled, layer_cam_quality, layer_cams_of_run
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores
 from toco_lab.method.labels import confident_label
 from toco_lab.method.present import PresentClasses
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import initial_model, load_run_model
-
-
-def test_heads_learn_linear_labels_whatever_the_scale_of_a_channel():
-    generator = torch.Generator().manual_seed(0)
-    pooled = torch.randn(2, 60, 5, generator=generator)
-    labels = (pooled[0, :, :2] > 0).float()  # classes 0 and 1 are channels 0 and 1 of the first layer
-    scaled = pooled * torch.tensor([1e-3, 1.0, 50.0, 1.0, 1.0])
-    heads = fit_heads(scaled, labels)
-    assert heads.shape == (2, 2, 5) and not heads.requires_grad
-    right = ((scaled @ heads.mT > 0).float() == labels).float().mean((1, 2))
-    assert right[0] > 0.95 > right[1]  # the second layer knows nothing of them
-    torch.testing.assert_close(scaled @ heads.mT, pooled @ fit_heads(pooled, labels).mT, rtol=1e-3, atol=1e-3)
+from toco_lab.training.probe import fit_heads
 
 
 def test_scores_equal_the_plain_way(smoke_run):

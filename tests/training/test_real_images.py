@@ -13,7 +13,6 @@ from toco_lab.data.loader import eval_samples, train_loader
 from toco_lab.evaluation.evaluate import evaluate_run
 from toco_lab.method.cam import multi_scale_cam
 from toco_lab.method.model import ToCo
-from toco_lab.method.step import loss_weights
 from toco_lab.presets import BASELINE
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.of_runs import smoothing_of_run
@@ -26,8 +25,9 @@ from toco_lab.training.learner import Learner, train_step
 from toco_lab.training.loop import fit
 from toco_lab.vocabulary import TUNED
 
-STUDY = Path(__file__).resolve().parents[2] / "results" / "studies" / "real_VOC2012" / "grid.yaml"
+STUDY = Path(__file__).resolve().parents[2] / "results" / "studies" / "photographs" / "grid.yaml"
 DINOV2 = SAMPLES.parent / "weights" / "dinov2_vits14_fp16.safetensors"
+CLIP = Path(__file__).resolve().parents[2] / "data" / "clip_vitb16.safetensors"  # as the study on photographs reads it
 pytestmark = [pytest.mark.data, pytest.mark.slow, needs_samples]
 
 
@@ -98,31 +98,34 @@ def test_image_labels_alone_separate_real_photographs():
     assert losses[-1] < 0.6 * losses[0]
 
 
-@pytest.mark.parametrize("dataset, folder, classes", [
-    ("voc", "voc_sample/VOCdevkit/VOC2012", 20), ("folder", "msrc_v2", 23), ("coco", "coco_sample", 80),
-])  # fmt: skip
-def test_the_small_experiment_compares_three_rows_that_differ_in_their_weights_alone(dataset, folder, classes):
-    """The study's grid on any photographs: another preset and another folder are all that it takes."""
+def test_the_study_on_photographs_compares_rows_that_differ_in_what_they_say():
+    """From the grid alone, without a weights file: what each row changes in plain classification, and that it fits."""
     kept = Grid.from_yaml(STUDY)
-    preset = "folder" if dataset == "folder" else f"{dataset}_deit_b"
-    overrides = {**kept.overrides, "data_root": str(SAMPLES / folder), "steps": 120}
-    grid = replace(kept, preset=preset, overrides=overrides, seeds=2)
-    configs = {run.row: run.config for run in grid.runs()}
-    assert list(configs) == ["baseline", "+ PTC", "+ PTC + CTC"] and len(grid.runs()) == 6
-    for cfg in configs.values():
-        assert (cfg.num_classes, cfg.steps, cfg.backbone) == (classes, 120, "vit_tiny_patch16_224")
-    assert set(config_differences(configs)) == {"w_ptc", "w_ctc"}
-    assert loss_weights(configs["+ PTC"], 99)["ptc"] == 0 < loss_weights(configs["+ PTC"], 100)["ptc"]
+    grid = replace(kept, overrides={**kept.overrides, "data_root": str(SAMPLES / "voc_sample")})
+    configs = {run.row: run.config for run in grid.runs() if run.seed == 0}
+    assert len({cfg.digest() for cfg in configs.values()}) == len(configs) == len(kept.rows)
+    plain = configs["classification"]
+    for row, weights in {
+        "+ PTC": {"w_ptc"}, "+ PTC + CTC": {"w_ptc", "w_ctc"},
+        "classification + seg + reg": {"w_seg", "w_reg", "eval_crf"},
+    }.items():  # fmt: skip
+        assert set(config_differences({"one": plain, "other": configs[row]})) == weights
+    assert plain.encoder_start_step < plain.steps <= configs["frozen"].encoder_start_step
+    reader = eval_samples(plain.replace(val_images=0), (0.5,) * 3, (0.5,) * 3, plain.train_split)
+    assert len(reader) == 506 and len(eval_samples(plain, (0.5,) * 3, (0.5,) * 3)) == 154
 
 
-@pytest.mark.skipif(not DINOV2.is_file(), reason=f"no pretrained ViT: {DINOV2} is not there")
-def test_the_preset_of_a_pretrained_vit_trains_its_heads_first(tmp_path):
-    """`voc_vit_s` with real weights in bf16, a few steps: the encoder waits, then learns; all losses join in."""
-    cfg = Config.preset("voc_vit_s").replace(
-        data_root=str(SAMPLES / "voc_sample"), weights=str(DINOV2), precision="bf16", crop_size=56, view2_size=56,
-        local_crop_size=28, num_local_crops=2, scale_range=(0.2, 0.3), cam_scales=(1.0,), batch_size=2, steps=4,
-        warmup_steps=1, encoder_start_step=2, contrast_start_step=2, seg_start_step=3, frozen_blocks=2, num_workers=0,
-        checkpoint_every=2, log_every=1, val_images=3, threshold_images=2, eval_cam_size=112, eval_seg_scales=(0.3,),
+@pytest.mark.parametrize("preset, weights, token", [("voc_vit_s", DINOV2, 14), ("voc_clip", CLIP, 16)])
+def test_the_presets_of_a_pretrained_vit_train_their_heads_first(preset, weights, token, tmp_path):
+    """Real weights in bf16, a few steps: the encoder waits, then learns; all losses join in."""
+    if not weights.is_file():
+        pytest.skip(f"no pretrained ViT: {weights} is not there")
+    cfg = Config.preset(preset).replace(
+        data_root=str(SAMPLES / "voc_sample"), weights=str(weights), precision="bf16", crop_size=4 * token,
+        view2_size=4 * token, local_crop_size=2 * token, num_local_crops=2, scale_range=(0.2, 0.3), cam_scales=(1.0,),
+        batch_size=2, steps=4, warmup_steps=1, encoder_start_step=2, contrast_start_step=2, seg_start_step=3,
+        frozen_blocks=2, num_workers=0, checkpoint_every=2, log_every=1, train_images=12, val_images=3,
+        threshold_images=2, eval_cam_size=112, eval_seg_scales=(0.3,),
     )  # fmt: skip
     run = RunDir.create(cfg, tmp_path)
     model = fit(cfg, run, progress=False)

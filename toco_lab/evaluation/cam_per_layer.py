@@ -23,16 +23,15 @@ from toco_lab.files import require
 from toco_lab.method.cam import at_evaluation_size, fuse_flip, min_max, resize
 from toco_lab.method.face import CamModel
 from toco_lab.method.labels import confident_label
-from toco_lab.method.losses import classification_loss
 from toco_lab.method.present import PresentClasses
 from toco_lab.progress import progress_bar
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
+from toco_lab.training.probe import fit_heads
 from toco_lab.training.processes import resolve_device
 from toco_lab.vocabulary import AFTER_BLOCK, FINAL_NORM
 
 THRESHOLDS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7)  # tried besides the config's own, to find the best of each layer
-FIT_STEPS, FIT_RATE = 300, 0.02  # of full-batch AdamW: enough for the loss to settle on a few hundred images
 
 
 def layer_cams_of_run(
@@ -151,30 +150,6 @@ def _matrices(model: CamModel, cfg: Config, sample: EvalSample, heads: Tensor, t
         labels = [confident_label(cam[None], present, low=threshold, high=threshold)[0] for threshold in thresholds]
         layers.append(torch.stack([confusion_matrix(label, mask, count) for label in labels]))
     return torch.stack(layers)
-
-
-def fit_heads(pooled: Tensor, labels: Tensor) -> Tensor:
-    """A linear multi-label classifier without bias for every layer, all trained at once.
-
-    Args:
-        pooled: Pooled tokens of the training images, (L, n, D).
-        labels: Image labels, (n, C) in {0, 1}.
-
-    Returns:
-        (L, C, D), to be applied to raw tokens: the channel scales are folded in.
-    """
-    scale = pooled.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)  # (L, 1, D)
-    inputs = (pooled / scale).detach()
-    heads = torch.zeros(len(pooled), labels.shape[1], pooled.shape[2], device=pooled.device, requires_grad=True)
-    optimizer = torch.optim.AdamW([heads], lr=FIT_RATE, weight_decay=0.01)
-    with torch.enable_grad():
-        for _ in range(FIT_STEPS):
-            logits = inputs @ heads.transpose(1, 2)  # (L, n, C)
-            loss = functools.reduce(torch.add, [classification_loss(layer, labels) for layer in logits])
-            optimizer.zero_grad()
-            loss.backward(inputs=[heads])
-            optimizer.step()
-    return heads.detach() / scale
 
 
 def _tokens(model: CamModel, image: Tensor) -> list[Tensor]:

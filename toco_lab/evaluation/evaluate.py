@@ -28,7 +28,7 @@ from toco_lab.evaluation.samples import image_label_of
 from toco_lab.evaluation.thresholds import CURVE, MADE_FROM, TunedThresholds, tune_thresholds
 from toco_lab.files import check_writable, require
 from toco_lab.method.face import CamModel
-from toco_lab.methods import has_cams
+from toco_lab.methods import has_cams, learns_segmentation
 from toco_lab.progress import progress_bar
 from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
@@ -202,8 +202,7 @@ def _checked_targets(cfg: Config, targets: Sequence[str] | None, samples: EvalSa
         raise ValueError(f"unknown target {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     has_mask = samples.has_masks()
     if not targets:
-        beside = (SEG_CRF,) * cfg.eval_crf + (LABELS,) * (not has_cams(cfg))  # labels come along with CAMs
-        targets = given_targets(cfg, TARGETS + beside) if any(has_mask) else (LABELS,)
+        targets = _asked_for(cfg) if any(has_mask) else (LABELS,)
     elif absent := sorted(set(targets) - set(given_targets(cfg, targets))):
         why = "trains no decoder" if has_cams(cfg) else "learns from masks and has no CAM"
         raise ValueError(f"method {cfg.method!r} {why}, so that there is no target {', '.join(absent)}")
@@ -215,6 +214,12 @@ def _checked_targets(cfg: Config, targets: Sequence[str] | None, samples: EvalSa
             "Put masks there, make a list of the images that have one, or take the target `labels` alone"
         )
     return tuple(targets)
+
+
+def _asked_for(cfg: Config) -> tuple[str, ...]:
+    """What a config asks for: its CAMs, or labels where there are none, and the segmentation where one was learnt."""
+    segmentation = (SEG, *([SEG_CRF] if cfg.eval_crf else [])) if learns_segmentation(cfg) else ()
+    return (CAM, CAM_AUX, CAM_REFINED, *segmentation) if has_cams(cfg) else (*segmentation, LABELS)
 
 
 def evaluate_run(

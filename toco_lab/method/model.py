@@ -188,23 +188,23 @@ class ToCo(CamModel):
         shapes the class token reaches the weights that make the CAM.
         """
         cam, cam_aux = self.cams(features)
+        final, aux = self.pooled(features)
         return ToCoOutput(
             features=features,
-            logits=self.classifier(self._read_by_classifier(features)).flatten(1),
-            aux_logits=self.aux_classifier(self._pooled(features.aux_patch_tokens)).flatten(1),
+            logits=self.classifier(final).flatten(1),
+            aux_logits=self.aux_classifier(aux).flatten(1),
             cam=cam,
             cam_aux=cam_aux,
             seg_logits=self.decoder(features.patch_tokens) if segment else None,
         )
 
-    def _pooled(self, tokens: Tensor) -> Tensor:
-        """(B, D, h, w) -> (B, D, 1, 1)."""
-        return tokens.mean((2, 3), keepdim=True) if self.pooling == "average" else tokens.amax((2, 3), keepdim=True)
-
-    def _read_by_classifier(self, features: TokenFeatures) -> Tensor:
-        """What the final classifier reads of an image, (B, D, 1, 1)."""
-        pooled = self._pooled(features.patch_tokens)
-        return (pooled + features.class_token[:, :, None, None]) / 2 if self.pooling == "max_and_class" else pooled
+    def pooled(self, features: TokenFeatures) -> tuple[Tensor, Tensor]:
+        """What the final and the auxiliary classifier read of an image: (B, D, 1, 1) and (B, D', 1, 1)."""
+        final, aux = (
+            tokens.mean((2, 3), keepdim=True) if self.pooling == "average" else tokens.amax((2, 3), keepdim=True)
+            for tokens in (features.patch_tokens, features.aux_patch_tokens)
+        )
+        return (final + features.class_token[:, :, None, None]) / 2 if self.pooling == "max_and_class" else final, aux
 
     def forward(self, image: Tensor, *, segment: bool = True) -> ToCoOutput:
         """Normalised images (B, 3, H, W) -> `ToCoOutput`. No state changes: only `update_teacher` moves the teacher."""

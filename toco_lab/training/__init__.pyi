@@ -4,6 +4,7 @@ from . import finite as finite
 from . import learner as learner
 from . import loop as loop
 from . import optimiser as optimiser
+from . import probe as probe
 from . import processes as processes
 from . import released as released
 from .checkpoints import initial_model as initial_model
@@ -13,6 +14,7 @@ from .finite import TrainingError as TrainingError
 from .learner import Learner as Learner
 from .learner import train_step as train_step
 from .loop import fit as fit
+from .probe import probe_classifiers as probe_classifiers
 from .processes import resolve_device as resolve_device
 from .released import export_released as export_released
 from .released import import_released as import_released

@@ -16,6 +16,7 @@ from toco_lab.config import Config
 from toco_lab.data.loader import train_loader
 from toco_lab.files import in_words
 from toco_lab.method.face import CamModel
+from toco_lab.method.model import ToCo
 from toco_lab.peers.build import build_model
 from toco_lab.progress import progress_bar
 from toco_lab.runs.locks import only_worker
@@ -24,6 +25,7 @@ from toco_lab.training.checkpoints import initial_model, load_checkpoint, save_c
 from toco_lab.training.finite import check_weights, mean_terms
 from toco_lab.training.learner import Learner, compiled, train_step
 from toco_lab.training.optimiser import learning_rate
+from toco_lab.training.probe import probe_classifiers
 from toco_lab.training.processes import is_first, num_processes, resolve_device, share, total, wait
 from toco_lab.vocabulary import COLUMNS_ADDED_LATER, CROP_OBJECTS, VALIDATED
 
@@ -84,7 +86,7 @@ def _fit(
     """`fit`, by the only process (or group of processes) at this run."""
     torch.manual_seed(cfg.seed)
     checkpoints = run.checkpoints()
-    learner, start = _learner(cfg, checkpoints)
+    learner, start = _learner(cfg, checkpoints, progress=progress and is_first())
     seconds = run.status().get("seconds", 0.0) if checkpoints else 0.0
     wait()  # every process has read what the first one is about to change
     if is_first():
@@ -102,10 +104,14 @@ def snapshot_steps(cfg: Config) -> set[int]:
     return {round(cfg.steps * i / last) for i in range(cfg.token_snapshots)}
 
 
-def _learner(cfg: Config, checkpoints: list[Path]) -> tuple[Learner, int]:
+def _learner(cfg: Config, checkpoints: list[Path], *, progress: bool) -> tuple[Learner, int]:
     """A new learner, or the one of the last checkpoint, and the number of steps it has made."""
     model = build_model(cfg) if checkpoints else initial_model(cfg)
-    learner = Learner.of(model.to(resolve_device(cfg.device)).train(), cfg)
+    model = model.to(resolve_device(cfg.device))
+    if cfg.probe_heads and not checkpoints:
+        assert isinstance(model, ToCo)  # no other method reads the field
+        probe_classifiers(model.eval(), cfg, progress=progress)
+    learner = Learner.of(model.train(), cfg)
     if not checkpoints:
         return learner, 0
     state = load_checkpoint(checkpoints[-1], cfg, model=learner.model, optimizer=learner.optimizer)

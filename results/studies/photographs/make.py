@@ -68,7 +68,10 @@ def measures(run: RunDir) -> dict[str, float]:
     means = table[table["class"].isin((MIOU, "F1"))].set_index("target")
     common = table[table["class"].isin(common_classes(run.config()))].groupby("target")["iou"].mean()
     return {
-        **{f"{TITLES[score]}, common classes": float(common[score[: -len("_mIoU")]]) for score in OF_COMMON_CLASSES},
+        **{
+            f"{TITLES[score]}, common classes": 100 * float(common[score[: -len("_mIoU")]])
+            for score in OF_COMMON_CLASSES
+        },
         "F1 of image labels": float(means.loc["labels", "iou"]),
         "over-activation, final CAM": float(means.loc["cam", "over_activation"]),
         "over-activation, auxiliary CAM": float(means.loc["cam_aux", "over_activation"]),

@@ -16,6 +16,7 @@ from toco_lab.data.readers import open_dataset
 from toco_lab.presets import PRESETS
 from toco_lab.runs.config_file import read_config
 from toco_lab.runs.run_dir import RunDir
+from toco_lab.training import timing
 
 
 @pytest.fixture(autouse=True)
@@ -97,16 +98,21 @@ def test_sizes_follow_images_and_weights_at_hand(tmp_path: Path, monkeypatch, ca
         assert (cfg.crop_size, cfg.local_crop_size) == sizes
 
 
-def test_a_few_photographs_and_clip_follow_the_preset_that_was_measured(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("gain", "precision"), [(2.0, "bf16"), (0.6, "fp32")])
+def test_a_few_photographs_and_clip_follow_the_preset_that_was_measured(
+    gain: float, precision: str, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(timing, "bf16_gain", lambda device: gain)  # of this machine
     write_photographs(tmp_path / "mine", 12)
     assert main(["new-project", str(tmp_path / "mine"), "--backbone", RECIPE["backbone"]]) == 0
     cfg, preset = read_config(tmp_path / "mine" / "toco_lab.yaml"), Config.preset("voc_clip")
     same = (
-        "backbone", "depth", "aux_layer", "pooling", "cam_scales", "precision", "batch_size", "steps", "learning_rate",
+        "backbone", "depth", "aux_layer", "pooling", "cam_scales", "batch_size", "steps", "learning_rate",
         "head_lr_factor", "warmup_steps", "frozen_blocks", "encoder_start_step", "contrast_start_step",
         "w_ptc",
     )  # fmt: skip
     assert {name: getattr(cfg, name) for name in same} == {name: getattr(preset, name) for name in same}
+    assert cfg.precision == precision
 
 
 @pytest.mark.parametrize(

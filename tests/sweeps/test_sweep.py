@@ -70,6 +70,9 @@ def test_finished_runs_are_skipped_and_equal_rows_share_one(tmp_path: Path) -> N
     again = run_sweep(two, root=tmp_path, progress=False)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("test/*/**/*")} == before
     pd.testing.assert_frame_equal(again, table)
+    left_out = grid(rows=two.rows, seeds=2).runs()[1].folder.name
+    wider = run_sweep(grid(rows=two.rows, seeds=2), root=tmp_path, leave_out={left_out}, progress=False)
+    assert wider["state"].tolist() == ["done", "new", "done", "done", "done", "new"]  # the third row shares the first's
     wider = run_sweep(grid(rows=two.rows, seeds=2), root=tmp_path, progress=False)
     assert wider["state"].tolist() == ["done"] * 6 and len(list(tmp_path.glob("test/*/"))) == 4
 

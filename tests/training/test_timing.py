@@ -1,5 +1,6 @@
 """How long a step takes: by steps that were made."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -61,3 +62,24 @@ def test_a_micro_batch_that_does_not_fit_is_said(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(timing, "train_step", refuse)
     said = train_command._time_line(CFG, CPU, 10, expected=0.1)
     assert said == ("not known: 4 images at once DO NOT FIT into the memory of cpu. A larger --accumulate needs less")
+
+
+def test_what_bf16_gains_is_measured_and_the_faster_precision_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 0.05 < timing.bf16_gain(CPU) < 50
+    now, halves = [0.0], []
+
+    def autocast(device, dtype, enabled):
+        now[0] += 1.0 if enabled else 3.0
+        halves.append(enabled)
+        return nullcontext()
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing.torch, "autocast", autocast)
+    assert timing.bf16_gain(CPU) == 3.0 and halves == [False, True] * 4
+
+    def said(precision: str, gain: float) -> list[str]:
+        return list(train_command._precision_line(CFG.replace(precision=precision), gain))
+
+    assert said("fp32", 3.0) == ["precision:  bf16 is 3.0 times as fast as fp32 here: --precision bf16"]
+    assert said("bf16", 0.5) == ["precision:  fp32 is 2.0 times as fast as bf16 here: --precision fp32"]
+    assert said("fp32", 1.1) == said("fp32", 0.5) == said("bf16", 3.0) == said("bf16", 0.9) == said("fp16", 3.0) == []

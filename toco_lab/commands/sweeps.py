@@ -104,6 +104,7 @@ def study(
     workers: int = 1,
     root: Path = Path("results/sweeps"),
     tables: bool = False,
+    extend: bool = False,
 ) -> None:
     """Make or continue a study: its runs, then table.csv, table.md and figure.png in results/studies/NAME.
 
@@ -114,17 +115,18 @@ def study(
         workers: Runs at a time.
         root: Folder that holds the runs.
         tables: Make no runs, only table and figure of those that are finished.
+        extend: Lines of the kept table stand for their runs: only the runs that it lacks are made, and join it.
     """
     from toco_lab.reports import studies
 
     if name is None:
-        refuse_given(("seeds", "workers", "root", "tables"), "without the name of a study: all are listed")
+        refuse_given(("seeds", "workers", "root", "tables", "extend"), "without the name of a study: all are listed")
         for one in studies.all_studies():
             print(f"{one.name:18}  {one.state():14}  {one.question}")
         return
     if tables:
         refuse_given(("workers",), "with --tables: no run is made")
-    wanted = studies.open_study(name, seeds=seeds)
+    wanted = studies.open_study(name, seeds=seeds, extend=extend)
     print(studies.write_study(wanted, root=root) if tables else studies.make_study(wanted, root=root, workers=workers))
 
 

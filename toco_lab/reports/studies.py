@@ -56,11 +56,14 @@ class Study:
         folder: Where table and figure are written.
         grid: What is asked.
         origin: Where the study comes from, if not from `folder`: its table is read as long as `folder` has none.
+        extends: Whether lines of the kept table stand for their runs, which may lie on another machine or be deleted:
+            they are not made again, and stay in the table beside those that are made now.
     """
 
     folder: Path
     grid: Grid
     origin: Path | None = None
+    extends: bool = False
 
     @property
     def name(self) -> str:
@@ -93,6 +96,13 @@ class Study:
         remedy = f"Bring back a copy, or delete it and make it anew with `{self.command}`"
         columns = Columns(text=("row",), numbers=("seed",), more_numbers=("seconds", *SCORES, *BY_SIZE))
         return read_table_file(path, columns, text=("run", "reference"), remedy=remedy)
+
+    def kept_lines(self) -> pd.DataFrame:
+        """The lines of the kept table that stand for runs of the grid: none unless the study `extends` it."""
+        if not self.extends or not self._readable.is_file():
+            return pd.DataFrame(columns=list(KEPT))
+        table = self._read(self._readable)
+        return table[table["run"].isin({run.folder.name for run in self.grid.runs()})]
 
     def runs_kept(self) -> int:
         """How many runs the table in `folder` has; lines about models that are no runs of the grid do not count."""
@@ -147,8 +157,8 @@ def all_studies(folder: Path | str = STUDIES) -> list[Study]:
     return [_opened(grid, Path(folder)) for _, grid in sorted(_grids(Path(folder)).items())]
 
 
-def open_study(name: str, folder: Path | str = STUDIES, *, seeds: int | None = None) -> Study:
-    """One study by its name, with another number of seeds where one is given.
+def open_study(name: str, folder: Path | str = STUDIES, *, seeds: int | None = None, extend: bool = False) -> Study:
+    """One study by its name, with another number of seeds where one is given; `extend` as in `Study.extends`.
 
     Raises:
         ValueError: If there is none of this name; those that are there are named.
@@ -156,7 +166,7 @@ def open_study(name: str, folder: Path | str = STUDIES, *, seeds: int | None = N
     grids = _grids(Path(folder))
     if name not in grids:
         raise ValueError(f"no study {name!r} in {folder}; there are: {', '.join(sorted(grids)) or 'none'}")
-    study = _opened(grids[name], Path(folder))
+    study = dataclasses.replace(_opened(grids[name], Path(folder)), extends=extend)
     return dataclasses.replace(study, grid=dataclasses.replace(study.grid, seeds=seeds)) if seeds else study
 
 
@@ -191,7 +201,7 @@ def make_study(study: Study, *, root: Path | str = ROOT, workers: int = 1, progr
         raise ValueError(
             f"{study.name} has a table of {counted(study.runs_kept(), 'run')}, these would be {few}: give more seeds"
         )
-    run_sweep(study.grid, root=root, workers=workers, progress=progress)
+    run_sweep(study.grid, root=root, workers=workers, progress=progress, leave_out=set(study.kept_lines()["run"]))
     return write_study(study, root=root)
 
 
@@ -228,6 +238,8 @@ def write_results(
     """
     table = sweep_table(root, study.grid)
     table = table[table["state"] == "done"]
+    kept = study.kept_lines()
+    kept = kept[~kept["run"].isin(set(table["run"]))]
     if table.empty:
         raise ValueError(f"no run of {study.name} is finished in {root}; `{study.command}` makes them")
     frame = table[[name for name in KEPT if name in table]].round(4)
@@ -236,10 +248,13 @@ def write_results(
         made = {run.folder.name: RunDir(run.folder) for run in study.grid.runs(root)}
         further = pd.DataFrame([measures(made[name]) for name in frame["run"]], index=frame.index).round(4)
     frame = frame.join(further)
+    frame = pd.concat([frame, kept[[name for name in frame if name in kept]]], ignore_index=True)
+    places = {run.folder.name: place for place, run in enumerate(study.grid.runs())}
+    frame = frame.sort_values("run", key=lambda names: names.map(places), kind="stable", ignore_index=True)
     if further_rows is not None:
         frame = pd.concat([frame, further_rows.round(4)], ignore_index=True)
     summary = summarise(frame, scores=[name for name in scores if name in frame and frame[name].notna().any()])
-    text = _markdown(study, frame, summary, root, [*further_table(frame, further.columns), *notes])
+    text = _markdown(study, frame, summary, root, len(kept), [*further_table(frame, further.columns), *notes])
     figure = printed.ablation_plot(frame, summary, titles=TITLES) if picture is None else picture()
     study.keep(frame, text, figure)
     return text
@@ -254,13 +269,19 @@ def further_table(frame: pd.DataFrame, headings: Iterable[str]) -> list[str]:
     return [*markdown_lines(wide.columns, wide.to_numpy()), ""]
 
 
-def _markdown(study: Study, frame: pd.DataFrame, summary: pd.DataFrame, root: Path, further: Sequence[str] = ()) -> str:
-    """What was asked, how it was measured, the table, its `further` lines, the figure and the command."""
+def _markdown(
+    study: Study, frame: pd.DataFrame, summary: pd.DataFrame, root: Path, kept: int, further: Sequence[str] = ()
+) -> str:
+    """What was asked, how it was measured, the table, its `further` lines, the figure and the command.
+
+    `kept` lines are of runs that are not here, so that nothing is known of their machine.
+    """
     runs = {run.folder.name: run for run in study.grid.runs(root)}
     made = frame["run"].dropna()
     configs: list[Config] = [runs[name].config for name in made]
     seconds = f"{frame['seconds'].mean():.0f} s a run on one thread, evaluation included"
-    machine = machine_of(RunDir(runs[made.iloc[-1]].folder))
+    here = [runs[name].folder for name in made if runs[name].folder.is_dir()]
+    machine = machine_of(RunDir(here[-1])) + (f"; {counted(kept, 'run')} of them made earlier" if kept else "")
     protocol = textwrap.fill(f"{protocol_text(configs, frame)} {seconds} ({machine}).", 120)
     wide = wide_table(summary).reset_index()
     parts = [

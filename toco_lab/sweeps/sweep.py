@@ -9,7 +9,7 @@ that name one `folder` share the runs they have in common. Each run has a proces
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +41,7 @@ def run_sweep(
     address: str | None = None,
     retry_failed: bool = False,
     log_to: str | Sequence[str] = (),
+    leave_out: Collection[str] = (),
     progress: bool = True,
 ) -> pd.DataFrame:
     """Make every run of a grid that is not finished; interrupted and called again it continues.
@@ -55,6 +56,7 @@ def run_sweep(
         gpus: GPUs per run, `cpus`: cores per run, `address`: see `RayExecutor` (executor `ray`).
         retry_failed: Also make runs that failed before.
         log_to: Trackers that are told every run (`trackers.TRACKERS`); runs of a notebook when they are finished.
+        leave_out: Names of runs that are not made.
         progress: Show a bar, and a line for each run that ends.
 
     Returns:
@@ -77,7 +79,8 @@ def run_sweep(
     check_grid(grid, runs, data=executor == "local")  # another machine may have other data
     with _only_sweep_in(runs[0].folder.parent):
         wanted = {"new", "begun"} | ({"failed"} if retry_failed else set())
-        todo = [run for run in runs if state_on_disk(grid, run) in wanted]
+        asked = [run for run in runs if run.folder.name not in leave_out]
+        todo = [run for run in asked if state_on_disk(grid, run) in wanted]
         with atomic_write(folder / "grid.yaml", "w") as file:
             file.write(grid.to_text())
         unrecorded: dict[Path, str] = {}

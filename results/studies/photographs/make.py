@@ -39,6 +39,7 @@ from toco_lab.vocabulary import AFTER_BLOCK, CAM, MEAN_ABSOLUTE_COSINE, MIOU, TU
 
 BESIDE = ("cam_refined_tuned_mIoU", "seg_crf_mIoU", "similarity_first", "positive_cosine", "negative_cosine")
 OF_COMMON_CLASSES = ("cam_mIoU", "cam_tuned_mIoU", "seg_mIoU")
+PER_CLASS = "per_class.csv"
 COMMON = 30  # training images that show a class, so that it can be learnt at all
 CURVES = ("frozen", "as published", "as published + PTC", "classification", "+ PTC", "full ToCo")  # rows of the figure
 PROBE_STEPS, PROBE_RATE = 600, 0.01
@@ -49,11 +50,15 @@ MODELS = {"frozen": "frozen", "as published": "as published", "full ToCo": "full
 
 def write(study: Study, root: Path) -> str:
     """Table and summary of the finished runs, with what frozen tokens can do; the figure has a curve for each row."""
-    planned = study.grid.runs(root)
-    runs = {run.row: RunDir(run.folder) for run in reversed(planned)}
-    with atomic_write(study.folder / "per_class.csv", "w") as file:
-        class_table(planned).round(1).to_csv(file, lineterminator="\n")
-    if SHOWN_FOLDER.is_dir():
+    finished = [run for run in study.grid.runs(root) if (run.folder / "smoothing.csv").is_file()]
+    runs = {run.row: RunDir(run.folder) for run in reversed(finished)}
+    classes = class_scores(finished)
+    if study.extends and (study.folder / PER_CLASS).is_file():
+        kept = pd.read_csv(study.folder / PER_CLASS)
+        classes = pd.concat([classes, kept]).drop_duplicates(["row", "seed", "class"])
+    with atomic_write(study.folder / PER_CLASS, "w") as file:
+        classes.round(1).to_csv(file, index=False, lineterminator="\n")
+    if SHOWN_FOLDER.is_dir() and set(MODELS) <= set(runs):
         with atomic_write(study.folder / "shown.png") as file:
             printed.write_png(file, shown(runs), dpi=70)
     return write_results(
@@ -78,15 +83,16 @@ def measures(run: RunDir) -> dict[str, float]:
     }
 
 
-def class_table(planned: Sequence[PlannedRun]) -> pd.DataFrame:
-    """IoU of each class in points, final CAM at the tuned threshold, mean over seeds: a column for each row."""
-    finished = [run for run in planned if (run.folder / "evaluation.csv").is_file()]
-    tables = [RunDir(run.folder).read_table("evaluation").assign(row=run.row) for run in finished]
-    frame = pd.concat(tables)
-    shown = frame[frame["target"] == TUNED[CAM]]
-    table = 100 * shown.pivot_table("iou", "class", "row", sort=False)
-    table.insert(0, "training images", pd.Series(images_of_classes(planned[0].config)))
-    return table
+def class_scores(finished: Sequence[PlannedRun]) -> pd.DataFrame:
+    """IoU of each class in points, final CAM at the tuned threshold: row, seed, class, its training images, iou."""
+    shown = images_of_classes(finished[0].config)
+    tables = []
+    for run in finished:
+        table = RunDir(run.folder).read_table("evaluation")
+        table = table[(table["target"] == TUNED[CAM]) & (table["class"] != MIOU)]
+        about = {"row": run.row, "seed": run.seed, "class": table["class"]}
+        tables.append(pd.DataFrame(about | {"images": table["class"].map(shown), "iou": 100 * table["iou"]}))
+    return pd.concat(tables)
 
 
 def common_classes(cfg: Config) -> list[str]:
@@ -187,7 +193,7 @@ def alike(run: RunDir, image: np.ndarray, box: Sequence[int]) -> np.ndarray:
 
 def picture(runs: dict[str, RunDir]) -> Figure:
     """Similarity of patch tokens after each block, of the pretrained encoder and of the first seed of some rows."""
-    shown = [runs[row].read_table("smoothing").assign(model=row) for row in CURVES]
+    shown = [runs[row].read_table("smoothing").assign(model=row) for row in CURVES if row in runs]
     frame = pd.concat(shown)
     frame = frame[frame["site"] == AFTER_BLOCK]
     lines = series.layer_lines(frame, [MEAN_ABSOLUTE_COSINE])

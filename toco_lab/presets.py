@@ -41,14 +41,14 @@ _SMALL_DATA = {
     "eval_cam_size": 336, "eval_seg_scales": (0.6, 0.9), "checkpoint_every": 200,
 }  # fmt: skip
 
-# few images, two cores: classes are known before the last blocks move, slowly; results/studies/photographs
+# few images, two cores: a linear probe knows the classes before the last blocks move, slowly; results/studies/photographs
 _FEW_IMAGES = {
     "backbone": "vit_base_patch16_clip_quickgelu_224.openai", "image_size": 224,
     "depth": 11, "aux_layer": -2,  # of the twelfth block the CAM of some classes lies on their background
-    "pooling": "average", "cam_scales": (1.0, 0.5), "precision": "bf16",
+    "cam_scales": (1.0, 0.5), "probe_heads": True, "frozen_blocks": 7,
     "crop_size": 112, "view2_size": 112, "local_crop_size": 32, "scale_range": (0.25, 0.45),
-    "steps": 240, "batch_size": 8, "learning_rate": 1e-4, "head_lr_factor": 60.0, "warmup_steps": 10,
-    "frozen_blocks": 7, "encoder_start_step": 60, "contrast_start_step": 60, "seg_start_step": 60,
+    "steps": 240, "batch_size": 8, "learning_rate": 1e-4, "head_lr_factor": 10.0, "warmup_steps": 10,
+    "contrast_start_step": 24, "seg_start_step": 24,
     "w_ptc": 0.5, "w_seg": 0.3, "eval_cam_size": 224, "eval_seg_scales": (0.6,), "checkpoint_every": 60,
 }  # fmt: skip
 

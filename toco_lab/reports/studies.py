@@ -98,11 +98,17 @@ class Study:
         return read_table_file(path, columns, text=("run", "reference"), remedy=remedy)
 
     def kept_lines(self) -> pd.DataFrame:
-        """The lines of the kept table that stand for runs of the grid: none unless the study `extends` it."""
+        """The lines of the kept table that stand for runs of the grid, by the names of its rows today.
+
+        There are none unless the study `extends` its table.
+        """
         if not self.extends or not self._readable.is_file():
             return pd.DataFrame(columns=list(KEPT))
+        rows, references = {run.folder.name: run.row for run in self.grid.runs()}, self.grid.references()
         table = self._read(self._readable)
-        return table[table["run"].isin({run.folder.name for run in self.grid.runs()})]
+        table = table[table["run"].isin(rows)]
+        named = table["run"].map(rows)
+        return table.assign(row=named, reference=named.map(references).fillna(""))
 
     def runs_kept(self) -> int:
         """How many runs the table in `folder` has; lines about models that are no runs of the grid do not count."""

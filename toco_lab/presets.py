@@ -41,7 +41,7 @@ _SMALL_DATA = {
     "eval_cam_size": 336, "eval_seg_scales": (0.6, 0.9), "checkpoint_every": 200,
 }  # fmt: skip
 
-# few images, two cores: a linear probe knows the classes before the last blocks move, slowly; results/studies/photographs
+# few images, two cores: a linear probe first, then the last four blocks, slowly; see results/studies/photographs
 _FEW_IMAGES = {
     "backbone": "vit_base_patch16_clip_quickgelu_224.openai", "image_size": 224,
     "depth": 11, "aux_layer": -2,  # of the twelfth block the CAM of some classes lies on their background

@@ -80,9 +80,9 @@ def test_sizes_follow_images_and_weights_at_hand(tmp_path: Path, monkeypatch, ca
     cfg = read_config(tmp_path / "toco_lab.yaml")
     assert (cfg.crop_size, cfg.local_crop_size, cfg.eval_cam_size, cfg.batch_size) == (112, 32, 224, 8)
     assert cfg.scale_range == (0.0448, 0.119) and cfg.eval_seg_scales == (0.0747, 0.112)
-    assert (cfg.steps, cfg.warmup_steps, cfg.contrast_start_step, cfg.encoder_start_step) == (240, 10, 60, 60)
+    assert (cfg.steps, cfg.warmup_steps, cfg.contrast_start_step, cfg.encoder_start_step) == (240, 10, 24, 0)
     assert (cfg.w_seg, cfg.w_reg, cfg.w_ctc) == (0, 0, 0) and "masks are refined CAMs" in said
-    assert (cfg.pooling, cfg.frozen_blocks, cfg.learning_rate) == ("average", 7, RECIPE["learning_rate"])
+    assert (cfg.probe_heads, cfg.frozen_blocks, cfg.learning_rate) == (True, 7, RECIPE["learning_rate"])
     assert cfg.pretrained and not cfg.weights and cfg.depth is None
     monkeypatch.setattr(new_project, "FEW", 48)  # that many training images are not few: VOC's schedule
     assert main(["new-project", str(tmp_path), "--overwrite"]) == 0
@@ -90,7 +90,7 @@ def test_sizes_follow_images_and_weights_at_hand(tmp_path: Path, monkeypatch, ca
     assert (cfg.crop_size, cfg.local_crop_size, cfg.eval_cam_size, cfg.batch_size) == (224, 48, 224, 4)
     assert cfg.scale_range == (0.0896, 0.239) and cfg.eval_seg_scales == (0.149, 0.224)
     assert (cfg.steps, cfg.warmup_steps, cfg.seg_start_step) == (480, 36, 48)  # 40 passes over 48 images
-    assert cfg.w_ptc == Config.preset("folder").w_ptc and cfg.frozen_blocks == 0 and cfg.pooling == "max"
+    assert cfg.w_ptc == Config.preset("folder").w_ptc and cfg.frozen_blocks == 0 and not cfg.probe_heads
     for name, sizes in (("resnet18.a1_in1k", (224, 64)), ("vit_small_patch14_dinov2.lvd142m", (224, 42))):
         assert main(["new-project", str(tmp_path), "--backbone", name, "--overwrite"]) == 0
         assert "timm downloads its weights when the run starts" in capsys.readouterr().out
@@ -107,8 +107,8 @@ def test_a_few_photographs_and_clip_follow_the_preset_that_was_measured(
     assert main(["new-project", str(tmp_path / "mine"), "--backbone", RECIPE["backbone"]]) == 0
     cfg, preset = read_config(tmp_path / "mine" / "toco_lab.yaml"), Config.preset("voc_clip")
     same = (
-        "backbone", "depth", "aux_layer", "pooling", "cam_scales", "batch_size", "steps", "learning_rate",
-        "head_lr_factor", "warmup_steps", "frozen_blocks", "encoder_start_step", "contrast_start_step",
+        "backbone", "depth", "aux_layer", "probe_heads", "cam_scales", "batch_size", "steps", "learning_rate",
+        "head_lr_factor", "warmup_steps", "frozen_blocks", "contrast_start_step",
         "w_ptc",
     )  # fmt: skip
     assert {name: getattr(cfg, name) for name in same} == {name: getattr(preset, name) for name in same}

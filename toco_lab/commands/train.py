@@ -376,5 +376,6 @@ def _time_line(cfg: Config, device: "torch.device", steps_left: int, expected: f
     with_images = f" with {counted(timing.images, 'image')}" if timing.images < timing.micro_batch else ""
     return (
         f"{steps} of {timing.seconds:.3g} s, about {duration(steps_left * timing.seconds)}: "
-        f"{counted(timing.steps, 'step')}{with_images} timed on {device} just now; evaluation comes on top"
+        f"{counted(timing.steps, 'step')}{with_images} timed on {device} just now; "
+        f"{'the linear probe and evaluation come' if cfg.probe_heads else 'evaluation comes'} on top"
     )

@@ -41,11 +41,11 @@ BESIDE = ("cam_refined_tuned_mIoU", "seg_crf_mIoU", "similarity_first", "positiv
 OF_COMMON_CLASSES = ("cam_mIoU", "cam_tuned_mIoU", "seg_mIoU")
 PER_CLASS = "per_class.csv"
 COMMON = 30  # training images that show a class, so that it can be learnt at all
-CURVES = ("frozen", "as published", "as published + PTC", "classification", "+ PTC", "full ToCo")  # rows of the figure
+CURVES = ("frozen", "as published", "random heads first", "classification", "+ PTC", "full ToCo")  # rows of the figure
 PROBE_STEPS, PROBE_RATE = 600, 0.01
 SHOWN_FOLDER = Path("data/shown")  # photographs NAME.jpg of the picture `shown.png`, classes and patch in marks.json
 MARK = np.array([255, 255, 255])
-MODELS = {"frozen": "frozen", "as published": "as published", "full ToCo": "full ToCo"}  # rows of the grid, headings
+MODELS = {row: row for row in ("frozen", "as published", "+ PTC")}  # rows of the grid, headings
 
 
 def write(study: Study, root: Path) -> str:
@@ -173,7 +173,7 @@ def shown(runs: dict[str, RunDir]) -> Figure:
         for run, title in MODELS.items():
             made = tl.load(runs[run].path).predict(image, classes=mark["classes"])
             row[f"CAM: {title}"] = made.cam(mark["classes"][0])
-        rows.append(row | {"mask: full ToCo": made.mask})
+        rows.append(row | {"mask: + PTC": made.mask})
     return cam_gallery(rows, palette=PALETTE, class_names=label_names(runs["frozen"].config()))
 
 

@@ -45,7 +45,7 @@ CURVES = ("frozen", "as published", "random heads first", "classification", "+ P
 PROBE_STEPS, PROBE_RATE = 600, 0.01
 SHOWN_FOLDER = Path("data/shown")  # photographs NAME.jpg of the picture `shown.png`, classes and patch in marks.json
 MARK = np.array([255, 255, 255])
-MODELS = {row: row for row in ("frozen", "as published", "+ PTC")}  # rows of the grid, headings
+MODELS = ("frozen", "as published", "+ PTC")  # rows of the grid
 
 
 def write(study: Study, root: Path) -> str:
@@ -168,12 +168,11 @@ def shown(runs: dict[str, RunDir]) -> Figure:
     for name, mark in marks.items():
         image = tl.decode_image(SHOWN_FOLDER / f"{name}.jpg")
         row: dict[str, np.ndarray | None] = {"photograph": box_pixels(image, [(mark["box"], MARK)])}
-        for run, title in MODELS.items():
-            row[f"alike: {title}"] = alike(runs[run], image, mark["box"])
-        for run, title in MODELS.items():
-            made = tl.load(runs[run].path).predict(image, classes=mark["classes"])
-            row[f"CAM: {title}"] = made.cam(mark["classes"][0])
-        rows.append(row | {"mask: + PTC": made.mask})
+        maps = {model: alike(runs[model], image, mark["box"]) for model in MODELS}
+        made = {model: tl.load(runs[model].path).predict(image, classes=mark["classes"]) for model in MODELS}
+        row |= {f"alike: {model}": one for model, one in maps.items()}
+        row |= {f"CAM: {model}": one.cam(mark["classes"][0]) for model, one in made.items()}
+        rows.append(row | {f"mask: {MODELS[-1]}": made[MODELS[-1]].mask})
     return cam_gallery(rows, palette=PALETTE, class_names=label_names(runs["frozen"].config()))
 
 

@@ -46,7 +46,8 @@ class ClipEvaluation:
     Attributes:
         table: A row for each of `FUSIONS`: fusion, and in [0, 1]: `miou` over all frames; `consistency`, the mIoU
             between the labels of a frame, warped to the next one by the true flow, and the labels of the next one,
-            over pixels that both frames show; `flipped`, the share of these pixels whose two labels differ.
+            over pixels that both frames show and classes that either has; `flipped`, the share of these pixels whose
+            two labels differ.
         protocol: Everything that defines the numbers.
         clip: The first clip.
         labels: Of the first clip, by fusion: (T, H, W) uint8.
@@ -90,7 +91,7 @@ class LabelCounts:
     def scores(self, over: str = "present") -> dict[str, float]:
         """`SCORES`; `over` as in `iou_scores`."""
         steps = iou_scores(self._steps)
-        values = iou_scores(self._truth, over=over).miou, steps.miou, 1 - steps.pixel_accuracy
+        values = iou_scores(self._truth, over=over).miou, steps.iou.nanmean(), 1 - steps.pixel_accuracy
         return dict(zip(SCORES, (value.item() for value in values), strict=True))
 
 
@@ -237,4 +238,5 @@ def _errors(clip: Clip, estimated: EstimatedMotion) -> tuple[float, float]:
     """Mean distance in pixels of the estimated from the true flow to the next frame, and of no flow at all."""
     found = torch.cat([estimated.flow(frame, frame + 1) for frame in range(len(clip) - 1)])
     true, seen = torch.from_numpy(clip.forward).permute(0, 3, 1, 2), torch.from_numpy(~clip.occluded)
-    return tuple(one.square().sum(1).sqrt()[seen].mean().item() for one in (found - true, true))
+    error, motion = ((one.square().sum(1).sqrt()[seen]).mean().item() for one in (found - true, true))
+    return error, motion

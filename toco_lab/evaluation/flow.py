@@ -45,8 +45,9 @@ def warp(maps: Tensor, flow: Tensor, *, nearest: bool = False) -> Tensor:
 
 
 def agreement(forward: Tensor, backward: Tensor) -> Tensor:
-    """Where a flow there and back returns: |f + b|^2 < 0.01 (|f|^2 + |b|^2) + 0.5, and the place lies in the image.
+    """Where a flow there and back returns, and leads to a place in the image.
 
+    That is ``|f + b|^2 < 0.01 (|f|^2 + |b|^2) + 0.5``, all in pixels.
     Source: the occlusion check of Sundaram, Brox and Keutzer (ECCV 2010), as UnFlow (AAAI 2018, section 3) has it.
 
     Args:

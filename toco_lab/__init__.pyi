@@ -30,6 +30,7 @@ from .data import label_names as label_names
 from .data import make_scene as make_scene
 from .data import open_dataset as open_dataset
 from .evaluation import boxes_of_run as boxes_of_run
+from .evaluation import clips_of_run as clips_of_run
 from .evaluation import domain_of_run as domain_of_run
 from .evaluation import evaluate_run as evaluate_run
 from .evaluation import gains_of_runs as gains_of_runs
@@ -66,6 +67,7 @@ from .prediction import Prediction as Prediction
 from .prediction import Predictor as Predictor
 from .prediction import load as load
 from .prediction import predict_folder as predict_folder
+from .prediction import predict_video as predict_video
 from .presets import BASELINE as BASELINE
 from .reports import build_report as build_report
 from .runs import RunDir as RunDir

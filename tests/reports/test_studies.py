@@ -1,5 +1,6 @@
 """Studies: what a folder of results/studies says, that its table is its summary, and how one is made and continued."""
 
+import functools
 import json
 import re
 import runpy
@@ -16,6 +17,7 @@ from toco_lab.commands.app import main
 from toco_lab.config import Config, config_differences
 from toco_lab.data.classes import class_names
 from toco_lab.data.readers import open_dataset
+from toco_lab.evaluation.clip_scores import measure_clips
 from toco_lab.peers.build import build_model
 from toco_lab.reports import studies
 from toco_lab.reports.ablation import summarise, wide_table
@@ -245,6 +247,15 @@ def test_boxes_of_a_run_are_measured_from_each_map_it_has(smoke_run):
     headings = {", ".join([one.split(", ")[0], map_, *one.split(", ")[1:]]) for one in asked for map_ in ("cam", "seg")}
     assert set(found) == headings | {"CorLoc, whole image"} and all(0 <= value <= 1 for value in found.values())
     assert OWN["boxes"]["sources"](smoke_run.config().replace(w_seg=0.0)) == ("cam",)
+
+
+def test_clips_are_scored_by_each_way_to_fuse(smoke_run, monkeypatch):
+    small = functools.partial(measure_clips, clips=1, frames=3, threshold="configured")
+    monkeypatch.setitem(OWN["video"]["measures"].__globals__, "measure_clips", small)
+    found, table = OWN["video"]["measures"](smoke_run), small(*load_run_model(smoke_run), progress=False).table
+    for fusion, miou, consistency in zip(table["fusion"], table["miou"], table["consistency"], strict=True):
+        assert found[f"mIoU of clips, {fusion}"] == miou and found[f"consistency, {fusion}"] == consistency
+    assert len(found) == 8
 
 
 def test_domains_are_measured_beside_the_grid_with_a_row_of_otsu_for_each_world(smoke_run, tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from toco_lab.commands.student import student
 from toco_lab.commands.sweeps import run, study, sweep
 from toco_lab.commands.train import config_file, train_command
 from toco_lab.commands.trained import attributions, evaluate, import_released, pseudo_labels, report
+from toco_lab.commands.video import video
 from toco_lab.files import in_words
 from toco_lab.words import program
 
@@ -48,6 +49,7 @@ def commands(words: Sequence[str] = ()) -> Commands:
     app.command(attributions)
     app.command(boxes)
     app.command(domain)
+    app.command(video)
     app.command(images)
     app.command(report)
     app.command(smoothing)

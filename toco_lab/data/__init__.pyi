@@ -19,6 +19,7 @@ from . import prepare_voc as prepare_voc
 from . import readers as readers
 from . import toy as toy
 from . import toy_backbone as toy_backbone
+from . import toy_clips as toy_clips
 from . import toy_drawing as toy_drawing
 from . import toy_land as toy_land
 from . import toy_parts as toy_parts
@@ -40,6 +41,7 @@ from .loader import train_loader as train_loader
 from .own_folder import complete_config as complete_config
 from .readers import open_dataset as open_dataset
 from .toy import make_scene as make_scene
+from .toy_clips import make_clip as make_clip
 from .toy_land import make_land_scene as make_land_scene
 from .toy_parts import make_parts_scene as make_parts_scene
 from .toy_tissue import make_tissue_scene as make_tissue_scene

@@ -72,7 +72,7 @@ def make_scene(
         chosen = np.argmin(np.abs(np.subtract(gaps, BESIDE * radius))) if same_class else np.argmax(gaps)
         centre = places[int(chosen)]
         along, across = toy_drawing.turned(rng, size, centre)
-        inside = _shape(kind, along, across, radius)
+        inside = inside_shape(kind, along, across, radius)
         left_over = [((instances == seen) & ~inside).sum() for seen in range(1, len(centres) + 1)]
         if inside.sum() < MIN_VISIBLE or min(left_over, default=MIN_VISIBLE) < MIN_VISIBLE:
             continue  # it would hide another object
@@ -90,22 +90,49 @@ def check_scene_numbers(seed: int, index: int, size: int) -> None:
             raise ValueError(f"{name} must be a whole number of at least {lowest}, got {value!r}")
 
 
+@dataclass(frozen=True)
+class Coat:
+    """The looks of one object: what is painted on it, wherever it lies.
+
+    Attributes:
+        kind: Of the object, 0..5.
+        body: Colour of the body, (3,) in [0, 1].
+        ink: Colour of the texture, (3,) in [0, 1].
+        zoom: Scale of the texture.
+        phase: Of the texture, in radians.
+    """
+
+    kind: int
+    body: np.ndarray
+    ink: np.ndarray
+    zoom: float
+    phase: float
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator, kind: int) -> "Coat":
+        """Draw the looks of an object of a kind; most wear the hue of their class."""
+        hue = kind / len(TOY_CLASSES) + rng.normal(0, 0.025) if rng.random() < HUE_KNOWN else rng.random()
+        body = toy_drawing.rgb(hue, rng.uniform(0.45, 0.9), rng.uniform(0.5, 0.9))
+        bright = rng.uniform(0.15, 0.4) if body.mean() > 0.45 else rng.uniform(0.8, 1.0)
+        ink = toy_drawing.rgb(hue + rng.uniform(-0.04, 0.04), rng.uniform(0.2, 0.9), bright)
+        return cls(kind, body, ink, rng.uniform(0.85, 1.25), rng.uniform(0, 2 * np.pi))
+
+    def painted(self, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
+        """Colours (n, 3) of pixels at body coordinates (n,): u, which is negative at the head, and v, in pixels."""
+        head = np.clip(0.5 - u / (2 * radius), 0, 1)  # 1 at the head, 0 at the tail
+        share = head * toy_drawing.texture(self.kind, u * self.zoom, v * self.zoom, self.phase)
+        painted = self.body + (self.ink - self.body) * share[:, None]
+        grey = painted.mean(1, keepdims=True)
+        return grey + (painted - grey) * (TAIL + (1 - TAIL) * head)[:, None]
+
+
 def _paint(rng: np.random.Generator, kind: int, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
-    """Colours (n, 3) of the pixels of an object at body coordinates (n,): u, which is negative at the head, and v."""
-    hue = kind / len(TOY_CLASSES) + rng.normal(0, 0.025) if rng.random() < HUE_KNOWN else rng.random()
-    body = toy_drawing.rgb(hue, rng.uniform(0.45, 0.9), rng.uniform(0.5, 0.9))
-    bright = rng.uniform(0.15, 0.4) if body.mean() > 0.45 else rng.uniform(0.8, 1.0)
-    ink = toy_drawing.rgb(hue + rng.uniform(-0.04, 0.04), rng.uniform(0.2, 0.9), bright)
-    zoom, phase = rng.uniform(0.85, 1.25), rng.uniform(0, 2 * np.pi)
-    head = np.clip(0.5 - u / (2 * radius), 0, 1)  # 1 at the head, 0 at the tail
-    share = head * toy_drawing.texture(kind, u * zoom, v * zoom, phase)
-    painted = body + (ink - body) * share[:, None]
-    grey = painted.mean(1, keepdims=True)
-    return grey + (painted - grey) * (TAIL + (1 - TAIL) * head)[:, None]
+    """Colours (n, 3) of an object with looks of its own at body coordinates (n,), see `Coat.painted`."""
+    return Coat.drawn(rng, kind).painted(u, v, radius)
 
 
-def _shape(kind: int, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
-    """Inside of the shape, as bool: disc, square, diamond, egg, clover, star."""
+def inside_shape(kind: int, u: np.ndarray, v: np.ndarray, radius: float) -> np.ndarray:
+    """Whether points at body coordinates, in pixels, lie in the shape: disc, square, diamond, egg, clover, star."""
     match kind:
         case 0:
             return u * u + v * v < radius**2

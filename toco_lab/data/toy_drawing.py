@@ -41,7 +41,11 @@ def texture(kind: int, u: np.ndarray, v: np.ndarray, phase: float) -> np.ndarray
 
 def turned(rng: np.random.Generator, size: int, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Two (size, size) arrays: pixel coordinates in a frame at `centre` (row, column), turned at random."""
-    angle = rng.uniform(0, 2 * np.pi)
+    return turned_by(rng.uniform(0, 2 * np.pi), size, centre)
+
+
+def turned_by(angle: float, size: int, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`turned` by an angle in radians, from the columns towards the rows."""
     place = np.arange(size, dtype=np.float32)
     rows, columns = place[:, None] - centre[0], place - centre[1]
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))

@@ -3,11 +3,13 @@ from . import box_evaluation as box_evaluation
 from . import box_scores as box_scores
 from . import boxes as boxes
 from . import cam_per_layer as cam_per_layer
+from . import clip_scores as clip_scores
 from . import counts as counts
 from . import crop_objects as crop_objects
 from . import domain_scores as domain_scores
 from . import evaluate as evaluate
 from . import example_maps as example_maps
+from . import flow as flow
 from . import gains as gains
 from . import gallery as gallery
 from . import image_counts as image_counts
@@ -15,6 +17,7 @@ from . import label_folder as label_folder
 from . import label_summary as label_summary
 from . import object_size as object_size
 from . import otsu as otsu
+from . import over_time as over_time
 from . import part_recall as part_recall
 from . import prediction as prediction
 from . import pseudo_labels as pseudo_labels
@@ -28,6 +31,9 @@ from .box_evaluation import measure_boxes as measure_boxes
 from .boxes import class_instances as class_instances
 from .cam_per_layer import layer_cam_quality as layer_cam_quality
 from .cam_per_layer import layer_cams_of_run as layer_cams_of_run
+from .clip_scores import ClipEvaluation as ClipEvaluation
+from .clip_scores import clips_of_run as clips_of_run
+from .clip_scores import measure_clips as measure_clips
 from .domain_scores import DomainEvaluation as DomainEvaluation
 from .domain_scores import domain_of_run as domain_of_run
 from .domain_scores import measure_domain as measure_domain
@@ -35,6 +41,8 @@ from .evaluate import Evaluation as Evaluation
 from .evaluate import evaluate_model as evaluate_model
 from .evaluate import evaluate_run as evaluate_run
 from .example_maps import gallery_rows as gallery_rows
+from .flow import match_blocks as match_blocks
+from .flow import warp as warp
 from .gains import ImageGains as ImageGains
 from .gains import image_gains as image_gains
 from .gallery import side_by_side as side_by_side
@@ -46,6 +54,7 @@ from .object_size import bounds_of as bounds_of
 from .object_size import image_scores as image_scores
 from .object_size import scores_by_size as scores_by_size
 from .otsu import measure_otsu as measure_otsu
+from .over_time import fuse_over_time as fuse_over_time
 from .part_recall import recall_by_part as recall_by_part
 from .prediction import native_cams as native_cams
 from .prediction import predict as predict

@@ -4,6 +4,7 @@ from . import colours as colours
 from . import counted as counted
 from . import faithfulness as faithfulness
 from . import interactive as interactive
+from . import moving as moving
 from . import pictures as pictures
 from . import plotly_style as plotly_style
 from . import printed as printed

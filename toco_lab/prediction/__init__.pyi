@@ -1,5 +1,6 @@
 from . import boxes as boxes
 from . import folder as folder
+from . import frames as frames
 from . import onnx as onnx
 from . import output as output
 from . import pictures_given as pictures_given
@@ -9,6 +10,7 @@ from . import result as result
 from . import sheet as sheet
 from . import source as source
 from . import tiles as tiles
+from . import video as video
 from .folder import FolderPredictions as FolderPredictions
 from .folder import predict_folder as predict_folder
 from .onnx import Exported as Exported
@@ -20,3 +22,5 @@ from .recipe import Recipe as Recipe
 from .result import Prediction as Prediction
 from .source import best_run as best_run
 from .source import load as load
+from .video import VideoPrediction as VideoPrediction
+from .video import predict_video as predict_video

@@ -145,7 +145,7 @@ class Predictor:
                 present=tuple(present),
                 cams=_maps_at(cams.cam[place][mapped], size),
                 cams_aux=_maps_at(cams.cam_aux[place][mapped], size),
-                mask=_label_at(masks[place], size),
+                mask=label_at(masks[place], size),
                 class_names=self.class_names,
                 protocol=protocol,
             )
@@ -251,7 +251,7 @@ def _maps_at(maps: Tensor, size: Sequence[int]) -> np.ndarray:
     return maps.new_zeros(0, *size).cpu().numpy() if not len(maps) else maps.float().cpu().numpy()
 
 
-def _label_at(label: Tensor, size: Sequence[int]) -> np.ndarray:
+def label_at(label: Tensor, size: Sequence[int]) -> np.ndarray:
     """A label map (h, w) at the size of the image, (H, W) uint8; labels cannot be averaged."""
     found = label.to(torch.uint8).cpu().numpy()
     if found.shape == tuple(size):

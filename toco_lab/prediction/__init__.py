@@ -6,9 +6,8 @@
 
 `source` finds the weights, `recipe` says how a mask is made and what its protocol is, `predictor` makes it, `result`
 holds it; `pictures_given` finds the images a person names, `output` and `folder` write many, `sheet` shows them.
-`frames` reads a
-clip, and `video` predicts it with CAMs averaged along the optical flow. `onnx` writes a run as a file for programs
-without torch.
+`frames` reads a clip, and `video` predicts it with CAMs averaged along the optical flow. `onnx` writes a run as a file
+for programs without torch.
 """
 
 import lazy_loader

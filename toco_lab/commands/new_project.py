@@ -238,7 +238,7 @@ class Plan:
         gain = bf16_gain(resolve_device("auto"))
         if gain > WORTH_IT:
             self._set("precision", "bf16", f"an encoder computes {gain:.1f} times as fast as in fp32 on this machine")
-        reason = "so few steps teach no decoder: XXX"
+        reason = "so few steps teach no decoder: on 506 photographs it reached 20 mIoU, the refined CAM without it 51"
         for name in ("w_seg", "w_reg", "w_ctc"):
             self._set(name, 0.0, reason if name == "w_seg" else "")
         for name in ("warmup_steps", "contrast_start_step"):

@@ -63,7 +63,7 @@ def write(study: Study, root: Path) -> str:
             printed.write_png(file, shown(runs), dpi=70)
     return write_results(
         study, root, scores=(*SHOWN, *BESIDE), measures=measures,
-        further_rows=pd.DataFrame(frozen_lines(study.grid.runs()[0].config)), picture=partial(picture, runs),
+        further_rows=frozen_table(study), picture=partial(picture, runs),
     )  # fmt: skip
 
 
@@ -106,6 +106,15 @@ def images_of_classes(cfg: Config) -> dict[str, int]:
     reader = open_dataset(cfg, cfg.train_split)
     counts = sum(reader.image_label(index) for index in range(len(reader)))
     return {name: int(count) for name, count in zip(class_names(cfg), counts, strict=True)}
+
+
+def frozen_table(study: Study) -> pd.DataFrame:
+    """The lines of `frozen_lines`, which no run can change: those of the kept table where that is extended."""
+    if study.extends:
+        table = study.table()
+        if (lines := table[table["run"].isna()]).size:
+            return lines.dropna(axis=1, how="all").drop(columns="reference", errors="ignore")
+    return pd.DataFrame(frozen_lines(study.grid.runs()[0].config))
 
 
 def frozen_lines(cfg: Config) -> Iterator[dict[str, float | str | int]]:

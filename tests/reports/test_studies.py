@@ -356,6 +356,11 @@ def test_an_extended_study_keeps_the_lines_whose_runs_are_elsewhere_and_makes_th
             finish(run, 0.9, 0.5)
 
     monkeypatch.setattr(studies, "run_sweep", sweep_of)
+    (study.folder / "make.py").write_text(
+        "from toco_lab.reports.studies import write_results\n"
+        "def write(study, root):\n"
+        "    return write_results(study, root, measures=lambda run: {'length': 2.0 + len(run.name)})\n"
+    )
     text = studies.make_study(study, root=tmp_path / "second")
     table = study.table()
     assert list(zip(table["row"], table["seed"], strict=True)) == [(run.row, run.seed) for run in study.grid.runs()]

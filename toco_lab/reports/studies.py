@@ -251,8 +251,8 @@ def write_results(
     frame = table[[name for name in KEPT if name in table]].round(4)
     further = pd.DataFrame()
     if measures is not None:
-        made = {run.folder.name: RunDir(run.folder) for run in study.grid.runs(root)}
-        further = pd.DataFrame([measures(made[name]) for name in frame["run"]], index=frame.index).round(4)
+        folders = {run.folder.name: run.folder for run in study.grid.runs(root)}
+        further = pd.DataFrame([measures(RunDir(folders[name])) for name in frame["run"]], index=frame.index).round(4)
     frame = frame.join(further)
     frame = pd.concat([frame, kept[[name for name in frame if name in kept]]], ignore_index=True)
     places = {run.folder.name: place for place, run in enumerate(study.grid.runs())}

@@ -71,10 +71,10 @@ def measures(run: RunDir) -> dict[str, float]:
     """mIoU of what a few images can teach, F1 of the image labels, and how much background the CAMs light."""
     table = run.read_table("evaluation")
     means = table[table["class"].isin((MIOU, "F1"))].set_index("target")
-    common = table[table["class"].isin(common_classes(run.config()))].groupby("target")["iou"].mean()
+    common = 100 * table[table["class"].isin(common_classes(run.config()))].groupby("target")["iou"].mean()  # points
     return {
         **{
-            f"{TITLES[score]}, common classes": 100 * float(common[score[: -len("_mIoU")]])
+            f"{TITLES[score]}, common classes": common.get(score[: -len("_mIoU")], np.nan)
             for score in OF_COMMON_CLASSES
         },
         "F1 of image labels": float(means.loc["labels", "iou"]),

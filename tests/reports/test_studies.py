@@ -116,7 +116,7 @@ def test_no_result_is_typed_into_the_notebook_of_ablations():
     """What it says was found has settings as numbers, which stand in the grid; results come from the tables alone."""
     cells = json.loads((ROOT / "notebooks" / "06_ablation.ipynb").read_text())["cells"]
     found = [number for number, cell in enumerate(cells) if "**Found" in "".join(cell["source"])]
-    assert len(found) == 10
+    assert len(found) == 9
     for number in found:
         prose, code = ("".join(cells[place]["source"]) for place in (number, number + 1))
         names = re.findall(r'study\("(\w+)"', code)

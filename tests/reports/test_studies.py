@@ -5,6 +5,7 @@ import json
 import re
 import runpy
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -368,6 +369,14 @@ def test_an_extended_study_keeps_the_lines_whose_runs_are_elsewhere_and_makes_th
     pd.testing.assert_frame_equal(table[table["seed"] < 2].reset_index(drop=True)[list(before.columns[:-1])],
                                   before[list(before.columns[:-1])])  # fmt: skip
     assert "4 runs of them made earlier" in " ".join(text.split()) and "| without PTC | 3 |" in text
+    # a table of a time when none named its runs stands for none, and rows of equal configs share a line
+    (study.folder / "table.csv").write_text(table.drop(columns="run").to_csv(index=False))
+    assert study.kept_lines().empty
+    (study.folder / "table.csv").write_text(table.to_csv(index=False))
+    rows = {"without PTC": {"w_ptc": 0.0}, "with PTC": {}, "as before": {"log_every": 2}}
+    shared = replace(study, grid=replace(study.grid, rows=rows))
+    assert shared.kept_lines()["row"].tolist() == [row for row in rows for _ in range(3)]
+    assert shared.kept_lines()["cam_mIoU"].tolist() == [0.5, 0.6, 0.9] * 3
     # a config that is another one by now has no line in the kept table
     monkeypatch.setattr(Config, "digest", lambda cfg: "other")
     assert study.kept_lines().empty

@@ -102,13 +102,14 @@ class Study:
 
         There are none unless the study `extends` its table.
         """
-        if not self.extends or not self._readable.is_file():
-            return pd.DataFrame(columns=list(KEPT))
-        rows, references = {run.folder.name: run.row for run in self.grid.runs()}, self.grid.references()
-        table = self._read(self._readable)
-        table = table[table["run"].isin(rows)]
-        named = table["run"].map(rows)
-        return table.assign(row=named, reference=named.map(references).fillna(""))
+        names = ["row", "reference", "seed", "run"]
+        references = self.grid.references()
+        planned = [(run.row, references.get(run.row, ""), run.seed, run.folder.name) for run in self.grid.runs()]
+        table = self._read(self._readable) if self.extends and self._readable.is_file() else pd.DataFrame()
+        if "run" not in table:  # none, or of a time when tables did not name their runs
+            return pd.DataFrame(columns=names)
+        scores = table.dropna(subset="run").drop_duplicates("run").drop(columns=names[:-1], errors="ignore")
+        return pd.DataFrame(planned, columns=names).merge(scores, on="run")  # rows of equal configs share a run
 
     def runs_kept(self) -> int:
         """How many runs the table in `folder` has; lines about models that are no runs of the grid do not count."""
@@ -254,9 +255,11 @@ def write_results(
         folders = {run.folder.name: run.folder for run in study.grid.runs(root)}
         further = pd.DataFrame([measures(RunDir(folders[name])) for name in frame["run"]], index=frame.index).round(4)
     frame = frame.join(further)
-    frame = pd.concat([frame, kept[[name for name in frame if name in kept]]], ignore_index=True)
-    places = {run.folder.name: place for place, run in enumerate(study.grid.runs())}
-    frame = frame.sort_values("run", key=lambda names: names.map(places), kind="stable", ignore_index=True)
+    if len(kept):
+        frame = pd.concat([frame, kept[[name for name in frame if name in kept]]])
+        places = [(run.row, run.seed) for run in study.grid.runs()]
+        frame = frame.set_index(["row", "seed"])
+        frame = frame.loc[[place for place in places if place in frame.index]].reset_index()
     if further_rows is not None:
         frame = pd.concat([frame, further_rows.round(4)], ignore_index=True)
     summary = summarise(frame, scores=[name for name in scores if name in frame and frame[name].notna().any()])

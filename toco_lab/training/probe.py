@@ -32,7 +32,8 @@ def probe_classifiers(model: ToCo, cfg: Config, *, progress: bool = True) -> Non
         progress: Show a progress bar.
 
     Raises:
-        DataError: See `open_dataset`; if a training image has no label.
+        DataError: See `open_dataset`.
+        ValueError: If a training image has no label; it is named.
     """
     samples = eval_samples(cfg.replace(val_images=0), model.mean, model.std, cfg.train_split)
     device = next(model.parameters()).device

@@ -258,8 +258,8 @@ def write_results(
     if len(kept):
         frame = pd.concat([frame, kept[[name for name in frame if name in kept]]])
         places = [(run.row, run.seed) for run in study.grid.runs()]
-        frame = frame.set_index(["row", "seed"])
-        frame = frame.loc[[place for place in places if place in frame.index]].reset_index()
+        by_place = frame.set_index(["row", "seed"], drop=False)
+        frame = by_place.loc[[place for place in places if place in by_place.index]].reset_index(drop=True)
     if further_rows is not None:
         frame = pd.concat([frame, further_rows.round(4)], ignore_index=True)
     summary = summarise(frame, scores=[name for name in scores if name in frame and frame[name].notna().any()])

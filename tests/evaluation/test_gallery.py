@@ -5,7 +5,7 @@ import pytest
 from helpers.finished_runs import make_gallery
 
 from toco_lab.config import Config
-from toco_lab.evaluation.evaluate import evaluate_model, evaluate_run
+from toco_lab.evaluation.evaluate import evaluate_model, evaluate_run, validator
 from toco_lab.evaluation.example_maps import gallery_rows
 from toco_lab.evaluation.gallery import (
     EDGE,
@@ -17,7 +17,9 @@ from toco_lab.evaluation.gallery import (
     side_by_side,
 )
 from toco_lab.method.model import ToCo
+from toco_lab.presets import BASELINE
 from toco_lab.runs.run_dir import RunDir
+from toco_lab.vocabulary import CAM, CAM_AUX, SEG, TITLES
 
 
 @pytest.fixture
@@ -120,6 +122,15 @@ def test_evaluation_keeps_the_maps_that_gallery_rows_draws():
         for title in ("CAM", "auxiliary CAM"):
             assert row[title] == pytest.approx(wanted[title], abs=1e-4)
             assert 0 <= row[title].min() and row[title].max() <= 1 + 1e-6
+
+
+def test_an_untrained_decoder_is_neither_drawn_nor_validated():
+    cfg = Config.preset("smoke").replace(**BASELINE, eval_crf=True)
+    model = ToCo(cfg).eval()
+    kept = evaluate_model(model, cfg, gallery=1, progress=False).gallery
+    for row in [*gallery_rows(model, cfg, 1), *kept.values()]:
+        assert TITLES[CAM] in row and TITLES[SEG] not in row
+    assert set(validator(cfg)(model, 1)) == {CAM, CAM_AUX}
 
 
 def test_every_evaluated_run_has_a_gallery(smoke_run):

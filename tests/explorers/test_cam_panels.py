@@ -54,6 +54,14 @@ def test_a_refined_label_is_the_one_that_was_asked_for(session):
     assert shown.iou.miou == session.iou(label).miou
 
 
+def test_the_segmentation_of_an_untrained_decoder_is_not_shown():
+    cfg = Config.preset("smoke").replace(w_seg=0.0)
+    session = CamSession(ToCo(cfg), cfg)
+    session.set_image(np.zeros((64, 80, 3), np.uint8), image_label=np.array([0, 1, 0, 0, 0, 0]), name="<x>")
+    shown = CamPanels(session, NAMES, CHOICE).view("segmentation").panel
+    assert shown.note == "this run trains no decoder" and shown.array is None
+
+
 def test_words_name_every_panel_and_its_scores(session):
     panels = CamPanels(session, NAMES, CHOICE, original_size=(640, 800))
     views = [panels.view(name) for name in ("image", "CAM label", "truth")]

@@ -23,12 +23,12 @@ from toco_lab.evaluation.counts import Counts
 from toco_lab.evaluation.crop_objects import CropObjects
 from toco_lab.evaluation.example_maps import map_rows
 from toco_lab.evaluation.gallery import NUM_IMAGES, save_gallery
-from toco_lab.evaluation.prediction import BATCH, FUSIONS, given_targets, grouped_by_size, predict
+from toco_lab.evaluation.prediction import BATCH, FUSIONS, given_targets, grouped_by_size, learnt_targets, predict
 from toco_lab.evaluation.samples import image_label_of
 from toco_lab.evaluation.thresholds import CURVE, MADE_FROM, TunedThresholds, tune_thresholds
 from toco_lab.files import check_writable, require
 from toco_lab.method.face import CamModel
-from toco_lab.methods import has_cams, learns_segmentation
+from toco_lab.methods import has_cams
 from toco_lab.progress import progress_bar
 from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
@@ -218,7 +218,7 @@ def _checked_targets(cfg: Config, targets: Sequence[str] | None, samples: EvalSa
 
 def _asked_for(cfg: Config) -> tuple[str, ...]:
     """What a config asks for: its CAMs, or labels where there are none, and the segmentation where one was learnt."""
-    segmentation = (SEG, *([SEG_CRF] if cfg.eval_crf else [])) if learns_segmentation(cfg) else ()
+    segmentation = learnt_targets(cfg, (SEG, SEG_CRF) if cfg.eval_crf else (SEG,))
     return (CAM, CAM_AUX, CAM_REFINED, *segmentation) if has_cams(cfg) else (*segmentation, LABELS)
 
 
@@ -336,11 +336,11 @@ def validator(
 
     Args:
         cfg: The run's config.
-        targets: Names of `TARGETS`.
+        targets: Names of `TARGETS`; a segmentation that the run does not learn is left out.
         show: Called as show(step, maps of the first images, as in `Evaluation.gallery`); the same in all processes.
     """
     quick = cfg.replace(eval_seg_scales=(1.0,), eval_seg_flip=False, threshold_images=0)
-    targets = given_targets(cfg, targets)
+    targets = learnt_targets(cfg, targets)
 
     def validate(model: CamModel, step: int) -> dict[str, float]:
         crops = CropObjects(cfg) if cfg.w_ctc > 0 and CAM_AUX in targets else None

@@ -10,7 +10,7 @@ from torch import Tensor
 from toco_lab.config import Config
 from toco_lab.data.loader import EvalSample, eval_samples
 from toco_lab.evaluation.gallery import MAPS
-from toco_lab.evaluation.prediction import given_targets, predict
+from toco_lab.evaluation.prediction import learnt_targets, predict
 from toco_lab.evaluation.samples import image_label_of
 from toco_lab.files import require
 from toco_lab.method.face import CamModel
@@ -25,7 +25,8 @@ def gallery_rows(
 ) -> list[dict[str, np.ndarray | None]]:
     """Rows for `figures.cam_gallery`: image, truth, CAMs (strongest present class), label of the CAM, segmentation.
 
-    Arrays of native size: uint8 image (H, W, 3), float CAMs (H, W) in [0, 1], integer label maps (H, W).
+    Arrays of native size: uint8 image (H, W, 3), float CAMs (H, W) in [0, 1], integer label maps (H, W). A run that
+    learns no segmentation has none.
 
     Args:
         model: In evaluation mode.
@@ -41,7 +42,7 @@ def gallery_rows(
     device, rows = next(model.parameters()).device, []
     for sample in islice(iter(eval_samples(cfg, model.mean, model.std, split)), num_images):
         image, label = sample.image[None].to(device), image_label_of(sample)[None].to(device)
-        rows += map_rows([sample], predict(model, cfg, image, label, given_targets(cfg, (CAM, SEG))))
+        rows += map_rows([sample], predict(model, cfg, image, label, learnt_targets(cfg, (CAM, SEG))))
     return rows
 
 

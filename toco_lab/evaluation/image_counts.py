@@ -18,7 +18,7 @@ from toco_lab.data.classes import label_names
 from toco_lab.data.loader import EvalSample
 from toco_lab.evaluation.evaluate import evaluate_model, protocol_record
 from toco_lab.evaluation.of_runs import measure_run, name_of_split
-from toco_lab.evaluation.prediction import given_targets
+from toco_lab.evaluation.prediction import learnt_targets
 from toco_lab.evaluation.samples import mask_of
 from toco_lab.evaluation.scores import confusion_matrix
 from toco_lab.files import require
@@ -28,7 +28,7 @@ from toco_lab.training.processes import everywhere
 from toco_lab.vocabulary import CAM, CAM_AUX, LABELS, SEG, TUNED
 
 COLUMNS = ["image", "target", "label", "class", "truth", "predicted", "hits", "pixels"]
-COUNTED = (CAM, CAM_AUX, SEG)  # unless asked for others; a method without one of them leaves it out
+COUNTED = (CAM, CAM_AUX, SEG)  # unless asked for others; a run that does not learn one of them leaves it out
 FILE = "images"  # .csv and .json in the folder of a run
 
 
@@ -98,7 +98,7 @@ def measure_images(
     Args:
         model: It is put into evaluation mode, and its mode is restored afterwards.
         cfg: Protocol: sizes, scales, thresholds.
-        targets: Label maps to count, as in `evaluate_model`; None takes those of `COUNTED` that the method has. A CAM
+        targets: Label maps to count, as in `evaluate_model`; None takes those of `COUNTED` that the run learns. A CAM
             is counted at its tuned threshold as well, as `cam_tuned` beside `cam`, where the config has one.
         split: None takes `cfg.val_split`.
         checkpoint: Hash of the weights, for the protocol.
@@ -108,7 +108,7 @@ def measure_images(
         ValueError: As `evaluate_model`, and if no target is a label map.
     """
     require(cfg, Config, "cfg", ": it is that of the run, run.config()")
-    maps = [target for target in (targets or given_targets(cfg, COUNTED)) if target != LABELS]
+    maps = [target for target in (targets or learnt_targets(cfg, COUNTED)) if target != LABELS]
     if not maps:
         raise ValueError("image labels have no pixels to count: name a CAM or the segmentation")
     counter = _Counter(label_names(cfg), [name for first in maps for name in (first, TUNED.get(first)) if name])
@@ -140,7 +140,7 @@ def images_of_run(
     """
     require(run, RunDir, "run", ": open one with RunDir(folder)")
     cfg = run.config()
-    asked = tuple(targets or given_targets(cfg, COUNTED))
+    asked = tuple(targets or learnt_targets(cfg, COUNTED))
     checkpoint = weights_hash(run.checkpoints()[-1]) if run.checkpoints() else ""
     old = _kept(run, name_of_split(FILE, cfg, split), cfg, split or cfg.val_split, checkpoint)
     if old is not None and set(asked) <= set(old.protocol):

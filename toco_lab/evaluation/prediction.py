@@ -15,7 +15,7 @@ from toco_lab.method.crf import dense_crf
 from toco_lab.method.face import CamModel
 from toco_lab.method.labels import mask_by_label
 from toco_lab.method.present import PresentClasses
-from toco_lab.methods import has_cams, has_decoder
+from toco_lab.methods import has_cams, has_decoder, learns_segmentation
 from toco_lab.peers.refinement import refine
 from toco_lab.vocabulary import CAM, CAM_AUX, CAM_REFINED, LABELS, SEG, SEG_CRF, TUNED
 
@@ -203,6 +203,12 @@ def given_targets(cfg: Config, targets: Iterable[str]) -> tuple[str, ...]:
     absent = set() if has_decoder(cfg) else {SEG, SEG_CRF}
     absent |= set() if has_cams(cfg) else CAM_TARGETS - {LABELS}
     return tuple(one for one in targets if one not in absent)
+
+
+def learnt_targets(cfg: Config, targets: Iterable[str]) -> tuple[str, ...]:
+    """Those of the targets that a run of this config learns to give: no segmentation of a decoder left as it began."""
+    untrained = set() if learns_segmentation(cfg) else {SEG, SEG_CRF}
+    return tuple(one for one in given_targets(cfg, targets) if one not in untrained)
 
 
 def strongest_class(cam: Tensor, present: PresentClasses) -> tuple[Tensor, Tensor]:

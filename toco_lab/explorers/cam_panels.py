@@ -18,6 +18,7 @@ from toco_lab.data.classes import PALETTE
 from toco_lab.explorers.cam_session import CamSession, ImageIou
 from toco_lab.explorers.panels import REGIONS, CropBox, Panel, label_legend
 from toco_lab.method.crops import IGNORED, NEGATIVE, POSITIVE
+from toco_lab.methods import learns_segmentation
 from toco_lab.vocabulary import CAM, CAM_AUX, SEG, TITLES
 
 VIEWS = {  # view -> tooltip of its button
@@ -200,8 +201,8 @@ class CamPanels:
         """A label that a CAM or the decoder gives, compared with the mask where it is known."""
         if view == "refined label" and self.refinement is None:
             return ViewPanel(Panel(view, note=f"press Refine: {self._next_refinement}"))
-        if view == TITLES[SEG] and self.session.image.output.seg_logits is None:
-            return ViewPanel(Panel(view, note="this method trains no decoder"))
+        if view == TITLES[SEG] and not learns_segmentation(self.session.cfg):
+            return ViewPanel(Panel(view, note="this run trains no decoder"))
         title, label = self._title_and_label(view)
         again = view == "refined label" and not self._refined_as_chosen
         words = [f"press Refine again: {self._next_refinement}"] if again else []

@@ -6,11 +6,14 @@ Each of the first three is a fresh Python process with one thread, several times
 - the first batch of the toy preset, after its model;
 - the code of notebook 00 up to the cell that saves the first figure, without Jupyter.
 
+A notebook that imports all this is executed in a kernel of its own and in a forked one (`sweeps/warm_kernels.py`).
+
 A report is built from two smoke runs, trained on the spot, and opened in Chromium without a network until its last plot
 is drawn; without a Chromium its size alone is known. Processor seconds beside the clock's; medians. The ratio is to
-importing torch and timm in the same round.
+importing torch and timm in the same round, or to the kernel of its own.
 """
 
+import copy
 import json
 import os
 import subprocess
@@ -22,6 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from jupyter_client.manager import AsyncKernelManager
+from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell, new_notebook
 from tqdm import trange
 
 from benchmarks.run import Case, markdown_table
@@ -31,6 +37,7 @@ from toco_lab.experiment import train
 from toco_lab.reports.export import build_report
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.of_runs import smoothing_of_run
+from toco_lab.sweeps.warm_kernels import WarmKernelManager
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = "torch and timm"
@@ -40,6 +47,7 @@ IMPORTS = {
     "what training imports": "toco_lab.fit",
     "every public name": "[getattr(toco_lab, name) for name in dir(toco_lab)]",
 }
+OWN_KERNEL = "a notebook that imports all this, in a kernel of its own"
 FIRST_BATCH = {
     "imports": "import torch, timm, toco_lab; toco_lab.fit; from toco_lab.data import train_loader",
     "model": "cfg = toco_lab.Config.preset({preset!r}); model = toco_lab.initial_model(cfg)",
@@ -110,6 +118,26 @@ def measure_processes(repeats: int, *, preset: str = "toy") -> pd.DataFrame:
     return table.groupby("what", sort=False).median().reset_index()
 
 
+def measure_kernels(repeats: int) -> pd.DataFrame:
+    """A notebook that imports what training imports, in a kernel of its own and in a forked one, in turns: medians.
+
+    `to_base` is the clock's time over that of a kernel of its own.
+    """
+    notebook = new_notebook(cells=[new_code_cell("; ".join(IMPORTS.values()))])
+    managers = {OWN_KERNEL: AsyncKernelManager, "the same in a forked kernel": WarmKernelManager}
+    rows = []
+    for number in trange(repeats + 1, unit="round", leave=False):  # the first round starts the server
+        for what, manager in managers.items():
+            clock = time.perf_counter()
+            NotebookClient(copy.deepcopy(notebook), kernel_manager_class=manager, kernel_name="python3").execute()
+            rows.append({"round": number, "what": what, "wall": time.perf_counter() - clock})
+    table = pd.DataFrame(rows).query("round > 0").pivot(index="round", columns="what", values="wall")
+    ratios = table.div(table[OWN_KERNEL], axis=0)
+    return pd.DataFrame(
+        [{"what": what, "wall": table[what].median(), "to_base": ratios[what].median()} for what in managers]
+    )
+
+
 def smoke_runs(root: Path) -> list[RunDir]:
     """Two finished runs of the smoke preset, with and without token contrast."""
     runs = []
@@ -172,7 +200,7 @@ def section(rows: pd.DataFrame) -> list[str]:
 
 CASE = Case(
     about="Waiting for the first thing: fresh processes, one thread, medians over rounds, in seconds.",
-    settings={"processes": measure_processes, "report": measure_report},
+    settings={"processes": measure_processes, "kernels": measure_kernels, "report": measure_report},
     measure=lambda function, repeats: function(repeats),
     section=section,
 )

@@ -172,6 +172,10 @@ TARGETS = (
            "{:.1f} s"),
     Target("notebook 00 to its first figure", "startup", value_of("cpu", what="notebook 00 to its first figure"),
            "{:.1f} s"),
+    Target(
+        "a notebook that imports this, in a forked kernel, x its own", "startup",
+        value_of("to_base", what="the same in a forked kernel"), "x {:.2f}", 0.5,
+    ),
     Target("size of a report", "startup", value_of("megabytes", what="opening a report"), "{:.1f} MB"),
     Target("opening a report, by the clock", "startup", value_of("wall", what="opening a report"), "{:.1f} s"),
 )  # fmt: skip

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -398,6 +399,10 @@ def test_startup(tmp_path, monkeypatch, capsys):
         return pd.DataFrame({"cpu": [seconds.get(name, 2.0) for name in code], "wall": 3.0}, index=list(code))
 
     monkeypatch.setattr(startup, "stages", stages)
+    executed = []
+    monkeypatch.setattr(
+        startup, "NotebookClient", lambda notebook, **options: SimpleNamespace(execute=lambda: executed.append(options))
+    )
     monkeypatch.setattr(startup, "smoke_runs", lambda folder: ["one", "two"])
     monkeypatch.setattr(startup, "build_report", lambda runs, path: path.write_bytes(b"x" * 2_500_000) and [path])
     monkeypatch.setattr(startup, "seconds_to_open", lambda report: None)  # no Chromium
@@ -407,6 +412,9 @@ def test_startup(tmp_path, monkeypatch, capsys):
     # three calls a round: 0 is not counted, then 3, 6 and 9
     assert table.loc["import toco_lab", "cpu"] == 7 and table.loc["import toco_lab", "to_base"] == 7 / 4
     assert table.loc["imports, model and first batch", "cpu"] == 6
+    assert table.loc[startup.OWN_KERNEL, "to_base"] == 1 and table.loc["the same in a forked kernel", "to_base"] > 0
+    kinds = [options["kernel_manager_class"].__name__ for options in executed]
+    assert kinds == ["AsyncKernelManager", "WarmKernelManager"] * 4
     assert table.loc["opening a report", "megabytes"] == 2.5 and pd.isna(table.loc["opening a report", "wall"])
     assert "| opening a report | - | - | - | 2.50 |" in text and text in capsys.readouterr().out
 
@@ -470,6 +478,7 @@ def test_summary(tmp_path):
         ],
         "startup": [
             {"setting": "processes", "what": "import toco_lab", "cpu": 0.01},
+            {"setting": "kernels", "what": "the same in a forked kernel", "to_base": 0.25},
             {"setting": "report", "what": "opening a report", "megabytes": 12.3, "wall": np.nan},
         ],
     }
@@ -508,6 +517,7 @@ def test_summary(tmp_path):
         "| dense CRF, 375 x 500, 21 classes, 10 iterations | at most 1.50 s | 1.50 s | **no** | crf |",
         "| dense CRF over pixels, exponent (1: linear) | at most 1.10 | 1.02 | yes | crf |",
         "| `import toco_lab` beside torch and timm | at most 0.200 s | 0.010 s | yes | startup |",
+        "| a notebook that imports this, in a forked kernel, x its own | at most 0.50 | x 0.25 | yes | startup |",
         "| size of a report | - | 12.3 MB | - | startup |",
     ], json.dumps(lines, indent=1)
     assert lines[-3] == "One thread, processor seconds; a machine; torch 9. Made by"

@@ -25,6 +25,7 @@ from toco_lab.progress import draws_bars, is_quiet
 from toco_lab.runs.small_files import read_json_file
 from toco_lab.sweeps.parameters import check_parameters
 from toco_lab.sweeps.saved_outputs import make_readable
+from toco_lab.sweeps.warm_kernels import WarmKernelManager
 
 CELL_TIMEOUT = 3600  # seconds one cell may take unless told otherwise
 _TRACEBACK_LINES = 12
@@ -85,6 +86,7 @@ def execute_notebook(
                 progress_bar=progress and draws_bars() and not is_quiet(),
                 execution_timeout=timeout,
                 start_timeout=_KERNEL_START,
+                kernel_manager_class=WarmKernelManager,
                 extra_arguments=["--log-level=ERROR"],  # the kernel's, which warns about its own transport
             )
         except BaseException as error:

@@ -10,6 +10,7 @@ is as a fresh process that has done the same imports. `warm_kernels` talks to it
 It ends when its standard input does, so with the process that started it; its kernels watch it and end as well.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -66,12 +67,12 @@ def _run_kernel(argv: list[str], env: dict[str, str], cwd: str) -> None:
 
 
 def main() -> None:
-    """`python -m toco_lab.sweeps.kernel_server`: requests on standard input, replies on what was standard output."""
+    """`python -P kernel_server.py`: requests on standard input, replies on what was standard output."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # imports and kernels that print do not disturb the replies
-    del sys.path[0]  # the folder that this process was started in; a kernel is in another
     for name in PRELOADED:
-        importlib.import_module(name)
+        with contextlib.suppress(ImportError):  # the notebook will say what it misses
+            importlib.import_module(name)
     request = serve(sys.stdin, replies)
     if request is None:
         return

@@ -18,6 +18,8 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import LocalProvisioner
 
+from toco_lab.sweeps import kernel_server
+
 _LAUNCHER = [sys.executable, "-m", "ipykernel_launcher"]
 
 
@@ -27,7 +29,7 @@ class _Server:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "toco_lab.sweeps.kernel_server"],
+            [sys.executable, "-P", kernel_server.__file__],  # the current folder hides no module, as in a kernel
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8",
             start_new_session=True,  # Ctrl-C is for papermill, which then stops its kernel
         )  # fmt: skip

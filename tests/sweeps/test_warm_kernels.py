@@ -83,13 +83,10 @@ def test_nothing_is_left_behind_by_a_killed_process(tmp_path):
     """
     (tmp_path / "torch.py").write_text("raise SystemExit('not this one')")
     note = f"open({str(tmp_path / 'pids')!r}, 'w').write(f'{{os.getpid()}} {{os.getppid()}}')"
-    notebook = write(
-        tmp_path / "long.ipynb", f"import os, sys, time\nsys.modules['torch'].rand(1)\n{note}\ntime.sleep(600)"
-    )
+    cell = f"import os, sys, time\nsys.modules['torch'].rand(1)\n{note}\ntime.sleep(600)"
     code = "import sys; from toco_lab.sweeps.notebooks import execute_notebook as e; e(sys.argv[1], sys.argv[2], {})"
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", code, str(notebook), str(tmp_path / "out.ipynb")], cwd=tmp_path
-    )
+    files = [str(write(tmp_path / "long.ipynb", cell)), str(tmp_path / "out.ipynb")]
+    process = subprocess.Popen([sys.executable, "-P", "-c", code, *files], cwd=tmp_path)
     pids = tmp_path / "pids"
     end = time.monotonic() + 240
     while not (pids.is_file() and len(pids.read_text().split()) == 2) and time.monotonic() < end:

@@ -23,6 +23,7 @@ from benchmarks import (
     loader,
     measure,
     metrics,
+    packages,
     pieces,
     run,
     small_machine,
@@ -30,6 +31,7 @@ from benchmarks import (
     summary,
     token_explorer,
 )
+from toco_lab.attribution.gradients import grad_cam
 from toco_lab.config import Config
 from toco_lab.method.lattice import Lattice, bilateral_features
 from toco_lab.smoothing.catalogue import METRICS
@@ -422,6 +424,23 @@ def test_startup(tmp_path, monkeypatch, capsys):
 def test_report_of_given_runs(smoke_run):
     table = startup.measure_report(0, [smoke_run]).set_index("what")
     assert table.loc["building a report of 1 runs", "cpu"] > 0 and table.loc["opening a report", "megabytes"] > 1
+
+
+def test_others_give_the_same(monkeypatch):
+    """But for pytorch-grad-cam, which need not be installed, they are measured; what they give is ours."""
+    monkeypatch.setattr(
+        packages, "their_grad_cam", lambda model, batches, index: torch.cat([grad_cam(model, batches[0], index)])
+    )
+    setting = packages.Setting("vit_tiny_patch16_224", 64, images=2, batch=2, masks=3)
+    model, batches = packages.make_subject(setting)
+    attention = [block.attn.fused_attn for block in model.blocks]
+    assert torch.equal(packages.their_rollout(model, batches), packages.their_rollout(model, batches))
+    assert attention == [block.attn.fused_attn for block in model.blocks]
+    monkeypatch.setitem(packages.ATTRIBUTIONS, packages.GRAD_CAM, grad_cam)
+    table = packages.measure(setting, 1).set_index("what")
+    assert table["difference"].max() < 1e-5 and (table["to_ours"] > 0).all()
+    assert table["to_forward"].isna().tolist() == [False, False, False, True]
+    assert "| mIoU |" in "\n".join(packages.section(table.reset_index()))
 
 
 # --- summary ----------------------------------------------------------------------------------------------------------

@@ -197,6 +197,7 @@ def read_gradients(model: nn.Module, image: Tensor, class_index: int | Tensor, f
     encoder = encoder_of(model)
     check_image(image)
     image, grid = fill_patches(encoder, image)
+    image = image.detach().requires_grad_()  # so that every layer has a gradient, even if all parameters are frozen
     normed = getattr(model, "reads_final_norm", True)
     last = encoder.get_submodule("norm") if normed else encoder.blocks[len(encoder.blocks) - 1]
     with evaluating(model), torch.enable_grad(), output_of(last) as outputs, attention_maps(encoder) as attentions:

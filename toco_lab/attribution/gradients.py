@@ -1,5 +1,8 @@
 """Grad-CAM: the features of one layer, weighted by the gradient of a class logit or of a direction of tokens."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,7 +62,7 @@ def grad_cam(
         raise ValueError("give a layer or a block, not both")
     image, grid = fill_patches(encoder, image)
     layer = _read_layer(encoder, block) if layer is None else layer
-    with evaluating(model), torch.enable_grad(), output_of(layer) as outputs:
+    with evaluating(model), gradient_from(model, layer) as outputs:
         logit = class_logit(model, image, class_index)
         (gradient,) = torch.autograd.grad(logit, outputs)
     maps = _weighted(encoder, layer, outputs[0], gradient, grid, image)
@@ -97,11 +100,36 @@ def direction_grad_cam(
     image, grid = fill_patches(encoder, image)
     place = place_of(towards, grid)
     layer, last = _read_layer(encoder, block), blocks_of(encoder)[-1]
-    with evaluating(model), torch.enable_grad(), output_of(layer) as outputs, output_of(last) as final:
-        encoder.forward_features(image.detach().requires_grad_())
+    with evaluating(model), gradient_from(model, layer) as outputs, output_of(last) as final:
+        encoder.forward_features(image)
         token = _token(encoder, final[0], place, image)
         (gradient,) = torch.autograd.grad((F.normalize(token.detach(), dim=1) * token).sum(), outputs)
     return said_if_zero(_weighted(encoder, layer, outputs[0], gradient, grid, image))
+
+
+@contextmanager
+def gradient_from(model: nn.Module, layer: nn.Module) -> Iterator[list[Tensor]]:
+    """Collect the outputs of a layer in the passes made inside, which have a graph from there on alone.
+
+    Nothing is kept for a way back through the layers before it, or for weights: nobody asks for their gradients.
+    """
+    outputs: list[Tensor] = []
+
+    def begin(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        outputs.append(output.detach().requires_grad_())
+        return outputs[-1].clone()  # what follows may work in place, which a leaf refuses
+
+    learning = [weight for weight in model.parameters() if weight.requires_grad]
+    hook = layer.register_forward_hook(begin)
+    try:
+        for weight in learning:
+            weight.requires_grad_(False)
+        with torch.enable_grad():
+            yield outputs
+    finally:
+        hook.remove()
+        for weight in learning:
+            weight.requires_grad_()
 
 
 def _read_layer(encoder: Encoder, block: int | None) -> nn.Module:

@@ -55,7 +55,6 @@ def class_logit(model: nn.Module, image: Tensor, class_index: int | Tensor | Non
     """
     if getattr(model, "num_classes", None) == 0:
         raise ValueError("the model has no classifier: make it with num_classes > 0, or use ToCo")
-    image = image.detach().requires_grad_()  # so that every layer has a gradient, even if all parameters are frozen
     logits = logits_of(model, image)
     index = checked_classes(class_index, len(logits), logits.shape[1]).to(logits.device)
     return logits.gather(1, index[:, None]).sum()

@@ -126,7 +126,7 @@ def what_is_asked(encoder: nn.Module, metrics: Sequence[str] | None, sites: Sequ
     """Check names of metrics and sites; ValueError for one that is unknown or that the encoder cannot provide."""
     unknown = [name for name in metrics or () if name not in metric_names()]
     if unknown:
-        raise ValueError(f"unknown metric {', '.join(unknown)}; there are: {', '.join(metric_names())}")
+        raise ValueError(f"unknown metric {', '.join(map(str, unknown))}; there are: {', '.join(metric_names())}")
     there = _sites_of(encoder, sites)
     for name in metrics or ():
         if name == RANK_ME[0]:

@@ -35,7 +35,7 @@ from toco_lab.runs.run_dir import RunDir
 from toco_lab.runs.scores import SHOWN, TITLES
 from toco_lab.sweeps.grid import PlannedRun
 from toco_lab.training.checkpoints import initial_model
-from toco_lab.vocabulary import AFTER_BLOCK, CAM, MEAN_ABSOLUTE_COSINE, MIOU, TUNED
+from toco_lab.vocabulary import AFTER_BLOCK, CAM, MEAN_ABSOLUTE_COSINE, MIOU, NEGATIVE_COSINE, POSITIVE_COSINE, TUNED
 
 BESIDE = ("cam_refined_tuned_mIoU", "seg_crf_mIoU", "similarity_first", "positive_cosine", "negative_cosine")
 OF_COMMON_CLASSES = ("cam_mIoU", "cam_tuned_mIoU", "seg_mIoU")
@@ -200,9 +200,9 @@ def alike(run: RunDir, image: np.ndarray, box: Sequence[int]) -> np.ndarray:
 
 
 def picture(runs: dict[str, RunDir]) -> Figure:
-    """Similarity of patch tokens after each block, of the pretrained encoder and of the first seed of some rows."""
+    """How alike patch tokens are after each block, all and by class, of the first seed of some rows."""
     shown = [runs[row].read_table("smoothing").assign(model=row) for row in CURVES if row in runs]
     frame = pd.concat(shown)
     frame = frame[frame["site"] == AFTER_BLOCK]
-    lines = series.layer_lines(frame, [MEAN_ABSOLUTE_COSINE])
+    lines = series.layer_lines(frame, [MEAN_ABSOLUTE_COSINE, POSITIVE_COSINE, NEGATIVE_COSINE])
     return printed.line_panels(lines, colours=assign_colours(frame["model"]), x_title="block")

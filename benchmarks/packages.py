@@ -4,7 +4,7 @@ Both take turns on the same model and images, and what they give is compared:
 
 - Grad-CAM of the usual layer, as maps of the size of the image, by pytorch-grad-cam in batches;
 - attention rollout, by a forward hook behind every attention and a product of matrices, as public scripts do;
-- the mean |cosine| of patch tokens behind every block, by a forward hook on every block;
+- the mean absolute cosine of patch tokens behind every block, by a forward hook on every block;
 - mIoU over many masks, by the Jaccard index of torchmetrics.
 
 Random weights, one thread, processor seconds. pytorch-grad-cam is no part of the installation: `pip install grad-cam`.
@@ -31,7 +31,7 @@ from toco_lab.smoothing.per_layer import smoothing_per_layer
 from toco_lab.vocabulary import MEAN_ABSOLUTE_COSINE
 
 FORWARD, OURS, THEIRS = "forward pass", "ours", "theirs"
-GRAD_CAM, ROLLOUT, COSINE, MIOU = "Grad-CAM", "attention rollout", "mean |cosine| of every block", "mIoU"
+GRAD_CAM, ROLLOUT, COSINE, MIOU = "Grad-CAM", "attention rollout", "mean absolute cosine of every block", "mIoU"
 
 
 @dataclass(frozen=True)

@@ -164,11 +164,11 @@ TARGETS = (
     ),
     *(
         Target(f"{what} by others, x ours", "packages", rows_of("to_ours", what=what), "x {:.2f}", least=1)
-        for what in ("Grad-CAM", "attention rollout", "mean |cosine| of every block", "mIoU")
+        for what in ("Grad-CAM", "attention rollout", "mean absolute cosine of every block", "mIoU")
     ),
     *(
         Target(f"{what}, in forward passes", "packages", rows_of("to_forward", what=what), "{:.2f}", most)
-        for what, most in {"Grad-CAM": 1.1, "attention rollout": 1.3, "mean |cosine| of every block": 1.3}.items()
+        for what, most in {"Grad-CAM": 1.1, "attention rollout": 1.3, "mean absolute cosine of every block": 1.3}.items()
     ),
     Target(
         "`import toco_lab` beside torch and timm", "startup", value_of("cpu", what="import toco_lab"), "{:.3f} s", 0.2

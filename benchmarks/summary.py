@@ -168,7 +168,7 @@ TARGETS = (
     ),
     *(
         Target(f"{what}, in forward passes", "packages", rows_of("to_forward", what=what), "{:.2f}", most)
-        for what, most in {"Grad-CAM": 1.1, "attention rollout": 1.3, "mean absolute cosine of every block": 1.3}.items()
+        for what, most in (("Grad-CAM", 1.1), ("attention rollout", 1.3), ("mean absolute cosine of every block", 1.3))
     ),
     Target(
         "`import toco_lab` beside torch and timm", "startup", value_of("cpu", what="import toco_lab"), "{:.3f} s", 0.2

@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -135,13 +135,11 @@ class Grid:
     def runs(self, root: Path | str = ROOT) -> list[PlannedRun]:
         """Every run: by row, then by the axes (the last one fastest), then by seed."""
         made = []
-        rows: Mapping[str, Mapping[str, Any]] = self.rows or {"": {}}
-        for (row, fields), values in itertools.product(rows.items(), itertools.product(*self.axes.values())):
-            point = dict(zip(self.axes, values, strict=True))
-            name = ", ".join([*([row] if row else []), *(f"{key}={value}" for key, value in point.items())])
+        base = Config.preset(self.preset)
+        for name, fields in self._points():
             for seed in self._listed_seeds():
                 try:
-                    cfg = self._config({**self.overrides, **fields, **point, "seed": seed})
+                    cfg = self._config(base, {**self.overrides, **fields, "seed": seed})
                 except ValueError as error:
                     where = f", {name}" if name else ""
                     raise ValueError(f"grid {self.name!r}{where}: {error}") from error
@@ -149,11 +147,20 @@ class Grid:
                 made.append(PlannedRun(name or self.preset, seed, cfg, folder))
         return made
 
+    def _points(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Name of each row at each point of the axes, and the fields that it sets."""
+        rows: Mapping[str, Mapping[str, Any]] = self.rows or {"": {}}
+        for (row, fields), values in itertools.product(rows.items(), itertools.product(*self.axes.values())):
+            point = dict(zip(self.axes, values, strict=True))
+            name = ", ".join([*([row] if row else []), *(f"{key}={value}" for key, value in point.items())])
+            yield name, {**fields, **point}
+
     def references(self) -> dict[str, str]:
         """Row -> the row it is compared with, for the rows that have one."""
         if not isinstance(self.reference, str):
             return dict(self.reference or {})
-        return {run.row: self.reference for run in self.runs() if run.row != self.reference}
+        names = [name or self.preset for name, _ in self._points()]
+        return {name: self.reference for name in names if name != self.reference}
 
     def to_text(self) -> str:
         """The grid as text that `from_yaml` reads (JSON is YAML)."""
@@ -162,9 +169,8 @@ class Grid:
             plain, indent=1, default=lambda value: value.tolist() if hasattr(value, "tolist") else str(value)
         )
 
-    def _config(self, changes: dict[str, Any]) -> Config:
+    def _config(self, base: Config, changes: dict[str, Any]) -> Config:
         """The preset with some fields changed, as `train` has it: `released` comes first, the fields win over it."""
-        base = Config.preset(self.preset)
         base = base.released() if changes.pop("released", False) else base
         cfg = base.replace(**changes)
         refuse_unused(cfg, changes)

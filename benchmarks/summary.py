@@ -184,6 +184,10 @@ TARGETS = (
         "a notebook that imports this, in a forked kernel, x its own", "startup",
         value_of("to_base", what="the same in a forked kernel"), "x {:.2f}", 0.5,
     ),
+    *(
+        Target(f"1,000 runs: {what}", "many_runs", value_of("cpu", what=what), "{:.1f} s", 10)
+        for what in ("list of the runs", "table of the sweep", "report of 10 of them")
+    ),
     Target("size of a report", "startup", value_of("megabytes", what="opening a report"), "{:.1f} MB"),
     Target("opening a report, by the clock", "startup", value_of("wall", what="opening a report"), "{:.1f} s"),
 )  # fmt: skip

@@ -21,6 +21,7 @@ from benchmarks import (
     growth,
     inference,
     loader,
+    many_runs,
     measure,
     metrics,
     packages,
@@ -441,6 +442,12 @@ def test_others_give_the_same(monkeypatch):
     assert table["difference"].max() < 1e-5 and (table["to_ours"] > 0).all()
     assert table["to_forward"].isna().tolist() == [False, False, False, True]
     assert "| mIoU |" in "\n".join(packages.section(table.reset_index()))
+
+
+def test_many_runs():
+    table = many_runs.measure(20, 1)
+    assert len(table) == 5 and (table["cpu"] > 0).all() and (table["runs"] == 20).all()
+    assert "| 20 finished runs | processor seconds |" in many_runs.section(table)
 
 
 # --- summary ----------------------------------------------------------------------------------------------------------

@@ -14,18 +14,19 @@ from toco_lab.backbones.activations import evaluating
 from toco_lab.backbones.pixels import normalise
 from toco_lab.config import Config
 from toco_lab.data.classes import class_names
+from toco_lab.data.clip_motion import true_motion
 from toco_lab.data.loader import eval_samples
 from toco_lab.data.toy import TOY_CLASSES
 from toco_lab.data.toy_clips import DRIFT, SPEED, Clip, make_clip
 from toco_lab.evaluation.box_evaluation import Threshold, check_threshold, chosen_threshold
 from toco_lab.evaluation.evaluate import protocol_record
-from toco_lab.evaluation.flow import ABSOLUTE, PATCH, RADIUS, RELATIVE, SIDE, warp
 from toco_lab.evaluation.of_runs import measure_run
-from toco_lab.evaluation.over_time import WINDOW, EstimatedMotion, Motion, fuse_over_time
+from toco_lab.evaluation.over_time import fuse_over_time
 from toco_lab.evaluation.prediction import BATCH, label_above, native_cams, strongest_class
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores
 from toco_lab.files import require
 from toco_lab.method.face import CamModel
+from toco_lab.method.flow import ABSOLUTE, PATCH, RADIUS, RELATIVE, SIDE, WINDOW, EstimatedMotion, Motion, warp
 from toco_lab.method.present import PresentClasses
 from toco_lab.methods import has_cams
 from toco_lab.progress import progress_bar
@@ -93,16 +94,6 @@ class LabelCounts:
         steps = iou_scores(self._steps)
         values = iou_scores(self._truth, over=over).miou, steps.iou.nanmean(), 1 - steps.pixel_accuracy
         return dict(zip(SCORES, (value.item() for value in values), strict=True))
-
-
-def true_motion(clip: Clip) -> Motion:
-    """The true flow of a clip between any two frames, and where the other frame shows the pixel."""
-
-    def motion(frame: int, other: int) -> tuple[Tensor, Tensor]:
-        flow, hidden = clip.motion(frame, other)
-        return torch.from_numpy(flow).permute(2, 0, 1), torch.from_numpy(~hidden)
-
-    return motion
 
 
 @torch.no_grad()

@@ -396,6 +396,22 @@ class Config:
         0.8, "supervised: probability of the colour jitter of the view that is taught (jitter)", within=(0, 1)
     )
 
+    # --- clips --------------------------------------------------------------------------------------------------
+    train_on_clips: bool = opt(
+        False,
+        "toy: training images are frames of toy clips, in a batch two neighbouring ones after the other, with the "
+        "image label of their clip and the same views",
+    )
+    w_temporal: float = opt(
+        0.0,
+        "weight of the distance between the segmentations of both frames along the optical flow, from seg_start_step",
+        at_least=0,
+    )
+    clip_flow: Literal["ground_truth", "estimated"] = opt(
+        "ground_truth", "flow of that loss: of the toy world itself, or by block matching where there and back agree"
+    )
+    ptc_across_frames: bool = opt(False, "PTC also compares the tokens of both frames with each other")
+
     # --- optimisation -------------------------------------------------------------------------------------------
     steps: int = opt(20000, "optimiser steps T", at_least=1, up_to=MOST_STEPS)
     batch_size: int = opt(4, "effective batch, in images", at_least=1, up_to=1_000_000)

@@ -25,6 +25,7 @@ _CLASS_CONTRAST = (
     "crop_min_content", "crop_max_negative", "crop_content", "crops_in_valid_box",
 )  # fmt: skip
 FEW_MASKS = ("masks_for", "w_consistency", "consistency_threshold", "consistency_jitter")
+_EXTENSIONS = ("masks_for", "train_on_clips", "w_temporal", "clip_flow", "ptc_across_frames")  # of ToCo
 _AFFINITY = ("w_aff", "afa_radius", "afa_scaled")
 _SEGMENTATION = (
     *_DECODER, "w_reg", "seg_start_step", "late_segmentation", "refine", "high_threshold_end",
@@ -65,7 +66,7 @@ METHODS: dict[str, Method] = {
     "toco": Method(
         "ToCo",
         "Ru et al., CVPR 2023",
-        (*_CAMS, *_HEADS, *_AUXILIARY, *_PATCH_CONTRAST, *_CLASS_CONTRAST, *_SEGMENTATION, *_AFFINITY, "masks_for"),
+        (*_CAMS, *_HEADS, *_AUXILIARY, *_PATCH_CONTRAST, *_CLASS_CONTRAST, *_SEGMENTATION, *_AFFINITY, *_EXTENSIONS),
         class_token=False,
         attention=False,
     ),

@@ -63,7 +63,7 @@ def never_reached(cfg: "Config") -> list[str]:
     starts = {
         "contrast_start_step": ("PTC, CTC and the regression on the auxiliary CAM", ("w_ptc", "w_ctc", "w_distil")),
         "ctc_start_step": ("the terms of class token contrast", ("w_ctc",)),
-        "seg_start_step": ("the segmentation and regularised losses", ("w_seg", "w_reg", "w_aff")),
+        "seg_start_step": ("the segmentation and regularised losses", ("w_seg", "w_reg", "w_aff", "w_temporal")),
     }
     found = []
     for name, (losses, weights) in starts.items():
@@ -232,6 +232,47 @@ def _check_method(cfg: "Config") -> None:
     _check_affinity(cfg)
     _check_second_stage(cfg)
     _check_few_masks(cfg)
+    _check_clips(cfg)
+
+
+def _check_clips(cfg: "Config") -> None:
+    """Pairs of frames: where they come from, and what compares them."""
+    if not cfg.train_on_clips:
+        for name, off in (("w_temporal", 0), ("clip_flow", "ground_truth"), ("ptc_across_frames", False)):
+            value = getattr(cfg, name)
+            _require(
+                value == off,
+                f"{name} {shown(value)} has no effect: it is about pairs of frames, and training images are single "
+                f"ones. Set train_on_clips, or leave {name} out ({shown(off)})",
+            )
+        return
+    world = f"dataset {cfg.dataset!r}" if cfg.dataset != "toy" else f"toy_world {cfg.toy_world!r}"
+    _require(
+        cfg.dataset == "toy" and cfg.toy_world == "shapes",
+        f"train_on_clips makes clips of toy scenes, and {world} has none: leave it False, or take dataset 'toy' with "
+        "toy_world 'shapes'",
+    )
+    _require(
+        cfg.batch_size // cfg.accumulate % 2 == 0,
+        f"batch_size {cfg.batch_size} in {counted(cfg.accumulate, 'micro-batch')} (accumulate) tears pairs of frames "
+        "apart, which train_on_clips makes: a micro-batch needs an even number of images",
+    )
+    _require(
+        cfg.masks_for == 0,
+        f"masks_for {cfg.masks_for} draws single images, and train_on_clips pairs of frames: leave one of the two out",
+    )
+    _require(
+        cfg.w_temporal == 0 or cfg.w_seg > 0,
+        f"w_temporal {cfg.w_temporal} compares segmentations, which nothing teaches while w_seg is 0: set it to 0 too",
+    )
+    _require(
+        cfg.w_temporal > 0 or cfg.clip_flow == "ground_truth",
+        f"clip_flow {cfg.clip_flow!r} has no effect: w_temporal is 0. Set w_temporal to 0.1, or leave clip_flow out",
+    )
+    _require(
+        not cfg.ptc_across_frames or cfg.w_ptc > 0,
+        "ptc_across_frames has no effect: w_ptc is 0. Set w_ptc to 0.2, or leave ptc_across_frames False",
+    )
 
 
 def _check_few_masks(cfg: "Config") -> None:

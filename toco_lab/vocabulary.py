@@ -94,6 +94,7 @@ TITLES = {  # target, or column of metrics.csv -> what the reader sees
     "reg_loss": "regularised loss",
     "soft_loss": "divergence from the teacher",
     "consistency_loss": "loss of the view that is taught",
+    "temporal_loss": "difference of two frames along the flow",
     "certain_share": "confident pixels of images without a mask",
     "total_loss": "total loss",
     "positive_cosine": "|cos| of positive pairs",

@@ -23,8 +23,8 @@ def test_a_toy_run_is_measured_on_toy_clips(smoke_run: RunDir, tmp_path: Path, c
         assert shown.split()[-3:] == [f"{100 * value:.1f}" for value in row]
     assert "1 toy clip of 3 frames, 1 neighbour on each side" in said and "threshold 0.5 (the config)" in said
     with Image.open(run.path / "figures" / "video.gif") as moving, Image.open(run.path / "figures/video.png") as strip:
-        assert moving.size == (2 * (6 * 96 + 5 * 4), 192) and moving.n_frames == 3
-        assert strip.size == (3 * 96 + 2 * 4, 6 * (96 + 14))
+        assert moving.size == (2 * (7 * 96 + 6 * 4), 192) and moving.n_frames == 3
+        assert strip.size == (3 * 96 + 2 * 4, 7 * (96 + 14))
     assert main([*command, "--window", "0"]) == 2
     assert "error: window must be at least 1 frame, got 0" in capsys.readouterr().err
 

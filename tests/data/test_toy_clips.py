@@ -7,7 +7,7 @@ import torch
 from toco_lab.data import toy_clips
 from toco_lab.data.toy import MIN_VISIBLE, make_scene
 from toco_lab.data.toy_clips import DRIFT, SPEED, Clip, Mover, make_clip
-from toco_lab.evaluation.flow import warp
+from toco_lab.method.flow import warp
 
 
 def shown_at(image: np.ndarray, flow: np.ndarray) -> np.ndarray:

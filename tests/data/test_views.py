@@ -11,7 +11,17 @@ from toco_lab.backbones.pixels import denormalise, normalise
 from toco_lab.config import Config
 from toco_lab.data.classes import PALETTE
 from toco_lab.data.colours import ColourDraws
-from toco_lab.data.views import NO_TURN, TrainViews, Turn, ViewDraws, apply_to_mask, apply_views, draw_views
+from toco_lab.data.views import (
+    NO_TURN,
+    TrainViews,
+    Turn,
+    ViewDraws,
+    apply_to_mask,
+    apply_to_motion,
+    apply_views,
+    draw_views,
+)
+from toco_lab.method.flow import in_image, warp
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PLAIN = {
@@ -407,6 +417,32 @@ def test_turns_move_views_box_and_mask_alike_and_nothing_else(seed):
 def box_of(inside: np.ndarray) -> tuple[int, int, int, int]:
     rows, columns = inside.nonzero()
     return int(rows.min()), int(rows.max()) + 1, int(columns.min()), int(columns.max()) + 1
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_flow_between_two_frames_is_that_of_their_views(seed):
+    """Each pixel of frame a has its row and column as a colour, and has them still where it lies in frame b."""
+    right, down, size = 6, -3, (60, 80)
+    cfg = config(turns=True, scale_range=(0.7, 1.7))
+    draws = draw_views(cfg, size, seed)
+    here = coordinates(*size)
+    there = here.astype(int)
+    there[..., :2] += [-down + 10, -right + 10]
+    here[..., :2] += 10
+    flow = torch.tensor([right, down]).float()[:, None, None].expand(2, *size)
+    moved, holds = apply_to_motion(cfg, flow, in_image(flow[None])[0], draws)
+    first, second = (
+        grey_levels(apply_views(cfg, image.astype(np.uint8), draws, MEAN, STD).image) for image in (here, there)
+    )
+    found = warp(second[None].float(), moved[None])[0]
+    assert holds.float().mean() > 0.1 and not holds[first[2] != BLUE].any()
+    unmixed = holds & ((found[2] - BLUE).abs() < 1e-3)  # warping mixes what lies at the rim with padding
+    assert unmixed.sum() > 0.9 * holds.sum()
+    assert (found - first)[:2].abs()[:, unmixed].max() < 1.6  # two roundings, and half a pixel at the rim
+    still = (second - first)[:2].abs()[:, holds].float()
+    assert still.mean() > 3
+    again = TrainViews(cfg, MEAN, STD).motion(flow, torch.ones(size, dtype=torch.bool), seed)
+    assert torch.equal(again[0], moved) and (again[1] | ~holds).all()
 
 
 def test_every_turn_occurs_and_both_global_views_turn_on_their_own():

@@ -13,6 +13,7 @@ from toco_lab.evaluation.clip_scores import (
     ESTIMATED,
     FUSIONS,
     PER_FRAME,
+    SEGMENTED,
     STILL,
     TRUE,
     LabelCounts,
@@ -20,7 +21,7 @@ from toco_lab.evaluation.clip_scores import (
     measure_clips,
     true_motion,
 )
-from toco_lab.evaluation.prediction import label_above, native_cams, strongest_class
+from toco_lab.evaluation.prediction import label_above, native_cams, predict, strongest_class
 from toco_lab.method.model import ToCo
 from toco_lab.runs.run_dir import RunDir
 
@@ -57,13 +58,14 @@ def test_the_rows_are_what_the_parts_give(monkeypatch):
     cfg = Config.preset("smoke").replace(background_threshold=0.4)
     model = ToCo(cfg).train()
     found = measure_clips(model, cfg, clips=1, frames=3, window=1, threshold="configured", progress=False)
-    assert model.training and tuple(found.table["fusion"]) == FUSIONS
+    assert model.training and tuple(found.table["fusion"]) == (*FUSIONS, SEGMENTED)
     model.eval()
     clip = make_clip(1, 0, 3)
     assert np.array_equal(found.clip.image, clip.image)
     mean, std = torch.tensor(model.mean), torch.tensor(model.std)
     image = ((torch.from_numpy(clip.image) / 255 - mean) / std).permute(0, 3, 1, 2).float()
-    cams = native_cams(model, cfg, image, torch.from_numpy(clip.image_label).expand(3, -1))
+    image_label = torch.from_numpy(clip.image_label).expand(3, -1)
+    cams = native_cams(model, cfg, image, image_label)
     label = label_above(*strongest_class(cams.cam, cams.present), 0.4)
     assert (torch.from_numpy(found.labels[PER_FRAME]) == label).float().mean() > 0.999
     mean_of_all = cams.cam.mean(0, keepdim=True).expand(3, -1, -1, -1)  # the window of the frame in the middle
@@ -73,6 +75,7 @@ def test_the_rows_are_what_the_parts_give(monkeypatch):
     counts.add(label, clip)
     row = found.table.set_index("fusion").loc[PER_FRAME]
     assert row.to_dict() == pytest.approx(counts.scores(), abs=2e-3)
+    assert np.array_equal(found.labels[SEGMENTED], predict(model, cfg, image, image_label, "seg")["seg"].numpy())
     record = found.protocol
     assert record["window"] == 1 and record["images"] == 3 and record["flow"]["radius"] == 8
     moved = torch.from_numpy(clip.forward).square().sum(-1).sqrt()[torch.from_numpy(~clip.occluded)].mean().item()
@@ -100,7 +103,7 @@ def test_a_run_keeps_its_scores_with_their_protocol(smoke_run, tmp_path):
     run = RunDir(tmp_path / "run")
     found = clips_of_run(run, clips=2, frames=4, progress=False, device="cpu")
     table = run.read_table("video").set_index("fusion")
-    assert table.shape == (4, 3) and run.read_json("video") == found.protocol
+    assert table.shape == (5, 3) and run.read_json("video") == found.protocol
     assert table["flipped"].between(0, 1).all()
     # averaging over time makes labels steadier, most of all along the true motion
     assert table.loc[TRUE, "flipped"] < table.loc[PER_FRAME, "flipped"]

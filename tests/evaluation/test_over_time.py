@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from toco_lab.evaluation.flow import agreement, composed, match_blocks
-from toco_lab.evaluation.over_time import EstimatedMotion, fuse_frame, fuse_over_time
+from toco_lab.evaluation.over_time import fuse_frame, fuse_over_time
 
 
 def still(holds: bool = True):
@@ -69,25 +68,3 @@ def test_what_cannot_be_averaged_is_named():
         fuse_frame(2, maps, None)
     with pytest.raises(ValueError, match="window must be at least 0 frames, got -1"):
         fuse_frame(3, maps, None, window=-1)
-
-
-def test_estimated_motion_composes_the_steps_and_matches_each_pair_once(monkeypatch):
-    frames = 255 * torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(3))
-    clip = torch.cat([frames.roll(2 * step, 3) for step in range(4)])
-    asked = []
-
-    def counting(image: Tensor, other: Tensor, **options: int) -> Tensor:
-        asked.append(options)
-        return match_blocks(image, other, **options)
-
-    monkeypatch.setattr("toco_lab.evaluation.over_time.match_blocks", counting)
-    motion = EstimatedMotion(clip, patch=5, radius=4)
-    flow, holds = motion(0, 2)
-    steps = [match_blocks(clip[a][None], clip[b][None], patch=5, radius=4) for a, b in ((0, 1), (1, 2), (2, 1), (1, 0))]
-    there, back = composed(*steps[:2]), composed(*steps[2:])
-    assert torch.equal(flow, there[0]) and torch.equal(holds, agreement(there, back)[0])
-    assert flow[0, 10:-10, 10:-12].mean().item() == pytest.approx(4, abs=0.1)
-    motion(2, 0), motion(1, 2), motion(0, 1)
-    assert len(asked) == 4 and asked[0] == {"radius": 4, "patch": 5, "side": 128}
-    with pytest.raises(ValueError, match="frame 1 has no flow to itself"):
-        motion(1, 1)

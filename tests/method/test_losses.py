@@ -19,6 +19,7 @@ from toco_lab.method.losses import (
     ptc_terms,
     reg_loss,
     seg_loss,
+    temporal_loss,
 )
 
 
@@ -252,6 +253,60 @@ def test_distil_equals_the_loops():
     assert distil_loss(cam, cam.sigmoid(), labels, inside) < 1e-12
     with pytest.raises(ValueError, match=r"cam \(2, 3, 2, 4\) does not fit target \(2, 3, 2, 3\)"):
         distil_loss(cam, target[..., :3], labels, inside)
+
+
+# --- two frames of a clip ---------------------------------------------------------------------------------------------
+
+
+def temporal_by_loops(logits, flow, holds):
+    """Each pixel with a mean of the four pixels around the place where it goes, by hand."""
+    probability, terms = logits.softmax(1), []
+    for image, row, column in np.argwhere(holds.numpy()).tolist():
+        other = probability[image + 1 if image % 2 == 0 else image - 1]
+        right, down = flow[image, :, row, column].tolist()
+        x, y = min(max(column + right, 0), other.shape[2] - 1), min(max(row + down, 0), other.shape[1] - 1)
+        there = 0
+        for r in {math.floor(y), math.ceil(y)}:
+            for c in {math.floor(x), math.ceil(x)}:
+                there = there + (1 - abs(y - r)) * (1 - abs(x - c)) * other[:, r, c]
+        terms.append((probability[image, :, row, column] - there).abs().sum())
+    return torch.stack(terms).mean()
+
+
+def test_temporal_loss_is_the_mean_over_what_holds_of_the_distance_along_the_flow():
+    logits, flow = 2 * randn(4, 3, 5, 6), 1.5 * randn(4, 2, 5, 6, seed=1)
+    holds = choice([True, True, False], 4, 5, 6)
+    value, (slope,) = value_and_grad(lambda z: temporal_loss(z, flow, holds), logits)
+    expected, (by_hand,) = value_and_grad(lambda z: temporal_by_loops(z, flow, holds), logits)
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(slope, by_hand)
+    assert slope.flatten(1).abs().amax(1).min() > 0  # every frame learns
+
+
+def test_temporal_loss_by_hand():
+    far = torch.tensor([[30.0, -30.0], [-30.0, 30.0]])[:, :, None, None].expand(2, 2, 3, 3)  # all of one class, all not
+    still, all_hold = torch.zeros(2, 2, 3, 3), torch.ones(2, 3, 3, dtype=torch.bool)
+    assert temporal_loss(far, still, all_hold).item() == pytest.approx(2)
+    assert temporal_loss(far[:1].expand(2, -1, -1, -1), still, all_hold) == 0
+    leaf = far.clone().requires_grad_()
+    nowhere = temporal_loss(leaf, still, ~all_hold)
+    nowhere.backward()
+    assert nowhere == 0 and not leaf.grad.any()
+    moved = torch.zeros(1, 2, 3, 3)
+    moved[0, 0, 1, 1], moved[0, 1, 1, 1] = 5.0, -5.0
+    there = torch.cat([moved, moved.roll(1, 3)])  # one pixel to the right in the second frame
+    flow = torch.stack([torch.tensor([1.0, -1.0]), torch.zeros(2)], dim=1)[:, :, None, None].expand(2, 2, 3, 3)
+    inside = all_hold.clone()
+    inside[0, :, 2] = inside[1, :, 0] = False
+    assert temporal_loss(there, flow, inside).item() == pytest.approx(0, abs=1e-6)
+    assert temporal_loss(there, -flow, inside) > 0.1
+
+
+def test_temporal_loss_names_what_is_no_pair():
+    with pytest.raises(ValueError, match=r"logits \(3, 2, 4, 4\) are no pairs of frames with holds \(3, 4, 4\)"):
+        temporal_loss(randn(3, 2, 4, 4), randn(3, 2, 4, 4), torch.ones(3, 4, 4, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"flow \(2, 2, 4, 5\) does not fit maps \(2, 3, 4, 4\)"):
+        temporal_loss(randn(2, 3, 4, 4), randn(2, 2, 4, 5), torch.ones(2, 4, 4, dtype=torch.bool))
 
 
 # --- segmentation ---------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from PIL import Image
 
 from toco_lab.data.classes import DataError
 from toco_lab.data.toy_clips import make_clip
-from toco_lab.evaluation.over_time import EstimatedMotion, fuse_over_time
+from toco_lab.evaluation.over_time import fuse_over_time
+from toco_lab.method.flow import EstimatedMotion
 from toco_lab.prediction.frames import mp4_bytes, open_frames
 from toco_lab.prediction.predictor import Predictor
 from toco_lab.prediction.video import predict_video

@@ -256,7 +256,11 @@ def test_clips_are_scored_by_each_way_to_fuse(smoke_run, monkeypatch):
     found, table = OWN["video"]["measures"](smoke_run), small(*load_run_model(smoke_run), progress=False).table
     for fusion, miou, consistency in zip(table["fusion"], table["miou"], table["consistency"], strict=True):
         assert found[f"mIoU of clips, {fusion}"] == miou and found[f"consistency, {fusion}"] == consistency
-    assert len(found) == 8
+    assert len(found) == 2 * len(table) == 10
+    monkeypatch.setitem(OWN["video_training"]["measures"].__globals__, "measure_clips", small)
+    alone = OWN["video_training"]["measures"](smoke_run)
+    assert alone["mIoU of clips, final CAM"] == found["mIoU of clips, per frame"] and len(alone) == 4
+    assert alone["consistency, segmentation"] == found["consistency, segmentation, per frame"]
 
 
 def test_domains_are_measured_beside_the_grid_with_a_row_of_otsu_for_each_world(smoke_run, tmp_path, monkeypatch):

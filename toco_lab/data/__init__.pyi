@@ -2,6 +2,7 @@ from . import archives as archives
 from . import bands as bands
 from . import check as check
 from . import classes as classes
+from . import clip_motion as clip_motion
 from . import coco_masks as coco_masks
 from . import colours as colours
 from . import convert as convert

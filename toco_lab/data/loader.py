@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 from toco_lab.backbones.pixels import denormalise, normalise
 from toco_lab.config import Config
 from toco_lab.data.classes import DataError
-from toco_lab.data.readers import Reader, open_dataset
+from toco_lab.data.clip_motion import clip_motion
+from toco_lab.data.readers import FRAMES, ClipReader, Reader, open_dataset
 from toco_lab.data.training_masks import TrainingMasks
 from toco_lab.data.views import TrainViews, Views, apply_views, draw_views
 from toco_lab.method.batch import Batch
@@ -26,7 +27,8 @@ VIEWS = tuple(field.name for field in fields(Views))
 class TrainSample:
     """The views of one training image, its label, float32 (C,) in {0, 1}, and its mask, int64 (S, S).
 
-    The mask is None where the run reads none, and 255 everywhere where this image has none.
+    The mask is None where the run reads none, and 255 everywhere where this image has none. `flow` (2, S, S) and
+    `holds` (S, S) bool are the motion to the other frame of the pair, see `Batch`; None unless the run reads them.
     """
 
     name: str
@@ -34,6 +36,8 @@ class TrainSample:
     label: Tensor
     mask: Tensor | None = None
     has_mask: bool = False
+    flow: Tensor | None = None
+    holds: Tensor | None = None
 
 
 class TrainSamples(Dataset[TrainSample]):
@@ -41,6 +45,9 @@ class TrainSamples(Dataset[TrainSample]):
 
     Where only some images have a mask, every other sample is one of these, and those between are of all images; or, in
     a method that learns from masks alone, every sample is.
+
+    With `cfg.train_on_clips` two samples, 2p and 2p + 1, are neighbouring frames of a clip that share all draws, and
+    epochs are permutations of these pairs.
     """
 
     def __init__(self, cfg: Config, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -52,6 +59,9 @@ class TrainSamples(Dataset[TrainSample]):
         self.seed, self.reader, self.views = cfg.seed, open_dataset(cfg, cfg.train_split), TrainViews(cfg, mean, std)
         self.masks = TrainingMasks.of(cfg, self.reader) if reads_masks(cfg) else None
         every = range(len(self.reader)) if cfg.train_on_empty else _with_a_class(self.reader, cfg.train_split)
+        self.pairs = isinstance(self.reader, ClipReader)
+        if self.pairs:
+            every = [index for index in every if (index + 1) % FRAMES]  # by its first frame, so not by a clip's last
         with_mask: Sequence[int] = every
         if self.masks is not None and self.masks.images is not None:
             with_mask = sorted(set(every) & set(self.masks.images))
@@ -68,14 +78,23 @@ class TrainSamples(Dataset[TrainSample]):
         has_mask, mask = index in self._with_mask, None
         if self.masks is not None:
             mask = self.views.mask(self.masks[index], seed) if has_mask else self.views.no_mask()
-        return TrainSample(self.reader.names[index], views, torch.from_numpy(label), mask, has_mask)
+        motion = self._motion(index, position % 2, seed) if self.views.cfg.w_temporal > 0 else ()
+        return TrainSample(self.reader.names[index], views, torch.from_numpy(label), mask, has_mask, *motion)
 
     def drawn(self, position: int) -> tuple[int, int]:
         """Which image of the reader sample `position` is, and the seed of its views."""
+        position, later = divmod(position, 2) if self.pairs else (position, 0)
         turn, images = position // len(self._turns), self._turns[position % len(self._turns)]
         epoch, place = divmod(turn, len(images))
-        index = images[int(_permutation(self.seed, epoch, len(images))[place])]
+        index = images[int(_permutation(self.seed, epoch, len(images))[place])] + later
         return index, int(np.random.SeedSequence([self.seed, 1, position]).generate_state(1)[0])
+
+    def _motion(self, index: int, later: int, seed: int) -> tuple[Tensor, Tensor]:
+        """The motion from a frame of a pair, its later one or not, to the other one, in their view."""
+        assert isinstance(self.reader, ClipReader)  # `Config` sees to it
+        cfg, (clip, frame) = self.views.cfg, divmod(index, FRAMES)
+        motion = clip_motion(self.reader.stream, clip, cfg.crop_size, estimated=cfg.clip_flow == "estimated")
+        return self.views.motion(*motion(frame, frame - 1 if later else frame + 1), seed)
 
 
 def _with_a_class(reader: Reader, split: str) -> list[int]:
@@ -171,10 +190,13 @@ def _collate(samples: list[TrainSample]) -> Batch:
     label = torch.stack([sample.label for sample in samples])
     max_present = int(label.count_nonzero(1).max())  # counted here: on a GPU it would have to be waited for
     masks = [sample.mask for sample in samples if sample.mask is not None]
+    flows = [sample.flow for sample in samples if sample.flow is not None]
+    holds = [sample.holds for sample in samples if sample.holds is not None]
     return Batch(
         names=[sample.name for sample in samples], image_label=label, max_present=max_present,
         mask=torch.stack(masks) if masks else None,
-        has_mask=[sample.has_mask for sample in samples] if masks else None, **views,
+        has_mask=[sample.has_mask for sample in samples] if masks else None,
+        flow=torch.stack(flows) if flows else None, holds=torch.stack(holds) if holds else None, **views,
     )  # fmt: skip
 
 

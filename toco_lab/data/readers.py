@@ -23,8 +23,11 @@ from toco_lab.data.layouts import LAYOUTS, clashes, find_root, guide, locate, re
 from toco_lab.data.masks import check_classes_shown, read_mask
 from toco_lab.data.names import MASK_ENDINGS, by_image, match_names
 from toco_lab.data.own_folder import folder_names
+from toco_lab.data.toy_clips import Clip, make_clip
 from toco_lab.files import require
 from toco_lab.words import counted, program
+
+FRAMES = 8  # of a clip to train on
 
 
 class FolderReader:
@@ -305,6 +308,36 @@ def _parts_scene(seed: int, index: int, size: int, objects: int) -> toy_parts.Pa
     return toy_parts.make_parts_scene(seed, index, size=size, objects=objects)
 
 
+class ClipReader(ToyReader):
+    """Toy clips, frame after frame: as `ToyReader`, with a stream of clips of `FRAMES` frames in place of scenes.
+
+    The image label of a frame is that of its clip: it also names an object that only other frames show.
+    """
+
+    def __init__(self, cfg: Config, split: str) -> None:
+        """Raises DataError as `ToyReader`."""
+        super().__init__(cfg, split)
+        clips = range(len(self.names))
+        self.names = [f"toy_{split}_clip_{clip:06d}_frame_{frame}" for clip in clips for frame in range(FRAMES)]
+        self.stream, self._size = self.STREAMS.index(split), cfg.crop_size
+        self._scene = functools.partial(_toy_frame, self.stream, size=cfg.crop_size)
+
+    def image_label(self, index: int) -> np.ndarray:
+        """float32 (C,) in {0, 1}: the classes that any frame of the clip shows."""
+        return toy_clip(self.stream, index // FRAMES, self._size).image_label
+
+
+@functools.lru_cache(maxsize=8)
+def toy_clip(stream: int, index: int, size: int) -> Clip:
+    """A clip of `FRAMES` frames of a stream of `ToyReader`; the last ones are kept."""
+    return make_clip(stream, index, FRAMES, size)
+
+
+def _toy_frame(stream: int, index: int, size: int) -> toy.Scene:
+    clip, frame = toy_clip(stream, index // FRAMES, size), index % FRAMES
+    return toy.Scene(clip.image[frame], clip.mask[frame], clip.mask[frame])  # one object of a class at most
+
+
 Reader = FolderReader | ToyReader
 
 
@@ -312,6 +345,8 @@ def make_reader(cfg: Config, split: str) -> Reader:
     """The reader of a split of `cfg.dataset`, not yet checked; see `open_dataset`."""
     if cfg.dataset != "toy":
         return FolderReader(cfg, split)
+    if cfg.train_on_clips and split == cfg.train_split:
+        return ClipReader(cfg, split)
     return PartsReader(cfg, split) if cfg.toy_world == "parts" else ToyReader(cfg, split)
 
 

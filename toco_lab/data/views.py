@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional
 from toco_lab.backbones.pixels import normalise
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.data.colours import ColourDraws, apply_colours, apply_colours_as_released, draw_colours
+from toco_lab.method.flow import in_image
 
 NO_CHANGE = ColourDraws()
 Box = tuple[int, int, int, int]
@@ -40,6 +41,13 @@ class Turn:
         for _ in range(self.quarters):  # the last column becomes the first row
             top, bottom, left, right = side - right, side - left, top, bottom
         return (side - bottom, side - top, left, right) if self.upside_down else (top, bottom, left, right)
+
+    def flow(self, flow: Tensor) -> Tensor:
+        """A turned view of vectors (2, S, S), which point to the right and down: they turn with it."""
+        right, down = self.view(flow)
+        for _ in range(self.quarters):
+            right, down = down, -right
+        return torch.stack([right, -down if self.upside_down else down])
 
 
 NO_TURN = Turn()
@@ -116,6 +124,10 @@ class TrainViews:
         """The labels of `Views.image` for the same `seed`, see `apply_to_mask`; `mask` is uint8 (H, W)."""
         return apply_to_mask(self.cfg, mask, draw_views(self.cfg, mask.shape, seed))
 
+    def motion(self, flow: Tensor, holds: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """The motion in `Views.image` for the same `seed`, see `apply_to_motion`."""
+        return apply_to_motion(self.cfg, flow, holds, draw_views(self.cfg, holds.shape, seed))
+
     def no_mask(self) -> Tensor:
         """What stands for the labels of an image that has none, int64 (S, S): 255 everywhere."""
         return torch.full((self.cfg.crop_size, self.cfg.crop_size), IGNORE_INDEX)
@@ -175,7 +187,7 @@ def apply_views(cfg: Config, image: np.ndarray, draws: ViewDraws, mean: Sequence
     _check_draws(cfg, image.shape[:2], draws)
     pixels = torch.from_numpy(image).permute(2, 0, 1)  # (3, H, W)
     flip_local = draws.own_flip if cfg.flip_views_independently else draws.flip
-    with _one_thread():
+    with one_thread():
         content, box = _scaled_crop(pixels, draws, cfg.crop_size)
         finish = _Finish(cfg, box, mean, std)
         content = finish.levels(content)
@@ -210,6 +222,35 @@ def apply_to_mask(cfg: Config, mask: np.ndarray, draws: ViewDraws) -> Tensor:
     canvas = torch.full((cfg.crop_size, cfg.crop_size), IGNORE_INDEX)
     canvas[top:bottom, left:right] = content[0]
     return draws.turn.view(canvas.flip(-1) if draws.flip else canvas)
+
+
+def apply_to_motion(cfg: Config, flow: Tensor, holds: Tensor, draws: ViewDraws) -> tuple[Tensor, Tensor]:
+    """The flow between two frames that the same draws give the same view: scaled (nearest), cut, flipped and turned.
+
+    Args:
+        cfg: Gives the side S of the crop.
+        flow: (2, H, W) in pixels, to the right and down.
+        holds: Where it is known, (H, W) bool.
+        draws: Those of both frames, which have the size of the flow.
+
+    Returns:
+        Flow (2, S, S) in pixels of the view, and where it holds and leads to a place in the view, (S, S) bool.
+
+    Raises:
+        ValueError: As `apply_views`.
+    """
+    _check_draws(cfg, holds.shape, draws)
+    stacked = torch.cat([flow, holds[None].to(flow.dtype)])
+    content, (top, bottom, left, right) = _scaled_crop(
+        stacked, draws, cfg.crop_size, v2.InterpolationMode.NEAREST_EXACT
+    )
+    view = flow.new_zeros(3, cfg.crop_size, cfg.crop_size)
+    view[:, top:bottom, left:right] = content
+    view = view.flip(-1) if draws.flip else view
+    down, across = (new / old for new, old in zip(draws.scaled, holds.shape, strict=True))
+    across = -across if draws.flip != draws.mirror else across
+    moved = draws.turn.flow(view[:2] * flow.new_tensor([across, down])[:, None, None])
+    return moved, draws.turn.view(view[2]).bool() & in_image(moved[None])[0]
 
 
 class _Finish:
@@ -319,7 +360,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Inside this context torch computes on one thread.
 
     The sum in the contrast jitter depends on how it is split: loader processes have one thread, the training process

@@ -9,7 +9,6 @@ from . import crop_objects as crop_objects
 from . import domain_scores as domain_scores
 from . import evaluate as evaluate
 from . import example_maps as example_maps
-from . import flow as flow
 from . import gains as gains
 from . import gallery as gallery
 from . import image_counts as image_counts
@@ -41,8 +40,6 @@ from .evaluate import Evaluation as Evaluation
 from .evaluate import evaluate_model as evaluate_model
 from .evaluate import evaluate_run as evaluate_run
 from .example_maps import gallery_rows as gallery_rows
-from .flow import match_blocks as match_blocks
-from .flow import warp as warp
 from .gains import ImageGains as ImageGains
 from .gains import image_gains as image_gains
 from .gallery import side_by_side as side_by_side

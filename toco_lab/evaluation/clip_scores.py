@@ -14,27 +14,29 @@ from toco_lab.backbones.activations import evaluating
 from toco_lab.backbones.pixels import normalise
 from toco_lab.config import Config
 from toco_lab.data.classes import class_names
+from toco_lab.data.clip_motion import true_motion
 from toco_lab.data.loader import eval_samples
 from toco_lab.data.toy import TOY_CLASSES
 from toco_lab.data.toy_clips import DRIFT, SPEED, Clip, make_clip
 from toco_lab.evaluation.box_evaluation import Threshold, check_threshold, chosen_threshold
 from toco_lab.evaluation.evaluate import protocol_record
-from toco_lab.evaluation.flow import ABSOLUTE, PATCH, RADIUS, RELATIVE, SIDE, warp
 from toco_lab.evaluation.of_runs import measure_run
-from toco_lab.evaluation.over_time import WINDOW, EstimatedMotion, Motion, fuse_over_time
-from toco_lab.evaluation.prediction import BATCH, label_above, native_cams, strongest_class
+from toco_lab.evaluation.over_time import fuse_over_time
+from toco_lab.evaluation.prediction import BATCH, label_above, native_cams, predict, strongest_class
 from toco_lab.evaluation.scores import confusion_matrix, iou_scores
 from toco_lab.files import require
 from toco_lab.method.face import CamModel
+from toco_lab.method.flow import ABSOLUTE, PATCH, RADIUS, RELATIVE, SIDE, WINDOW, EstimatedMotion, Motion, warp
 from toco_lab.method.present import PresentClasses
-from toco_lab.methods import has_cams
+from toco_lab.methods import has_cams, learns_segmentation
 from toco_lab.progress import progress_bar
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.vocabulary import CAM
+from toco_lab.vocabulary import CAM, SEG
 from toco_lab.words import counted
 
 PER_FRAME, STILL, ESTIMATED, TRUE = "per frame", "mean without warping", "estimated flow", "true flow"
 FUSIONS = (PER_FRAME, STILL, ESTIMATED, TRUE)  # rows of the table; the last one is the ceiling
+SEGMENTED = "segmentation, per frame"  # one more row, where a run trains its decoder
 CLIPS, FRAMES, STREAM = 20, 8, 1  # clips that are measured, their frames, and the stream: validation's
 SCORES = ("miou", "consistency", "flipped")
 
@@ -44,10 +46,10 @@ class ClipEvaluation:
     """Scores of one model on toy clips.
 
     Attributes:
-        table: A row for each of `FUSIONS`: fusion, and in [0, 1]: `miou` over all frames; `consistency`, the mIoU
-            between the labels of a frame, warped to the next one by the true flow, and the labels of the next one,
-            over pixels that both frames show and classes that either has; `flipped`, the share of these pixels whose
-            two labels differ.
+        table: A row for each of `FUSIONS`, and `SEGMENTED` of a run that trains a decoder: fusion, and in [0, 1]:
+            `miou` over all frames; `consistency`, the mIoU between the labels of a frame, warped to the next one by the
+            true flow, and the labels of the next one, over pixels that both frames show and classes that either has;
+            `flipped`, the share of these pixels whose two labels differ.
         protocol: Everything that defines the numbers.
         clip: The first clip.
         labels: Of the first clip, by fusion: (T, H, W) uint8.
@@ -95,16 +97,6 @@ class LabelCounts:
         return dict(zip(SCORES, (value.item() for value in values), strict=True))
 
 
-def true_motion(clip: Clip) -> Motion:
-    """The true flow of a clip between any two frames, and where the other frame shows the pixel."""
-
-    def motion(frame: int, other: int) -> tuple[Tensor, Tensor]:
-        flow, hidden = clip.motion(frame, other)
-        return torch.from_numpy(flow).permute(2, 0, 1), torch.from_numpy(~hidden)
-
-    return motion
-
-
 @torch.no_grad()
 def measure_clips(
     model: CamModel,
@@ -118,7 +110,8 @@ def measure_clips(
     checkpoint: str = "",
     progress: bool = True,
 ) -> ClipEvaluation:
-    """Score the final CAM of each frame alone, and averaged over time in three ways (`FUSIONS`), on toy clips.
+    """Score the final CAM of each frame alone, and averaged over time in three ways (`FUSIONS`), on toy clips; and
+    the segmentation of each frame alone, which knows no image label, where the run has learnt one.
 
     The encoder sees each frame once; all rows share its CAMs and the threshold. The true image label of a clip, the
     classes that any of its frames shows, masks the CAMs of all of its frames.
@@ -141,7 +134,8 @@ def measure_clips(
     require(cfg, Config, "cfg", ": it is that of the run, run.config()")
     _check(cfg, clips, window)
     check_threshold(threshold)
-    counts = {fusion: LabelCounts(cfg.num_classes + 1) for fusion in FUSIONS}
+    named = (*FUSIONS, SEGMENTED) if learns_segmentation(cfg) else FUSIONS
+    counts = {fusion: LabelCounts(cfg.num_classes + 1) for fusion in named}
     first: tuple[Clip, dict[str, np.ndarray]] | None = None
     errors = []
     with evaluating(model):
@@ -224,14 +218,18 @@ def _labels_of(
     device = next(model.parameters()).device
     image = normalise(torch.from_numpy(clip.image).permute(0, 3, 1, 2), model.mean, model.std).to(device)
     label = torch.from_numpy(clip.image_label).to(device).expand(len(clip), -1)
-    parts = [native_cams(model, cfg, *part) for part in zip(image.split(BATCH), label.split(BATCH), strict=True)]
+    pieces = list(zip(image.split(BATCH), label.split(BATCH), strict=True))
+    parts = [native_cams(model, cfg, *piece) for piece in pieces]
     maps = torch.cat([part.cam for part in parts]).float().cpu()  # (T, S, H, W)
     there = PresentClasses.of(label.cpu())
     motions = {STILL: None, ESTIMATED: estimated, TRUE: true_motion(clip)}
     fused = {PER_FRAME: maps} | {
         fusion: fuse_over_time(maps, motion, window=window) for fusion, motion in motions.items()
     }
-    return {fusion: label_above(*strongest_class(one, there), threshold) for fusion, one in fused.items()}
+    labels = {fusion: label_above(*strongest_class(one, there), threshold) for fusion, one in fused.items()}
+    if learns_segmentation(cfg):
+        labels[SEGMENTED] = torch.cat([predict(model, cfg, *piece, (SEG,))[SEG].cpu() for piece in pieces])
+    return labels
 
 
 def _errors(clip: Clip, estimated: EstimatedMotion) -> tuple[float, float]:

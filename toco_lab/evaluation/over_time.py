@@ -1,16 +1,11 @@
 """Maps of a frame averaged with those of its neighbours in time, each brought to it along the optical flow."""
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from toco_lab.evaluation.flow import PATCH, RADIUS, SIDE, agreement, composed, match_blocks, warp
-
-WINDOW = 2  # frames before and after a frame that are averaged with it
-# (frame, other) -> flow (2, H, W) from frame to other in pixels, and where it holds, (H, W) bool
-Motion = Callable[[int, int], tuple[Tensor, Tensor]]
+from toco_lab.method.flow import WINDOW, Motion, warp
 
 
 def fuse_frame(frame: int, maps: Mapping[int, Tensor], motion: Motion | None, *, window: int = WINDOW) -> Tensor:
@@ -63,53 +58,3 @@ def fuse_over_time(maps: Tensor, motion: Motion | None, *, window: int = WINDOW)
     """
     by_frame = dict(enumerate(maps))
     return torch.stack([fuse_frame(frame, by_frame, motion, window=window) for frame in by_frame])
-
-
-class EstimatedMotion:
-    """Flow between frames by block matching of neighbours; over more than one step it is composed.
-
-    It holds where flow there and back agree (`flow.agreement`). Each pair of neighbours is matched once as long as it
-    is among the last ones asked for.
-    """
-
-    def __init__(
-        self,
-        frames: Mapping[int, Tensor] | Sequence[Tensor] | Tensor,
-        *,
-        window: int = WINDOW,
-        radius: int = RADIUS,
-        patch: int = PATCH,
-        side: int = SIDE,
-    ) -> None:
-        """Nothing is matched yet.
-
-        Args:
-            frames: By number, each (3, H, W), grey levels 0..255; read when they are needed.
-            window: Most steps between two frames that will be asked for.
-            radius: As in `match_blocks`, as the next two.
-            patch: See there.
-            side: See there.
-        """
-        self._frames = frames
-        self._match = functools.partial(match_blocks, radius=radius, patch=patch, side=side)
-        self._step = functools.lru_cache(maxsize=4 * window + 4)(self._matched)
-
-    def __call__(self, frame: int, other: int) -> tuple[Tensor, Tensor]:
-        """Flow (2, H, W) from a frame to another one, and where it holds, (H, W) bool."""
-        flow = self.flow(frame, other)
-        return flow[0], agreement(flow, self.flow(other, frame))[0]
-
-    def flow(self, frame: int, other: int) -> Tensor:
-        """Flow (1, 2, H, W) from a frame to another one.
-
-        Raises:
-            ValueError: If the two are one.
-        """
-        if frame == other:
-            raise ValueError(f"frame {frame} has no flow to itself")
-        towards = 1 if other > frame else -1
-        steps = [self._step(place, place + towards) for place in range(frame, other, towards)]
-        return functools.reduce(composed, steps)
-
-    def _matched(self, frame: int, other: int) -> Tensor:
-        return self._match(self._frames[frame][None], self._frames[other][None])

@@ -74,7 +74,8 @@ Off by default, from DuPL (CVPR 2024): the upper threshold of steps 4 and 5 may 
 (`falling_threshold.high_threshold`), and foreground of the pseudo label with an outlying loss may be ignored
 (`noise.ignore_noise`). Not from a paper: `losses.distil_loss` in place of PTC; and where a batch brings true masks
 (`Config.masks_for`), they stand in for the labels of steps 2, 4 and 5 (`labels.where_known`, `token_labels_of_mask`,
-`region_of_mask`).
+`region_of_mask`). Of pairs of frames (`Config.train_on_clips`), step 4 may compare tokens across the pair, and
+`losses.temporal_loss` the segmentations along the flow (`flow.warp`).
 """
 
 import lazy_loader

@@ -4,6 +4,7 @@ from . import crf as crf
 from . import crops as crops
 from . import face as face
 from . import falling_threshold as falling_threshold
+from . import flow as flow
 from . import labels as labels
 from . import lattice as lattice
 from . import losses as losses

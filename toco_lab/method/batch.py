@@ -21,6 +21,9 @@ class Batch:
     max_present: int | None = None  # no image shows more classes; None counts them, for which the host waits for a GPU
     mask: Tensor | None = None  # (B, S, S) int64 labels of `image`, 255 not counted; None unless the run reads masks
     has_mask: list[bool] | None = None  # on the host; None: all if there is a `mask`. Without one it is 255 everywhere
+    # images 2i and 2i + 1 are frames of a clip: from each one to the other, (B, 2, S, S) pixels to the right and down
+    flow: Tensor | None = None  # None unless the run compares frames
+    holds: Tensor | None = None  # (B, S, S) bool, where the flow is known and leads to a place in the view
 
     def __getitem__(self, part: slice) -> "Batch":
         """The images of a slice, for gradient accumulation."""

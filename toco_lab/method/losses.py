@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from toco_lab.config import IGNORE_INDEX
+from toco_lab.method.flow import warp
 from toco_lab.method.labels import inside_box
 from toco_lab.method.lattice import Lattice, bilateral_features
 
@@ -238,6 +239,35 @@ def distil_loss(cam: Tensor, target: Tensor, image_label: Tensor, inside: Tensor
     counted = image_label[:, :, None, None].bool() & inside[:, None]
     error = (_at_least_fp32(cam).sigmoid() - target.detach()).square()
     return (error * counted).sum() / counted.sum().clamp(min=1)
+
+
+def temporal_loss(logits: Tensor, flow: Tensor, holds: Tensor) -> Tensor:
+    """How far the segmentations of two frames of a clip differ along the optical flow; not part of ToCo.
+
+    Of each frame t with the other frame s of its pair: mean over all pixels x that hold of |p_t(x) - p_s(x + f(x))|,
+    with p the softmax and |.| the sum over its K channels. The gradient runs through both frames.
+    As the temporal losses of video networks, e.g. Liu et al. (ECCV 2020, arXiv 2002.11433), with that distance.
+
+    Args:
+        logits: (B, K, H, W); images 2i and 2i + 1 are a pair.
+        flow: f, from each frame to the other one, (B, 2, H, W) in pixels to the right and down.
+        holds: Pixels that count, (B, H, W) bool.
+
+    Returns:
+        Scalar in [0, 2]; 0 where no pixel counts.
+
+    Raises:
+        ValueError: If the shapes do not fit, or an image has no other one.
+    """
+    if len(logits) % 2 or holds.shape != logits[:, 0].shape:
+        raise ValueError(
+            f"logits {tuple(logits.shape)} are no pairs of frames with holds {tuple(holds.shape)}: need (B, K, H, W) "
+            "with an even B, and (B, H, W)"
+        )
+    probability = _at_least_fp32(logits).softmax(1)
+    other = probability.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+    differs = (probability - warp(other, flow)).abs().sum(1)
+    return (differs * holds).sum() / holds.sum().clamp(min=1)
 
 
 def seg_loss(logits: Tensor, label: Tensor) -> Tensor:

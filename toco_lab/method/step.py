@@ -35,6 +35,7 @@ from toco_lab.method.losses import (
     ptc_terms,
     reg_loss,
     seg_loss,
+    temporal_loss,
 )
 from toco_lab.method.model import ToCo
 from toco_lab.method.noise import foreground, ignore_noise
@@ -42,8 +43,8 @@ from toco_lab.method.present import PresentClasses
 from toco_lab.method.refine import refine_cam
 
 LOSSES = ("cls", "cls_aux", "ptc", "ctc", "distil", "seg", "reg")
-# terms of other methods; metrics.csv has a column for them only in runs of these methods
-PEER_LOSSES = ("patch_cls", "cct", "map_cls", "aff", "soft", "consistency")
+# terms of other methods and of training on clips; metrics.csv has a column for them only in runs of these
+PEER_LOSSES = ("patch_cls", "cct", "map_cls", "aff", "soft", "consistency", "temporal")
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,9 @@ class LossTerms:
     `noise_share` is the share of the pseudo label's foreground that the noise filter took away, in [0, 1]; NaN while
     the filter is off or there is no foreground.
 
-    The terms of other methods (`PEER_LOSSES`) are None where the method has none. So is `certain_share`, which belongs
-    to `consistency`: the share of pixels of images without a mask whose prediction is sure enough to teach; NaN if
-    there are none.
+    The terms of other methods and of clips (`PEER_LOSSES`) are None where a run has none. So is `certain_share`, which
+    belongs to `consistency`: the share of pixels of images without a mask whose prediction is sure enough to teach; NaN
+    if there are none.
     """
 
     cls: Tensor
@@ -87,6 +88,7 @@ class LossTerms:
     soft: Tensor | None = None
     consistency: Tensor | None = None
     certain_share: Tensor | None = None
+    temporal: Tensor | None = None
 
     def named(self) -> dict[str, Tensor]:
         """The terms that this method has, by name."""
@@ -137,7 +139,7 @@ def loss_weights(cfg: Config, step: int) -> dict[str, float]:
         "distil": cfg.w_distil * contrast,
         "seg": cfg.w_seg * segment,
         "reg": cfg.w_reg * segment,
-    }
+    } | ({"temporal": cfg.w_temporal * segment} if cfg.w_temporal > 0 else {})
 
 
 def compute_losses(
@@ -198,6 +200,8 @@ def toco_losses(
     if output.seg_logits is not None:
         supervised = supervise(model, output.seg_logits, cams, batch, cfg, step, on)
         losses |= supervised.losses
+        if "temporal" in on:
+            losses["temporal"] = temporal_consistency(output.seg_logits, batch)
     # step 4: patch token contrast
     if "ptc" in on:
         pairs, token_label = patch_token_contrast(model, features.patch_tokens, cams, batch, cfg, step)
@@ -262,7 +266,8 @@ def patch_token_contrast(
 ) -> tuple[PtcTerms, Tensor]:
     """PTC of a batch with final patch tokens (B, D, h, w), and the labels of the tokens it contrasts, (B, h, w).
 
-    These come from an image's true mask where the batch has one, as do `region_mask` and `pseudo_label`.
+    These come from an image's true mask where the batch has one, as do `region_mask` and `pseudo_label`. With
+    `cfg.ptc_across_frames` the tokens of both frames of a pair are compared with each other as well.
     """
     label = token_labels(
         cams.cam_aux, cams.present, patch_tokens.shape[-2:], batch.valid_box, low=cfg.low_threshold,
@@ -270,7 +275,11 @@ def patch_token_contrast(
     )  # fmt: skip
     if batch.mask is not None:
         label = where_known(label, token_labels_of_mask(batch.mask, label.shape[-2:]), batch.known)
-    return ptc_terms(patch_tokens, affinity_mask(label), similarity=cfg.ptc_similarity), label
+    tokens, compared = patch_tokens, label
+    if cfg.ptc_across_frames:  # images 2i and 2i + 1 become one of twice the height
+        tokens = tokens.unflatten(0, (-1, 2)).transpose(1, 2).flatten(2, 3)
+        compared = compared.unflatten(0, (-1, 2)).flatten(1, 2)
+    return ptc_terms(tokens, affinity_mask(compared), similarity=cfg.ptc_similarity), label
 
 
 def auxiliary_regression(model: ToCo, patch_tokens: Tensor, cams: Cams, batch: Batch) -> Tensor:
@@ -380,6 +389,13 @@ def segmentation_losses(
             sigma_xy=cfg.reg_sigma_xy, scale=cfg.reg_scale, gate=cfg.reg_gate,
         )  # fmt: skip
     return losses
+
+
+def temporal_consistency(seg_logits: Tensor, batch: Batch) -> Tensor:
+    """`temporal_loss` of the decoder's logits (B, C + 1, h, w), at the size of the image."""
+    if batch.flow is None or batch.holds is None:
+        raise ValueError("the batch has no flow between frames: make it with train_loader, by the config of the run")
+    return temporal_loss(enlarge(seg_logits, batch.image.shape[-2:]), batch.flow, batch.holds)
 
 
 def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:

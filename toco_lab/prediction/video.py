@@ -26,11 +26,12 @@ from toco_lab.data.classes import PALETTE, DataError, save_mask
 from toco_lab.data.images import read_rgb, scaled_down
 from toco_lab.evaluation.clip_scores import flow_record
 from toco_lab.evaluation.label_folder import check_protocol, write_protocol
-from toco_lab.evaluation.over_time import WINDOW, EstimatedMotion, fuse_frame
+from toco_lab.evaluation.over_time import fuse_frame
 from toco_lab.evaluation.prediction import BATCH, NativeCams, native_cams
 from toco_lab.figures.moving import gif_bytes, label_overlay, png_bytes, strip
 from toco_lab.files import atomic_write, check_writable
 from toco_lab.method.cam import at_evaluation_size
+from toco_lab.method.flow import WINDOW, EstimatedMotion
 from toco_lab.method.present import PresentClasses
 from toco_lab.methods import has_cams
 from toco_lab.prediction.frames import Frames, mp4_bytes, need_pyav, open_frames

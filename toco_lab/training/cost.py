@@ -81,8 +81,9 @@ def step_cost(cfg: Config, *, processes: int = 1) -> StepCost:
                     model.encode(_view(2 * images, int(scale * cfg.crop_size)))
     grid = (cfg.crop_size // model.patch_size) ** 2
     # cosines of all pairs of tokens, their absolute value and the masks; CAMs and logits at full size, with gradient
-    pairs = 4 * images * grid**2 * 4 if cfg.w_ptc > 0 else 0
-    maps = 4 * images * cfg.crop_size**2 * (2 * cfg.num_classes * contrast + 4 * (cfg.num_classes + 1) * segment)
+    pairs = 4 * images * grid**2 * (8 if cfg.ptc_across_frames else 4) if cfg.w_ptc > 0 else 0
+    segmented = 7 if cfg.w_temporal > 0 else 4 * segment  # beside the labels' losses: both frames and their difference
+    maps = 4 * images * cfg.crop_size**2 * (2 * cfg.num_classes * contrast + (cfg.num_classes + 1) * segmented)
     weights = sum(p.numel() for p in model.parameters())
     micro_batches = cfg.accumulate // processes
     return StepCost(

@@ -56,6 +56,7 @@ def timed_steps(cfg: Config, device: torch.device, *, expected: float, progress:
     micro_batch = cfg.batch_size // cfg.accumulate
     of_an_image = expected / cfg.batch_size
     images = min(micro_batch, int(BUDGET_SECONDS / _FEWEST / max(of_an_image, 1e-9)))
+    images -= images % 2 * cfg.train_on_clips  # pairs of frames
     if images < 1 or num_processes() > 1:
         return None
     small = cfg.replace(batch_size=images, accumulate=1)
@@ -107,4 +108,8 @@ def _random_batch(cfg: Config) -> Batch:
     if reads_masks(cfg):
         mask = torch.randint(cfg.num_classes + 1, (count, side, side), generator=generator)
         has_mask = [number % 2 == 0 or not reads_images_without_mask(cfg) for number in range(count)]
-    return Batch(names, view(side), view(cfg.view2_side), view(side), label, box, int(label[0].sum()), mask, has_mask)
+    flow, holds = None, None
+    if cfg.w_temporal > 0:
+        flow, holds = torch.zeros(count, 2, side, side), torch.ones(count, side, side, dtype=torch.bool)
+    views, shown = (view(side), view(cfg.view2_side), view(side)), int(label[0].sum())
+    return Batch(names, *views, label, box, shown, mask, has_mask, flow, holds)

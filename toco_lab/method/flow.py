@@ -4,6 +4,9 @@ A flow (B, 2, H, W) is in pixels: first to the right, then down. Flow from frame
 a: what pixel x of a shows lies at x + flow(x) in b. So `warp(b, flow)` looks like a.
 """
 
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,7 +19,11 @@ SIDE = 128  # pixels: longer sides are made this long before two frames are matc
 LEVELS = 8.0  # grey levels of 0..255: a neighbour that is darker or lighter by less counts in part, as noise would
 COLOURS = 3.0  # of a colour's difference in [0, 1] beside that of one of the eight signs
 SHORT = 0.1  # added to the cost of a shift as long as the radius: of places that agree equally the nearest is taken
+WINDOW = 2  # frames before and after a frame that are averaged with it
 RELATIVE, ABSOLUTE = 0.01, 0.5  # of `agreement`; the latter in squared pixels
+
+# (frame, other) -> flow (2, H, W) from frame to other in pixels, and where it holds, (H, W) bool
+Motion = Callable[[int, int], tuple[Tensor, Tensor]]
 
 
 def warp(maps: Tensor, flow: Tensor, *, nearest: bool = False) -> Tensor:
@@ -120,6 +127,56 @@ def match_blocks(image: Tensor, other: Tensor, *, radius: int = RADIUS, patch: i
         factors = [size[1] / flow.shape[-1], size[0] / flow.shape[-2]]
         flow = resize(flow, size) * flow.new_tensor(factors)[:, None, None]
     return flow
+
+
+class EstimatedMotion:
+    """Flow between frames by block matching of neighbours; over more than one step it is composed.
+
+    It holds where flow there and back agree (`flow.agreement`). Each pair of neighbours is matched once as long as it
+    is among the last ones asked for.
+    """
+
+    def __init__(
+        self,
+        frames: Mapping[int, Tensor] | Sequence[Tensor] | Tensor,
+        *,
+        window: int = WINDOW,
+        radius: int = RADIUS,
+        patch: int = PATCH,
+        side: int = SIDE,
+    ) -> None:
+        """Nothing is matched yet.
+
+        Args:
+            frames: By number, each (3, H, W), grey levels 0..255; read when they are needed.
+            window: Most steps between two frames that will be asked for.
+            radius: As in `match_blocks`, as the next two.
+            patch: See there.
+            side: See there.
+        """
+        self._frames = frames
+        self._match = functools.partial(match_blocks, radius=radius, patch=patch, side=side)
+        self._step = functools.lru_cache(maxsize=4 * window + 4)(self._matched)
+
+    def __call__(self, frame: int, other: int) -> tuple[Tensor, Tensor]:
+        """Flow (2, H, W) from a frame to another one, and where it holds, (H, W) bool."""
+        flow = self.flow(frame, other)
+        return flow[0], agreement(flow, self.flow(other, frame))[0]
+
+    def flow(self, frame: int, other: int) -> Tensor:
+        """Flow (1, 2, H, W) from a frame to another one.
+
+        Raises:
+            ValueError: If the two are one.
+        """
+        if frame == other:
+            raise ValueError(f"frame {frame} has no flow to itself")
+        towards = 1 if other > frame else -1
+        steps = [self._step(place, place + towards) for place in range(frame, other, towards)]
+        return functools.reduce(composed, steps)
+
+    def _matched(self, frame: int, other: int) -> Tensor:
+        return self._match(self._frames[frame][None], self._frames[other][None])
 
 
 def _matched(image: Tensor, other: Tensor, radius: int, patch: int) -> Tensor:

@@ -106,7 +106,9 @@ def test_the_study_on_photographs_compares_rows_that_differ_in_what_they_say():
     assert len({cfg.digest() for cfg in configs.values()}) == len(configs) == len(kept.rows)
     plain = configs["classification"]
     for row, weights in {
-        "+ PTC": {"w_ptc"}, "full ToCo": {"w_ptc", "w_ctc", "w_seg", "w_reg", "eval_crf"},
+        "+ PTC": {"w_ptc"}, "+ PTC + CTC": {"w_ptc", "w_ctc"},
+        "+ PTC + seg + reg": {"w_ptc", "w_seg", "w_reg", "eval_crf"},
+        "full ToCo": {"w_ptc", "w_ctc", "w_seg", "w_reg", "eval_crf"},
     }.items():  # fmt: skip
         assert set(config_differences({"one": plain, "other": configs[row]})) == weights
     assert plain.encoder_start_step < plain.steps <= configs["frozen"].encoder_start_step

@@ -2,7 +2,7 @@
 
 Each of the first three is a fresh Python process with one thread, several times, in turns:
 
-- imports: torch and timm, then what `import toco_lab` adds, what training adds (`toco_lab.fit`), what all public names;
+- imports: torch and timm, then what `import toco_lab` adds, what `toco_lab.train` adds, what all public names do;
 - the first batch of the toy preset, after its model;
 - the code of notebook 00 up to the cell that saves the first figure, without Jupyter.
 
@@ -44,12 +44,12 @@ BASE = "torch and timm"
 IMPORTS = {
     BASE: "import torch, timm",
     "import toco_lab": "import toco_lab",
-    "what training imports": "toco_lab.fit",
+    "what training imports": "toco_lab.train",
     "every public name": "[getattr(toco_lab, name) for name in dir(toco_lab)]",
 }
 OWN_KERNEL = "a notebook that imports all this, in a kernel of its own"
 FIRST_BATCH = {
-    "imports": "import torch, timm, toco_lab; toco_lab.fit; from toco_lab.data import train_loader",
+    "imports": "import torch, timm, toco_lab; toco_lab.train; from toco_lab.data import train_loader",
     "model": "cfg = toco_lab.Config.preset({preset!r}); model = toco_lab.initial_model(cfg)",
     "first batch": "next(iter(train_loader(cfg, model.mean, model.std)))",
 }

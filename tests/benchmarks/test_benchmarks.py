@@ -394,6 +394,13 @@ def test_stages_share_a_process_and_its_errors_are_told():
         startup.stages({"fail": "1 / 0"})
 
 
+def test_the_code_that_is_timed_works():
+    names: dict = {}
+    for code in (*startup.IMPORTS.values(), *startup.FIRST_BATCH.values()):
+        exec(code.replace("{preset!r}", "'smoke'"), names)
+    assert names["cfg"].preset_name == "smoke"
+
+
 def test_startup(tmp_path, monkeypatch, capsys):
     counts = iter(range(100))
 

@@ -277,7 +277,7 @@ def test_domains_are_measured_beside_the_grid_with_a_row_of_otsu_for_each_world(
     otsu = made["otsu_line"](worlds["tissue"].replace(val_images=6, threshold_images=4)) | {"Dice, segmentation": 0.3}
     monkeypatch.setitem(made["write"].__globals__, "otsu_line", lambda cfg: otsu)
     text = made["write"](own, tmp_path)
-    assert "| tissue, Otsu | 0 to 1 | 0.30 |" in text and "| with PTC | 2 | 0.40 ± 0.00 |" in text
+    assert "| tissue, Otsu | 1 | 0.30 |" in text and "| with PTC | 2 | 0.40 ± 0.00 |" in text
 
 
 @pytest.mark.parametrize("preset", ["toy_tissue", "toy_land"])

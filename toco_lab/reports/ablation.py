@@ -107,7 +107,8 @@ def wide_table(summary: pd.DataFrame) -> pd.DataFrame:
     over_known = "images" in summary and (summary["images"] != "").any()
     lines = []
     for row, part in summary.groupby("row", sort=False):
-        counts = sorted(set(part["seeds"]))
+        there = part[part["seeds"] > 0]  # of a score that no run has a dash says all there is to say
+        counts = sorted(set(there["seeds"])) or [0]
         others = list(dict.fromkeys(name for name in part["reference"] if name))
         line = {
             "": row,
@@ -121,7 +122,7 @@ def wide_table(summary: pd.DataFrame) -> pd.DataFrame:
             )
             line[f"difference, {score.title}"] = _difference(one, score)
         if over_known:
-            line["images"] = _images_by_score(part)
+            line["images"] = _images_by_score(there) if len(there) else ""
         lines.append(line)
     table = pd.DataFrame(lines).set_index("")
     single = table["against"].replace("", np.nan).dropna().unique()

@@ -3,7 +3,6 @@
 Only where forking is safe, on Linux, and only for kernels of this very Python; any other kernel starts as always.
 """
 
-import functools
 import json
 import os
 import signal
@@ -50,18 +49,14 @@ class _Server:
         return self._process.poll() is None
 
 
-@functools.cache
-def _servers() -> list[_Server]:
-    """The last server that was started, if any."""
-    return []
+_started: list[_Server] = []  # the last one, if any
 
 
 def _server() -> _Server:
     """The server, started if there is none or the last one died."""
-    servers = _servers()
-    if not servers or not servers[-1].is_alive():
-        servers[:] = [_Server()]
-    return servers[-1]
+    if not _started or not _started[0].is_alive():
+        _started[:] = [_Server()]
+    return _started[0]
 
 
 class _ForkedKernel:

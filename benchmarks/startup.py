@@ -6,11 +6,12 @@ Each of the first three is a fresh Python process with one thread, several times
 - the first batch of the toy preset, after its model;
 - the code of notebook 00 up to the cell that saves the first figure, without Jupyter.
 
-A notebook that imports all this is executed in a kernel of its own and in a forked one (`sweeps/warm_kernels.py`).
+A notebook that imports all this is executed in a kernel of its own and in a forked one (`sweeps/warm_kernels.py`),
+and a sweep of four smoke runs is made by workers of their own and by forked ones (`sweeps/executors.py`).
 
 A report is built from two smoke runs, trained on the spot, and opened in Chromium without a network until its last plot
 is drawn; without a Chromium its size alone is known. Processor seconds beside the clock's; medians. The ratio is to
-importing torch and timm in the same round, or to the kernel of its own.
+importing torch and timm in the same round, or to the kernel or the workers of their own.
 """
 
 import copy
@@ -20,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ from toco_lab.experiment import train
 from toco_lab.reports.export import build_report
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.smoothing.of_runs import smoothing_of_run
+from toco_lab.sweeps import forked
+from toco_lab.sweeps.grid import Grid
+from toco_lab.sweeps.sweep import run_sweep
 from toco_lab.sweeps.warm_kernels import WarmKernelManager
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -48,6 +52,7 @@ IMPORTS = {
     "every public name": "[getattr(toco_lab, name) for name in dir(toco_lab)]",
 }
 OWN_KERNEL = "a notebook that imports all this, in a kernel of its own"
+OWN_WORKERS = "a sweep of four smoke runs, each in a process of its own"
 FIRST_BATCH = {
     "imports": "import torch, timm, toco_lab; toco_lab.train; from toco_lab.data import train_loader",
     "model": "cfg = toco_lab.Config.preset({preset!r}); model = toco_lab.initial_model(cfg)",
@@ -124,18 +129,48 @@ def measure_kernels(repeats: int) -> pd.DataFrame:
     `to_base` is the clock's time over that of a kernel of its own.
     """
     notebook = new_notebook(cells=[new_code_cell("; ".join(IMPORTS.values()))])
-    managers = {OWN_KERNEL: AsyncKernelManager, "the same in a forked kernel": WarmKernelManager}
+
+    def execute(manager: type[AsyncKernelManager]) -> None:
+        NotebookClient(copy.deepcopy(notebook), kernel_manager_class=manager, kernel_name="python3").execute()
+
+    return _beside_the_first(
+        repeats,
+        {
+            OWN_KERNEL: lambda: execute(AsyncKernelManager),
+            "the same in a forked kernel": lambda: execute(WarmKernelManager),
+        },
+    )
+
+
+def measure_workers(repeats: int) -> pd.DataFrame:
+    """Four smoke runs of two steps, one after the other, in processes of their own and in forked ones."""
+    overrides = {"steps": 2, "val_images": 1, "token_snapshots": 0, "probe_images": 1}
+    grid = Grid(name="startup", preset="smoke", overrides=overrides, seeds=range(4))
+
+    def sweep(fork: bool) -> None:
+        possible, forked.CAN_FORK = forked.CAN_FORK, fork
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                run_sweep(grid, root=folder, progress=False)
+        finally:
+            forked.CAN_FORK = possible
+
+    return _beside_the_first(
+        repeats, {OWN_WORKERS: lambda: sweep(False), "the same by forked workers": lambda: sweep(forked.CAN_FORK)}
+    )
+
+
+def _beside_the_first(repeats: int, ways: Mapping[str, Callable[[], None]]) -> pd.DataFrame:
+    """The clock's seconds of each way, in turns, medians; `to_base` over the first way in the same round."""
     rows = []
     for number in trange(repeats + 1, unit="round", leave=False):  # the first round starts the server
-        for what, manager in managers.items():
+        for what, way in ways.items():
             clock = time.perf_counter()
-            NotebookClient(copy.deepcopy(notebook), kernel_manager_class=manager, kernel_name="python3").execute()
+            way()
             rows.append({"round": number, "what": what, "wall": time.perf_counter() - clock})
     table = pd.DataFrame(rows).query("round > 0").pivot(index="round", columns="what", values="wall")
-    ratios = table.div(table[OWN_KERNEL], axis=0)
-    return pd.DataFrame(
-        [{"what": what, "wall": table[what].median(), "to_base": ratios[what].median()} for what in managers]
-    )
+    ratios = table.div(table[next(iter(ways))], axis=0)
+    return pd.DataFrame([{"what": way, "wall": table[way].median(), "to_base": ratios[way].median()} for way in ways])
 
 
 def smoke_runs(root: Path) -> list[RunDir]:
@@ -200,7 +235,12 @@ def section(rows: pd.DataFrame) -> list[str]:
 
 CASE = Case(
     about="Waiting for the first thing: fresh processes, one thread, medians over rounds, in seconds.",
-    settings={"processes": measure_processes, "kernels": measure_kernels, "report": measure_report},
+    settings={
+        "processes": measure_processes,
+        "kernels": measure_kernels,
+        "workers": measure_workers,
+        "report": measure_report,
+    },
     measure=lambda function, repeats: function(repeats),
     section=section,
 )

@@ -184,6 +184,9 @@ TARGETS = (
         "a notebook that imports this, in a forked kernel, x its own", "startup",
         value_of("to_base", what="the same in a forked kernel"), "x {:.2f}", 0.5,
     ),
+    Target("a sweep of four smoke runs, by forked workers, x their own", "startup",
+        value_of("to_base", what="the same by forked workers"), "x {:.2f}", 0.75,
+    ),
     *(
         Target(f"1,000 runs: {what}", "many_runs", value_of("cpu", what=what), "{:.1f} s", 10)
         for what in ("list of the runs", "table of the sweep", "report of 10 of them")

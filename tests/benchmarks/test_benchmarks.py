@@ -412,6 +412,9 @@ def test_startup(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         startup, "NotebookClient", lambda notebook, **options: SimpleNamespace(execute=lambda: executed.append(options))
     )
+    swept = []
+    monkeypatch.setattr(startup, "run_sweep", lambda grid, **options: swept.append(startup.forked.CAN_FORK))
+    monkeypatch.setattr(startup.forked, "CAN_FORK", True)
     monkeypatch.setattr(startup, "smoke_runs", lambda folder: ["one", "two"])
     monkeypatch.setattr(startup, "build_report", lambda runs, path: path.write_bytes(b"x" * 2_500_000) and [path])
     monkeypatch.setattr(startup, "seconds_to_open", lambda report: None)  # no Chromium
@@ -424,6 +427,8 @@ def test_startup(tmp_path, monkeypatch, capsys):
     assert table.loc[startup.OWN_KERNEL, "to_base"] == 1 and table.loc["the same in a forked kernel", "to_base"] > 0
     kinds = [options["kernel_manager_class"].__name__ for options in executed]
     assert kinds == ["AsyncKernelManager", "WarmKernelManager"] * 4
+    assert swept == [False, True] * 4 and startup.forked.CAN_FORK
+    assert table.loc[startup.OWN_WORKERS, "to_base"] == 1 and table.loc["the same by forked workers", "to_base"] > 0
     assert table.loc["opening a report", "megabytes"] == 2.5 and pd.isna(table.loc["opening a report", "wall"])
     assert "| opening a report | - | - | - | 2.50 |" in text and text in capsys.readouterr().out
 

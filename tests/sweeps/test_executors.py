@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from toco_lab.sweeps import executors, worker
+from toco_lab.sweeps import executors, forked, worker
 from toco_lab.sweeps.executors import LocalExecutor, LostRun
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def workers(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
-    """Workers that run this code, not a sweep's run: they start at once."""
+    """Workers that run this code, not a sweep's run, in a Python of their own."""
+    monkeypatch.setattr(forked, "CAN_FORK", False)
     monkeypatch.setattr(executors, "_WORKER", [sys.executable, "-c", f"import os, sys, time, signal\n{code}\n"])
 
 

@@ -22,7 +22,7 @@ from toco_lab.commands.app import main
 from toco_lab.config import Config
 from toco_lab.experiment import make, open_run
 from toco_lab.runs.run_dir import RunDir
-from toco_lab.sweeps import executors, sweep
+from toco_lab.sweeps import executors, forked, sweep
 from toco_lab.sweeps.grid import Grid
 from toco_lab.sweeps.progress import seconds_left
 from toco_lab.sweeps.sweep import outlook, plan, run_sweep, sweep_table
@@ -91,6 +91,7 @@ def test_a_full_disk_for_one_run_stops_no_other(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_run_folder_that_takes_no_record_stops_no_other(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(forked, "CAN_FORK", False)
     monkeypatch.setattr(executors, "_WORKER", [sys.executable, "-c", "print('started')"])
     two = grid(rows={"refused": {}, "fine": {"w_ptc": 0.0}})
     refused, fine = (run.folder for run in two.runs(tmp_path))
@@ -291,16 +292,17 @@ def test_killed_failed_interrupted_and_continued(tmp_path: Path, monkeypatch: py
     command = [sys.executable, "-m", "toco_lab", "sweep", "grid.yaml", "--root", str(tmp_path), "--workers", "2"]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     until((killed.folder / "checkpoints/step_00000004.pt").exists, process)
-    # a child that has just ended has no command line
-    alive = [one for one in psutil.Process(process.pid).children() if one.status() != psutil.STATUS_ZOMBIE]
-    (worker,) = (one for one in alive if killed.folder.name in one.cmdline()[-1])
+    children = psutil.Process(process.pid).children(recursive=True)
+    alive = [one for one in children if one.status() != psutil.STATUS_ZOMBIE]  # one that has just ended has no files
+    output = str((killed.folder / "output.txt").resolve())
+    (worker,) = (one for one in alive if any(file.path == output for file in one.open_files()))
     worker.kill()
     until(lambda: state_on_disk(made, quick) == "done", process)
-    others = psutil.Process(process.pid).children()
+    others = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
     printed, error = process.communicate(timeout=60)
     assert process.returncode == 130 and "the same command continues" in error
-    assert others and not any(one.is_running() for one in others)
+    assert others and not psutil.wait_procs(others, timeout=20)[1]
     assert "failed: explodes, seed 0" in printed
     table = pd.read_csv(tmp_path / "test/sweep.csv")
     assert table["state"].tolist()[1:3] == ["failed", "done"] and table["state"][3] in ("new", "begun")

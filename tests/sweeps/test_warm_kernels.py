@@ -11,7 +11,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from toco_lab.sweeps import warm_kernels
+from toco_lab.sweeps import forked, warm_kernels
 from toco_lab.sweeps.notebooks import NotebookError, execute_notebook
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux alone")
@@ -70,7 +70,7 @@ def test_a_kernel_that_is_killed_stops_no_other(tmp_path):
 
 def test_without_its_server_a_kernel_ends_and_the_next_has_a_new_one(tmp_path):
     (pid,) = executed(write(tmp_path / "parent.ipynb", "import os\nprint([os.getppid()])"))
-    assert pid == warm_kernels._server()._process.pid
+    assert pid == forked._server_for(os.environ)._process.pid
     with pytest.raises(NotebookError, match="DeadKernelError"):
         executed(write(tmp_path / "alone.ipynb", f"import os, time\nos.kill({pid}, 9)\ntime.sleep(60)"))
     assert executed(write(tmp_path / "again.ipynb", "import os\nprint([os.getppid()])")) != [pid]

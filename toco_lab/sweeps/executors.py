@@ -14,10 +14,11 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from toco_lab.files import append_text, in_words
-from toco_lab.sweeps import worker
+from toco_lab.sweeps import forked, worker
+from toco_lab.sweeps.forked import ForkedProcess
 from toco_lab.words import counted
 
 RETRIES = 2  # times a run is started again after its process was killed
@@ -66,7 +67,8 @@ class _Attempt:
 class LocalExecutor:
     """Up to `workers` processes on this machine, which share its cores (or have OMP_NUM_THREADS each, if that is set).
 
-    A worker stops when this process ends, in whatever way.
+    A worker stops when this process ends, in whatever way. On Linux they are forked from one process that has imported
+    torch (`forked`): a run starts at once.
     """
 
     def __init__(self, workers: int = 1) -> None:
@@ -77,7 +79,7 @@ class LocalExecutor:
         self.slots = workers
         self._environment = {"OMP_NUM_THREADS": str(max(1, cores // workers)), **os.environ, worker.BOUND: "1"}
         self._waiting: deque[_Attempt] = deque()
-        self._running: dict[_Attempt, subprocess.Popen[bytes]] = {}
+        self._running: dict[_Attempt, subprocess.Popen[bytes] | ForkedProcess] = {}
 
     def submit(self, folder: Path, task: str) -> None:
         """See `Executor`."""
@@ -115,15 +117,21 @@ class LocalExecutor:
 
     def _start(self, attempt: _Attempt) -> None:
         attempt.folder.mkdir(parents=True, exist_ok=True)
-        with (attempt.folder / _OUTPUT).open("a", encoding="utf-8") as output:
-            self._running[attempt] = subprocess.Popen(
-                [*_WORKER, attempt.task],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=self._environment,
-                start_new_session=True,  # Ctrl-C is for the sweep alone, which stops its workers in order
-            )
+        output = attempt.folder / _OUTPUT
+        with output.open("a", encoding="utf-8") as file:  # a folder that may not be written is refused here
+            self._running[attempt] = self._process(attempt.task, output.resolve(), file)
+
+    def _process(self, task: str, output: Path, file: IO[str]) -> subprocess.Popen[bytes] | ForkedProcess:
+        if forked.CAN_FORK:
+            return ForkedProcess("worker", [task], env=self._environment, cwd=Path.cwd(), output=output)
+        return subprocess.Popen(
+            [*_WORKER, task],
+            stdin=subprocess.PIPE,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=self._environment,
+            start_new_session=True,  # Ctrl-C is for the sweep alone, which stops its workers in order
+        )
 
     def close(self) -> None:
         """See `Executor`: interrupt every worker, and kill what has not stopped after some seconds."""
@@ -139,7 +147,7 @@ class LocalExecutor:
         self._running.clear()
 
 
-def _close_input(process: subprocess.Popen[bytes]) -> None:
+def _close_input(process: subprocess.Popen[bytes] | ForkedProcess) -> None:
     if process.stdin:
         process.stdin.close()
 

@@ -61,6 +61,21 @@ class Counts:
             f1 = label_f1(label, predicted[LABELS]).double()
             self._f1 += torch.stack([f1.sum(), torch.tensor(len(f1), device=f1.device)])
 
+    def state(self) -> dict[str, Tensor]:
+        """All that was counted, by name, for `load`: the tensors themselves."""
+        parts = {"f1": self._f1}
+        parts |= {f"matrix {target}": matrix for target, matrix in self._matrices.items()}
+        parts |= {f"boundary {target}": counts for target, counts in self._boundaries.items()}
+        return parts | {f"thresholds {cam}": one.histogram for cam, one in self._thresholds.items()}
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a `state` of equal targets; KeyError or RuntimeError for another, and nothing is loaded then."""
+        pairs = [(mine, state[name]) for name, mine in self.state().items()]
+        if any(mine.shape != theirs.shape for mine, theirs in pairs):
+            raise RuntimeError("these counts are of other classes or thresholds")
+        for mine, theirs in pairs:
+            mine.copy_(theirs)
+
     def table(self, names: Sequence[str]) -> tuple[pd.DataFrame, dict[str, int]]:
         """`evaluate.Evaluation.table` of the images of all processes together, which all must call this.
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from toco_lab.evaluation.counts import Counts
 from toco_lab.evaluation.crop_objects import CropObjects
 from toco_lab.evaluation.example_maps import map_rows
 from toco_lab.evaluation.gallery import NUM_IMAGES, save_gallery
+from toco_lab.evaluation.partial import Partial
 from toco_lab.evaluation.prediction import BATCH, FUSIONS, given_targets, grouped_by_size, learnt_targets, predict
 from toco_lab.evaluation.samples import image_label_of
 from toco_lab.evaluation.thresholds import CURVE, MADE_FROM, TunedThresholds, tune_thresholds
@@ -33,7 +35,7 @@ from toco_lab.progress import progress_bar
 from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
-from toco_lab.training.processes import everywhere, is_first, resolve_device, share, wait
+from toco_lab.training.processes import everywhere, is_first, num_processes, rank, resolve_device, share, wait
 from toco_lab.vocabulary import (
     CAM,
     CAM_AUX,
@@ -105,6 +107,7 @@ def evaluate_model(
     checkpoint: str = "",
     gallery: int = 0,
     observe: Observe | None = None,
+    keep: Path | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Score a model on a split, image by image, keeping confusion matrices only.
@@ -122,6 +125,8 @@ def evaluate_model(
         checkpoint: Hash of the weights, for the protocol record.
         gallery: How many images, from the first on, have their maps kept.
         observe: Called with images of one size and what `predict` says of them.
+        keep: Folder for what is counted so far, once a minute: an evaluation that was killed goes on from there, if
+            `checkpoint` and all else are the same. The files are gone at the end.
         progress: Show a progress bar.
 
     Raises:
@@ -141,7 +146,8 @@ def evaluate_model(
         tuned = _tuned(model, cfg, maps, samples, progress=progress)
         counts = Counts(cfg, maps, tuned, next(model.parameters()).device)
         title = f"evaluate {split}" if progress else ""
-        rows = _count(model, cfg, samples, targets, counts, shown, title, observe)
+        part = _begun(keep, cfg, samples, targets, counts, [split, checkpoint, sorted(shown)])
+        _count(model, cfg, samples, targets, counts, part, shown, title, observe)
     table, in_mean = counts.table(label_names(cfg))
     protocol = {
         target: protocol_record(cfg, target, split, len(samples), checkpoint) for target in table["target"].unique()
@@ -151,8 +157,25 @@ def evaluate_model(
     for target, second in TUNED.items():
         if tuned and second in protocol:
             protocol[second] |= tuned.record(target)
-    rows = {name: row for part in everywhere(rows) for name, row in part.items()}
+    rows = {name: row for share in everywhere(part.rows) for name, row in share.items()}
+    part.remove()  # all processes are through
     return Evaluation(table, protocol, rows, counts.curve(split, len(samples)))
+
+
+def _begun(
+    folder: Path | None,
+    cfg: Config,
+    samples: EvalSamples,
+    targets: Sequence[str],
+    counts: Counts,
+    also: Sequence[Any],
+) -> Partial:
+    """This process's share of the evaluation, with what a killed one has counted of it in `counts`."""
+    images = samples.reader.names[: len(samples)]
+    of = [cfg.to_json(), list(images), list(targets), counts.tuned, rank(), num_processes(), *also]
+    part = Partial(folder and folder / f".evaluation_{rank()}.pt", of)
+    part.take_up(counts)
+    return part
 
 
 def _count(
@@ -161,28 +184,29 @@ def _count(
     samples: EvalSamples,
     targets: Sequence[str],
     counts: Counts,
+    part: Partial,
     shown: Collection[str],
     title: str,
     observe: Observe | None,
-) -> dict[str, dict[str, np.ndarray | None]]:
-    """Count this process's share of the images; returns the maps of those that are `shown`, by name.
+) -> None:
+    """Count what is left of this process's share of the images, and keep the maps of those that are `shown`.
 
     `title` is that of the progress bar; "" shows none.
     """
     device, mine = next(model.parameters()).device, share(len(samples))
-    rows: dict[str, dict[str, np.ndarray | None]] = {}
-    with progress_bar(mine, title, shown=bool(title) and is_first()) as bar:
-        for group in grouped_by_size((samples[index] for index in mine), BATCH):
+    left = mine[part.done :]
+    with progress_bar(left, title, len(mine), initial=part.done, shown=bool(title) and is_first()) as bar:
+        for group in grouped_by_size((samples[index] for index in left), BATCH):
             image = torch.stack([sample.image for sample in group]).to(device)
             label = torch.stack([image_label_of(sample) for sample in group]).to(device)
             predicted = predict(model, cfg, image, label, targets, tuned=counts.tuned)
             counts.add(group, label, predicted)
             if observe is not None:
                 observe(group, predicted)
-            if first := [sample for sample in group if sample.name in shown]:
-                rows |= zip((sample.name for sample in first), map_rows(first, predicted), strict=True)
+            first = [sample for sample in group if sample.name in shown]
+            rows = map_rows(first, predicted) if first else []
+            part.count(len(group), dict(zip((sample.name for sample in first), rows, strict=True)), counts)
             bar.update(len(group))
-    return rows
 
 
 def _tuned(
@@ -232,7 +256,7 @@ def evaluate_run(
     progress: bool = True,
 ) -> Evaluation:
     """Evaluate a run's last checkpoint and write evaluation.csv, protocol.json, thresholds.csv (`Evaluation.curve`) and
-    the gallery into the run's folder.
+    the gallery into the run's folder. One that is killed goes on where it was.
 
     Several processes share the images out, and the first one writes. Scores of other targets that the same checkpoint
     already has are kept. A split other than `val_split` has files of its own, evaluation_<split>.csv and so on, and no
@@ -259,7 +283,7 @@ def _evaluate_run(
         check_writable(run.path / f"protocol{suffix}.json")
     new = evaluate_model(
         model, cfg, targets=targets, split=split, progress=progress, checkpoint=checkpoint,
-        gallery=0 if suffix else NUM_IMAGES,
+        gallery=0 if suffix else NUM_IMAGES, keep=run.path,
     )  # fmt: skip
     table, protocol, curve = new.table, new.protocol, new.curve
     rows, old = _kept(run, suffix)

@@ -34,14 +34,19 @@ MADE_FROM = {CAM: CAM, CAM_AUX: CAM_AUX, CAM_REFINED: CAM}  # target -> the CAM 
 
 
 class ThresholdCounts:
-    """Pixel counts of one CAM at several background thresholds at once, over the images of this process."""
+    """Pixel counts of one CAM at several background thresholds at once, over the images of this process.
+
+    Attributes:
+        thresholds: As given.
+        histogram: Pixels by truth, strongest class and how many thresholds lie below its score, flat.
+    """
 
     def __init__(self, thresholds: Sequence[float], num_labels: int, device: torch.device) -> None:
         """`thresholds` ascend, 0 or more; `num_labels` is K, with background."""
         self.thresholds, self._num_labels = tuple(thresholds), num_labels
         self._edges = torch.tensor(self.thresholds, device=device)  # rounded to float32, as a comparison rounds them
         bins = len(self.thresholds) + 1
-        self._histogram = torch.zeros(num_labels * num_labels * bins, dtype=torch.int64, device=device)
+        self.histogram = torch.zeros(num_labels * num_labels * bins, dtype=torch.int64, device=device)
 
     def add(self, score: Tensor, winner: Tensor, truth: Tensor) -> None:
         """Count images: score of the strongest class, that class (1..C) and the true label, all (B, H, W).
@@ -51,14 +56,14 @@ class ThresholdCounts:
         known = (truth >= 0) & (truth < self._num_labels)
         passed = torch.bucketize(score[known], self._edges)  # how many thresholds lie below the score
         place = (truth[known] * self._num_labels + winner[known]) * (len(self.thresholds) + 1) + passed
-        self._histogram += torch.bincount(place, minlength=len(self._histogram))
+        self.histogram += torch.bincount(place, minlength=len(self.histogram))
 
     def matrices(self) -> Tensor:
         """Confusion matrices (thresholds, K, K) int64 over the images of all processes, which all must call this.
 
         Truth in rows. At a threshold a pixel is its strongest class if the score exceeds it, else background.
         """
-        histogram = total(self._histogram).cpu().view(self._num_labels, self._num_labels, -1)
+        histogram = total(self.histogram).cpu().view(self._num_labels, self._num_labels, -1)
         above = histogram.flip(2).cumsum(2).flip(2)[:, :, 1:].movedim(2, 0).clone()  # (thresholds, K, K)
         above[:, :, 0] += histogram.sum((1, 2)) - above.sum(2)
         return above

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from toco_lab.figures import series
+from toco_lab.figures import across_runs, series
 from toco_lab.vocabulary import MEAN_ABSOLUTE_COSINE
 
 STABLE_RANK = ("stable rank", "not centred")
@@ -155,6 +155,16 @@ def test_ablation_points_have_runs_means_and_the_row_compared_with():
     assert share.compared == pytest.approx(30)
     alone = series.ablation_points(frame[frame["seed"] == 0], summary.assign(seeds=summary["seeds"].clip(upper=1)))
     assert [one.means.empty for one in alone] == [True, True] and alone[0].compared == 1.5  # one seed has no mean
+
+
+def test_where_the_reference_lacks_a_score_nothing_is_compared():
+    frame = pd.DataFrame({"row": ["a", "a", "b", "b"], "seed": [0, 1, 0, 1], "seg_mIoU": [np.nan, np.nan, 0.2, 0.4]})
+    lines = [("a", "seg_mIoU", np.nan, np.nan, 0, ""), ("b", "seg_mIoU", 0.3, 0.1, 2, "a")]
+    summary = pd.DataFrame(lines, columns=["row", "score", "mean", "sd", "seeds", "reference"])
+    (points,) = series.ablation_points(frame, summary)
+    assert points.compared is None and points.over == "2 seeds" and points.means["row"].tolist() == ["b"]
+    assert not across_runs.ablation_plot(frame, summary).layout.shapes
+    assert len(across_runs.ablation_plot(frame.fillna(0.1), summary.fillna(0.1)).layout.shapes) == 1
 
 
 def test_lines_for_paper_are_the_same_series_side_by_side():

@@ -26,8 +26,8 @@ def ablation_plot(
     """Rows of an ablation over seeds, a panel per score: every run a dot, the mean a bar across, ± one sd a line.
 
     Where every row has one seed there are dots alone. The dashed line is the mean of the first row's reference (or of
-    the first row), to read differences by eye. Whether they are more than chance stands in the table, where rows are
-    paired by seed.
+    the first row; none where that lacks the score), to read differences by eye. Whether they are more than chance
+    stands in the table, where rows are paired by seed.
 
     Args:
         frame: One line per run: row, seed, scores.
@@ -58,7 +58,8 @@ def ablation_plot(
                 customdata=means["seeds"].tolist(),
                 hovertemplate="%{y}: %{x:.3~f} ± %{error_x.array:.2~f}, %{customdata} seeds<extra></extra>", **place,
             )  # fmt: skip
-        figure.add_vline(x=panel.compared, line={"dash": "dash", "width": 1, "color": INK}, **place)
+        if panel.compared is not None:
+            figure.add_vline(x=panel.compared, line={"dash": "dash", "width": 1, "color": INK}, **place)
         figure.update_xaxes(title="<br>".join(["points"] * panel.in_points + [f"<sub>{panel.over}</sub>"]), **place)
     figure.update_yaxes(categoryorder="array", categoryarray=list(map(_wrapped, reversed(rows))))
     figure.update_yaxes(automargin=True, col=1)

@@ -50,7 +50,8 @@ def ablation_plot(frame: pd.DataFrame, summary: pd.DataFrame, *, titles: Mapping
                 means["mean"], means["row"].map(place), xerr=means["sd"], fmt="|", color=MEAN_BAR, markersize=11,
                 markeredgewidth=2, elinewidth=1.4,
             )  # fmt: skip
-        axes.axvline(score.compared, color="0.4", linestyle="--", linewidth=0.8)
+        if score.compared is not None:
+            axes.axvline(score.compared, color="0.4", linestyle="--", linewidth=0.8)
         axes.set_title((titles or {}).get(score.score, score.score), fontsize=9)
         axes.set_xlabel("\n".join(["points"] * score.in_points + [f"over {score.over}"]), fontsize=8)
         axes.tick_params(labelsize=8)

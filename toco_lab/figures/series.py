@@ -4,6 +4,7 @@
 table with a row per point: x, mean, low and high (the ends of the band), and the columns that its function names.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -245,7 +246,7 @@ class ScorePoints:
         in_points: Whether it is a share in points.
         runs: A row per run that has the score: row, seed, value.
         means: A row per row of the ablation: row, mean, sd (0 for one seed), seeds; empty where every row has one seed.
-        compared: Mean of the row that others are compared with.
+        compared: Mean of the row that others are compared with; None where that row has no such score.
         over: Over how many images, and how many seeds, its means are, in words.
     """
 
@@ -253,7 +254,7 @@ class ScorePoints:
     in_points: bool
     runs: pd.DataFrame
     means: pd.DataFrame
-    compared: float
+    compared: float | None
     over: str
 
 
@@ -276,11 +277,12 @@ def ablation_points(frame: pd.DataFrame, summary: pd.DataFrame) -> list[ScorePoi
         runs = frame.loc[frame[score].notna(), ["row", "seed"]].assign(value=factor * frame[score])
         means = part[["row", "seeds"]].assign(mean=factor * part["mean"], sd=(factor * part["sd"]).fillna(0))
         reference = next((name for name in part["reference"] if name), ablation_rows(summary)[0])
-        compared = float(means.set_index("row").loc[reference, "mean"])
+        at_reference = float(means.set_index("row").loc[reference, "mean"])
         means = means[(means["seeds"] > 1).any() & (means["seeds"] > 0)]
         images = number_range(part["images"]) if "images" in part else ""
-        seeds = counted(number_range(part["seeds"]), "seed")
+        seeds = counted(number_range(part["seeds"][part["seeds"] > 0]), "seed")  # a row may lack the score
         over = f"{counted(images, 'image')}, {seeds}" if images else seeds
+        compared = None if math.isnan(at_reference) else at_reference
         points.append(ScorePoints(str(score), in_points, runs, means, compared, over))
     return points
 

@@ -62,6 +62,12 @@ def test_kernels_share_imports_and_nothing_else(tmp_path, monkeypatch):
     assert first[6] != second[6] and first[7] != second[7]  # generators
 
 
+def test_a_module_beside_the_notebook_is_found(tmp_path, monkeypatch):
+    (tmp_path / "own_helpers.py").write_text("ANSWER = 42")
+    monkeypatch.chdir(tmp_path)
+    assert executed(write(tmp_path / "own.ipynb", "from own_helpers import ANSWER\nprint([ANSWER])")) == [42]
+
+
 def test_a_kernel_that_is_killed_stops_no_other(tmp_path):
     with pytest.raises(NotebookError, match="DeadKernelError"):
         executed(write(tmp_path / "dies.ipynb", "import os\nos.kill(os.getpid(), 9)"))

@@ -107,6 +107,7 @@ def test_the_study_on_photographs_compares_rows_that_differ_in_what_they_say():
     plain = configs["classification"]
     for row, weights in {
         "+ PTC": {"w_ptc"}, "+ PTC + CTC": {"w_ptc", "w_ctc"},
+        "classification + seg + reg": {"w_seg", "w_reg", "eval_crf"},
         "+ PTC + seg + reg": {"w_ptc", "w_seg", "w_reg", "eval_crf"},
         "full ToCo": {"w_ptc", "w_ctc", "w_seg", "w_reg", "eval_crf"},
     }.items():  # fmt: skip

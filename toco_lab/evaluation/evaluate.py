@@ -32,6 +32,7 @@ from toco_lab.files import check_writable, require
 from toco_lab.method.face import CamModel
 from toco_lab.methods import has_cams
 from toco_lab.progress import progress_bar
+from toco_lab.runs.environment import git_revision
 from toco_lab.runs.locks import only_worker
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
@@ -125,16 +126,19 @@ def evaluate_model(
         checkpoint: Hash of the weights, for the protocol record.
         gallery: How many images, from the first on, have their maps kept.
         observe: Called with images of one size and what `predict` says of them.
-        keep: Folder for what is counted so far, once a minute: an evaluation that was killed goes on from there, if
-            `checkpoint` and all else are the same. The files are gone at the end.
+        keep: File name for what is counted so far, written once a minute, each process with its number behind it: an
+            evaluation that was killed goes on from there, if `checkpoint` and all else are the same (the thresholds are
+            chosen anew). The caller removes the files as soon as the scores are safe; an error removes them as well.
         progress: Show a progress bar.
 
     Raises:
-        ValueError: For an unknown target, one that needs masks on a split where images have none, or masks of which
-            none has a pixel of a class.
+        ValueError: For an unknown target, one that needs masks on a split where images have none, masks of which none
+            has a pixel of a class, or `keep` without a `checkpoint` or with an `observe`, which would not see all.
     """
     require(model, CamModel, "model", ": load_run_model(run) loads one")
     require(cfg, Config, "cfg", ": it is that of the run, run.config()")
+    if keep and (observe or not checkpoint):
+        raise ValueError("keep needs a checkpoint, which says whose counts they are, and no observe")
     split = split or cfg.val_split
     samples = eval_samples(cfg, model.mean, model.std, split)
     targets = _checked_targets(cfg, targets, samples, split)
@@ -146,8 +150,13 @@ def evaluate_model(
         tuned = _tuned(model, cfg, maps, samples, progress=progress)
         counts = Counts(cfg, maps, tuned, next(model.parameters()).device)
         title = f"evaluate {split}" if progress else ""
-        part = _begun(keep, cfg, samples, targets, counts, [split, checkpoint, sorted(shown)])
-        _count(model, cfg, samples, targets, counts, part, shown, title, observe)
+        device = next(model.parameters()).device
+        part = _begun(keep, cfg, samples, targets, counts, [split, checkpoint, sorted(shown), device.type])
+        try:
+            _count(model, cfg, samples, targets, counts, part, shown, title, observe)
+        except Exception:  # whoever mends a file or the code begins anew
+            part.remove()
+            raise
     table, in_mean = counts.table(label_names(cfg))
     protocol = {
         target: protocol_record(cfg, target, split, len(samples), checkpoint) for target in table["target"].unique()
@@ -158,22 +167,18 @@ def evaluate_model(
         if tuned and second in protocol:
             protocol[second] |= tuned.record(target)
     rows = {name: row for share in everywhere(part.rows) for name, row in share.items()}
-    part.remove()  # all processes are through
     return Evaluation(table, protocol, rows, counts.curve(split, len(samples)))
 
 
 def _begun(
-    folder: Path | None,
-    cfg: Config,
-    samples: EvalSamples,
-    targets: Sequence[str],
-    counts: Counts,
-    also: Sequence[Any],
+    keep: Path | None, cfg: Config, samples: EvalSamples, targets: Sequence[str], counts: Counts, also: Sequence[Any]
 ) -> Partial:
     """This process's share of the evaluation, with what a killed one has counted of it in `counts`."""
-    images = samples.reader.names[: len(samples)]
-    of = [cfg.to_json(), list(images), list(targets), counts.tuned, rank(), num_processes(), *also]
-    part = Partial(folder and folder / f".evaluation_{rank()}.pt", of)
+    if keep is None:
+        return Partial(None, [])
+    images, code = samples.reader.names[: len(samples)], [git_revision(), torch.__version__, BATCH]
+    of = [cfg.to_json(), list(images), list(targets), counts.tuned, rank(), num_processes(), code, *also]
+    part = Partial(keep.with_name(f"{keep.name}_{rank()}.pt"), of)
     part.take_up(counts)
     return part
 
@@ -283,7 +288,7 @@ def _evaluate_run(
         check_writable(run.path / f"protocol{suffix}.json")
     new = evaluate_model(
         model, cfg, targets=targets, split=split, progress=progress, checkpoint=checkpoint,
-        gallery=0 if suffix else NUM_IMAGES, keep=run.path,
+        gallery=0 if suffix else NUM_IMAGES, keep=run.path / f".evaluation{suffix}",
     )  # fmt: skip
     table, protocol, curve = new.table, new.protocol, new.curve
     rows, old = _kept(run, suffix)
@@ -301,6 +306,8 @@ def _evaluate_run(
             (run.path / f"thresholds{suffix}.csv").unlink(missing_ok=True)
         if new.gallery:
             save_gallery(run, new.gallery, checkpoint)
+        for part in run.path.glob(f".evaluation{suffix}_[0-9]*.pt"):  # of however many processes
+            part.unlink(missing_ok=True)
     wait()
     return Evaluation(table, protocol, new.gallery, curve)
 

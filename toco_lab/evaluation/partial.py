@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import pickle
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toco_lab.backbones.weights import read_weights
 from toco_lab.evaluation.counts import Counts
 from toco_lab.files import atomic_write
 
@@ -26,8 +26,8 @@ class Partial:
     """The share of one process.
 
     Attributes:
-        path: The file.
-        of: All that its numbers depend on; a file of anything else is not read.
+        path: The file; None keeps nothing.
+        of: What its numbers depend on, as far as that is quickly known; a file of anything else is not read.
         done: How many images of the share are counted.
         rows: Maps of those among them that are shown, by name.
     """
@@ -42,13 +42,15 @@ class Partial:
         """Read into `counts`, `done` and `rows` what an earlier process has left, if it is of this evaluation."""
         if self.path is None or not self.path.is_file():
             return
-        # half a file of a machine that went down is as good as none
-        with contextlib.suppress(OSError, ValueError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError):
-            kept = torch.load(self.path, map_location="cpu", weights_only=True)
-            if kept["of"] == self._digest():
-                done, rows = kept["done"], {name: _arrays(row) for name, row in kept["rows"].items()}
-                counts.load(kept["counts"])
-                self.done, self.rows = done, rows
+        try:
+            kept = read_weights(self.path)
+            if kept["of"] != self._digest():
+                return
+            done, rows = int(kept["done"]), {name: _arrays(row) for name, row in kept["rows"].items()}
+            counts.load(kept["counts"])
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError):
+            return  # half a file of a machine that went down is as good as none
+        self.done, self.rows = done, rows
 
     def count(self, images: int, rows: Rows, counts: Counts) -> None:
         """So many more images are in `counts`; write it if it is time."""
@@ -57,12 +59,12 @@ class Partial:
         if self.path is not None and time.monotonic() - self._written >= SECONDS:
             rows_too = {name: _tensors(row) for name, row in self.rows.items()}
             state = {"of": self._digest(), "counts": counts.state(), "done": self.done, "rows": rows_too}
-            with atomic_write(self.path) as file:
+            with contextlib.suppress(OSError), atomic_write(self.path) as file:  # a full disk need not end the work
                 torch.save(state, file)
             self._written = time.monotonic()
 
     def remove(self) -> None:
-        """What it holds is in the tables of the run now."""
+        """Nobody is to go on from here."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 

@@ -23,7 +23,7 @@ def environment(device: str = "auto") -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "device": _device_name(device),
-        "git": _git_revision(),
+        "git": git_revision(),
         "process": {"host": platform.node(), "pid": os.getpid()},
     }
 
@@ -47,7 +47,7 @@ def _device_name(device: str) -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _git_revision() -> dict[str, Any] | None:
+def git_revision() -> dict[str, Any] | None:
     """Commit of this package and whether its folder has changes; None outside a checkout."""
     here = Path(__file__).resolve().parents[1]
 

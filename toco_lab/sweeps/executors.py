@@ -77,7 +77,7 @@ class LocalExecutor:
             raise ValueError(f"workers must be at least 1, got {workers}")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.slots = workers
-        self._environment = {"OMP_NUM_THREADS": str(max(1, cores // workers)), **os.environ, worker.BOUND: "1"}
+        self._environment = {"OMP_NUM_THREADS": str(max(1, cores // workers)), **os.environ}
         self._waiting: deque[_Attempt] = deque()
         self._running: dict[_Attempt, subprocess.Popen[bytes] | ForkedProcess] = {}
 
@@ -95,7 +95,7 @@ class LocalExecutor:
             _close_input(process)
             del self._running[attempt]
             if code < 0 and attempt.retries < RETRIES:
-                self._start_again(attempt, signal.Signals(-code).name)
+                self._start_again(attempt, f"killed by {signal.Signals(-code).name}")
             else:
                 over[attempt.folder] = _lost_run(attempt, code)
         while self._waiting and len(self._running) < self.slots:
@@ -103,17 +103,18 @@ class LocalExecutor:
             try:
                 self._start(attempt)
             except OSError as error:
-                over[attempt.folder] = LostRun(in_words(str(error)))
+                if isinstance(error, forked.ServerError) and attempt.retries < RETRIES:
+                    self._start_again(attempt, str(error))
+                else:
+                    over[attempt.folder] = LostRun(in_words(str(error)))
         return over
 
-    def _start_again(self, attempt: _Attempt, killed_by: str) -> None:
+    def _start_again(self, attempt: _Attempt, why: str) -> None:
         """Put a killed task in front of those that wait, and say so in what its workers print."""
         again = replace(attempt, retries=attempt.retries + 1)
         self._waiting.appendleft(again)
         with contextlib.suppress(OSError):  # a full disk: the worker will say so
-            append_text(
-                attempt.folder / _OUTPUT, f"--- killed by {killed_by}; started again ({again.retries} of {RETRIES})\n"
-            )
+            append_text(attempt.folder / _OUTPUT, f"--- {why}; started again ({again.retries} of {RETRIES})\n")
 
     def _start(self, attempt: _Attempt) -> None:
         attempt.folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +130,7 @@ class LocalExecutor:
             stdin=subprocess.PIPE,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env=self._environment,
+            env={**self._environment, worker.BOUND: "1"},
             start_new_session=True,  # Ctrl-C is for the sweep alone, which stops its workers in order
         )
 

@@ -3,11 +3,11 @@
 torch and timm take five to ten seconds to import, in every run of a sweep and every notebook that is executed anew.
 This process imports them once and does nothing else: no tensor is made, no thread is started and no GPU is touched
 before a fork, so that a child is as a fresh process that has done the same imports. `forked` talks to it: a line of
-JSON in, a line out.
+JSON in, a line out, which repeats the `id`.
 
-    {"start": {"what": a name of PROGRAMS, "argv": [...], "env": {...}, "cwd": "...", "output": file or null}}
-                    ->  {"pid": n}
-    {"poll": n}     ->  {"code": its exit code, as in subprocess; null while it runs}
+    {"id": i, "start": {"what": a name of PROGRAMS, "argv": [...], "env": {...}, "cwd": "...", "output": file or null}}
+                             ->  {"id": i, "pid": n} or {"id": i, "error": what the system says}
+    {"id": i, "poll": n}     ->  {"id": i, "code": its exit code, as in subprocess; null while it runs}
 
 It ends when its standard input does, so with the process that started it; its children watch it and end as well.
 """
@@ -17,10 +17,14 @@ import importlib.util
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import IO, Any
 
-PRELOADED = ("torch", "timm", "pandas", "ipykernel.kernelapp", "toco_lab.experiment")
+PRELOADED = (
+    "torch", "timm", "pandas", "ipykernel.kernelapp", "toco_lab.experiment", "toco_lab.sweeps.worker",
+    "toco_lab.sweeps.notebooks",
+)  # fmt: skip
 
 
 def serve(requests: IO[str], replies: IO[str]) -> dict[str, Any] | None:
@@ -32,14 +36,19 @@ def serve(requests: IO[str], replies: IO[str]) -> dict[str, Any] | None:
     children: dict[int, int | None] = {}
     for line in requests:
         request = json.loads(line)
+        reply: dict[str, Any] = {"id": request["id"]}
         if "poll" in request:
-            reply: dict[str, Any] = {"code": _exit_code(request["poll"], children)}
+            reply["code"] = _exit_code(request["poll"], children)
         else:
-            child = os.fork()
-            if child == 0:
-                return request["start"]
-            children[child] = None
-            reply = {"pid": child}
+            try:
+                child = os.fork()
+            except OSError as error:  # no memory, too many processes: those that run go on
+                reply["error"] = str(error)
+            else:
+                if child == 0:
+                    return request["start"]
+                children[child] = None
+                reply["pid"] = child
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
     return None
@@ -55,10 +64,7 @@ def _exit_code(child: int, children: dict[int, int | None]) -> int | None:
 
 def _kernel(argv: list[str]) -> None:
     """What `python -m ipykernel_launcher` does with these arguments."""
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)
-    sys.argv = ["ipykernel_launcher", *argv, f"--IPKernelApp.parent_handle={os.getppid()}"]  # ends with the server
+    sys.argv = ["ipykernel_launcher", *argv, f"--IPKernelApp.parent_handle={os.getppid()}"]
     from ipykernel.kernelapp import launch_new_instance
 
     launch_new_instance()
@@ -78,20 +84,32 @@ PROGRAMS = {"kernel": _kernel, "worker": _worker}
 def _become(what: str, argv: list[str], env: dict[str, str], cwd: str, output: str | None) -> None:
     """Run a program in this process, as the leader of a session: a signal for it reaches what it starts, no other."""
     os.setsid()
+    if output:
+        _open_as(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 1, 2)
+    _open_as(os.devnull, os.O_RDONLY, 0)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
-    if output:
-        file = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        os.close(file)
     import numpy as np
     import torch
 
     np.random.seed()  # noqa: NPY002 - both were seeded by the imports, and would be alike in all children
     torch.default_generator.seed()
     PROGRAMS[what](argv)
+
+
+def _open_as(path: str, flags: int, *numbers: int) -> None:
+    """Open a file as these descriptors."""
+    file = os.open(path, flags, 0o666)
+    for number in numbers:
+        os.dup2(file, number)
+    os.close(file)
+
+
+def _end_with(pipe: int) -> None:
+    """End this process at once when the other end of the pipe is gone, even by kill -9."""
+    os.read(pipe, 1)
+    os._exit(1)
 
 
 def _use_this_package() -> None:
@@ -103,22 +121,23 @@ def _use_this_package() -> None:
 
 
 def main() -> None:
-    """`python -P fork_server.py`: requests on standard input, replies on what was standard output."""
+    """`python fork_server.py`: requests on standard input, replies on what was standard output."""
+    if not sys.flags.safe_path:
+        del sys.path[0]  # the folder of this file; children have the current one there, as Python gives it to them
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # imports and children that print do not disturb the replies
     ends_with_server, held = os.pipe()  # nobody writes: it is at its end when the only process that could is gone
     _use_this_package()
     for name in PRELOADED:
-        with contextlib.suppress(ImportError):  # who needs it will say so
+        with contextlib.suppress(Exception):  # who needs it imports it again, and says why it cannot be had
             importlib.import_module(name)
-    request = serve(sys.stdin, replies)
-    if request is None:
+    start = serve(sys.stdin, replies)
+    if start is None:
         return
     replies.close()
     os.close(held)
-    os.dup2(ends_with_server, 0)  # as a worker expects it
-    os.close(ends_with_server)
-    _become(**request)
+    threading.Thread(target=_end_with, args=(ends_with_server,), daemon=True).start()
+    _become(**start)
 
 
 if __name__ == "__main__":

@@ -17,47 +17,79 @@ CAN_FORK = sys.platform == "linux"
 _POLL_SECONDS = 0.05
 
 
+class ServerError(OSError):
+    """The process that starts others has died, and with it what it has started."""
+
+
 class _Server:
     """A process of `fork_server`."""
 
     def __init__(self, env: Mapping[str, str]) -> None:
-        self._lock = threading.Lock()
+        self._lock, self._asked = threading.Lock(), 0
+        self._source = _newest_source()
         self._process = subprocess.Popen(
-            [sys.executable, "-P", fork_server.__file__],  # the current folder hides no module
+            [sys.executable, fork_server.__file__],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=env,
             start_new_session=True,  # Ctrl-C is for this process, which then stops what it has started
         )  # fmt: skip
 
     def ask(self, **request: Any) -> Any:
-        """The reply to a request; OSError if the server has died, and its children with it."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        """The reply to a request.
+
+        Raises:
+            ServerError: If the server has died.
+            OSError: If it cannot do what it is asked.
+        """
+        assert self._process.stdin is not None
         with self._lock:
+            self._asked += 1
             try:
-                self._process.stdin.write(json.dumps(request) + "\n")
+                self._process.stdin.write(json.dumps({"id": self._asked, **request}) + "\n")
                 self._process.stdin.flush()
-                reply = self._process.stdout.readline()
-            except BaseException:  # Ctrl-C: what it starts now would be nobody's, and its reply the next one's
-                self._process.kill()
+                reply = self._reply()
+                while reply and reply["id"] != self._asked:  # it is that of a question that Ctrl-C interrupted
+                    reply = self._reply()
+            except BrokenPipeError:
+                reply = None
+            except BaseException:
+                if "start" in request:  # what it starts now would be nobody's
+                    self._process.kill()
                 raise
-        if not reply:
-            raise OSError(f"the process that starts others ended with exit code {self._process.wait()}")
-        return json.loads(reply)
+        if reply is None:
+            raise ServerError(f"the process that starts others ended with exit code {self._process.wait()}")
+        if "error" in reply:
+            raise OSError(reply["error"])
+        return reply
 
-    def is_alive(self) -> bool:
-        """Whether it can be asked."""
-        return self._process.poll() is None
+    def _reply(self) -> Any:
+        """The next one; None if there will be no more."""
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline() or "null")
+
+    def is_usable(self) -> bool:
+        """Whether it can be asked, and has imported the package as it is now."""
+        return self._process.poll() is None and self._source == _newest_source()
 
 
-# One for each number of threads: the libraries read it when they are imported, a child could not change it.
-_servers: dict[str | None, _Server] = {}
+def _newest_source() -> float:
+    """When a file of this package was changed last."""
+    return max(path.stat().st_mtime for path in Path(fork_server.__file__).parents[1].rglob("*.py"))
+
+
+# One for each set of variables that libraries read when they are imported: a child could not change them any more.
+_servers: dict[frozenset[tuple[str, str]], _Server] = {}
+_READ_BY_IMPORTS = ("OMP_", "MKL_", "OPENBLAS_", "CUDA_", "TORCH", "PYTORCH_", "HF_", "TIMM_", "PYTHON")
 
 
 def _server_for(env: Mapping[str, str]) -> _Server:
-    """The server for children of this environment, started if there is none or the last one died."""
-    threads = env.get("OMP_NUM_THREADS")
-    if threads not in _servers or not _servers[threads].is_alive():
-        _servers[threads] = _Server(env)
-    return _servers[threads]
+    """The server for children of this environment, started if there is none, or none that is alive and up to date.
+
+    One that is replaced ends with the last of its children that anyone holds.
+    """
+    key = frozenset((name, value) for name, value in env.items() if name.startswith(_READ_BY_IMPORTS))
+    if key not in _servers or not _servers[key].is_usable():
+        _servers[key] = _Server(env)
+    return _servers[key]
 
 
 class ForkedProcess:
@@ -84,7 +116,7 @@ class ForkedProcess:
             output: File that what it prints is added to; None prints where this process prints errors.
 
         Raises:
-            OSError: If the server cannot be started or has died.
+            OSError: If the system does not start it; ServerError if the server has died, which is worth another try.
         """
         self._server = _server_for(env)
         start = {"what": what, "argv": [*argv], "env": {**env}, "cwd": str(cwd), "output": output and str(output)}
@@ -94,7 +126,7 @@ class ForkedProcess:
         """Its exit code, negative for a signal; None while it runs."""
         try:
             return self._server.ask(poll=self.pid)["code"]
-        except OSError:
+        except ServerError:
             return -signal.SIGKILL
 
     def wait(self, timeout: float | None = None) -> int:

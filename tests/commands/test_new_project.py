@@ -81,7 +81,7 @@ def test_sizes_follow_images_and_weights_at_hand(tmp_path: Path, monkeypatch, ca
     assert (cfg.crop_size, cfg.local_crop_size, cfg.eval_cam_size, cfg.batch_size) == (112, 32, 224, 8)
     assert cfg.scale_range == (0.0448, 0.119) and cfg.eval_seg_scales == (0.0747, 0.112)
     assert (cfg.steps, cfg.warmup_steps, cfg.contrast_start_step, cfg.encoder_start_step) == (240, 10, 24, 0)
-    assert (cfg.w_seg, cfg.w_reg, cfg.w_ctc) == (0, 0, 0) and "masks are refined CAMs" in said
+    assert cfg.seg_start_step == 24 and "segmentation from step 24" in said
     assert (cfg.probe_heads, cfg.frozen_blocks, cfg.learning_rate) == (True, 7, RECIPE["learning_rate"])
     assert cfg.pretrained and not cfg.weights and cfg.depth is None
     monkeypatch.setattr(new_project, "FEW", 48)  # that many training images are not few: VOC's schedule
@@ -109,7 +109,7 @@ def test_a_few_photographs_and_clip_follow_the_preset_that_was_measured(
     same = (
         "backbone", "depth", "aux_layer", "probe_heads", "cam_scales", "batch_size", "steps", "learning_rate",
         "head_lr_factor", "warmup_steps", "frozen_blocks", "contrast_start_step",
-        "w_ptc",
+        "seg_start_step", "w_ptc", "w_ctc", "w_seg", "w_reg",
     )  # fmt: skip
     assert {name: getattr(cfg, name) for name in same} == {name: getattr(preset, name) for name in same}
     assert cfg.precision == precision

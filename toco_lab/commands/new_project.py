@@ -217,12 +217,9 @@ class Plan:
             self._set("seg_start_step", steps // 10, "the share that VOC has")
         self._set("checkpoint_every", max(1, steps // (4 if self._is_gentle else 10)), "")
         self._set("log_every", max(1, min(20, steps // 40)), "")
-        segments = f"segmentation from step {self._value('seg_start_step')}"
-        if self._is_gentle:
-            segments = "no segmentation: masks are refined CAMs"
         self.said.append(
             f"training   {counted(steps, 'step')} of {counted(batch, 'image')} (about {passes:.0f} passes), warm-up "
-            f"{self._value('warmup_steps')}, {segments}"
+            f"{self._value('warmup_steps')}, segmentation from step {self._value('seg_start_step')}"
         )
 
     def _follow_recipe(self, steps: int) -> None:
@@ -232,16 +229,13 @@ class Plan:
 
         reason = f"fewer than {FEW:,} training images: as in the preset voc_clip"
         self._set("probe_heads", True, reason)
-        for name in ("cam_scales", "learning_rate", "head_lr_factor", "frozen_blocks", "w_ptc"):
+        for name in ("cam_scales", "learning_rate", "head_lr_factor", "frozen_blocks", "w_ptc", "w_seg"):
             value = RECIPE[name]
             self._set(name, list(value) if isinstance(value, tuple) else value, "")
         gain = bf16_gain(resolve_device("auto"))
         if gain > WORTH_IT:
             self._set("precision", "bf16", f"an encoder computes {gain:.1f} times as fast as in fp32 on this machine")
-        reason = "so few steps teach no decoder: on 506 photographs it reached 20 mIoU, the refined CAM without it 51"
-        for name in ("w_seg", "w_reg", "w_ctc"):
-            self._set(name, 0.0, reason if name == "w_seg" else "")
-        for name in ("warmup_steps", "contrast_start_step"):
+        for name in ("warmup_steps", "contrast_start_step", "seg_start_step"):
             self._set(name, steps * RECIPE[name] // RECIPE["steps"], "")
 
 

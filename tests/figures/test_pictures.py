@@ -125,6 +125,20 @@ def test_ablation_plot_shows_every_run_and_the_spread():
     assert few.get_xlabel() == "points\nover 20 to 100 images, 2 seeds"
 
 
+def test_many_scores_of_an_ablation_stand_in_lines():
+    scores = [f"s{number}" for number in range(8)]
+    frame = pd.DataFrame({"row": ["a", "b"], "seed": [0, 0]} | {score: [1.0, 2.0] for score in scores})
+    lines = [(row, score, 1.0, np.nan, 1, "") for score in scores for row in "ab"]
+    summary = pd.DataFrame(lines, columns=["row", "score", "mean", "sd", "seeds", "reference"])
+    figure = printed.ablation_plot(frame, summary)
+    assert [axes.get_title() for axes in figure.axes] == scores
+    places = [axes.get_subplotspec() for axes in figure.axes]
+    assert [(place.rowspan.start, place.colspan.start) for place in places] == [divmod(n, 6) for n in range(8)]
+    for first in (figure.axes[0], figure.axes[6]):
+        assert [text.get_text() for text in first.get_yticklabels()] == ["a", "b"]
+    assert figure.axes[7].yaxis_inverted()
+
+
 # --- a metric against a parameter -------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,9 @@ def write_png(file: IO[Any], figure: Figure, *, dpi: int) -> None:
     few_colours(Image.open(drawn)).save(file, format="PNG", optimize=True)
 
 
+_ACROSS = 6  # panels in a line of `ablation_plot`
+
+
 def few_colours(picture: Image.Image) -> Image.Image:
     """A picture in 256 colours of its own."""
     picture = picture.convert("RGB")
@@ -40,9 +43,13 @@ def ablation_plot(frame: pd.DataFrame, summary: pd.DataFrame, *, titles: Mapping
     rows, scores = series.ablation_rows(summary), series.ablation_points(frame, summary)
     place = {row: number for number, row in enumerate(rows)}
     width = 1.2 + 0.075 * max(map(len, rows))
-    figure = Figure(figsize=(width + 2.2 * len(scores), 0.9 + 0.3 * len(rows)), layout="constrained")
-    panels = figure.subplots(1, len(scores), sharey=True, squeeze=False)[0]
-    for axes, score in zip(panels, scores, strict=True):
+    across = min(len(scores), _ACROSS)
+    down = -(-len(scores) // across)
+    figure = Figure(figsize=(width + 2.2 * across, down * (0.9 + 0.3 * len(rows))), layout="constrained")
+    panels = list(figure.subplots(down, across, sharey=True, squeeze=False).flat)
+    for empty in panels[len(scores) :]:
+        empty.remove()
+    for axes, score in zip(panels, scores, strict=False):
         runs, means = score.runs, score.means
         axes.plot(runs["value"], runs["row"].map(place), "o", color=RUN_DOT, alpha=0.4, markersize=4)
         if len(means):

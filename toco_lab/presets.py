@@ -108,8 +108,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "voc_vit_s": _VOC | _SMALL_DATA,
     # python -m toco_lab train voc_clip --data-root path/to/VOC2012
     # Eleven blocks of CLIP ViT-B/16 on some hundred images, crops of 112 pixels: minutes on two cores. With 506 of VOC
-    # the final CAM reaches 47, with PTC alone or all of ToCo 49, refined 51: results/studies/photographs. On 315 of MSRC
-    # 64 and 71, refined 75, and a decoder 61: photographs_msrc.
+    # the final CAM reaches 47, with PTC alone or all of ToCo 49, refined 51: results/studies/photographs. With 315 of
+    # MSRC 64 and 71, refined 75, and a decoder 61: photographs_msrc.
     "voc_clip": _VOC | _FEW_IMAGES,
     # python -m toco_lab train coco_deit_b --data-root path/to/COCO2014
     # MS COCO 2014, ImageNet-1k weights: 27 h on four A100 in the paper; with MS + CRF 41.3.

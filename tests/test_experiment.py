@@ -147,6 +147,18 @@ def test_a_notebook_starts_with_its_config_and_its_run(tmp_path: Path, monkeypat
     assert start("smoke", {"steps": 2, "warmup_steps": 0}, run.path)[1].path == run.path
 
 
+def test_a_notebook_takes_a_run_as_it_is(smoke_run: RunDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    cfg, run = start("", {}, smoke_run.path)
+    assert cfg == smoke_run.config() == run.config() and run.path == smoke_run.path
+    with pytest.raises(ValueError, match="leave overrides empty"):
+        start("", {"steps": 2}, smoke_run.path)
+    with pytest.raises(ValueError, match="in a notebook preset '' does"):
+        start("smoke", {"seed": 9}, smoke_run.path)
+    with pytest.raises(FileNotFoundError, match="is not a run folder"):
+        start("", {}, tmp_path / "none")
+
+
 @pytest.mark.parametrize(
     ("preset", "overrides", "words"),
     [("smok", {}, "did you mean 'smoke'"), ("smoke", {"stepps": 2}, "did you mean 'steps'")],

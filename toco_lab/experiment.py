@@ -170,15 +170,22 @@ def start(preset: str, overrides: Mapping[str, Any], run_dir: Path | str) -> tup
     begins, and is listed, when it is trained.
 
     Args:
-        preset: Name of a preset.
+        preset: Name of a preset; "" takes the config of the run that `run_dir` holds, as it is.
         overrides: Config fields that differ from it.
         run_dir: Folder of the run, new or to be continued.
 
     Raises:
-        ValueError: For an unknown preset or field, or a folder that holds a run of another config.
+        ValueError: For an unknown preset or field, overrides without a preset, or a folder that holds a run of another
+            config.
+        FileNotFoundError: If there is no preset, and no run in the folder.
     """
     require(overrides, Mapping, "overrides", ": config fields and their values, like {'steps': 20}")
     enter_notebook()
+    if not preset:
+        if overrides:
+            raise ValueError("without a preset the run keeps its config: leave overrides empty, or name the preset")
+        run = RunDir(run_dir)
+        return run.config(), run
     cfg = Config.preset(preset).replace(**overrides)
     run = open_run(cfg, Path(run_dir).parent, name=Path(run_dir).name, make=False)
     return run.config(), run

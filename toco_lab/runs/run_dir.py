@@ -92,7 +92,10 @@ class RunDir:
                 if CONFIG_FIELDS[key].metadata["result"]
             ]
             if fatal:
-                raise ValueError(f"{path} holds a run with another config: {', '.join(fatal)}")
+                raise ValueError(
+                    f"{path} holds a run with another config: {', '.join(fatal)}. Take another folder, or ask for that "
+                    "config (in a notebook preset '' does)"
+                )
             for temporary in path.rglob(".*.tmp"):
                 if time.time() - temporary.stat().st_mtime > in_use.STALE_SECONDS:
                     temporary.unlink(missing_ok=True)

@@ -64,7 +64,7 @@ def check_parameters(notebook: Path | str, parameters: Mapping[str, Any]) -> dic
         for name in ("preset", "overrides")
         if name in known
     }
-    if "preset" in settings:
+    if settings.get("preset"):  # "" is the config of the run that `run_dir` holds
         Config.preset(settings["preset"]).replace(**settings.get("overrides", {}))
     return checked
 

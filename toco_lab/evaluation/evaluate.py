@@ -166,7 +166,7 @@ def evaluate_model(
     for target, second in TUNED.items():
         if tuned and second in protocol:
             protocol[second] |= tuned.record(target)
-    rows = {name: row for share in everywhere(part.rows) for name, row in share.items()}
+    rows = {name: row for one in everywhere(part.rows) for name, row in one.items()}
     return Evaluation(table, protocol, rows, counts.curve(split, len(samples)))
 
 

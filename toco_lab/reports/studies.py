@@ -31,6 +31,7 @@ from toco_lab.runs.scores import BY_SIZE, SCORED_IMAGES, SCORES, SHOWN, SMOOTHIN
 from toco_lab.runs.small_files import Columns, read_table_file
 from toco_lab.sweeps.grid import ROOT, Grid
 from toco_lab.sweeps.sweep import run_sweep, sweep_table
+from toco_lab.vocabulary import MEAN_SCORES
 from toco_lab.words import counted
 
 STUDIES = Path("results/studies")
@@ -217,6 +218,17 @@ def write_study(study: Study, *, root: Path | str = ROOT) -> str:
     make = study.made_from / MAKE
     write = runpy.run_path(str(make))["write"] if make.is_file() else write_results
     return write(study, Path(root))
+
+
+def labels_and_activation(run: RunDir) -> dict[str, float]:
+    """Measures of a study: F1 of the image labels, and how much background the CAMs light (`over_activation`)."""
+    table = run.read_table("evaluation")
+    means = table[table["class"].isin(MEAN_SCORES)].set_index("target")
+    return {
+        "F1 of image labels": float(means.loc["labels", "iou"]),
+        "over-activation, final CAM": float(means.loc["cam", "over_activation"]),
+        "over-activation, auxiliary CAM": float(means.loc["cam_aux", "over_activation"]),
+    }
 
 
 def write_results(

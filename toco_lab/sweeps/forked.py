@@ -131,9 +131,9 @@ class ForkedProcess:
 
     def wait(self, timeout: float | None = None) -> int:
         """Its exit code, as soon as it has one; subprocess.TimeoutExpired if it has none after these seconds."""
-        deadline = time.monotonic() + (float("inf") if timeout is None else timeout)
+        began = time.monotonic()
         while (code := self.poll()) is None:
-            if timeout is not None and time.monotonic() >= deadline:
+            if timeout is not None and time.monotonic() - began >= timeout:
                 raise subprocess.TimeoutExpired(str(self.pid), timeout)
             time.sleep(_POLL_SECONDS)
         return code

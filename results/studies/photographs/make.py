@@ -30,7 +30,7 @@ from toco_lab.figures.pictures import box_pixels, cam_gallery
 from toco_lab.files import atomic_write
 from toco_lab.method.cam import at_evaluation_size, resize
 from toco_lab.method.face import CamModel
-from toco_lab.reports.studies import Study, write_results
+from toco_lab.reports.studies import Study, labels_and_activation, write_results
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.runs.scores import SHOWN, TITLES
 from toco_lab.sweeps.grid import PlannedRun
@@ -70,16 +70,13 @@ def write(study: Study, root: Path) -> str:
 def measures(run: RunDir) -> dict[str, float]:
     """mIoU of what a few images can teach, F1 of the image labels, and how much background the CAMs light."""
     table = run.read_table("evaluation")
-    means = table[table["class"].isin((MIOU, "F1"))].set_index("target")
     common = 100 * table[table["class"].isin(common_classes(run.config()))].groupby("target")["iou"].mean()  # points
     return {
         **{
             f"{TITLES[score]}, common classes": common.get(score[: -len("_mIoU")], np.nan)
             for score in OF_COMMON_CLASSES
         },
-        "F1 of image labels": float(means.loc["labels", "iou"]),
-        "over-activation, final CAM": float(means.loc["cam", "over_activation"]),
-        "over-activation, auxiliary CAM": float(means.loc["cam_aux", "over_activation"]),
+        **labels_and_activation(run),
     }
 
 

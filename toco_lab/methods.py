@@ -26,6 +26,7 @@ _CLASS_CONTRAST = (
 )  # fmt: skip
 FEW_MASKS = ("masks_for", "w_consistency", "consistency_threshold", "consistency_jitter")
 _EXTENSIONS = ("masks_for", "train_on_clips", "w_temporal", "clip_flow", "ptc_across_frames")  # of ToCo
+_AFA = ("afa_labels", "afa_walk_start_step")
 _AFFINITY = ("w_aff", "afa_radius", "afa_scaled")
 _SEGMENTATION = (
     *_DECODER, "w_reg", "seg_start_step", "late_segmentation", "refine", "high_threshold_end",
@@ -77,7 +78,7 @@ METHODS: dict[str, Method] = {
     "afa": Method(
         "AFA",
         "Ru et al., CVPR 2022",
-        (*_CAMS, "afa_labels", "afa_walk_start_step", "aux_layer", "w_cls_aux", *_AFFINITY, *_SEGMENTATION),
+        (*_CAMS, "probe_heads", "aux_layer", "w_cls_aux", *_AFA, *_AFFINITY, *_SEGMENTATION),
         class_token=False,
         begins={"w_aff": 0.1, "w_reg": 0.0, "low_threshold": 0.35, "high_threshold": 0.55},
     ),

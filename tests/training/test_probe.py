@@ -51,6 +51,28 @@ def test_both_classifiers_are_fitted_to_what_they_read_of_whole_images(changes):
     torch.testing.assert_close(after["classifier.weight"][:, :, 0, 0], fit_heads(read[None], labels)[0])
 
 
+@pytest.mark.parametrize("labels", ["final", "aux"])
+def test_afa_begins_with_a_probe_too(labels):
+    cfg = CFG.replace(method="afa", afa_labels=labels, probe_heads=True)
+    torch.manual_seed(0)
+    model = initial_model(cfg).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    probe_classifiers(model, cfg, progress=False)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"classifier.weight"} | ({"aux_classifier.weight"} if labels == "aux" else set())
+    samples = list(eval_samples(cfg.replace(val_images=0), model.mean, model.std, cfg.train_split))
+    images = torch.stack([sample.image for sample in samples])
+    shown = torch.stack([sample.image_label for sample in samples])
+    with torch.no_grad():
+        output = model(images, segment=False)
+        assert (output.logits > 0).float().eq(shown).float().mean() > 0.95
+        on_labels = model.cams(output.features)[0]  # the CAM is what its classifier says at each position
+        read = output.features.labelled_tokens.amax((2, 3))
+    head = model.aux_classifier or model.classifier
+    torch.testing.assert_close(on_labels, head(output.features.labelled_tokens))
+    torch.testing.assert_close(head.weight[:, :, 0, 0], fit_heads(read[None], shown)[0], rtol=1e-3, atol=1e-3)
+
+
 def test_a_run_begins_with_them_and_continued_does_not_make_them_anew(tmp_path):
     cfg = CFG.replace(probe_heads=True, encoder_start_step=CFG.steps, head_lr_factor=0.0, checkpoint_every=2)
     torch.manual_seed(cfg.seed)

@@ -7,7 +7,7 @@ pseudo labels, explorers, reports) knows no more of a model than this.
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,14 @@ class Output:
     logits: Tensor
     seg_logits: Tensor | None = None
     features: Any = None
+
+
+@runtime_checkable
+class HasLinearHeads(Protocol):
+    """A model whose image logits are linear in pooled tokens: a linear probe can give its heads their weights."""
+
+    def linear_heads(self, image: Tensor) -> list[tuple[nn.Conv2d, Tensor]]:
+        """Each classifier (1x1, no bias), and what it reads of normalised images (B, 3, H, W): (B, D, 1, 1)."""
 
 
 class CamModel(nn.Module, ABC):

@@ -206,6 +206,11 @@ class ToCo(CamModel):
         )
         return (final + features.class_token[:, :, None, None]) / 2 if self.pooling == "max_and_class" else final, aux
 
+    def linear_heads(self, image: Tensor) -> list[tuple[nn.Conv2d, Tensor]]:
+        """Both classifiers, and what they read of normalised images (B, 3, H, W)."""
+        final, aux = self.pooled(self.encode(image))
+        return [(self.classifier, final), (self.aux_classifier, aux)]
+
     def forward(self, image: Tensor, *, segment: bool = True) -> ToCoOutput:
         """Normalised images (B, 3, H, W) -> `ToCoOutput`. No state changes: only `update_teacher` moves the teacher."""
         return self.read(self.encode(image), segment=segment)

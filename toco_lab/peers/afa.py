@@ -146,6 +146,14 @@ class AFA(WithAffinity):
             features=features,
         )
 
+    def linear_heads(self, image: Tensor) -> list[tuple[nn.Conv2d, Tensor]]:
+        """The classifier, and with `afa_labels` "aux" that of the labels, and what they read of (B, 3, H, W)."""
+        features = self.encode(image)
+        heads = [(self.classifier, _pooled(features.patch_tokens))]
+        if self.aux_classifier is not None:
+            heads.append((self.aux_classifier, _pooled(features.labelled_tokens)))
+        return heads
+
     def losses(self, batch: Batch, cfg: Config, step: int, *, generator: torch.Generator | None = None) -> StepOutput:
         """Classification; from `cfg.seg_start_step` on the affinity and the segmentation."""
         weights = affinity_weights(cfg, step)
@@ -215,5 +223,10 @@ class ToCoWithAffinity(WithAffinity, ToCo):
 
 
 def _logits(classifier: nn.Conv2d, tokens: Tensor) -> Tensor:
-    """Image logits (B, C) of tokens (B, D, h, w): their maximum over positions, channel by channel, classified."""
-    return classifier(tokens.amax((2, 3), keepdim=True)).flatten(1)
+    """Image logits (B, C) of tokens (B, D, h, w)."""
+    return classifier(_pooled(tokens)).flatten(1)
+
+
+def _pooled(tokens: Tensor) -> Tensor:
+    """Maximum over positions, channel by channel: (B, D, h, w) -> (B, D, 1, 1)."""
+    return tokens.amax((2, 3), keepdim=True)

@@ -16,7 +16,6 @@ from toco_lab.config import Config
 from toco_lab.data.loader import train_loader
 from toco_lab.files import in_words
 from toco_lab.method.face import CamModel
-from toco_lab.method.model import ToCo
 from toco_lab.peers.build import build_model
 from toco_lab.progress import progress_bar
 from toco_lab.runs.locks import only_worker
@@ -109,7 +108,6 @@ def _learner(cfg: Config, checkpoints: list[Path], *, progress: bool) -> tuple[L
     model = build_model(cfg) if checkpoints else initial_model(cfg)
     model = model.to(resolve_device(cfg.device))
     if cfg.probe_heads and not checkpoints:
-        assert isinstance(model, ToCo)  # no other method reads the field
         probe_classifiers(model.eval(), cfg, progress=progress)
     learner = Learner.of(model.train(), cfg)
     if not checkpoints:

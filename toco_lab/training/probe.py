@@ -12,22 +12,22 @@ from torch import Tensor, nn
 from toco_lab.config import Config
 from toco_lab.data.loader import eval_samples
 from toco_lab.method.cam import at_evaluation_size
+from toco_lab.method.face import CamModel, HasLinearHeads
 from toco_lab.method.losses import classification_loss
-from toco_lab.method.model import ToCo
 from toco_lab.progress import progress_bar
 
 FIT_STEPS, FIT_RATE = 300, 0.02  # of full-batch AdamW: enough for the loss to settle on a few hundred images
 
 
 @torch.no_grad()
-def probe_classifiers(model: ToCo, cfg: Config, *, progress: bool = True) -> None:
-    """Give both classifiers of a model the weights that a linear probe of its tokens finds; nothing else changes.
+def probe_classifiers(model: CamModel, cfg: Config, *, progress: bool = True) -> None:
+    """Give the classifiers of a model the weights that a linear probe of its tokens finds; nothing else changes.
 
     Every training image is read once, whole, at `cfg.eval_cam_size`, without augmentation; no mask is. There is no
     randomness in it.
 
     Args:
-        model: As training starts it; its mode is left alone.
+        model: As training starts it, of a method that reads `probe_heads`; its mode is left alone.
         cfg: Names the training images.
         progress: Show a progress bar.
 
@@ -35,20 +35,21 @@ def probe_classifiers(model: ToCo, cfg: Config, *, progress: bool = True) -> Non
         DataError: See `open_dataset`.
         ValueError: If a training image has no label; it is named.
     """
+    assert isinstance(model, HasLinearHeads)  # a Config refuses `probe_heads` of other methods
     samples = eval_samples(cfg.replace(val_images=0), model.mean, model.std, cfg.train_split)
     device = next(model.parameters()).device
-    read: list[tuple[Tensor, Tensor]] = []
+    read: list[list[tuple[nn.Conv2d, Tensor]]] = []
     labels: list[Tensor] = []
     for sample in progress_bar(iter(samples), "probe", len(samples), shown=progress):
         if sample.image_label is None:
             raise ValueError(f"{sample.name} has no image label, so no classifier can be fitted: probe_heads=False")
         image = at_evaluation_size(sample.image[None].to(device), cfg.eval_cam_size)
-        read.append(model.pooled(model.encode(image)))
+        read.append(model.linear_heads(image))
         labels.append(sample.image_label)
     label = torch.stack(labels).to(device)
-    heads: tuple[nn.Conv2d, nn.Conv2d] = (model.classifier, model.aux_classifier)
-    for head, pooled in zip(heads, zip(*read, strict=True), strict=True):
-        fitted = fit_heads(torch.cat(pooled).flatten(1)[None], label)[0]
+    for of_images in zip(*read, strict=True):
+        head = of_images[0][0]
+        fitted = fit_heads(torch.cat([pooled for _, pooled in of_images]).flatten(1)[None], label)[0]
         head.weight.copy_(fitted[:, :, None, None])
 
 

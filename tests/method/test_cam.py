@@ -50,6 +50,26 @@ def test_multi_scale_cam_is_its_definition(model, size):
     assert not torch.allclose(cams.cam, cams.cam_aux)
 
 
+@pytest.mark.parametrize("changes", [
+    {"aux_layer": -2}, {"aux_layer": -1},
+    {"backbone": "resnet18", "patch_size": None, "embed_dim": None, "depth": None, "num_heads": None, "aux_layer": -2},
+])  # fmt: skip
+@pytest.mark.parametrize("flip", [True, False])
+def test_the_auxiliary_maps_alone_are_the_same_maps(changes, flip):
+    torch.manual_seed(0)
+    model = ToCo(Config.preset("smoke").replace(**changes)).eval()
+    image = torch.randn(2, 3, 40, 56)
+    with torch.no_grad():
+        plain = model.encode(image)
+    for given in (None, plain):
+        asked = {"plain": given, "flip": flip, "size": (20, 30)}
+        both = cam.multi_scale_cam(model, image, (1.0, 0.5), **asked)
+        alone = cam.multi_scale_cam(model, image, (1.0, 0.5), aux_only=True, **asked)
+        assert torch.equal(alone.cam_aux, both.cam_aux) and alone.cam.shape == (2, 0, 20, 30) != both.cam.shape
+    with pytest.raises(ValueError, match="float64"):
+        model.aux_maps(image.double())
+
+
 def test_multi_scale_cam_of_a_mirror_image_is_the_mirror_image(model):
     image = torch.randn(1, 3, 32, 48)
     straight = cam.multi_scale_cam(model, image, (1.0, 0.5)).cam

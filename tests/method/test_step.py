@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from toco_lab.config import Config
 from toco_lab.data.loader import train_loader
 from toco_lab.method import cam, labels
+from toco_lab.method import step as step_module
 from toco_lab.method.losses import seg_loss
 from toco_lab.method.model import ToCo
 from toco_lab.method.present import PresentClasses
@@ -103,20 +104,49 @@ def test_regression_on_the_auxiliary_cam_moves_final_tokens_and_not_its_target()
     torch.testing.assert_close(output.terms.total, output.terms.cls + output.terms.cls_aux + 0.5 * output.terms.distil)
 
 
-def test_one_encoder_pass_per_view():
-    cfg, images = CFG.replace(seg_start_step=0, cam_scales=(1.0, 0.5, 1.5)), []
+@pytest.mark.parametrize("step", [1, 2])  # the last of the auxiliary CAM's labels, the first of the final one's
+def test_one_encoder_pass_per_view(step):
+    cfg, images = CFG.replace(seg_start_step=0, aux_label_steps=2, cam_scales=(1.0, 0.5, 1.5)), []
     model = fresh(cfg)
 
     def counted(encode):
-        return lambda image: images.append(len(image) * image.shape[-1] ** 2) or encode(image)
+        return lambda image, *wanted: images.append(len(image) * image.shape[-1] ** 2) or encode(image, *wanted)
 
-    for name in ("encode", "encode_class_token"):
+    for name in ("encode", "encode_class_token", "aux_maps"):
         setattr(model, name, counted(getattr(model, name)))
-    compute_losses(model, first_batch(cfg), cfg, 1, generator=torch.Generator().manual_seed(0))
+    compute_losses(model, first_batch(cfg), cfg, step, generator=torch.Generator().manual_seed(0))
     # main view once, its flip for the CAM, each other scale and its flip, second view, local crops
     pixels = cfg.crop_size**2 * (1 + 1 + sum(2 * scale**2 for scale in cfg.cam_scales[1:]))
     pixels += cfg.view2_side**2 + cfg.num_local_crops * cfg.local_crop_size**2
     assert sum(images) == cfg.batch_size * pixels
+
+
+@pytest.mark.parametrize("changes, last", [
+    ({"seg_start_step": 3, "aux_label_steps": 0}, False),  # no pseudo label yet
+    ({"seg_start_step": 0, "aux_label_steps": 3}, False),
+    ({"seg_start_step": 0, "aux_label_steps": 2}, True),
+])  # fmt: skip
+def test_passes_end_at_the_auxiliary_block_where_the_final_cam_serves_no_one(changes, last, monkeypatch):
+    cfg = CFG.replace(cam_scales=(1.0, 0.5, 1.5), aux_layer=-2, **changes)
+    batch, make = first_batch(cfg), step_module.multi_scale_cam
+
+    def made():
+        model, passes = fresh(cfg), [0, 0]
+        for place, block in enumerate(model.encoder.blocks[-2:]):
+            block.register_forward_hook(lambda *_, place=place: passes.__setitem__(place, passes[place] + 1))
+        output = compute_losses(model, batch, cfg, 2, generator=torch.Generator().manual_seed(0))
+        output.terms.total.backward()
+        return passes, output, [p.grad for p in model.parameters() if p.grad is not None]
+
+    some, output, slopes = made()
+    monkeypatch.setattr(step_module, "multi_scale_cam", lambda *args, aux_only, **rest: make(*args, **rest))
+    every, twice, expected = made()  # as if both CAMs were made in every step
+    assert every[0] == every[1] == some[0] and some[1] == every[1] - (0 if last else 3)  # flip, two scales with theirs
+    assert output.cams.cam.shape[1] == (output.cams.present.index.shape[1] if last else 0)
+    assert torch.equal(output.cams.cam_aux, twice.cams.cam_aux)
+    assert output.cams.dense().cam.shape[1] == (cfg.num_classes if last else 0)
+    torch.testing.assert_close(vars(output.terms), vars(twice.terms), rtol=0, atol=0, equal_nan=True)
+    assert all(torch.equal(*pair) for pair in zip(slopes, expected, strict=True))
 
 
 @pytest.mark.parametrize("images", [1, 2])

@@ -22,7 +22,7 @@ class Cams:
     Maps that `present.mask` does not count mean nothing.
 
     Attributes:
-        cam: From the final patch tokens, (B, S, H, W).
+        cam: From the final patch tokens, (B, S, H, W); (B, 0, H, W) where only the auxiliary ones were asked for.
         cam_aux: From the auxiliary patch tokens, (B, S, H, W).
         present: Which classes these are.
     """
@@ -33,7 +33,9 @@ class Cams:
 
     def dense(self) -> "Cams":
         """The same with a map for every class, (B, C, H, W), which is 0 where the class is absent."""
-        return Cams(self.present.scatter(self.cam), self.present.scatter(self.cam_aux), self.present.dense())
+        left_out = self.cam.shape[1] != self.cam_aux.shape[1]
+        cam = self.cam if left_out else self.present.scatter(self.cam)
+        return Cams(cam, self.present.scatter(self.cam_aux), self.present.dense())
 
 
 @torch.no_grad()
@@ -46,6 +48,7 @@ def multi_scale_cam(
     plain: Any = None,
     size: Sequence[int] | None = None,
     flip: bool = True,
+    aux_only: bool = False,
 ) -> Cams:
     """Multi-scale CAM of the final and of the auxiliary tokens (step 1 of `toco_lab.method`).
 
@@ -60,6 +63,7 @@ def multi_scale_cam(
         plain: `Output.features` of `image`, if a pass at scale 1 was already made: that pass is not repeated.
         size: The maps are resized to it at the end; None leaves them at H x W.
         flip: False leaves the mirror images out, which takes half the passes.
+        aux_only: Leave the maps of the final tokens out: the passes of a plain ViT end at the auxiliary block.
 
     Returns:
         Maps of the present classes, (B, S, H, W); `.dense()` has one for every class.
@@ -81,9 +85,10 @@ def multi_scale_cam(
         present = PresentClasses.of(image.new_ones(len(image), model.num_classes), model.num_classes)
     if (fits := (len(image), model.num_classes)) != (found := (len(present.index), present.num_classes)):
         raise ValueError(f"image_label {found} does not fit images and classes {fits}")
-    maps = normalised(model, summed_maps(model, image, scales, present=present, plain=plain, flip=flip))
-    cam, cam_aux = maps if size is None else resize_each(maps, size)
-    return Cams(cam, cam_aux, present)
+    summed = summed_maps(model, image, scales, present=present, plain=plain, flip=flip, aux_only=aux_only)
+    maps = normalised(model, summed)
+    *cam, cam_aux = maps if size is None else resize_each(maps, size)
+    return Cams(cam[0] if cam else cam_aux[:, :0], cam_aux, present)
 
 
 @torch.no_grad()
@@ -95,13 +100,14 @@ def summed_maps(
     present: PresentClasses,
     plain: Any = None,
     flip: bool = True,
+    aux_only: bool = False,
 ) -> Tensor:
     """Multi-scale CAMs before they are normalised, (2, B, S, H, W) from 0 on: of the final and of the auxiliary tokens.
 
-    Arguments as in `multi_scale_cam`, not checked.
+    Arguments as in `multi_scale_cam`, not checked; (1, B, S, H, W) with `aux_only`.
     """
     wanted = present.dense().mask
-    raw = (raw_cams(model, image, scale, plain=plain, flip=flip, wanted=wanted) for scale in scales)
+    raw = (raw_cams(model, image, scale, plain=plain, flip=flip, wanted=wanted, aux_only=aux_only) for scale in scales)
     return reduce(torch.add, (fuse_flip(present.gather(maps), image.shape[-2:], flip=flip) for maps in raw))
 
 
@@ -114,6 +120,7 @@ def raw_cams(
     plain: Any = None,
     flip: bool = True,
     wanted: Tensor | None = None,
+    aux_only: bool = False,
 ) -> Tensor:
     """The raw CAMs of one scale: no ReLU, not normalised, at token resolution.
 
@@ -124,6 +131,7 @@ def raw_cams(
         plain: As in `multi_scale_cam`.
         flip: False leaves the mirror image out.
         wanted: (B, C) bool, see `CamModel.raw_maps`; None wants all classes.
+        aux_only: As in `multi_scale_cam`; the first number of the shape is 1 then.
 
     Returns:
         (2, 2, B, C, h, w): from the final and from the auxiliary tokens; of the image and of its mirror image (still
@@ -131,13 +139,17 @@ def raw_cams(
         finer one.
     """
     scaled = image if scale == 1 else resize(image, scaled_size(image, scale))
-    passes, rest = ([model.cams(plain)], []) if scale == 1 and plain is not None else ([], [scaled])
+    passes: list[tuple[Tensor, ...]] = []
+    rest = [scaled]
+    if scale == 1 and plain is not None:
+        passes, rest = [model.cams(plain)[int(aux_only) :]], []
     if flip:
         rest.append(scaled.flip(-1))
     if rest:
         pieces = pieces_of(torch.cat(rest), model.patch_size)
         asked = [None] * len(pieces) if wanted is None else wanted.repeat(len(rest), 1).split([*map(len, pieces)])
-        passes += [model.raw_maps(piece, one) for piece, one in zip(pieces, asked, strict=True)]
+        maps_of = model.aux_maps if aux_only else model.raw_maps
+        passes += [maps_of(piece, one) for piece, one in zip(pieces, asked, strict=True)]
     heads = [torch.cat(maps) for maps in zip(*passes, strict=True)]  # twice (2B, C, h, w)
     finer = max((maps.shape[-2:] for maps in heads), key=sum)
     heads = [maps if maps.shape[-2:] == finer else resize(maps, finer) for maps in heads]

@@ -123,6 +123,10 @@ class CamModel(nn.Module, ABC):
         """
         return self.cams(self.encode(image))
 
+    def aux_maps(self, image: Tensor, wanted: Tensor | None = None) -> tuple[Tensor]:
+        """The second map of `raw_maps` alone; a model whose pass can end earlier for it ends it there."""
+        return (self.raw_maps(image, wanted)[1],)
+
     @abstractmethod
     def forward(self, image: Tensor, *, segment: bool = True) -> Output:
         """Normalised images (B, 3, H, W) -> `Output`, which has no `seg_logits` without `segment`."""

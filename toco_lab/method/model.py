@@ -180,6 +180,20 @@ class ToCo(CamModel):
         with torch.no_grad():
             return self.classifier(features.patch_tokens), self.aux_classifier(features.aux_patch_tokens)
 
+    @torch.no_grad()
+    def aux_maps(self, image: Tensor, wanted: Tensor | None = None) -> tuple[Tensor]:
+        """Raw CAMs of the auxiliary tokens alone, (B, C, h, w): the pass of a plain ViT ends at their block."""
+        if self.aux_is_final or not is_plain_vit(self.encoder):
+            return super().aux_maps(image, wanted)
+        check_images(image)
+        self.check_input(image)
+        image, _ = fill_patches(self.encoder, image)
+        with self.autocast(image.device):
+            (aux,) = self.encoder.forward_intermediates(
+                image, indices=[self.aux_index], norm=False, output_fmt="NCHW", intermediates_only=True, stop_early=True
+            )
+        return (self.aux_classifier(aux.float()),)
+
     def read(self, features: TokenFeatures, *, segment: bool = True) -> ToCoOutput:
         """The heads applied to given tokens.
 

@@ -109,7 +109,8 @@ class StepOutput:
 
     Attributes:
         terms: The losses.
-        cams: Multi-scale CAMs of the present classes; None if no term needs them.
+        cams: Multi-scale CAMs of the present classes; ToCo's have final maps only where these make the pseudo label.
+            None if no term needs them.
         pseudo_label: (B, H, W) for the segmentation losses, after the noise filter, the true mask of an image that has
             one; None while they are off.
         token_label: (B, h, w) for PTC; None while it is off.
@@ -193,7 +194,10 @@ def toco_losses(
 
     # step 1: multi-scale CAM
     present = PresentClasses.of(batch.image_label, batch.max_present)
-    cams = multi_scale_cam(model, batch.image, cfg.cam_scales, present=present, plain=features.detach())
+    aux_only = output.seg_logits is None or step < cfg.aux_label_steps  # the final CAM serves the pseudo label alone
+    cams = multi_scale_cam(
+        model, batch.image, cfg.cam_scales, present=present, plain=features.detach(), aux_only=aux_only
+    )
     supervised, token_label, region, pairs, crops = Supervised(), None, None, None, None
     # steps 5 and 6: pseudo label and segmentation. After step 3, the memory that refinement and energy need for a
     # moment would come on top of what the graph of the views keeps

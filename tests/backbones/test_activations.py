@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 
-from toco_lab.backbones.activations import attention_maps, capture, encoder_of, evaluating
+from toco_lab.backbones.activations import attention_maps, capture, encoder_of
 
 SIZES = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2, "num_classes": 0}
 
@@ -145,11 +145,3 @@ def test_what_is_no_vit_is_named(vit):
     strange.blocks[0].attn = torch.nn.Identity()
     with pytest.raises(ValueError, match="attention of Identity"), attention_maps(strange):
         pass
-
-
-def test_evaluating_gives_each_part_its_mode_back():
-    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Dropout())
-    model[1].eval()
-    with evaluating(model):
-        assert not any(part.training for part in model.modules())
-    assert [part.training for part in model.modules()] == [True, True, False]

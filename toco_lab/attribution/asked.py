@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from toco_lab.attribution.catalogue import ATTRIBUTIONS, Attribution, methods_of
 from toco_lab.attribution.controls import CONTROLS
 from toco_lab.attribution.reading import block_number, check_image, logits_of, number_of_classes
-from toco_lab.backbones.activations import evaluating
 from toco_lab.backbones.kinds import any_encoder_of
+from toco_lab.backbones.modes import evaluating
 from toco_lab.config import Config
 from toco_lab.data.classes import class_names
 from toco_lab.data.loader import eval_samples

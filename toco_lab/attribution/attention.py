@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toco_lab.attribution.reading import block_number, check_image, class_logit, output_of
-from toco_lab.backbones.activations import Activations, attention_maps, capture, evaluating
+from toco_lab.backbones.activations import Activations, attention_maps, capture
 from toco_lab.backbones.kinds import encoder_of, fill_patches, has_class_token
+from toco_lab.backbones.modes import evaluating
 
 Fusion = Literal["mean", "max", "min"]
 FUSIONS: tuple[Fusion, ...] = ("mean", "max", "min")

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from toco_lab.attribution.reading import check_image, checked_classes, logits_of, number_of_classes
-from toco_lab.backbones.activations import evaluating
 from toco_lab.backbones.interfaces import Encoder
 from toco_lab.backbones.kinds import any_encoder_of, token_side
+from toco_lab.backbones.modes import evaluating
 from toco_lab.backbones.own_model import OwnModel
 from toco_lab.backbones.pixels import pieces_of
 from toco_lab.method.face import CamModel

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from toco_lab.attribution.directions import Towards, place_of
 from toco_lab.attribution.reading import block_number, check_image, class_logit, output_of, said_if_zero
-from toco_lab.backbones.activations import evaluating
 from toco_lab.backbones.interfaces import Encoder
 from toco_lab.backbones.kinds import (
     any_encoder_of,
@@ -19,6 +18,7 @@ from toco_lab.backbones.kinds import (
     is_plain_vit,
     map_of_layer,
 )
+from toco_lab.backbones.modes import evaluating
 
 
 def grad_cam(

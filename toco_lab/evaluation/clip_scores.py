@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from toco_lab.backbones.activations import evaluating
+from toco_lab.backbones.modes import evaluating
 from toco_lab.backbones.pixels import normalise
 from toco_lab.config import Config
 from toco_lab.data.classes import class_names

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from toco_lab.backbones.activations import evaluating
+from toco_lab.backbones.modes import evaluating
 from toco_lab.config import Config
 from toco_lab.data.classes import class_names
 from toco_lab.data.loader import EvalSample, eval_samples

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from toco_lab.backbones.activations import evaluating
+from toco_lab.backbones.modes import evaluating, weights_cast_once
 from toco_lab.backbones.weights import weights_hash
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.data.classes import label_names
@@ -146,7 +146,7 @@ def evaluate_model(
     if maps:
         check_classes_shown(samples.reader, split, len(samples))
     shown = set(samples.reader.names[: min(gallery, len(samples))]) if maps else set()
-    with evaluating(model):
+    with evaluating(model), weights_cast_once(model):
         tuned = _tuned(model, cfg, maps, samples, progress=progress)
         counts = Counts(cfg, maps, tuned, next(model.parameters()).device)
         title = f"evaluate {split}" if progress else ""

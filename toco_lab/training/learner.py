@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from toco_lab.backbones.kinds import blocks_of
+from toco_lab.backbones.modes import weights_cast_once
 from toco_lab.config import Config
 from toco_lab.method.batch import Batch
 from toco_lab.method.face import CamModel
@@ -126,7 +127,8 @@ def train_step(
         # gradients are averaged over the processes once, after the last micro-batch
         local = losses.no_sync() if isinstance(losses, DistributedDataParallel) and not last else nullcontext()
         with local:
-            output = losses(micro_batch, cfg, step, views=views, generator=generator)
+            with weights_cast_once(learner.model):
+                output = losses(micro_batch, cfg, step, views=views, generator=generator)
             learner.scaler.scale(output.terms.total / parts).backward()
         outputs.append(output)
     learner.scaler.step(learner.optimizer)

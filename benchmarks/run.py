@@ -28,8 +28,8 @@ from toco_lab.runs.environment import environment
 
 RESULTS = Path(__file__).parent / "results"
 CASES = (
-    "training_step", "pieces", "inference", "crf", "metrics", "growth", "startup", "loader", "cam_explorer",
-    "token_explorer", "packages", "many_runs", "small_machine", "gpu_step", "gpu_inference",
+    "training_step", "operations", "pieces", "inference", "crf", "metrics", "growth", "startup", "loader",
+    "cam_explorer", "token_explorer", "packages", "many_runs", "small_machine", "gpu_step", "gpu_inference",
 )  # fmt: skip
 
 

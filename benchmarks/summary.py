@@ -122,6 +122,8 @@ TARGETS = (
         "memory of a step, x that of the plain one", "training_step", memory_of_steps("step_mb"), "x {:.2f}", most=0.6
     ),
     Target("the same with all that the process has before", "training_step", memory_of_steps("peak_mb"), "x {:.2f}"),
+    Target("operations of a step in bf16, x the bare encoder passes", "operations",
+           rows_of("to_floor", precision="bf16", step="fast"), "x {:.2f}"),
     Target("training step over pixels, exponent", "growth", exponents_of("size"), "{:.2f}"),
     Target("memory of a step over pixels, exponent", "growth", exponents_of("size", "step_mb"), "{:.2f}"),
     Target("training step over the batch, exponent", "growth", exponents_of("batch"), "{:.2f}"),

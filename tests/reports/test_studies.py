@@ -185,7 +185,7 @@ def test_rows_of_the_toy_table_differ_only_in_their_switches():
     configs = {(run.row, run.seed): run.config for run in open_study("toy_table", KEPT).grid.runs()}
     base = Config.preset("toy").replace(token_snapshots=0)
     assert configs["full ToCo", 0] == base
-    assert configs["full ToCo, released oddities", 0] == base.released()
+    assert configs["full ToCo, released quirks", 0] == base.released()
     baseline = configs["baseline", 2]
     assert (baseline.w_ptc, baseline.w_ctc, baseline.w_seg, baseline.w_reg, baseline.seed) == (0, 0, 0, 0, 2)
     assert baseline.replace(w_ptc=base.w_ptc, w_ctc=base.w_ctc, w_seg=base.w_seg, w_reg=base.w_reg, seed=0) == base

@@ -215,6 +215,11 @@ class Config:
     cam_scales: tuple[float, ...] = opt(
         (1.0, 0.5, 1.5), "scales of the multi-scale CAM; 1 always runs, and first", above=0, up_to=16, most=100
     )
+    cam_relu: bool = opt(
+        True,
+        "set what is negative in a CAM to 0 before its scales are summed, as published. With one or two classes and "
+        "maximum pooling every token may be negative, and nothing is left: False keeps their order",
+    )
     low_threshold: float = opt(0.25, "CAM score at or below this is background", within=(0, 1))
     high_threshold: float = opt(0.70, "CAM score above this is foreground", within=(0, 1))
     high_threshold_end: tuple[float, ...] | None = opt(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from toco_lab.config import Config
 
 _CAMS = (
-    "w_cls", "low_threshold", "high_threshold", "background_threshold", "par_dilations", "par_iterations",
+    "w_cls", "cam_relu", "low_threshold", "high_threshold", "background_threshold", "par_dilations", "par_iterations",
     "eval_refine",
 )  # fmt: skip
 _HEADS = ("pooling", "probe_heads")

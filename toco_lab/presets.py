@@ -70,8 +70,8 @@ _TOY = {
 
 PRESETS: dict[str, dict[str, Any]] = {
     # python -m toco_lab train toy
-    # Toy scenes and their small pretrained ViT, both part of the project: two CPU cores, about a minute. docs/results.md
-    # has a table of what each part of the method gives there.
+    # Toy scenes and their small pretrained ViT, both part of the project: two CPU cores, about a minute. What each part
+    # of the method gives there: docs/results.md.
     "toy": _TOY,
     # python -m toco_lab train toy_parts
     # Toy animals with a telling head and a coat that two kinds share: a CAM has something to complete; as long.

@@ -19,10 +19,11 @@ from toco_lab.training.checkpoints import initial_model, load_run_model
 from toco_lab.training.probe import fit_heads
 
 
-def test_scores_equal_the_plain_way(smoke_run):
+@pytest.mark.parametrize("relu", [True, False])
+def test_scores_equal_the_plain_way(smoke_run, relu):
     """One scale, no threshold but the config's: the same mIoU from tokens read with forward_intermediates."""
     model, cfg = load_run_model(smoke_run)
-    cfg = cfg.replace(cam_scales=(1.0,))
+    cfg = cfg.replace(cam_scales=(1.0,), cam_relu=relu)
     frame = layer_cam_quality(model, cfg, num_train=6, num_images=3, progress=False)
     assert list(zip(frame["site"], frame["layer"], strict=True))[::6] == [
         ("after block", 1), ("after block", 2), ("after block", 3), ("after block", 4), ("final norm", 4),
@@ -42,7 +43,8 @@ def test_scores_equal_the_plain_way(smoke_run):
                 tokens = model.encoder.forward_intermediates(image, norm=False, intermediates_only=True)[1]
             cam = torch.einsum("cd,bdhw->bchw", heads[1], tokens)
             maps.append(F.interpolate(cam, (96, 96), mode="bilinear", align_corners=False))
-        cam = torch.maximum(maps[0], maps[1].flip(-1)).relu()
+        cam = torch.maximum(maps[0], maps[1].flip(-1))
+        cam = cam.relu() if relu else cam
         cam = cam - cam.amin((2, 3), keepdim=True)
         present = PresentClasses.of(sample.image_label[None])
         cam = present.gather(cam / (cam.amax((2, 3), keepdim=True) + 1e-5))

@@ -97,6 +97,10 @@ def test_a_folder_of_an_older_version_is_continued_and_keeps_its_protocol(toy_ru
 def test_a_record_without_the_rule_of_the_decoder_equals_one_with_it(tmp_path):
     cfg = Config.preset("folder")
     record = protocol_record(cfg, "cam", "train", 3, "abc")
+    assert "cam_relu" not in record and "cam_relu" not in protocol_record(
+        cfg.replace(cam_relu=False), "seg", "val", 3, ""
+    )
+    assert protocol_record(cfg.replace(cam_relu=False), "cam_tuned", "train", 3, "abc")["cam_relu"] is False
     assert "EXIF orientation applied" in record["decoder"] and "16 bits / 257" in record["decoder"]
     folder = label_folder.LabelFolder(tmp_path / "seed")
     old = {key: value for key, value in record.items() if key != "decoder"}

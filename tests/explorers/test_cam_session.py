@@ -72,7 +72,9 @@ def count_encodings(model):
 # --- maps -------------------------------------------------------------------------------------------------------------
 
 
-def test_cams_are_those_of_multi_scale_cam(session, model, cfg, raw):
+@pytest.mark.parametrize("relu", [True, False])
+def test_cams_are_those_of_multi_scale_cam(session, model, cfg, raw, relu, monkeypatch):
+    monkeypatch.setattr(model, "cam_relu", relu)
     image = pixels_of(model, raw)
     with torch.no_grad():
         plain = model.encode(image)

@@ -17,7 +17,7 @@ def model():
     return ToCo(Config.preset("smoke")).eval()
 
 
-def slow_multi_scale(model, image, scales):
+def slow_multi_scale(model, image, scales, *, relu=True):
     """The definition, one image and one pass at a time."""
     maps = []
     for x in image:
@@ -30,7 +30,7 @@ def slow_multi_scale(model, image, scales):
                 cam = model(scaled.flip(3) if flip else scaled).cam
                 cam = F.interpolate(cam, size=tuple(x.shape[1:]), mode="bilinear", align_corners=False)
                 pair.append(cam.flip(3) if flip else cam)
-            total = total + torch.maximum(*pair).clamp(min=0)
+            total = total + (torch.maximum(*pair).clamp(min=0) if relu else torch.maximum(*pair))
         for channel in total[0]:
             channel -= channel.min()
             channel /= channel.max() + 1e-5
@@ -38,16 +38,29 @@ def slow_multi_scale(model, image, scales):
     return torch.stack(maps)
 
 
+@pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("size", [(32, 32), (40, 56)])
-def test_multi_scale_cam_is_its_definition(model, size):
+def test_multi_scale_cam_is_its_definition(size, relu):
+    torch.manual_seed(0)
+    model = ToCo(Config.preset("smoke").replace(cam_relu=relu)).eval()
     image = torch.randn(2, 3, *size)
     with torch.no_grad():
-        expected = slow_multi_scale(model, image, (1.0, 0.5, 1.5))
+        expected = slow_multi_scale(model, image, (1.0, 0.5, 1.5), relu=relu)
         plain = model.encode(image)
     for given in (None, plain):
         cams = cam.multi_scale_cam(model, image, (1.0, 0.5, 1.5), plain=given)
         torch.testing.assert_close(cams.cam, expected, atol=2e-5, rtol=0)
     assert not torch.allclose(cams.cam, cams.cam_aux)
+
+
+def test_relu_can_leave_nothing_of_a_class_that_the_pooled_tokens_show():
+    tokens = torch.tensor([[1.0, -1.5, -2.0], [-1.5, 0.0, 1.0]])[None, :, None]  # (1, D, 1, 3): no token has both
+    classifier = torch.ones(1, 2, 1, 1)
+    assert F.conv2d(tokens.amax((2, 3), keepdim=True), classifier).item() == 2
+    raw = F.conv2d(tokens, classifier)[None, None]  # (1, 1, B, C, h, w)
+    assert not cam.fuse_flip(raw, (1, 3), flip=False).any()
+    kept = cam.min_max(cam.fuse_flip(raw, (1, 3), flip=False, relu=False)).flatten()
+    torch.testing.assert_close(kept, torch.tensor([1.0, 0.0, 0.5]), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("changes", [

@@ -180,6 +180,6 @@ def _cams(model: CamModel, cfg: Config, sample: EvalSample, heads: Tensor) -> Te
         layers = []
         for head, tokens in zip(heads, _tokens(model, torch.cat([scaled, scaled.flip(-1)])), strict=True):
             maps = torch.einsum("cd,bdhw->bchw", head[:, : tokens.shape[1]], tokens)
-            layers.append(fuse_flip(maps[None, :, None], image.shape[-2:])[0, 0])
+            layers.append(fuse_flip(maps[None, :, None], image.shape[-2:], relu=cfg.cam_relu)[0, 0])
         scales.append(torch.stack(layers))  # (L + 1, C', H, W)
     return resize(min_max(functools.reduce(torch.add, scales)), mask_of(sample).shape)

@@ -341,7 +341,8 @@ def protocol_record(cfg: Config, target: str, split: str, images: int, checkpoin
     is_cam = target.startswith("cam")
     size = f"{cfg.eval_cam_size} x {cfg.eval_cam_size}" if is_cam and cfg.eval_cam_size else "native"
     refined = target in (CAM_REFINED, TUNED[CAM_REFINED])
-    other = {"refinement": cfg.eval_refine} if refined and cfg.eval_refine != "par" else {}
+    other: dict[str, Any] = {"refinement": cfg.eval_refine} if refined and cfg.eval_refine != "par" else {}
+    other |= {"cam_relu": False} if is_cam and not cfg.cam_relu else {}
     return {
         "target": target, "dataset": cfg.dataset, "split": split, "images": images, "image_size": size,
         "decoder": None if cfg.dataset == "toy" else RULE,  # toy scenes are in no file

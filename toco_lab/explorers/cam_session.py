@@ -137,7 +137,8 @@ class CamSession:
         fused = []  # of each scale (2 heads, 1, S, h, w)
         for scale in self._scales(scales):
             image.run_scale(self.model, scale)
-            fused.append(fuse_flip(present.gather(image.raw_cams[scale]), image.pixels.shape[-2:], flip=flip))
+            raw, side = present.gather(image.raw_cams[scale]), image.pixels.shape[-2:]
+            fused.append(fuse_flip(raw, side, flip=flip, relu=self.model.cam_relu))
         summed = normalised(self.model, functools.reduce(torch.add, fused))
         cam, cam_aux = (resize(maps, image.size) for maps in summed)
         return Cams(cam, cam_aux, present)

@@ -52,8 +52,8 @@ def multi_scale_cam(
 ) -> Cams:
     """Multi-scale CAM of the final and of the auxiliary tokens (step 1 of `toco_lab.method`).
 
-    At each scale: raw CAMs of the image and of its mirror image, resized to H x W, their maximum, ReLU. The scales are
-    summed, and each map is min-max normalised.
+    At each scale: raw CAMs of the image and of its mirror image, resized to H x W, their maximum, ReLU (unless the
+    model's `cam_relu` is off). The scales are summed, and each map is min-max normalised.
 
     Args:
         model: The network.
@@ -102,13 +102,14 @@ def summed_maps(
     flip: bool = True,
     aux_only: bool = False,
 ) -> Tensor:
-    """Multi-scale CAMs before they are normalised, (2, B, S, H, W) from 0 on: of the final and of the auxiliary tokens.
+    """Multi-scale CAMs before they are normalised, (2, B, S, H, W): of the final and of the auxiliary tokens.
 
     Arguments as in `multi_scale_cam`, not checked; (1, B, S, H, W) with `aux_only`.
     """
     wanted = present.dense().mask
     raw = (raw_cams(model, image, scale, plain=plain, flip=flip, wanted=wanted, aux_only=aux_only) for scale in scales)
-    return reduce(torch.add, (fuse_flip(present.gather(maps), image.shape[-2:], flip=flip) for maps in raw))
+    relu = model.cam_relu
+    return reduce(torch.add, (fuse_flip(present.gather(maps), image.shape[-2:], flip=flip, relu=relu) for maps in raw))
 
 
 @torch.no_grad()
@@ -164,19 +165,21 @@ def scaled_size(image: Tensor, scale: float) -> list[int]:
     return size
 
 
-def fuse_flip(raw: Tensor, size: Sequence[int], *, flip: bool = True) -> Tensor:
+def fuse_flip(raw: Tensor, size: Sequence[int], *, flip: bool = True, relu: bool = True) -> Tensor:
     """What one scale adds to a multi-scale CAM: the maximum of image and mirror image at full size, ReLU.
 
     Args:
         raw: (K, 2, B, C, h, w): K kinds of maps, each of the image and of its mirror image, as from `raw_cams`.
         size: (H, W).
         flip: False leaves the mirror image out, whether or not there is one.
+        relu: False leaves what is negative as it is.
 
     Returns:
         (K, B, C, H, W).
     """
     straight, *mirrored = resize_each(raw, size).unbind(1)
-    return (torch.maximum(straight, mirrored[0].flip(-1)) if flip else straight).relu_()
+    fused = torch.maximum(straight, mirrored[0].flip(-1)) if flip else straight
+    return fused.relu_() if relu else fused
 
 
 def normalised(model: CamModel, cam: Tensor) -> Tensor:

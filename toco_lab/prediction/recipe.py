@@ -108,6 +108,8 @@ class Recipe:
                 "image_size": "native", "scales": cfg.eval_seg_scales, "flip": cfg.eval_seg_flip,
                 "fusion": FUSIONS[cfg.eval_fusion],
             }  # fmt: skip
+        if not cfg.cam_relu:
+            record["cam_relu"] = False
         if self.mask == CAM_REFINED and cfg.eval_refine != "par":
             record["refinement"] = cfg.eval_refine
         if self.tiles:

@@ -22,8 +22,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 def weights_cast_once(module: nn.Module) -> torch.autocast:
     """A context in which all passes of a module in bf16 or fp16 share one cast of each weight.
 
-    Without it every pass makes its own, a third of the kernels of a training step. torch keeps the casts until the
-    outermost autocast ends, and this one leaves the arithmetic as it is. Weights must not change inside it.
+    Without it every pass makes its own, and a training step asks for a fifth more operations. torch keeps the casts
+    until the outermost autocast ends, and this one leaves the arithmetic as it is. Weights must not change inside it.
     """
     kind = next(module.parameters()).device.type
     return torch.autocast(kind, dtype=torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind))

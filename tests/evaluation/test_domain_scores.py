@@ -18,7 +18,9 @@ from toco_lab.evaluation.domain_scores import CAM_OWN, MaskCounts, domain_of_run
 from toco_lab.evaluation.evaluate import evaluate_model
 from toco_lab.evaluation.otsu import measure_otsu
 from toco_lab.evaluation.prediction import native_cams, strongest_class
+from toco_lab.method.cam import multi_scale_cam
 from toco_lab.method.model import ToCo
+from toco_lab.method.present import PresentClasses
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.loop import fit
 
@@ -41,6 +43,18 @@ def surest(cfg: Config) -> ToCo:
         if hasattr(model.classifier, "bias") and model.classifier.bias is not None:
             model.classifier.bias.sub_(20 * logits.median())
     return model
+
+
+def test_cams_are_those_of_the_config_that_scores_them():
+    model, pixels = surest(CFG), torch.randn(1, 3, 96, 96)
+    found = {
+        relu: native_cams(model, CFG.replace(cam_relu=relu), pixels, torch.ones(1, 1)).cam for relu in (True, False)
+    }
+    present = PresentClasses.of(torch.ones(1, 1))
+    for relu, maps in found.items():
+        wanted = multi_scale_cam(model, pixels, CFG.cam_scales, present=present, relu=relu).cam
+        torch.testing.assert_close(maps, wanted, atol=1e-5, rtol=0)
+    assert not torch.allclose(found[True], found[False], atol=1e-3)
 
 
 def test_counts_by_hand():

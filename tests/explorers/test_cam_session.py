@@ -73,12 +73,13 @@ def count_encodings(model):
 
 
 @pytest.mark.parametrize("relu", [True, False])
-def test_cams_are_those_of_multi_scale_cam(session, model, cfg, raw, relu, monkeypatch):
-    monkeypatch.setattr(model, "cam_relu", relu)
+def test_cams_are_those_of_multi_scale_cam(model, cfg, raw, label, relu):
+    session = CamSession(model, cfg.replace(cam_relu=relu))
+    session.set_image(raw, image_label=label)
     image = pixels_of(model, raw)
     with torch.no_grad():
         plain = model.encode(image)
-    expected = multi_scale_cam(model, image, cfg.cam_scales, plain=plain)
+    expected = multi_scale_cam(model, image, cfg.cam_scales, plain=plain, relu=relu)
     got = session.cams()
     assert torch.equal(got.cam, expected.cam)
     assert torch.equal(got.cam_aux, expected.cam_aux)

@@ -149,6 +149,18 @@ def test_passes_end_at_the_auxiliary_block_where_the_final_cam_serves_no_one(cha
     assert all(torch.equal(*pair) for pair in zip(slopes, expected, strict=True))
 
 
+def test_the_cams_of_a_step_have_a_relu_as_the_config_says():
+    cfg = CFG.replace(cam_relu=False)
+    model, batch = fresh(cfg), first_batch(cfg)
+    found = compute_losses(model, batch, cfg, 1, generator=torch.Generator().manual_seed(0)).cams
+    with_relu, without = (
+        cam.multi_scale_cam(model, batch.image, cfg.cam_scales, present=found.present, relu=relu).cam_aux
+        for relu in (True, False)
+    )
+    torch.testing.assert_close(found.cam_aux, without, atol=1e-5, rtol=0)
+    assert not torch.allclose(with_relu, without, atol=1e-3)
+
+
 @pytest.mark.parametrize("images", [1, 2])
 def test_an_image_without_a_class_is_all_background_and_has_no_positive_crop(images):
     cfg = CFG.replace(seg_start_step=0, batch_size=2)

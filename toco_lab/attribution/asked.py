@@ -105,7 +105,7 @@ def _cam(which: str, cfg: Config) -> Make:
         assert isinstance(model, CamModel) and class_index is not None
         index = torch.tensor([[class_index]], device=image.device)
         present = PresentClasses(index, torch.ones_like(index, dtype=torch.bool), model.num_classes)
-        return getattr(multi_scale_cam(model, image, cfg.cam_scales, present=present), which)[:, 0]
+        return getattr(multi_scale_cam(model, image, cfg.cam_scales, present=present, relu=cfg.cam_relu), which)[:, 0]
 
     return make
 

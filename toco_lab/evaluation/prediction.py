@@ -110,7 +110,7 @@ def native_cams(
         check_image_label(image_label, len(image), num_classes)
     cams = multi_scale_cam(
         model, resized, cfg.cam_scales, present=PresentClasses.of(image_label), plain=plain.features,
-        size=image.shape[-2:], flip=flip,
+        size=image.shape[-2:], flip=flip, relu=cfg.cam_relu,
     )  # fmt: skip
     return NativeCams(cams.cam, cams.cam_aux, cams.present, plain.logits)
 

@@ -138,7 +138,7 @@ class CamSession:
         for scale in self._scales(scales):
             image.run_scale(self.model, scale)
             raw, side = present.gather(image.raw_cams[scale]), image.pixels.shape[-2:]
-            fused.append(fuse_flip(raw, side, flip=flip, relu=self.model.cam_relu))
+            fused.append(fuse_flip(raw, side, flip=flip, relu=self.cfg.cam_relu))
         summed = normalised(self.model, functools.reduce(torch.add, fused))
         cam, cam_aux = (resize(maps, image.size) for maps in summed)
         return Cams(cam, cam_aux, present)

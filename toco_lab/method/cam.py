@@ -48,12 +48,13 @@ def multi_scale_cam(
     plain: Any = None,
     size: Sequence[int] | None = None,
     flip: bool = True,
+    relu: bool = True,
     aux_only: bool = False,
 ) -> Cams:
     """Multi-scale CAM of the final and of the auxiliary tokens (step 1 of `toco_lab.method`).
 
-    At each scale: raw CAMs of the image and of its mirror image, resized to H x W, their maximum, ReLU (unless the
-    model's `cam_relu` is off). The scales are summed, and each map is min-max normalised.
+    At each scale: raw CAMs of the image and of its mirror image, resized to H x W, their maximum, ReLU. The scales are
+    summed, and each map is min-max normalised.
 
     Args:
         model: The network.
@@ -63,6 +64,7 @@ def multi_scale_cam(
         plain: `Output.features` of `image`, if a pass at scale 1 was already made: that pass is not repeated.
         size: The maps are resized to it at the end; None leaves them at H x W.
         flip: False leaves the mirror images out, which takes half the passes.
+        relu: False leaves out the ReLU, `Config.cam_relu`.
         aux_only: Leave the maps of the final tokens out: the passes of a plain ViT end at the auxiliary block.
 
     Returns:
@@ -85,7 +87,8 @@ def multi_scale_cam(
         present = PresentClasses.of(image.new_ones(len(image), model.num_classes), model.num_classes)
     if (fits := (len(image), model.num_classes)) != (found := (len(present.index), present.num_classes)):
         raise ValueError(f"image_label {found} does not fit images and classes {fits}")
-    summed = summed_maps(model, image, scales, present=present, plain=plain, flip=flip, aux_only=aux_only)
+    asked = {"flip": flip, "relu": relu, "aux_only": aux_only}
+    summed = summed_maps(model, image, scales, present=present, plain=plain, **asked)
     maps = normalised(model, summed)
     *cam, cam_aux = maps if size is None else resize_each(maps, size)
     return Cams(cam[0] if cam else cam_aux[:, :0], cam_aux, present)
@@ -100,6 +103,7 @@ def summed_maps(
     present: PresentClasses,
     plain: Any = None,
     flip: bool = True,
+    relu: bool = True,
     aux_only: bool = False,
 ) -> Tensor:
     """Multi-scale CAMs before they are normalised, (2, B, S, H, W): of the final and of the auxiliary tokens.
@@ -108,7 +112,6 @@ def summed_maps(
     """
     wanted = present.dense().mask
     raw = (raw_cams(model, image, scale, plain=plain, flip=flip, wanted=wanted, aux_only=aux_only) for scale in scales)
-    relu = model.cam_relu
     return reduce(torch.add, (fuse_flip(present.gather(maps), image.shape[-2:], flip=flip, relu=relu) for maps in raw))
 
 

@@ -63,7 +63,6 @@ class CamModel(nn.Module, ABC):
         mean, std: How images are normalised.
         maps_of_any_scale: Whether only the proportions within a map mean something, and its values may be tiny: its
             multi-scale sum is divided by its maximum before it is normalised.
-        cam_relu: Whether negative parts of a raw map become 0, `Config.cam_relu`.
         reads_final_norm: Whether the image logits read tokens after the encoder's final norm, or those before it.
     """
 
@@ -78,7 +77,7 @@ class CamModel(nn.Module, ABC):
         self.decoder = None
         self.num_classes = cfg.num_classes
         self.patch_size: int = token_side(self.encoder)
-        self.precision, self.checkpoint_blocks, self.cam_relu = cfg.precision, cfg.checkpoint_blocks, cfg.cam_relu
+        self.precision, self.checkpoint_blocks = cfg.precision, cfg.checkpoint_blocks
         self.mean, self.std = image_statistics(self.encoder, cfg.normalisation)
 
     @property

@@ -196,8 +196,9 @@ def toco_losses(
     present = PresentClasses.of(batch.image_label, batch.max_present)
     aux_only = output.seg_logits is None or step < cfg.aux_label_steps  # the final CAM serves the pseudo label alone
     cams = multi_scale_cam(
-        model, batch.image, cfg.cam_scales, present=present, plain=features.detach(), aux_only=aux_only
-    )
+        model, batch.image, cfg.cam_scales, present=present, plain=features.detach(), relu=cfg.cam_relu,
+        aux_only=aux_only,
+    )  # fmt: skip
     supervised, token_label, region, pairs, crops = Supervised(), None, None, None, None
     # steps 5 and 6: pseudo label and segmentation. After step 3, the memory that refinement and energy need for a
     # moment would come on top of what the graph of the views keeps

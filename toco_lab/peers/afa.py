@@ -167,7 +167,7 @@ class AFA(WithAffinity):
         if on.isdisjoint({"seg", "reg", "aff"}):
             return StepOutput(weighted_terms(losses, weights))
         present = PresentClasses.of(batch.image_label, batch.max_present)
-        cams = multi_scale_cam(self, batch.image, cfg.cam_scales, present=present, plain=features)
+        cams = multi_scale_cam(self, batch.image, cfg.cam_scales, present=present, plain=features, relu=cfg.cam_relu)
         pixels = denormalise(batch.image, self.mean, self.std).clamp(0, 255)
         label = pseudo_label(cams, pixels, batch, cfg, step)
         if "aff" in on:

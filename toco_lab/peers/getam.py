@@ -178,7 +178,7 @@ class GETAM(BringsLosses):
         if output.seg_logits is None:
             return StepOutput(weighted_terms(losses, weights))
         present = PresentClasses.of(batch.image_label, batch.max_present)
-        cams = multi_scale_cam(self, batch.image, cfg.cam_scales, present=present)
+        cams = multi_scale_cam(self, batch.image, cfg.cam_scales, present=present, relu=cfg.cam_relu)
         found = supervise(self, output.seg_logits, cams, batch, cfg, step, on)
         terms = weighted_terms({**losses, **found.losses}, weights, noise=found.noise)
         return StepOutput(terms, cams, found.label)

@@ -77,7 +77,10 @@ class Tiled:
             def maps_of(image: Tensor) -> Tensor:
                 present = PresentClasses.of(asked.to(image.device).expand(len(image), -1), len(classes))
                 resized = at_evaluation_size(image, self._cfg.eval_cam_size)
-                found = summed_maps(self._model, resized, self._cfg.cam_scales, present=present, flip=self._flip)
+                found = summed_maps(
+                    self._model, resized, self._cfg.cam_scales, present=present, flip=self._flip,
+                    relu=self._cfg.cam_relu,
+                )  # fmt: skip
                 return resize_each(found, image.shape[-2:]).transpose(0, 1).flatten(1, 2)  # (B, 2 P, h, w)
 
             for top, rows in self._averaged(maps_of):

@@ -22,6 +22,7 @@ BACKBONES = {
     "deit_tiny": {"backbone": "deit_tiny_patch16_224"},
     "deit_small": {"backbone": "deit_small_patch16_224"},
     "vit_b": {"backbone": "vit_base_patch16_224"},
+    "vit_l": {"backbone": "vit_large_patch16_224"},
 }
 FIELDS = {"size": "crop_size", "batch": "batch_size", "classes": "num_classes"}
 BACKBONE = "backbone"  # the axis over backbones, and its setting
@@ -31,14 +32,14 @@ Axes = Mapping[str, Mapping[Any, Config]]  # axis -> its points
 def axes_of(name: str, sizes: Sequence[int]) -> Axes:
     """The three axes of one backbone."""
     base = BASE.replace(**BACKBONES[name])
-    values = {"size": sizes, "batch": (1, 2, 4), "classes": (20, 80)}
+    values = {"size": sizes, "batch": (1, 2, 4, 8, 16), "classes": (20, 80, 254)}  # a label map has room for 254
     return {axis: {value: base.replace(**{FIELDS[axis]: value}) for value in values[axis]} for axis in values}
 
 
 SETTINGS: dict[str, Axes] = {
-    "toy": axes_of("toy", (224, 448, 672)),
+    "toy": axes_of("toy", (224, 448, 672, 1024)),
     **{name: axes_of(name, (224, 320, 448)) for name in ("deit_tiny", "deit_small", "vit_b")},
-    BACKBONE: {BACKBONE: {name: BASE.replace(**BACKBONES[name]) for name in ("toy", "deit_tiny", "deit_small")}},
+    BACKBONE: {BACKBONE: {name: BASE.replace(**fields) for name, fields in BACKBONES.items()}},
 }
 
 

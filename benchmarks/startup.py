@@ -7,7 +7,8 @@ Each of the first three is a fresh Python process with one thread, several times
 - the code of notebook 00 up to the cell that saves the first figure, without Jupyter.
 
 A notebook that imports all this is executed in a kernel of its own and in a forked one (`sweeps/warm_kernels.py`),
-and a sweep of four smoke runs is made by workers of their own and by forked ones (`sweeps/executors.py`).
+and a sweep of four smoke runs is made by workers of their own and by forked ones (`sweeps/executors.py`). Where ray is
+installed, `startup/ray` makes sixteen, four at a time, by local workers and by those of a ray cluster on this machine.
 
 A report is built from two smoke runs, trained on the spot, and opened in Chromium without a network until its last plot
 is drawn; without a Chromium its size alone is known. Processor seconds beside the clock's; medians. The ratio is to
@@ -53,6 +54,7 @@ IMPORTS = {
 }
 OWN_KERNEL = "a notebook that imports all this, in a kernel of its own"
 OWN_WORKERS = "a sweep of four smoke runs, each in a process of its own"
+LOCAL_WORKERS, RAY_WORKERS = (f"a sweep of sixteen smoke runs by four {kind} workers" for kind in ("local", "ray"))
 FIRST_BATCH = {
     "imports": "import torch, timm, toco_lab; toco_lab.train; from toco_lab.data import train_loader",
     "model": "cfg = toco_lab.Config.preset({preset!r}); model = toco_lab.initial_model(cfg)",
@@ -144,8 +146,7 @@ def measure_kernels(repeats: int) -> pd.DataFrame:
 
 def measure_workers(repeats: int) -> pd.DataFrame:
     """Four smoke runs of two steps, one after the other, in processes of their own and in forked ones."""
-    overrides = {"steps": 2, "val_images": 1, "token_snapshots": 0, "probe_images": 1}
-    grid = Grid(name="startup", preset="smoke", overrides=overrides, seeds=range(4))
+    grid = smoke_grid(4)
 
     def sweep(fork: bool) -> None:
         possible, forked.CAN_FORK = forked.CAN_FORK, fork
@@ -158,6 +159,35 @@ def measure_workers(repeats: int) -> pd.DataFrame:
     return _beside_the_first(
         repeats, {OWN_WORKERS: lambda: sweep(False), "the same by forked workers": lambda: sweep(forked.CAN_FORK)}
     )
+
+
+def measure_ray(repeats: int) -> pd.DataFrame:
+    """Sixteen smoke runs of two steps, four at a time: by local workers and on a ray cluster of this machine.
+
+    Raises:
+        ImportError: If ray is missing; pip install 'toco_lab[ray]' brings it.
+    """
+    import ray
+
+    grid = smoke_grid(16)
+
+    def sweep(**options: Any) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            run_sweep(grid, root=folder, progress=False, **options)
+
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    try:
+        return _beside_the_first(
+            repeats, {LOCAL_WORKERS: lambda: sweep(workers=4), RAY_WORKERS: lambda: sweep(executor="ray")}
+        )
+    finally:
+        ray.shutdown()
+
+
+def smoke_grid(runs: int) -> Grid:
+    """So many smoke runs of two steps, which differ in their seed."""
+    overrides = {"steps": 2, "val_images": 1, "token_snapshots": 0, "probe_images": 1}
+    return Grid(name="startup", preset="smoke", overrides=overrides, seeds=range(runs))
 
 
 def _beside_the_first(repeats: int, ways: Mapping[str, Callable[[], None]]) -> pd.DataFrame:
@@ -240,7 +270,9 @@ CASE = Case(
         "kernels": measure_kernels,
         "workers": measure_workers,
         "report": measure_report,
+        "ray": measure_ray,
     },
+    default=("processes", "kernels", "workers", "report"),
     measure=lambda function, repeats: function(repeats),
     section=section,
 )

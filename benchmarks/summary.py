@@ -14,6 +14,7 @@ import pandas as pd
 
 from benchmarks.measure import growth_exponent
 from benchmarks.run import RESULTS, markdown_table
+from benchmarks.startup import RAY_WORKERS
 from toco_lab.files import atomic_write
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "speed.md"
@@ -188,6 +189,9 @@ TARGETS = (
     ),
     Target("a sweep of four smoke runs, by forked workers, x their own", "startup",
         value_of("to_base", what="the same by forked workers"), "x {:.2f}", 0.5,
+    ),
+    Target("a sweep of sixteen smoke runs by four ray workers, x four local ones", "startup",
+        value_of("to_base", what=RAY_WORKERS), "x {:.2f}",
     ),
     *(
         Target(f"1,000 runs: {what}", "many_runs", value_of("cpu", what=what), "{:.1f} s", 10)

@@ -47,7 +47,7 @@ def test_growth(tmp_path, monkeypatch, capsys):
 def test_the_axes_of_growth_change_one_number_at_a_time():
     axes = growth.SETTINGS["deit_tiny"]
     assert [cfg.crop_size for cfg in axes["size"].values()] == [224, 320, 448]
-    assert [cfg.batch_size for cfg in axes["batch"].values()] == [1, 2, 4]
-    assert [cfg.num_classes for cfg in axes["classes"].values()] == [20, 80]
+    assert [cfg.batch_size for cfg in axes["batch"].values()] == [1, 2, 4, 8, 16]
+    assert [cfg.num_classes for cfg in axes["classes"].values()] == [20, 80, 254]
     sizes = axes["size"].values()
     assert {(cfg.batch_size, cfg.num_classes, cfg.backbone) for cfg in sizes} == {(2, 20, "deit_tiny_patch16_224")}

@@ -1,5 +1,6 @@
 """Benchmark of what one waits for first."""
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -68,6 +69,18 @@ def test_startup(tmp_path, monkeypatch, capsys):
     assert table.loc[startup.OWN_WORKERS, "to_base"] == 1 and table.loc["the same by forked workers", "to_base"] > 0
     assert table.loc["opening a report", "megabytes"] == 2.5 and pd.isna(table.loc["opening a report", "wall"])
     assert "| opening a report | - | - | - | 2.50 |" in text and text in capsys.readouterr().out
+
+
+def test_ray_beside_local_workers(monkeypatch):
+    swept, ended = [], []
+    start, stop = (lambda **options: swept.append(options["num_cpus"])), (lambda: ended.append(1))
+    cluster = SimpleNamespace(init=start, shutdown=stop)
+    monkeypatch.setitem(sys.modules, "ray", cluster)
+    monkeypatch.setattr(startup, "run_sweep", lambda grid, root, progress, **how: swept.append((grid.seeds, how)))
+    table = startup.measure_ray(1).set_index("what")
+    sixteen = tuple(range(16))
+    assert swept == [4, *[(sixteen, {"workers": 4}), (sixteen, {"executor": "ray"})] * 2] and ended == [1]
+    assert table.loc[startup.LOCAL_WORKERS, "to_base"] == 1 and table.loc[startup.RAY_WORKERS, "to_base"] > 0
 
 
 def test_report_of_given_runs(smoke_run):

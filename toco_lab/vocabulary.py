@@ -30,6 +30,7 @@ CAM_REFINED = "cam_refined"
 SEG = "seg"
 SEG_CRF = "seg_crf"
 LABELS = "labels"
+BACKGROUND = "background"  # label 0 of every mask, as tables name it
 # Each CAM once more, at the background threshold that is best on training images, where the above have the config's.
 CAM_TUNED = "cam_tuned"
 CAM_AUX_TUNED = "cam_aux_tuned"

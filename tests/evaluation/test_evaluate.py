@@ -2,6 +2,7 @@
 
 import shutil
 
+import pandas as pd
 import pytest
 import torch
 
@@ -103,6 +104,27 @@ def test_a_second_evaluation_keeps_the_other_scores(smoke_run, tmp_path):
     evaluate_run(run, targets=("seg",), split="train", progress=False)
     assert Evaluation(run.read_table("evaluation"), run.read_json("protocol")).scores == pytest.approx(after)
     assert run.read_json("protocol_train")["seg"]["split"] == "train"
+
+
+@pytest.mark.parametrize(
+    ("iou", "f1", "record", "told"),
+    [
+        (0.02, 0.9, {}, True),
+        (0.30, 0.9, {}, False),  # a map that shows its classes
+        (0.02, 0.2, {}, False),  # labels that are not learnt are another trouble
+        (0.02, 0.9, {"cam_relu": False}, False),
+    ],
+)
+def test_an_empty_cam_is_told(iou, f1, record, told):
+    rows = [("cam", "background", 0.9), ("cam", "cell", 0.0), ("cam", "mIoU", 0.5), ("cam_tuned", "background", 0.9),
+            ("cam_tuned", "cell", iou), ("cam_tuned", "mIoU", 0.5), ("labels", "F1", f1)]  # fmt: skip
+    result = Evaluation(pd.DataFrame(rows, columns=["target", "class", "iou"]), {"cam": record})
+    assert ("--no-cam-relu" in result.empty_cam) == told and bool(result.empty_cam) == told
+
+
+def test_scores_without_a_cam_have_no_word_about_it():
+    rows = pd.DataFrame([("seg", "cell", 0.0), ("labels", "F1", 0.9)], columns=["target", "class", "iou"])
+    assert not Evaluation(rows, {"seg": {}, "labels": {}}).empty_cam
 
 
 def test_a_perfect_prediction_scores_one(monkeypatch):

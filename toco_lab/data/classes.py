@@ -8,6 +8,7 @@ from PIL import Image
 from toco_lab.config import IGNORE_INDEX, Config
 from toco_lab.data import toy, toy_land, toy_parts, toy_tissue
 from toco_lab.files import atomic_write, require
+from toco_lab.vocabulary import BACKGROUND
 from toco_lab.words import counted
 
 VOC_CLASSES = (
@@ -84,4 +85,4 @@ def class_names(cfg: Config) -> tuple[str, ...]:
 
 def label_names(cfg: Config) -> tuple[str, ...]:
     """Names of the labels 0..C of a mask: the background, then `class_names`."""
-    return ("background", *class_names(cfg))
+    return (BACKGROUND, *class_names(cfg))

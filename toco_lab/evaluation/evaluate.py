@@ -38,6 +38,7 @@ from toco_lab.runs.run_dir import RunDir
 from toco_lab.training.checkpoints import load_run_model
 from toco_lab.training.processes import everywhere, is_first, num_processes, rank, resolve_device, share, wait
 from toco_lab.vocabulary import (
+    BACKGROUND,
     CAM,
     CAM_AUX,
     CAM_REFINED,
@@ -53,6 +54,7 @@ from toco_lab.words import counted
 # what can be measured; `seg_crf` is measured as well where the config asks for it, `labels` along with the CAMs, and
 # each CAM a second time at the threshold that is best on training images
 TARGETS = (CAM, CAM_AUX, CAM_REFINED, SEG)
+EMPTY, LEARNT = 0.1, 0.5  # IoU of a CAM below which it is empty, F1 of image labels above which they are learnt
 
 Observe = Callable[[Sequence[EvalSample], Mapping[str, Tensor]], None]
 Show = Callable[[int, Mapping[str, Mapping[str, np.ndarray | None]]], None]
@@ -95,6 +97,20 @@ class Evaluation:
                 {"target": target, "score": 100 * score, **per_cent.loc[target], **self.protocol[target]}
                 for target, score in self.scores.items()
             ]
+        )
+
+    @property
+    def empty_cam(self) -> str:
+        """What to do where the image labels are right and the final CAM shows next to nothing; "" elsewhere."""
+        of_classes = self.table[~self.table["class"].isin([*MEAN_SCORES, BACKGROUND])]
+        iou, f1 = of_classes.groupby("target")["iou"].mean(), self.scores.get(LABELS, 0.0)
+        shown = iou.reindex([CAM, TUNED[CAM]]).max()
+        if "cam_relu" in self.protocol.get(CAM, {"cam_relu": True}) or not (shown < EMPTY and f1 > LEARNT):
+            return ""
+        return (
+            f"the final CAM shows next to nothing (IoU of the classes without background {100 * shown:.1f}) although "
+            f"the image labels are right (F1 {100 * f1:.1f}): where every token is negative, the ReLU of the CAM "
+            "leaves an empty map; --no-cam-relu keeps it (docs: Other domains, Maps that come out empty)"
         )
 
 

@@ -80,7 +80,8 @@ def test_summary(tmp_path):
         "| training step, x the bare encoder passes, vit_b | at most 1.10 | x 1.20 | **no** | training_step |",
         "| the same step written plainly, x ours, toy | - | x 1.50 | - | training_step |",
         "| the same step written plainly, x ours, deit_tiny | at least 1.90 | x 1.90 | yes | training_step |",
-        "| the same step written plainly, x ours, vit_b | at least 2.20 | x 2.10 | **no** | training_step |",
+        "| the same step written plainly, x ours, vit_b | at least 2.20 | x 2.10 | **no**, the bare passes x 3.00 "
+        "| training_step |",
         *[
             f"| {what}, {setting} | {wanted} | x {ratio} | {holds} | training_step |"
             for what, wanted, ratio, holds in (

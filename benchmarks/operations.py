@@ -1,5 +1,7 @@
 """How many operations a training step asks for, which a GPU launches as kernels: ours, the plain one, the floor.
 
+Of the over-smoothing metrics of an image likewise, with as many layers at a time as a CPU or a GPU takes.
+
 A step of a fast GPU is bound by these launches where images are few. They are counted, not timed, so any machine gives
 the same numbers; sizes play no part, the number of blocks does. Views of tensors and memory that is only asked for are
 left out, and the optimiser's fused step counts as one.
@@ -7,23 +9,32 @@ left out, and the optimiser's fused step counts as one.
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pandas as pd
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks import metrics
 from benchmarks.run import Case, markdown_table
 from benchmarks.training_step import VOC, make_steps
 from toco_lab.config import Config
+from toco_lab.smoothing import stack
 
-SETTINGS = {"deit_tiny": VOC.replace(backbone="deit_tiny_patch16_224", crop_size=160, view2_size=160)}
+SETTINGS: dict[str, Config | metrics.Setting] = {
+    "deit_tiny": VOC.replace(backbone="deit_tiny_patch16_224", crop_size=160, view2_size=160),
+    "metrics": replace(metrics.SETTINGS["vit_b"], images=1),
+}
 STEPS = {
     "floor": "bare encoder passes",
     "fast": "ours",
     "auxiliary": "ours, labels of the auxiliary CAM",
     "textbook": "plain",
 }
+GPU_STACKS = "all metrics, layers as a GPU takes them"
+STACKS = {"all metrics, layers as a CPU takes them": stack.STACK_NUMBERS, GPU_STACKS: stack.GPU_STACK_NUMBERS}
 WITHOUT_KERNEL = frozenset(
     f"aten::{name}"
     for name in (
@@ -55,8 +66,28 @@ def operations(run: Callable[[], Any]) -> Counter[str]:
     return Counter({name: n for name, n in found.counted.items() if name not in WITHOUT_KERNEL})
 
 
-def measure(cfg: Config, repeats: int) -> pd.DataFrame:
-    """A row per arithmetic and step; one round is enough."""
+def measure(setting: Config | metrics.Setting, repeats: int) -> pd.DataFrame:
+    """Rows of `measure_steps` or `measure_metrics`; one round is enough."""
+    return measure_steps(setting) if isinstance(setting, Config) else measure_metrics(setting)
+
+
+def measure_metrics(setting: metrics.Setting) -> pd.DataFrame:
+    """A row for a forward pass of an image and for all its over-smoothing metrics, by size of the stacks of layers."""
+    calls = metrics.make_calls(*metrics.make_subject(setting))
+    counts = {metrics.FORWARD: operations(calls[metrics.FORWARD])}
+    for name, numbers in STACKS.items():
+        with mock.patch.object(stack, "STACK_NUMBERS", numbers):
+            counts[name] = operations(calls[metrics.WHOLE])
+    floor = counts[metrics.FORWARD].total()
+    rows = [
+        {"precision": "fp32", "step": name, "operations": n.total(), "casts": n[CAST], "to_floor": n.total() / floor}
+        for name, n in counts.items()
+    ]
+    return pd.DataFrame(rows).assign(sizes=setting.sizes)
+
+
+def measure_steps(cfg: Config) -> pd.DataFrame:
+    """A row per arithmetic and step."""
     rows = []
     for precision in ("fp32", "bf16"):
         now = cfg.replace(precision=precision)
@@ -75,13 +106,15 @@ def measure(cfg: Config, repeats: int) -> pd.DataFrame:
 def section(rows: pd.DataFrame) -> list[str]:
     """One table."""
     cells = [
-        [row.precision, STEPS[row.step], row.operations, row.casts, f"{row.to_floor:.2f}"] for row in rows.itertuples()
+        [row.precision, STEPS.get(row.step, row.step), row.operations, row.casts, f"{row.to_floor:.2f}"]
+        for row in rows.itertuples()
     ]
     return [rows["sizes"].iloc[0], "", *markdown_table(["", "step", "operations", "of them casts", "x floor"], cells)]
 
 
 CASE = Case(
     about="Operations of one training step that a GPU would launch as kernels, counted on a CPU. *Labels of the\n"
-    "auxiliary CAM*: before `aux_label_steps`, where passes for CAMs end at the auxiliary block.",
+    "auxiliary CAM*: before `aux_label_steps`, where passes for CAMs end at the auxiliary block. Then those of all\n"
+    "over-smoothing metrics of an image, beside its forward pass.",
     settings=SETTINGS, measure=measure, section=section, repeats=1,
 )  # fmt: skip

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.measure import growth_exponent
+from benchmarks.operations import GPU_STACKS
 from benchmarks.run import RESULTS, markdown_table
 from benchmarks.startup import RAY_WORKERS
 from toco_lab.files import atomic_write
@@ -130,6 +131,8 @@ TARGETS = (
     Target("the same with all that the process has before", "training_step", memory_of_steps("peak_mb"), "x {:.2f}"),
     Target("operations of a step in bf16, x the bare encoder passes", "operations",
            rows_of("to_floor", precision="bf16", step="fast"), "x {:.2f}"),
+    Target("operations of all over-smoothing metrics of an image, in forward passes", "operations",
+           value_of("to_floor", step=GPU_STACKS), "{:.1f}"),
     Target("training step over pixels, exponent", "growth", exponents_of("size"), "{:.2f}"),
     Target("memory of a step over pixels, exponent", "growth", exponents_of("size", "step_mb"), "{:.2f}"),
     Target("training step over the batch, exponent", "growth", exponents_of("batch"), "{:.2f}"),

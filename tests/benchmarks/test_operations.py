@@ -3,7 +3,7 @@
 import torch
 from helpers.benchmarks import tables, with_settings
 
-from benchmarks import operations, run
+from benchmarks import metrics, operations, run
 from toco_lab.config import Config
 
 
@@ -17,6 +17,13 @@ def test_views_and_memory_are_no_operations_and_the_backward_pass_is_counted():
     # forward: mm, relu, sum; backward: ones, threshold, mm (the sum's way back is a view)
     counted = operations.operations(twice)
     assert counted["aten::mm"] == 2 and counted["aten::relu"] == 1 and counted.total() == 6
+
+
+def test_larger_stacks_of_layers_ask_for_fewer_operations(monkeypatch):
+    monkeypatch.setattr(operations, "STACKS", {"one by one": 1, "together": 2**30})
+    table = operations.measure(metrics.Setting("smoke", 48, images=1), 1).set_index("step")
+    assert table.loc[metrics.FORWARD, "operations"] < table.loc["together", "operations"]
+    assert 2 * table.loc["together", "operations"] < table.loc["one by one", "operations"]
 
 
 def test_operations(tmp_path, monkeypatch):

@@ -5,7 +5,7 @@ import torch
 
 from toco_lab.smoothing import stack
 from toco_lab.smoothing.catalogue import METRICS, measure
-from toco_lab.smoothing.layers import layers_of
+from toco_lab.smoothing.layers import Layer, layers_of
 from toco_lab.smoothing.per_layer import OF_ATTENTION, smoothing_per_layer
 from toco_lab.smoothing.stack import stack_layers
 from toco_lab.smoothing.token_view import TokenView
@@ -28,6 +28,14 @@ def test_layers_together_have_the_values_each_has_alone(vit, numbers, monkeypatc
     assert list(found) == list(expected)
     for key, value in expected.items():
         assert found[key] == pytest.approx(value, rel=1e-5, abs=1e-7), key
+
+
+@pytest.mark.parametrize(("device", "sizes"), [("cpu", [2, 2]), ("meta", [4])])
+def test_a_gpu_takes_more_layers_at_a_time(device, sizes):
+    side = int((stack.STACK_NUMBERS // 4) ** 0.5)  # tokens: the cosines of two layers are as many as a CPU takes
+    views = [TokenView(torch.empty(1, side, 2, device=device), (1, side)) for _ in range(4)]
+    layers = [Layer("after block", "none", number, view) for number, view in enumerate(views)]
+    assert [len(piece) for piece in stack._pieces(range(4), layers)] == sizes
 
 
 def test_only_layers_that_follow_each_other_are_stacked(vit):

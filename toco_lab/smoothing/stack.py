@@ -15,6 +15,7 @@ from toco_lab.smoothing.token_view import TokenView
 from toco_lab.vocabulary import AFTER_BLOCK, FINAL_NORM
 
 STACK_NUMBERS = 2**19  # in the largest array of a stack: more would leave the cache, less would be many small calls
+GPU_STACK_NUMBERS = 2**25  # the same where calls are dear and memory is near: 256 MB in double precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +146,9 @@ def measure_layers(
             own_keys = [measurable(keys, view) for view in views]
             stack = stack_layers(views, gram_before=gram)
             values = measure(stack, dict.fromkeys(key for own in own_keys for key in own))
-            columns = {key: column.tolist() for key, column in values.items()}
+            # one transfer: on a GPU each one waits for all that was asked before
+            measured = torch.stack(list(values.values())).tolist() if values else []
+            columns = dict(zip(values, measured, strict=True))
             for place, number in enumerate(piece):
                 results[number].values = {key: columns[key][place] for key in own_keys[place]}
                 results[number].moment = stack.moment[place] if with_moment else None
@@ -164,9 +167,10 @@ def _stackable(layers: Sequence[Layer]) -> list[list[int]]:
 
 
 def _pieces(numbers: Sequence[int], layers: Sequence[Layer]) -> Iterator[Sequence[int]]:
-    """The indices in pieces whose largest arrays have at most `STACK_NUMBERS` numbers, or one layer each."""
+    """The indices in pieces whose largest arrays have as many numbers as suit the device, or one layer each."""
     views = [layers[number].view for number in numbers]
     tokens = views[0].tokens.shape[1]
     largest = max([2 * tokens**2, *(view.attention.numel() for view in views if view.attention is not None)])
-    size = max(1, STACK_NUMBERS // largest)
+    most = STACK_NUMBERS if views[0].tokens.device.type == "cpu" else GPU_STACK_NUMBERS
+    size = max(1, most // largest)
     return (numbers[start : start + size] for start in range(0, len(numbers), size))

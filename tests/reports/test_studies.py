@@ -90,8 +90,9 @@ def test_every_summary_is_that_of_its_table(name):
         start, end = (" ".join(part.split()) for part in made.split("MACHINE"))  # lines break where the machine ends
         assert " ".join(text.split()).startswith(start) and " ".join(text.split()).endswith(end)
     else:
-        frame, beside = study.table(), OWN.get(name, {}).get("BESIDE", ())
-        scores = [score for score in (*SHOWN, *beside) if score in frame and frame[score].notna().any()]
+        frame, own = study.table(), OWN.get(name, {})
+        shown = own.get("SCORES", (*SHOWN, *own.get("BESIDE", ())))
+        scores = [score for score in shown if score in frame and frame[score].notna().any()]
         wide = wide_table(summarise(frame, scores=scores)).reset_index()
         assert "\n".join(markdown_lines(wide.columns, wide.to_numpy())) in text
         assert text.startswith(study.grid.about.strip())

@@ -28,7 +28,7 @@ REFERENCES = {  # of the rows that learn from hard labels
     "same size": LABELS, "random weights": "true masks, random weights", "4 of 8 blocks": "true masks, 4 of 8 blocks",
     "half width": "true masks, half width", "ResNet": "hard, random weights",
 }  # fmt: skip
-SHOWN = ("seg_mIoU", "seg_boundary", "similarity_last")
+SCORES = ("seg_mIoU", "seg_boundary", "similarity_last")
 ON_TRAINING = "segmentation or labels, training scenes"
 
 
@@ -37,7 +37,7 @@ def write(study: Study, root: Path) -> str:
     runs = study.grid.runs(root)
     teachers = [run.folder for run in runs if run.row == TEACHER and (run.folder / "protocol.json").is_file()]
     lines = [line for folder in teachers for line in student_lines(RunDir(folder))]
-    return write_results(study, root, scores=SHOWN, measures=measures, further_rows=pd.DataFrame(lines))
+    return write_results(study, root, scores=SCORES, measures=measures, further_rows=pd.DataFrame(lines))
 
 
 def student_lines(teacher: RunDir) -> Iterator[dict[str, Any]]:

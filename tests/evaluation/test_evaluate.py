@@ -119,12 +119,12 @@ def test_an_empty_cam_is_told(iou, f1, record, told):
     rows = [("cam", "background", 0.9), ("cam", "cell", 0.0), ("cam", "mIoU", 0.5), ("cam_tuned", "background", 0.9),
             ("cam_tuned", "cell", iou), ("cam_tuned", "mIoU", 0.5), ("labels", "F1", f1)]  # fmt: skip
     result = Evaluation(pd.DataFrame(rows, columns=["target", "class", "iou"]), {"cam": record})
-    assert ("--no-cam-relu" in result.empty_cam) == told and bool(result.empty_cam) == told
+    assert ("--no-cam-relu" in result.empty_cam_note) == told and bool(result.empty_cam_note) == told
 
 
 def test_scores_without_a_cam_have_no_word_about_it():
     rows = pd.DataFrame([("seg", "cell", 0.0), ("labels", "F1", 0.9)], columns=["target", "class", "iou"])
-    assert not Evaluation(rows, {"seg": {}, "labels": {}}).empty_cam
+    assert not Evaluation(rows, {"seg": {}, "labels": {}}).empty_cam_note
 
 
 def test_a_perfect_prediction_scores_one(monkeypatch):

@@ -68,8 +68,8 @@ def print_scores(evaluation: "Evaluation") -> None:
             print(f"{target}: threshold from {source}")
         elif reason := record.get("not_defined"):
             print(f"{target}: -, because {reason}")
-    if evaluation.empty_cam:
-        print(f"note: {evaluation.empty_cam}")
+    if evaluation.empty_cam_note:
+        print(f"note: {evaluation.empty_cam_note}")
 
 
 def pseudo_labels(

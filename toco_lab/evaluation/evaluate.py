@@ -100,12 +100,15 @@ class Evaluation:
         )
 
     @property
-    def empty_cam(self) -> str:
+    def empty_cam_note(self) -> str:
         """What to do where the image labels are right and the final CAM shows next to nothing; "" elsewhere."""
+        record = self.protocol.get(CAM)
+        if record is None or "cam_relu" in record:  # no CAM, or one that keeps what is negative
+            return ""
         of_classes = self.table[~self.table["class"].isin([*MEAN_SCORES, BACKGROUND])]
         iou, f1 = of_classes.groupby("target")["iou"].mean(), self.scores.get(LABELS, 0.0)
         shown = iou.reindex([CAM, TUNED[CAM]]).max()
-        if "cam_relu" in self.protocol.get(CAM, {"cam_relu": True}) or not (shown < EMPTY and f1 > LEARNT):
+        if not (shown < EMPTY and f1 > LEARNT):
             return ""
         return (
             f"the final CAM shows next to nothing (IoU of the classes without background {100 * shown:.1f}) although "

@@ -19,7 +19,7 @@ from toco_lab.explorers.cam_session import CamSession, ImageIou
 from toco_lab.explorers.panels import REGIONS, CropBox, Panel, label_legend
 from toco_lab.method.crops import IGNORED, NEGATIVE, POSITIVE
 from toco_lab.methods import learns_segmentation
-from toco_lab.vocabulary import CAM, CAM_AUX, SEG, TITLES
+from toco_lab.vocabulary import BACKGROUND, CAM, CAM_AUX, SEG, TITLES
 
 VIEWS = {  # view -> tooltip of its button
     "image": "the image as it is",
@@ -158,7 +158,7 @@ class CamPanels:
         name = f"{run}: {image.name}" if run else image.name
         words = f"{name}, {self.sizes} pixels, image labels ({how}): {labels}. Panels: {titles}."
         scored = [(view.panel.title, view.iou) for view in views if view.iou is not None]
-        table = _iou_table(scored, ("background", *self.class_names)) if scored else ""
+        table = _iou_table(scored, (BACKGROUND, *self.class_names)) if scored else ""
         return f"<p>{html.escape(words)}</p>{table}"
 
     # --- one view each --------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from PIL import Image
 from toco_lab.data.classes import PALETTE
 from toco_lab.data.instances import Instance
 from toco_lab.evaluation.boxes import class_instances
+from toco_lab.vocabulary import BACKGROUND
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -107,7 +108,7 @@ class Prediction:
         for name in self.strongest[: SHOWN_CAMS * self.has_cams]:
             row[plain_text(f"CAM {name} ({100 * self.labels[name]:.0f} %)")] = self.cam(name)[::step, ::step]
         row["mask" if self.present else "mask (no class is present)"] = self.mask[::step, ::step]
-        legend = ("background", *self.class_names)
+        legend = (BACKGROUND, *self.class_names)
         return cam_gallery([row], palette=PALETTE, class_names=legend, size=size, title=plain_text(self.name))
 
     def show(self) -> None:

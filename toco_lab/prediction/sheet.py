@@ -18,6 +18,7 @@ from toco_lab.figures.pictures import cam_gallery, colour_scale, label_pixels, p
 from toco_lab.files import atomic_write
 from toco_lab.prediction.output import SCORE, OutputFolder, Row, present_in
 from toco_lab.prediction.pictures_given import ImageFile
+from toco_lab.vocabulary import BACKGROUND
 
 SHEET_IMAGES = 60  # on the page, unless another number is asked for
 PICTURE_IMAGES = 12  # in the picture
@@ -76,7 +77,7 @@ def write_sheet(
     first = f"The first {len(files)} of {of}." if len(files) < of else ""
     legend = "".join(
         f'<span><i style="background:rgb{tuple(PALETTE[number].tolist())}"></i>{html.escape(name)}</span>'
-        for number, name in enumerate(("background", *folder.classes)) if number in seen
+        for number, name in enumerate((BACKGROUND, *folder.classes)) if number in seen
     )  # fmt: skip
     about = f"{first} How they were made: protocol.json. Scores are the classifier's, in per cent."
     page = _PAGE.format(
@@ -93,7 +94,7 @@ def _write_picture(folder: OutputFolder, shown: Sequence[Shown]) -> None:
     drawn = [{"image": image, "CAM of the strongest class": next(iter(cams.values()), None), "mask": mask}
              for _, image, cams, mask in shown]  # fmt: skip
     names = [plain_text("\n".join([row["image"], *(_said(row, name) for name in cams)])) for row, _, cams, _ in shown]
-    legend = ("background", *folder.classes)
+    legend = (BACKGROUND, *folder.classes)
     figure = cam_gallery(drawn, palette=PALETTE, class_names=legend, names=names)
     with atomic_write(folder.path / "contact_sheet.png") as file:
         figure.savefig(file, format="png", dpi=80)

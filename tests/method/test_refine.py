@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from helpers import oracles
 
+from toco_lab.method import refine
 from toco_lab.method.labels import outside_to_ignore
 from toco_lab.method.present import PresentClasses
 from toco_lab.method.refine import par, par_filter, par_weights, refine_cam
@@ -23,12 +24,30 @@ def rand(*shape, seed=0):
 @pytest.mark.parametrize(
     ("size", "dilations", "num_iter"), [((5, 7), (1, 2), 3), ((4, 3), (1, 6), 2), ((1, 5), (2,), 1)]
 )
-def test_par_equals_the_loops(size, dilations, num_iter):
+@pytest.mark.parametrize("numbers", [0, 2 * 4 * 8 * 15, 2**27])  # one neighbour at a time, one dilation, all
+def test_par_equals_the_loops(size, dilations, num_iter, numbers, monkeypatch):
+    monkeypatch.setattr(refine, "in_stacks", lambda maps: numbers > 0)
+    monkeypatch.setattr(refine, "STACK_NUMBERS", numbers)
     image, masks = rand(2, 3, *size), rand(2, 4, *size, seed=1)
     actual = par(image, masks, dilations=dilations, num_iter=num_iter)
     for i in range(2):
         expected = oracles.par(image[i].double().numpy(), masks[i].double().numpy(), dilations, num_iter)
         np.testing.assert_allclose(actual[i], expected, rtol=0, atol=2e-6)
+
+
+def test_stacks_have_the_neighbours_in_order_and_keep_to_their_size(monkeypatch):
+    maps, dilations = rand(2, 3, 6, 8), (1, 2, 4)
+    for numbers, sizes in ((1, [8, 8, 8]), (8 * maps.numel() * 2, [16, 8]), (8 * maps.numel() * 5, [24])):
+        monkeypatch.setattr(refine, "STACK_NUMBERS", numbers)
+        stacks = list(refine.neighbour_stacks(maps, dilations))
+        assert [stack.shape[1] for stack in stacks] == sizes
+        assert torch.equal(torch.cat(stacks, 1), torch.stack(list(refine.neighbours(maps, dilations)), 1))
+
+
+def test_on_a_gpu_par_takes_stacks():
+    image, masks = torch.empty(1, 3, 6, 6, device="meta"), torch.empty(1, 2, 6, 6, device="meta")
+    assert refine.in_stacks(masks) and not refine.in_stacks(masks.new_empty(1, device="cpu"))
+    assert par(image, masks).shape == (1, 2, 6, 6)
 
 
 def test_par_resizes_masks_with_aligned_corners():

@@ -82,6 +82,21 @@ def test_the_rows_are_what_the_parts_give(monkeypatch):
     assert record["motion"] == pytest.approx(moved, abs=1e-5) and 0 < record["flow_error"] < moved
 
 
+def test_rows_that_are_asked_for_are_those_of_the_whole_table(monkeypatch):
+    """And no flow is matched for those that follow none."""
+    torch.manual_seed(0)
+    cfg = Config.preset("smoke")
+    model = ToCo(cfg)
+    settings = dict(clips=1, frames=3, window=1, threshold="configured", progress=False)
+    whole = measure_clips(model, cfg, **settings)
+    monkeypatch.setattr(clip_scores.EstimatedMotion, "flow", lambda *given: pytest.fail("flow was matched"))
+    for asked in ([PER_FRAME], [TRUE, STILL]):
+        found = measure_clips(model, cfg, fusions=asked, **settings)
+        rows = whole.table.set_index("fusion").loc[[*asked, SEGMENTED]].reset_index()
+        assert found.table.equals(rows) and list(found.labels) == [*asked, SEGMENTED]
+        assert "flow" not in found.protocol and "estimated flow" not in str(found) and "checkpoint" in str(found)
+
+
 def test_the_encoder_sees_each_frame_once(monkeypatch):
     seen = []
     own = clip_scores.native_cams
@@ -122,6 +137,7 @@ def test_what_has_no_true_motion_is_refused(smoke_run):
     for options, message in (
         ({"clips": 0}, "clips must be at least 1, got 0"), ({"window": 0}, "window must be at least 1 frame, got 0"),
         ({"threshold": "best"}, "threshold must be one of tuned, configured, got 'best'"),
+        ({"fusions": ["true"]}, "fusions must be among per frame, .*, true flow, got 'true'"),
         ({"frames": 1}, "frames must be a whole number of at least 2, got 1"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):

@@ -21,7 +21,8 @@ def write(study: Study, root: Path) -> str:
 
 def measures(run: RunDir) -> dict[str, float]:
     """Scores of a run on clips by heading, each frame alone."""
-    table = measure_clips(*load_run_model(run), progress=False).table.set_index("fusion")
+    scored = measure_clips(*load_run_model(run), fusions=[PER_FRAME], progress=False)
+    table = scored.table.set_index("fusion")
     return {
         f"{title}, {of_map}": float(table.loc[row, score])
         for score, title in TITLES.items()

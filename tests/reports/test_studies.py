@@ -464,3 +464,22 @@ def test_the_command_makes_a_study_and_continues(name, tmp_path, monkeypatch, ca
     assert main(["study", name, "--seeds", "2", "--tables"]) == 0
     assert (folder / "table.csv").read_text() == first
     assert ("(d) full ToCo" in text) == (name == "toy_table")
+
+
+def test_curves_of_a_few_masks_are_the_means_of_the_table():
+    study = open_study("few_masks")
+    table, made = study.table(), OWN["few_masks"]
+    points = made["curves"](table)
+    segmented = points[points["panel"].str.startswith("segmentation")].set_index(["line", "masks"])
+    of_row = table.groupby("row")["seg_mIoU"]
+    for row, place in (
+        ("masks alone, 32", ("masks alone", "32")),
+        ("masks and labels, all", ("masks and labels", "all")),
+    ):
+        assert segmented.loc[place, "mean"] == pytest.approx(100 * of_row.mean()[row])
+        assert segmented.loc[place, "high"] == pytest.approx(100 * (of_row.mean()[row] + of_row.std()[row]))
+    level = segmented.loc["image labels alone (ToCo)"]
+    assert list(level.index) == ["8", "16", "32", "64", "128", "all"] and level["mean"].nunique() == 1
+    assert "masks alone" not in set(points.loc[points["panel"].str.startswith("final CAM"), "line"])  # it has no CAM
+    titles = [axes.get_title() for axes in made["picture"](table).axes]
+    assert titles == ["segmentation, mIoU", "final CAM, tuned threshold, mIoU"]

@@ -239,7 +239,7 @@ def write_results(
     further_rows: pd.DataFrame | None = None,
     scores: Sequence[str] = SHOWN,
     notes: Sequence[str] = (),
-    picture: Callable[[], Figure] | None = None,
+    picture: Callable[[pd.DataFrame], Figure] | None = None,
 ) -> str:
     """What a study leaves that its grid says alone: the scores of its runs, compared row by row.
 
@@ -250,7 +250,7 @@ def write_results(
         further_rows: Lines about what is no run of the grid: row, seed, scores, and `reference` if there is one.
         scores: Those of the first table, where some run has them.
         notes: Lines of Markdown that the summary has below its tables.
-        picture: Makes figure.png; None draws every run as a dot.
+        picture: Makes figure.png of the table; None draws every run as a dot.
 
     Raises:
         ValueError: If no run is finished.
@@ -276,7 +276,7 @@ def write_results(
         frame = pd.concat([frame, further_rows.round(4)], ignore_index=True)
     summary = summarise(frame, scores=[name for name in scores if name in frame and frame[name].notna().any()])
     text = _markdown(study, frame, summary, root, len(kept), [*further_table(frame, further.columns), *notes])
-    figure = printed.ablation_plot(frame, summary, titles=TITLES) if picture is None else picture()
+    figure = printed.ablation_plot(frame, summary, titles=TITLES) if picture is None else picture(frame)
     study.keep(frame, text, figure)
     return text
 

@@ -3,7 +3,6 @@
 Run by `python -m toco_lab study ctc_parts`.
 """
 
-from functools import partial
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -25,7 +24,7 @@ def write(study: Study, root: Path) -> str:
     """Table and summary of the finished runs; the picture where both of its runs are there, else every run a dot."""
     first = {run.row: RunDir(run.folder) for run in reversed(study.grid.runs(root))}
     there = all((first[row].path / "protocol.json").is_file() for row in SHOWN)
-    return write_results(study, root, measures=measures, picture=partial(picture, first) if there else None)
+    return write_results(study, root, measures=measures, picture=(lambda _: picture(first)) if there else None)
 
 
 def measures(run: RunDir) -> dict[str, float]:

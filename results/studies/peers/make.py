@@ -4,7 +4,6 @@ Run by `python -m toco_lab study peers`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -72,7 +71,7 @@ def write(study: Study, root: Path) -> str:
     return write_results(
         study, root, scores=(*SHOWN, *BESIDE), measures=measures,
         further_rows=pd.DataFrame([line for run in made for line in part_lines(run)]),
-        picture=partial(picture, first) if there else None,
+        picture=(lambda _: picture(first)) if there else None,
     )  # fmt: skip
 
 

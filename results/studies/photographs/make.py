@@ -5,7 +5,6 @@ Run by `python -m toco_lab study photographs`.
 
 import json
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +62,7 @@ def write(study: Study, root: Path) -> str:
             printed.write_png(file, shown(runs), dpi=70)
     return write_results(
         study, root, scores=(*SHOWN, *BESIDE), measures=measures,
-        further_rows=frozen_table(study), picture=partial(picture, runs),
+        further_rows=frozen_table(study), picture=lambda _: picture(runs),
     )  # fmt: skip
 
 

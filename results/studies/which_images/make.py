@@ -36,7 +36,7 @@ def write(study: Study, root: Path) -> str:
     text = write_results(
         study, root, measures=partial(sizes, bounds=bounds),
         notes=[f"Sizes: {bounds}; without background, the mean over six classes.", "", *notes(gains)],
-        picture=partial(picture, gains[(*PAIRS[0], CAM_TUNED)]),
+        picture=lambda _: picture(gains[(*PAIRS[0], CAM_TUNED)]),
     )  # fmt: skip
     frames = [
         one.frame.assign(row=after, against=before, target=target) for (before, after, target), one in gains.items()

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from toco_lab.data.classes import PALETTE
-from toco_lab.figures.moving import GAP, LINE, beside, enlarged, gif_bytes, label_overlay, png_bytes, strip
+from toco_lab.figures.moving import GAP, LINE, beside, clip_rows, enlarged, gif_bytes, label_overlay, png_bytes, strip
 
 GREY = np.full((6, 8, 3), 100, np.uint8)
 
@@ -31,6 +31,18 @@ def test_pictures_stand_beside_and_below_each_other():
     for rows in ({}, {"one": []}, {"one": [GREY], "two": [GREY, GREY]}, {"one": [GREY, GREY[1:]]}):
         with pytest.raises(ValueError, match="a strip needs rows of equally many pictures of one size"):
             strip(rows)
+
+
+def test_rows_of_a_clip_have_each_label_over_its_frame():
+    images = np.full((2, 4, 5, 3), 100, np.uint8)
+    labels = np.zeros((2, 4, 5), np.uint8)
+    labels[1, 0, 0] = 1
+    rows = clip_rows(images, {"truth": labels}, PALETTE)
+    assert list(rows) == ["frames", "truth"] and len(rows["truth"]) == 2
+    assert np.array_equal(rows["truth"][0], images[0]) and np.array_equal(
+        rows["truth"][1], label_overlay(images[1], labels[1], PALETTE)
+    )
+    assert (rows["truth"][1][0, 0] != 100).any()
 
 
 def test_an_animation_holds_its_pictures_and_their_rate():

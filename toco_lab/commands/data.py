@@ -1,4 +1,4 @@
-"""The command `data`: check, show, label and prepare data sets."""
+"""The command `data`: check, show, label, convert, paint and prepare data sets."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -185,6 +185,30 @@ def convert(
     from toco_lab.data.convert import convert_folder
 
     print(convert_folder(source, target, side=side, levels=levels, bands=bands or None))
+
+
+@data.command
+def paint(
+    folder: tyro.conf.Positional[Path],
+    world: Literal["shapes", "parts", "same_class", "tissue", "land"] = "tissue",
+    images: int = 24,
+    across: int = 4,
+    side: int = 96,
+    first: int = 0,
+) -> None:
+    """Write scenes of a toy world as scans of 12 bits, with masks and labels: a folder to try a recipe on.
+
+    Args:
+        folder: New folder.
+        world: What the scenes show.
+        images: How many to write.
+        across: Scenes in a row and in a column of an image.
+        side: Of a scene, in pixels.
+        first: Number of the first scene; another one gives other images.
+    """
+    from toco_lab.data.paint import paint_folder
+
+    print(paint_folder(folder, world=world, images=images, across=across, side=side, first=first))
 
 
 @prepare.command

@@ -86,15 +86,10 @@ def show_clip(run: "RunDir", measured: "ClipEvaluation") -> list[Path]:
     each other, frame by frame.
     """
     from toco_lab.data.classes import PALETTE
-    from toco_lab.figures.moving import beside, enlarged, gif_bytes, label_overlay, png_bytes, strip
+    from toco_lab.figures.moving import beside, clip_rows, enlarged, gif_bytes, png_bytes, strip
     from toco_lab.files import atomic_write
 
-    images = list(measured.clip.image)
-    labels = {"truth": measured.clip.mask, **measured.labels}
-    rows = {"frames": images} | {
-        name: [label_overlay(image, label, PALETTE) for image, label in zip(images, maps, strict=True)]
-        for name, maps in labels.items()
-    }
+    rows = clip_rows(measured.clip.image, {"truth": measured.clip.mask, **measured.labels}, PALETTE)
     moving = (enlarged(beside(pictures), 2) for pictures in zip(*rows.values(), strict=True))
     files = {"video.gif": gif_bytes(moving), "video.png": png_bytes(strip(rows))}
     for name, data in files.items():

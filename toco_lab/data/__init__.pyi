@@ -15,6 +15,7 @@ from . import layouts as layouts
 from . import loader as loader
 from . import masks as masks
 from . import own_folder as own_folder
+from . import paint as paint
 from . import prepare_coco as prepare_coco
 from . import prepare_voc as prepare_voc
 from . import readers as readers
@@ -40,6 +41,7 @@ from .loader import eval_samples as eval_samples
 from .loader import seen_views as seen_views
 from .loader import train_loader as train_loader
 from .own_folder import complete_config as complete_config
+from .paint import paint_folder as paint_folder
 from .readers import open_dataset as open_dataset
 from .toy import make_scene as make_scene
 from .toy_clips import make_clip as make_clip

@@ -58,6 +58,20 @@ def strip(rows: Mapping[str, Sequence[np.ndarray]]) -> np.ndarray:
     return np.concatenate(parts)
 
 
+def clip_rows(images: np.ndarray, labels: Mapping[str, np.ndarray], palette: np.ndarray) -> dict[str, list[np.ndarray]]:
+    """The frames of a clip, and below them their labels over them, as `strip` takes them.
+
+    Args:
+        images: Frames (T, H, W, 3) uint8.
+        labels: By heading: a label map of each frame, (T, H, W).
+        palette: Colours (256, 3) of the labels.
+    """
+    return {"frames": list(images)} | {
+        name: [label_overlay(image, label, palette) for image, label in zip(images, maps, strict=True)]
+        for name, maps in labels.items()
+    }
+
+
 def enlarged(picture: np.ndarray, factor: int) -> np.ndarray:
     """A picture (H, W, 3) `factor` times as high and wide, pixels kept apart."""
     return picture.repeat(factor, axis=0).repeat(factor, axis=1)

@@ -146,6 +146,13 @@ def test_range_is_that_of_the_type_and_8_bits_stay():
     assert np.array_equal(as_picture(picture, "it", bands=(3, 2, 1)), picture[..., ::-1])
 
 
+def test_range_may_be_that_of_the_bits_that_are_used():
+    numbers = np.array([[[0], [4095], [2048], [100]]], np.uint16)
+    assert as_picture(numbers, "it", levels="range", bits=12)[0, :, 0].tolist() == [0, 255, 128, 6]
+    with pytest.raises(DataError, match=r"it holds 4095, which needs more than 11 bits\. Give"):
+        as_picture(numbers, "it", levels="range", bits=11)
+
+
 def test_no_number_and_one_number():
     numbers = np.array([[np.nan, 1.0, 2.0, np.inf]], np.float32)[..., None]
     assert as_picture(numbers, "it")[0, :, 0].tolist() == [0, 0, 255, 0]
@@ -169,6 +176,7 @@ def test_bands_that_are_not_there_or_not_chosen_are_refused(bands, count, dtype,
 
 def test_the_rule_is_said_in_words():
     assert (
-        rule("percentile", (4, 3, 2))
+        rule("percentile", 0, (4, 3, 2))
         == "more than 8 bits: percentiles 1 to 99 of each band to 0..255; bands: [4, 3, 2]"
     )
+    assert rule("range", 12, None) == "more than 8 bits: range of 12 bits; bands: the only one or all three"

@@ -123,6 +123,8 @@ def test_what_is_wrong_is_said(scans: Path, tmp_path: Path) -> None:
         convert_folder(scans, tmp_path / "full", progress=False)
     with pytest.raises(ValueError, match="side must be a number of pixels"):
         convert_folder(scans, tmp_path / "two", side=-1, progress=False)
+    with pytest.raises(ValueError, match="bits must be 9 to 32, for levels 'range', got 12 and 'percentile'"):
+        convert_folder(scans, tmp_path / "two", bits=12, progress=False)
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no image in .*empty"):
         convert_folder(tmp_path / "empty", tmp_path / "three", progress=False)

@@ -7,7 +7,6 @@ from PIL import Image
 from toco_lab.commands.app import main
 from toco_lab.config import Config
 from toco_lab.data.classes import DataError
-from toco_lab.data.convert import convert_folder
 from toco_lab.data.own_folder import complete_config
 from toco_lab.data.paint import paint_folder
 from toco_lab.data.readers import open_dataset
@@ -39,11 +38,13 @@ def test_labels_say_what_an_image_shows(tmp_path):
 def test_windows_of_a_painted_folder_are_its_scenes(tmp_path):
     """The way of docs/domains.md and of notebook 12: paint, convert, read."""
     assert main(["data", "paint", str(tmp_path / "scans"), "--world", "land", "--images", "3", "--across", "2"]) == 0
-    convert_folder(tmp_path / "scans", tmp_path / "windows", side=96, progress=False)
+    made = ["--side", "96", "--levels", "range", "--bits", "12"]
+    assert main(["data", "convert", str(tmp_path / "scans"), str(tmp_path / "windows"), *made]) == 0
     cfg = complete_config(Config.preset("folder").replace(data_root=str(tmp_path / "windows")))
     reader = open_dataset(cfg, None)
     assert len(reader) == 12 and reader.classes == LAND_CLASSES
     scene = open_dataset(Config.preset("toy_land"), "train")
+    assert np.array_equal(reader.image(3), scene.image(3))  # 12 bits and back
     assert np.array_equal(reader.mask(0), scene.mask(0)) and np.array_equal(reader.mask(3), scene.mask(3))
 
 

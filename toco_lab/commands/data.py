@@ -168,6 +168,7 @@ def convert(
     target: tyro.conf.Positional[Path],
     side: int = 0,
     levels: Literal["percentile", "range"] = "percentile",
+    bits: int = 0,
     bands: tuple[int, ...] = (),
 ) -> None:
     """Make RGB PNGs of 8 bits of images of many bits, bands or pixels, with their masks, labels and lists.
@@ -179,12 +180,13 @@ def convert(
         source: Folder with images/, or images alone: pictures, TIFFs of any bands, arrays .npy of (H, W, bands).
         target: New folder.
         side: Cut images into windows of this side, in pixels, with labels from their masks; 0 cuts nothing.
-        levels: More than 8 bits become 8: percentile (1 to 99 of each band) or range (of the type of number).
+        levels: More than 8 bits become 8: percentile (1 to 99 of each band) or range (of the type, or --bits).
+        bits: That are used, for range: 12 of a scanner's 16; 0 takes those of the type of number.
         bands: The three bands that become red, green, blue, counted from 1; none given takes the only one, or three.
     """
     from toco_lab.data.convert import convert_folder
 
-    print(convert_folder(source, target, side=side, levels=levels, bands=bands or None))
+    print(convert_folder(source, target, side=side, levels=levels, bits=bits, bands=bands or None))
 
 
 @data.command

@@ -48,23 +48,29 @@ def read_bands(path: Path) -> np.ndarray:
 
 
 def as_picture(
-    numbers: np.ndarray, where: str, *, levels: Levels = "percentile", bands: Sequence[int] | None = None
+    numbers: np.ndarray,
+    where: str,
+    *,
+    levels: Levels = "percentile",
+    bits: int = 0,
+    bands: Sequence[int] | None = None,
 ) -> np.ndarray:
     """Three bands of an array (H, W, N) as uint8 (H, W, 3).
 
     Numbers of 8 bits stay as they are. Others become 0..255: with `percentile` each band by itself, linearly from its
-    percentile 1 to its percentile 99 over all finite numbers, so that images of unlike exposure look alike; with
-    `range` whole numbers without sign by the range of their type (16 bits: divided by 257). What is not finite is 0. A
-    single band is repeated.
+    percentile 1 to its percentile 99 over all finite numbers, so that images of unlike exposure look alike, and one
+    colour unlike in unlike images; with `range` whole numbers without sign by the range of their type (16 bits: divided
+    by 257), or of the bits that are used. What is not finite is 0. A single band is repeated.
 
     Args:
         numbers: As from `read_bands`.
         where: What an error calls it.
         levels: How more than 8 bits become 8.
+        bits: That are used, for `range`: 12 of a scanner's 16. 0 takes those of the type.
         bands: Which three become red, green and blue, counted from 1; None takes the only one or all three.
 
     Raises:
-        DataError: If the bands are not there or not chosen, or numbers have no range.
+        DataError: If the bands are not there or not chosen, numbers have no range, or one needs more bits.
     """
     count = numbers.shape[2]
     if bands is None and count not in (1, 3):
@@ -72,24 +78,28 @@ def as_picture(
     chosen = (1, 1, 1) if bands is None and count == 1 else tuple(bands or (1, 2, 3))
     if len(chosen) != 3 or not all(1 <= band <= count for band in chosen):
         raise DataError(f"{where} has bands 1 to {count}, and three of them are needed, got {list(chosen)}")
-    made = {band: _eight_bits(numbers[..., band - 1], where, levels) for band in set(chosen)}
+    made = {band: _eight_bits(numbers[..., band - 1], where, levels, bits) for band in set(chosen)}
     return np.stack([made[band] for band in chosen], -1)
 
 
-def rule(levels: Levels, bands: Sequence[int] | None) -> str:
+def rule(levels: Levels, bits: int, bands: Sequence[int] | None) -> str:
     """What `as_picture` does, in words, for a protocol."""
     low, high = WINDOW
-    stretched = f"percentiles {low:g} to {high:g} of each band to 0..255" if levels == "percentile" else "type's range"
+    whole = f"range of {bits} bits" if bits else "type's range"
+    stretched = f"percentiles {low:g} to {high:g} of each band to 0..255" if levels == "percentile" else whole
     return f"more than 8 bits: {stretched}; bands: {'the only one or all three' if bands is None else list(bands)}"
 
 
-def _eight_bits(band: np.ndarray, where: str, levels: Levels) -> np.ndarray:
+def _eight_bits(band: np.ndarray, where: str, levels: Levels, bits: int) -> np.ndarray:
     if band.dtype == np.uint8:
         return band
     if levels == "range":
         if band.dtype.kind != "u":
             raise DataError(f"{where} holds {band.dtype}, which has no range of grey levels. Take levels `percentile`")
-        return (band * (255 / np.iinfo(band.dtype).max)).round().astype(np.uint8)
+        most = 2**bits - 1 if bits else np.iinfo(band.dtype).max
+        if band.max() > most:
+            raise DataError(f"{where} holds {band.max()}, which needs more than {bits} bits. Give the bits it has")
+        return (band * (255 / most)).round().astype(np.uint8)
     finite = np.isfinite(band)
     if not finite.any():
         return np.zeros(band.shape, np.uint8)

@@ -80,6 +80,7 @@ def convert_folder(
     *,
     side: int = 0,
     levels: Levels = "percentile",
+    bits: int = 0,
     bands: tuple[int, ...] | None = None,
     progress: bool = True,
 ) -> Conversion:
@@ -97,15 +98,18 @@ def convert_folder(
         target: A new folder.
         side: Of a window, in pixels; 0 cuts nothing.
         levels: How more than 8 bits become 8, see `bands.as_picture`.
+        bits: That are used, for levels `range`; 0 takes those of the type of number.
         bands: The three bands that become red, green, blue, counted from 1.
         progress: Show a progress bar.
 
     Raises:
         DataError: If there is no image, something in the folder is wrong, or `target` is not empty.
-        ValueError: For a negative side.
+        ValueError: For a negative side, or bits that are not read or not there.
     """
     if side < 0:
         raise ValueError(f"side must be a number of pixels, 0 to cut nothing, got {side}")
+    if bits and (levels != "range" or not 8 < bits <= 32):
+        raise ValueError(f"bits must be 9 to 32, for levels 'range', got {bits} and {levels!r}")
     if target.exists() and any(target.iterdir()):
         raise DataError(f"{target} is not empty. Give a new folder, or empty it")
     there = _read_source(source)
@@ -120,7 +124,7 @@ def convert_folder(
         if mask is None and shown and len(windows) > 1:
             left_out.append(name)
             continue
-        picture = as_picture(numbers, str(there.images[name]), levels=levels, bands=bands)
+        picture = as_picture(numbers, str(there.images[name]), levels=levels, bits=bits, bands=bands)
         pieces[name] = []
         for top, left in windows:
             piece = name if len(windows) == 1 else f"{name}_y{top:05d}_x{left:05d}"
@@ -134,9 +138,9 @@ def convert_folder(
                 table[piece] = shown
             pieces[name].append(piece)
     _write_rest(target, there, table, pieces)
-    record = {"rule": rule(levels, bands), "side": side, "levels": levels, "bands": bands, "images": len(there.images)}
+    record = {"rule": rule(levels, bits, bands), "side": side, "levels": levels, "bits": bits, "bands": bands}
     with atomic_write(target / RECORD, "w") as file:
-        json.dump(record | {"left_out": len(left_out)}, file, indent=1)
+        json.dump(record | {"images": len(there.images), "left_out": len(left_out)}, file, indent=1)
     written = sum(map(len, pieces.values()))
     return Conversion(target, len(there.images), written, sum(not row for row in table.values()), left_out)
 

@@ -44,7 +44,7 @@ FILES = {  # what each notebook leaves in the folder of its run
     "09_peers": {"methods/grid.yaml", "methods/sweep.csv"},
     "10_second_stage": {"few_masks_live/grid.yaml", "few_masks_live/sweep.csv"},
     "11_boxes_and_clips": {"figures/boxes.png", "boxes.csv", "video.csv"},
-    "12_own_images": {"domain.csv", "figures/cam_gallery.png", "figures/scan.png"},
+    "12_own_images": {"run/domain.csv", "run/figures/cam_gallery.png", "run/figures/scan.png"},
 }
 
 

@@ -1,6 +1,7 @@
 """The demo in miniature. A file of its own, so that pytest-xdist gives it to one worker and it is made once."""
 
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from toco_lab.commands.app import main
 from toco_lab.commands.demo import demo
 from toco_lab.config import Config
 from toco_lab.reports import export
+from toco_lab.runs import environment
 from toco_lab.runs.run_dir import RunDir
 from toco_lab.sweeps import notebooks
 
@@ -55,6 +57,7 @@ def test_both_runs_go_on_at_a_time_and_the_comparison_waits(tmp_path, monkeypatc
         if stem == "03_train":
             RunDir.create(Config.preset("smoke"), folder.parent, name=name)
         began.append((name, stem))
+        assert os.environ["OMP_NUM_THREADS"] == "3"
         if (name, stem) == ("baseline", "03_train"):
             assert may_end.wait(60)
         if (name, stem) == ("toco", "04_evaluate"):
@@ -62,7 +65,10 @@ def test_both_runs_go_on_at_a_time_and_the_comparison_waits(tmp_path, monkeypatc
 
     monkeypatch.setattr(notebooks, "execute_notebook", executed)
     monkeypatch.setattr(export, "build_report", lambda runs, page: began.append(("report", page.name)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(environment, "cores", lambda: 6)
     demo(tmp_path, "smoke")
+    assert "OMP_NUM_THREADS" not in os.environ
     places = {what: place for place, what in enumerate(began)}
     assert places["toco", "04_evaluate"] < places["baseline", "04_evaluate"]
     assert (

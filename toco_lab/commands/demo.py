@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 NOTEBOOKS = project_root() / "notebooks"
 DEMO_NOTEBOOKS = ("03_train", "04_evaluate", "05_over_smoothing")
 RUNS = {"baseline": BASELINE, "toco": {}}
+THREADS = "OMP_NUM_THREADS"
 _REFRESH_SECONDS = 0.5
 
 
@@ -32,13 +33,14 @@ def demo(root: Path = Path("results"), preset: str = "toy") -> None:
     folder, page = root / "demo", root / "demo" / "report.html"
     check_writable(page)
     todo = {name: _todo(folder / name, preset, overrides, folder / "baseline") for name, overrides in RUNS.items()}
-    if any(todo.values()):
-        _execute(todo)
-    if any(todo.values()) or not page.is_file():
-        from toco_lab.reports.export import build_report
-        from toco_lab.runs.run_dir import RunDir
+    with _part_of_the_cores(len(RUNS)):
+        if any(todo.values()):
+            _execute(todo)
+        if any(todo.values()) or not page.is_file():
+            from toco_lab.reports.export import build_report
+            from toco_lab.runs.run_dir import RunDir
 
-        build_report([RunDir(folder / name) for name in RUNS], page)
+            build_report([RunDir(folder / name) for name in RUNS], page)
     print(page)
 
 
@@ -69,12 +71,24 @@ def _is_finished(path: Path, cfg: Config) -> bool:
     return run.status()["state"] == "done" and run.config().digest() == cfg.digest()
 
 
+@contextlib.contextmanager
+def _part_of_the_cores(parts: int) -> Iterator[None]:
+    """Kernels that are started inside have a part of the cores each, or OMP_NUM_THREADS, if that is set."""
+    from toco_lab.runs.environment import cores
+
+    was_set = THREADS in os.environ
+    os.environ.setdefault(THREADS, str(max(1, cores() // parts)))
+    try:
+        yield
+    finally:
+        if not was_set:
+            del os.environ[THREADS]
+
+
 def _execute(todo: "dict[str, list[NotebookJob]]") -> None:
     """Execute the notebooks of all runs, those of one run in turn; an error of one does not stop the other."""
     from toco_lab.progress import progress_bar
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // len(todo))))  # for the kernels; here nothing computes
     chains: list[_Chain] = []
     for name, jobs in todo.items():
         chains.append(_Chain(name, jobs, chains))

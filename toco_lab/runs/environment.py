@@ -21,11 +21,16 @@ def environment(device: str = "auto") -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version_of(name) for name in _PACKAGES},
         "platform": platform.platform(),
-        "cpu_count": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpu_count": cores(),
         "device": _device_name(device),
         "git": git_revision(),
         "process": {"host": platform.node(), "pid": os.getpid()},
     }
+
+
+def cores() -> int:
+    """How many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def version_of(package: str) -> str | None:

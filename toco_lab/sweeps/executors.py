@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from toco_lab.files import append_text, in_words
+from toco_lab.runs.environment import cores
 from toco_lab.sweeps import forked, worker
 from toco_lab.sweeps.forked import ForkedProcess
 from toco_lab.words import counted
@@ -75,9 +76,8 @@ class LocalExecutor:
         """Raises ValueError for less than one worker."""
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.slots = workers
-        self._environment = {"OMP_NUM_THREADS": str(max(1, cores // workers)), **os.environ}
+        self._environment = {"OMP_NUM_THREADS": str(max(1, cores() // workers)), **os.environ}
         self._waiting: deque[_Attempt] = deque()
         self._running: dict[_Attempt, subprocess.Popen[bytes] | ForkedProcess] = {}
 

@@ -137,7 +137,8 @@ def test_what_has_no_true_motion_is_refused(smoke_run):
     for options, message in (
         ({"clips": 0}, "clips must be at least 1, got 0"), ({"window": 0}, "window must be at least 1 frame, got 0"),
         ({"threshold": "best"}, "threshold must be one of tuned, configured, got 'best'"),
-        ({"fusions": ["true"]}, "fusions must be among per frame, .*, true flow, got 'true'"),
+        ({"fusions": ["true"]}, r"fusions must be some of per frame, .*, true flow, got \['true'\]"),
+        ({"fusions": []}, r"fusions must be some of .*, got \[\]"),
         ({"frames": 1}, "frames must be a whole number of at least 2, got 1"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):

@@ -104,7 +104,7 @@ def convert_folder(
 
     Raises:
         DataError: If there is no image, something in the folder is wrong, or `target` is not empty.
-        ValueError: For a negative side, or bits that are not read or not there.
+        ValueError: For a negative side, or bits outside 9 to 32 or beside percentiles, which read none.
     """
     if side < 0:
         raise ValueError(f"side must be a number of pixels, 0 to cut nothing, got {side}")

@@ -135,15 +135,15 @@ def measure_clips(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: If the classes are not those of toy scenes, the method has no CAM, a fusion has another name, or a
-            number is too small.
+        ValueError: If the classes are not those of toy scenes, the method has no CAM, fusions are none or have other
+            names, or a number is too small.
     """
     require(model, CamModel, "model", ": load_run_model(run) loads one")
     require(cfg, Config, "cfg", ": it is that of the run, run.config()")
     _check(cfg, clips, window)
     check_threshold(threshold)
-    if unknown := [name for name in fusions if name not in FUSIONS]:
-        raise ValueError(f"fusions must be among {', '.join(FUSIONS)}, got {unknown[0]!r}")
+    if not fusions or not set(fusions) <= set(FUSIONS):
+        raise ValueError(f"fusions must be some of {', '.join(FUSIONS)}, got {list(fusions)}")
     named = (*fusions, SEGMENTED) if learns_segmentation(cfg) else tuple(fusions)
     counts = {fusion: LabelCounts(cfg.num_classes + 1) for fusion in named}
     first: tuple[Clip, dict[str, np.ndarray]] | None = None
